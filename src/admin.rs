@@ -1,4 +1,4 @@
-//! The way to a server's admin API, and what its errors mean to a person.
+//! Client of a server's admin API, and the translation of its errors into failures for a person.
 
 use std::time::Duration;
 
@@ -15,17 +15,18 @@ use crate::stream_cmd::failure::Asked;
 
 /// Longest wait for a connection.
 const CONNECT_LIMIT: Duration = Duration::from_millis(2500);
-/// A server that goes away while it works on something long is found out after about this long.
+/// Interval of TCP keep-alive probes. A server that disappears during a long request is detected after about
+/// this time.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// A server that was reached a moment ago.
+/// A client of one server. The server answered when the client was made.
 pub struct Admin {
     address: ServerAddress,
     http: Client,
 }
 
 impl Admin {
-    /// Reaches the server.
+    /// Connects to the server.
     ///
     /// # Errors
     ///
@@ -51,7 +52,7 @@ impl Admin {
         &self.address
     }
 
-    /// Asks for what is at a path below `/esker/v1`, given by its segments, with a query.
+    /// Sends a GET for a path below `/esker/v1`, given by its segments, with a query.
     pub async fn get<T: DeserializeOwned>(
         &self,
         path: &[&str],
@@ -64,7 +65,7 @@ impl Admin {
         self.answer(self.http.get(url)).await
     }
 
-    /// Asks for something to be done. Waits as long as that takes.
+    /// Sends a POST, and waits for the answer without a time limit.
     pub async fn post<T: DeserializeOwned>(
         &self,
         path: &[&str],
@@ -99,14 +100,14 @@ impl Admin {
             return serde_json::from_slice(&body).map_err(|e| self.not_esker(&e.to_string()));
         }
         match serde_json::from_slice::<ErrorBody>(&body) {
-            // None of its paths.
+            // The server does not have this path.
             Ok(error) if error.code == "bad_path" => Err(self.not_esker(&error.message)),
             Ok(error) => Err(failure(&error)),
             Err(_) => Err(self.not_esker(&format!("it answers {status}"))),
         }
     }
 
-    /// What answers is not a server of this kind.
+    /// The failure for a server that is not Esker.
     pub fn not_esker(&self, why: &str) -> Failure {
         Failure::wrong(
             "not_esker",
@@ -118,7 +119,7 @@ impl Admin {
     }
 }
 
-/// What a server refused.
+/// The failure for an error that the server answered.
 fn failure(error: &ErrorBody) -> Failure {
     let known = admin::CODES.iter().map(|(code, ..)| *code);
     let known = known

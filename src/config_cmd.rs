@@ -36,7 +36,7 @@ pub fn run(args: &Args, json: bool) -> Result<(), Failure> {
         Command::Check { overrides } => (overrides, false),
         Command::Show { overrides } => (overrides, true),
     };
-    // Those are meant for `esker stream` and `esker snapshot`.
+    // These variables configure `esker stream` and `esker snapshot`.
     let environment = config::environment()
         .filter(|(name, _)| name != SERVER_VARIABLE && name != REPOSITORY_VARIABLE);
     let loaded = config::load(overrides, environment).map_err(|e| Failure::usage(e.code(), e))?;

@@ -1,15 +1,15 @@
-//! Asking a person before something is gone for good.
+//! Confirmation by a person before something is deleted for good.
 
 use std::io::IsTerminal as _;
 
 use crate::failure::Failure;
 use crate::{input, output};
 
-/// Asks whether to go on, unless that was said before.
+/// Asks on standard error whether to continue; with `yes`, returns at once.
 ///
 /// # Errors
 ///
-/// `declined`; `needs_yes` where nobody can be asked.
+/// `declined`; `needs_yes` where there is no terminal to ask on.
 pub async fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
     if yes {
         return Ok(());

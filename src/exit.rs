@@ -1,4 +1,4 @@
-//! How the process ends: exit codes, the form of an error, and what a panic does.
+//! The end of the process: exit codes, the form of an error, and the panic hook.
 //!
 //! Exit codes: 0 done, 1 found something wrong, 2 usage, 3 could not reach.
 
@@ -10,18 +10,17 @@ use crate::failure::Failure;
 use crate::term::{Paint, columns, plain_lines, wrapped};
 use crate::{json, output};
 
-/// Columns by which the lines are indented that an error goes on in.
+/// Columns by which the further lines of an error are indented.
 const INDENT: usize = 2;
-/// How long a process that panicked may take to write why.
+/// Time limit for writing the message of a panic.
 const PANIC_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Prints a failure, for people and, where JSON is wanted, for programs, and turns the result into an
-/// exit code.
+/// Prints a failure as text and, with `wants_json`, also as JSON. Returns the exit code.
 pub fn report(result: Result<(), Failure>, wants_json: bool) -> u8 {
     match result {
         Ok(()) => 0,
         Err(failure) => {
-            // A part of it may be a server's or a store's words.
+            // A part of it may come from a server or a store.
             let text = format!("error [{}]: {}", failure.code, plain_lines(&failure.text()));
             say!("{}", wrapped(&text, columns(std::io::stderr()), INDENT));
             let exit = failure.exit;
@@ -33,8 +32,8 @@ pub fn report(result: Result<(), Failure>, wants_json: bool) -> u8 {
     }
 }
 
-/// Ends the process at once, without the destructors of C++ statics that a return from `main` runs: a
-/// thread that is still in RocksDB would use what they destroy, and abort the process.
+/// Ends the process at once, without the destructors of C++ statics that a return from `main` would run: they
+/// destroy what a thread that is still in RocksDB uses, and the process would abort.
 pub fn end(code: u8) -> ! {
     telemetry::flush_logs();
     let _ = std::io::Write::flush(&mut std::io::stdout());
@@ -45,7 +44,7 @@ pub fn end(code: u8) -> ! {
     }
 }
 
-/// Prints help, the version, or what is wrong with the command line.
+/// Prints help, the version, or an error of the command line.
 pub fn report_usage(error: &clap::Error, wants_json: bool) -> u8 {
     if !error.use_stderr() {
         return report(output::written(error.print()).map(|_| ()), wants_json);
@@ -58,7 +57,7 @@ pub fn report_usage(error: &clap::Error, wants_json: bool) -> u8 {
     2
 }
 
-/// What clap says of a command line, with the code of the error.
+/// The message of clap about a command line, with the code of the error.
 fn usage_text(error: &clap::Error, failure: &Failure) -> String {
     let rendered = error.render();
     let text = match Paint::stderr().is_on() {
@@ -68,17 +67,17 @@ fn usage_text(error: &clap::Error, failure: &Failure) -> String {
     let code = failure.code;
     match text.contains("error:") {
         true => text.replacen("error:", &format!("error [{code}]:"), 1),
-        // It is help.
+        // The text of clap is help.
         false => format!("{text}\nerror [{code}]: {}\n", failure.message),
     }
 }
 
-/// A panic ends the process. A server that lost a thread cannot promise anything: what was
-/// acknowledged is in the log, and the next start replays it.
+/// Installs a hook with which a panic ends the process. A server that lost a thread can keep no promise: what
+/// was acknowledged is in the log, and the next start replays it.
 pub fn install_panic_hook() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        // Nobody may read standard error: it is not waited for longer than that.
+        // Standard error may have no reader: the write is not awaited longer than the time limit.
         let _ = std::thread::Builder::new().spawn(|| {
             std::thread::sleep(PANIC_TIMEOUT);
             std::process::abort();

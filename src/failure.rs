@@ -9,16 +9,16 @@ pub struct Failure {
     pub code: &'static str,
     /// What happened, and to what.
     pub message: String,
-    /// What to do, where more is known than what the code alone advises.
+    /// What to do, where that is more specific than the advice for the code.
     pub advice: Option<String>,
     /// The process's exit code.
     pub exit: u8,
-    /// Whether a document that is printed has it.
+    /// Whether a printed document already contains it.
     pub is_printed: bool,
 }
 
 impl Failure {
-    /// Something is wrong.
+    /// Exit code 1: something is wrong.
     pub fn wrong(code: &'static str, message: impl ToString) -> Failure {
         Failure {
             code,
@@ -52,7 +52,7 @@ impl Failure {
         }
     }
 
-    /// The command or its configuration cannot be meant.
+    /// The command or its configuration is invalid.
     pub fn usage(code: &'static str, message: impl ToString) -> Failure {
         Failure {
             exit: 2,
@@ -60,7 +60,7 @@ impl Failure {
         }
     }
 
-    /// What it needs could not be reached.
+    /// A server or a store could not be reached.
     pub fn unreachable(code: &'static str, message: impl ToString) -> Failure {
         Failure {
             exit: 3,

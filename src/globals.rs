@@ -33,7 +33,7 @@ pub struct Globals {
     pub color: ColorChoice,
 }
 
-/// What a command line says of colours, before it is parsed: messages about it have colours, too.
+/// The value of `--color`, read before the command line is parsed: errors of the parser have colours, too.
 pub fn color_of(arguments: &[OsString]) -> ColorChoice {
     let options = arguments.iter().take_while(|argument| *argument != "--");
     let options: Vec<_> = options.filter_map(|argument| argument.to_str()).collect();

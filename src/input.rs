@@ -32,13 +32,13 @@ pub async fn read_line() -> io::Result<String> {
     .await
 }
 
-/// Not one of a runtime: that would wait for it at its end.
+/// Not a thread of the runtime, because the runtime would wait for it at its end.
 async fn on_a_thread<T: Send + 'static>(
     read: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let (done, wait) = oneshot::channel();
     std::thread::Builder::new().spawn(move || {
-        // Whoever waits may have gone.
+        // The receiver may have been dropped.
         let _ = done.send(read());
     })?;
     wait.await.map_err(io::Error::other).flatten()

@@ -1,9 +1,9 @@
 //! Ctrl-C and requests to terminate, in every command: the first ends the work in order and is reported, the
 //! second ends the process at once.
 //!
-//! A thread of its own takes the signals, so that none is lost whatever the command does. A command takes
+//! A dedicated thread receives the signals, so that none is lost whatever the command does. A command takes
 //! each of them where it waits ([`Interrupts::next`], [`run`]). If it does not take one in time, because it
-//! waits where it cannot be asked (standard output that nobody reads, a FIFO without a reader), the thread
+//! is blocked outside of such a wait (standard output that nobody reads, a FIFO without a reader), the thread
 //! reports the end and ends the process.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,37 +17,38 @@ use tokio::sync::watch;
 use crate::exit;
 use crate::failure::Failure;
 
-/// How long a command may take to notice the first: longer than any step that it does not wait in.
+/// How long a command may take to take the first signal: longer than any step between two waits.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long it may take to notice a later one.
+/// How long it may take to take a later one.
 const LATER_TIMEOUT: Duration = Duration::from_millis(300);
-/// How long it may take to report its end, when it has noticed that.
+/// How long it may take to report its end after it has taken the second.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the report of the thread may take: standard output may be what nobody reads.
+/// Time limit for the report of the thread: standard output may have no reader.
 const REPORT_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// The code of an end that a signal asked for.
+/// The error code of a command that a signal ended.
 const INTERRUPTED: &str = "interrupted";
 
-/// Signals that came.
+/// Signals that arrived.
 static CAME: AtomicU32 = AtomicU32::new(0);
-/// Those that the command has taken.
+/// Signals that the command has taken.
 static TAKEN: AtomicU32 = AtomicU32::new(0);
-/// Those that listen, one within the other: the innermost takes the next one.
+/// Listeners, nested: the innermost takes the next signal.
 static LISTENERS: AtomicU32 = AtomicU32::new(0);
-/// Wakes whoever waits for one.
+/// Wakes listeners that wait for a signal.
 static NEWS: OnceLock<watch::Sender<()>> = OnceLock::new();
-/// What an end leaves, for the report of the thread.
+/// What an interruption leaves behind, for the report of the thread.
 static LEFT: Mutex<String> = Mutex::new(String::new());
-/// Whether the report is a document, too.
+/// Whether the report is also printed as JSON.
 static WANTS_JSON: AtomicBool = AtomicBool::new(false);
 
-/// Says whether failures are documents, too.
+/// Sets whether failures are also printed as JSON.
 pub fn report_as_json(wants_json: bool) {
     WANTS_JSON.store(wants_json, Ordering::Relaxed);
 }
 
-/// Runs a command to its end, or until it is interrupted: then it fails, with what that leaves.
+/// Runs a command to its end, or until it is interrupted. Then it fails, and the message has `left`, which
+/// describes what the interruption leaves behind.
 ///
 /// Background work is not waited for.
 pub fn run(
@@ -58,8 +59,8 @@ pub fn run(
     run_and_part(runtime, left, Duration::ZERO, work)
 }
 
-/// The same. If the command `follows`, which is to go on until it is interrupted, that is a success, at whatever
-/// it was then.
+/// The same as [`run`]. If the command `follows`, it runs until it is interrupted, and the interruption
+/// counts as success.
 pub fn run_following(
     runtime: Runtime,
     left: &str,
@@ -72,7 +73,7 @@ pub fn run_following(
     }
 }
 
-/// The same as [`run`]; background work may take so long at the end.
+/// The same as [`run`], but waits up to `parting` for background work at the end.
 pub fn run_and_part(
     runtime: Runtime,
     left: &str,
@@ -82,7 +83,7 @@ pub fn run_and_part(
     let mut interrupts = Interrupts::listen(left)?;
     let result = runtime.block_on(async {
         tokio::select! {
-            // What the command takes itself is not taken here.
+            // The command is polled first: a signal that it takes itself is not taken here.
             biased;
             done = work => done,
             () = interrupts.next() => Err(interrupted(left)),
@@ -92,22 +93,22 @@ pub fn run_and_part(
     result
 }
 
-/// An end that a signal asked for.
+/// The failure of a command that a signal ended.
 pub fn interrupted(left: &str) -> Failure {
     Failure::wrong(INTERRUPTED, format!("interrupted; {left}"))
 }
 
-/// Signals that nobody has taken yet. Of several, the one that was made last takes them, and has to be
-/// dropped first.
+/// A listener for signals that were not taken yet. Listeners nest: the one that was made last takes the next
+/// signal, and has to be dropped first.
 pub struct Interrupts {
     depth: u32,
     news: watch::Receiver<()>,
-    /// What an end leaves around it.
+    /// The value of `LEFT` for the listener around this one.
     left_around: String,
 }
 
 impl Interrupts {
-    /// From now on signals do not end the process by themselves.
+    /// Starts to listen. From now on, signals no longer end the process by default.
     ///
     /// # Errors
     ///
@@ -125,7 +126,7 @@ impl Interrupts {
         })
     }
 
-    /// Waits for the next signal, and takes it. Safe to drop before it answers.
+    /// Waits for the next signal, and takes it. Cancel safe.
     pub async fn next(&mut self) {
         loop {
             let (came, taken) = (CAME.load(Ordering::SeqCst), TAKEN.load(Ordering::SeqCst));
@@ -150,7 +151,7 @@ impl Drop for Interrupts {
         *left = std::mem::take(&mut self.left_around);
         drop(left);
         LISTENERS.fetch_sub(1, Ordering::SeqCst);
-        // One around it may take what it did not.
+        // The listener around this one may take a signal that this one did not.
         wake();
     }
 }
@@ -195,7 +196,7 @@ fn spawn() -> Result<(), Failure> {
                         if reports || TAKEN.load(Ordering::SeqCst) < came {
                             end();
                         }
-                        // After the second the process is to be gone.
+                        // After a second signal the process has to end.
                         reports = came > 1;
                         deadline = reports.then(|| tokio::time::Instant::now() + END_TIMEOUT);
                         continue;
@@ -209,7 +210,7 @@ fn spawn() -> Result<(), Failure> {
                     LATER_TIMEOUT
                 };
                 let at = tokio::time::Instant::now() + patience;
-                // A later signal never makes it later.
+                // A later signal never extends the deadline.
                 deadline = Some(deadline.map_or(at, |earlier| earlier.min(at)));
             }
         });
@@ -218,7 +219,7 @@ fn spawn() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reports the end, if that can be, and ends the process.
+/// Reports the interruption within the time limit, if possible, and ends the process.
 fn end() -> ! {
     let (reported, wait) = std::sync::mpsc::channel();
     std::thread::spawn(move || {

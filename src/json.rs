@@ -1,7 +1,7 @@
-//! `--json`: standard output is JSON, and a failure is in it.
+//! `--json`: standard output is JSON, including a failure.
 //!
-//! A command that prints one document has a failure's `error` in it, beside what was found all the same;
-//! one that prints a document a line has it in the last line.
+//! A command that prints one document adds a failure as `error` to it, beside the partial result; one that
+//! prints a document per line adds it as the last line.
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -20,7 +20,7 @@ struct Problem<'a> {
     what_to_do: &'a str,
 }
 
-/// A document, and what failed beside it.
+/// A document, with a failure if there is one.
 #[derive(Serialize)]
 struct Answer<'a, T: Serialize> {
     #[serde(flatten)]
@@ -29,8 +29,8 @@ struct Answer<'a, T: Serialize> {
     error: Option<Problem<'a>>,
 }
 
-/// Whether a command line asks for JSON. It need not be one that can be meant. The format of
-/// `stream append` is that of its input.
+/// Whether a command line asks for JSON. The command line may be invalid. `--format` of `stream append` does
+/// not count: it is the format of its input.
 pub fn is_wanted(arguments: &[OsString]) -> bool {
     let options = || arguments.iter().take_while(|argument| *argument != "--");
     let of_input = ["stream", "append"]
@@ -44,8 +44,8 @@ pub fn is_wanted(arguments: &[OsString]) -> bool {
     })
 }
 
-/// JSON with control characters escaped as JSON does, but for line feeds. Between its parts it has
-/// none but those, and tabs.
+/// JSON with control characters escaped as JSON does, except for line feeds: between tokens, JSON has no
+/// control characters but those and tabs.
 pub fn escaped(json: &str) -> Cow<'_, str> {
     let is_bad = |c: char| c.is_control() && c != '\n';
     if !json.contains(is_bad) {
@@ -54,7 +54,7 @@ pub fn escaped(json: &str) -> Cow<'_, str> {
     let mut text = String::with_capacity(json.len() + 16);
     for c in json.chars() {
         match is_bad(c) {
-            // None is beyond U+009F.
+            // No control character is beyond U+009F.
             true => text.push_str(&format!("\\u{:04x}", u32::from(c))),
             false => text.push(c),
         }
@@ -62,17 +62,17 @@ pub fn escaped(json: &str) -> Cow<'_, str> {
     Cow::Owned(text)
 }
 
-/// Escapes a document that comes in pieces as [`escaped`] does.
+/// Escapes a document that arrives in pieces, as [`escaped`] does.
 #[derive(Default)]
 pub struct EscapedPieces {
-    /// The first byte of a character whose second one is in the next piece.
+    /// Whether the last piece ended with the first byte of a character whose second byte is in the next one.
     begun: bool,
 }
 
 impl EscapedPieces {
     /// The next piece, escaped.
     pub fn next(&mut self, piece: &[u8]) -> Vec<u8> {
-        // What U+0080 to U+009F begin with in UTF-8.
+        // The first byte of U+0080 to U+009F in UTF-8.
         const BEGIN: u8 = 0xc2;
         let mut out = Vec::with_capacity(piece.len() + 1);
         for &byte in piece {
@@ -89,8 +89,8 @@ impl EscapedPieces {
     }
 }
 
-/// A document in a line, with its control characters escaped: also those that JSON need not escape, which would
-/// drive a terminal.
+/// A document on one line, with its control characters escaped: also those that JSON need not escape, because
+/// they would control a terminal.
 pub fn line(document: &impl Serialize) -> serde_json::Result<String> {
     let text = serde_json::to_string(document)?;
     Ok(match escaped(&text) {
@@ -99,14 +99,14 @@ pub fn line(document: &impl Serialize) -> serde_json::Result<String> {
     })
 }
 
-/// Prints a document over several lines, with what failed beside it, and hands the result on.
+/// Prints a document over several lines, with the failure in it if there is one, and returns the result.
 pub fn print_with(document: &impl Serialize, result: Result<(), Failure>) -> Result<(), Failure> {
     answer(document, result, |answer| {
         serde_json::to_string_pretty(answer)
     })
 }
 
-/// The same, in one line.
+/// The same, on one line.
 pub fn print_line_with(
     document: &impl Serialize,
     result: Result<(), Failure>,
@@ -137,22 +137,22 @@ fn answer<T: Serialize>(
     })
 }
 
-/// Prints a failure as a document of its own, unless one that is printed has it.
+/// Prints a failure as a separate document, unless a printed document already contains it.
 pub fn print_failure(failure: Failure) {
     #[derive(Serialize)]
     struct Nothing {}
     if !failure.is_printed {
-        // The exit code still tells that it failed.
+        // The exit code still reports the failure.
         let _ = print_line_with(&Nothing {}, Err(failure));
     }
 }
 
-/// A command line that cannot be meant, as a failure.
+/// The failure for an invalid command line.
 pub fn usage(error: &clap::Error) -> Failure {
     let text = error.render().to_string();
     let message = match error.kind() {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "no subcommand is named",
-        // What follows it is its usage.
+        // The usage follows after an empty line.
         _ => text.split("\n\n").next().unwrap_or_default(),
     };
     let message = message.strip_prefix("error: ").unwrap_or(message);
@@ -176,7 +176,7 @@ mod tests {
         let same: Vec<String> = serde_json::from_str(&printed).unwrap();
         assert_eq!(same, [text]);
 
-        // Also where a document comes in pieces, as it is printed over several lines.
+        // The same holds for a document in pieces, as it is printed over several lines.
         let document = "{\n  \"é\u{9b}\u{7f}\": 1\n}\n";
         let mut pieces = EscapedPieces::default();
         let mut shown = Vec::new();

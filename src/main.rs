@@ -1,8 +1,8 @@
-//! The `esker` binary: argument parsing and output. What it does is in the crates below it.
+//! The `esker` binary: argument parsing and output. The server and the libraries are in the crates below it.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-// Its macro is used below it.
+// First, because the modules below use its macros.
 #[macro_use]
 mod output;
 
@@ -61,7 +61,7 @@ enum Command {
 }
 
 impl Command {
-    /// The name of a command that asks no server.
+    /// The name of a command that contacts no server.
     fn without_server(&self) -> Option<&'static str> {
         let name = match self {
             Command::Server(_) => "server",
@@ -92,7 +92,7 @@ impl Command {
 const WITHOUT_SERVER: [&str; 5] = ["server", "demo", "config", "completion", "version"];
 const WITHOUT_JSON: [&str; 3] = ["server", "demo", "completion"];
 
-/// A variable of the environment that is set to nothing says nothing, in every command.
+/// In every command, an environment variable that is set to the empty string counts as unset.
 fn without_empty_variables(command: clap::Command) -> clap::Command {
     command
         .mut_args(without_empty_variable)
@@ -121,7 +121,7 @@ fn command() -> clap::Command {
     hide(command, &WITHOUT_JSON, "json")
 }
 
-/// Takes an option of all commands out of the help of one, and of those below it.
+/// Hides a global option in the help of a command and of its subcommands.
 fn hidden(command: clap::Command, option: &'static str) -> clap::Command {
     let all = Cli::command();
     let Some(arg) = all.get_arguments().find(|arg| arg.get_id() == option) else {
@@ -161,7 +161,7 @@ fn main() -> std::process::ExitCode {
     exit::report(result, wants_json).into()
 }
 
-/// Refuses an option of all commands where it has no meaning.
+/// Refuses a global option where it has no meaning.
 fn fits(globals: &Globals, command: &Command) -> Result<(), Failure> {
     let refused = |name, option, why| {
         let message = format!("`esker {name}` {why}: leave {option} out");

@@ -1,9 +1,9 @@
-//! Standard output, which may be closed at any moment: `head` has seen enough, a pager was left. That
-//! is no failure, and no reason to say anything. And standard error, which cannot be written at all
-//! times either; that never changes how a command ends.
+//! Standard output and standard error. Standard output may be closed at any moment, as by `head` or a pager:
+//! that is no failure, and no message is printed about it. Standard error may be unwritable, too; that never
+//! changes how a command ends.
 //!
-//! `println!` and `eprintln!` panic where the write fails, so nothing in the binary uses them; clippy
-//! keeps it so.
+//! `println!` and `eprintln!` panic where the write fails, so nothing in the binary uses them; a lint of
+//! clippy enforces this.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -17,13 +17,13 @@ use tokio::net::unix::pipe::Sender;
 
 use crate::failure::Failure;
 
-/// How often a socket at standard output is looked at.
+/// Interval at which a socket at standard output is checked.
 const UNREAD_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Whether remarks and progress are left out.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// Leaves out remarks and progress, if that is wanted.
+/// With `quiet`, leaves out remarks and progress.
 pub fn be_quiet(quiet: bool) {
     QUIET.store(quiet, Ordering::Relaxed);
 }
@@ -33,17 +33,17 @@ pub fn remarks() -> bool {
     !QUIET.load(Ordering::Relaxed)
 }
 
-/// Whether progress is drawn: somebody looks at standard error, and wants it.
+/// Whether progress is drawn: standard error is a terminal, and `--quiet` is not set.
 pub fn draws_progress() -> bool {
     remarks() && io::stderr().is_terminal()
 }
 
-/// What became of something that was written to standard output.
+/// The outcome of a write to standard output.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Written {
     /// It is written.
     Yes,
-    /// Nobody reads it any more.
+    /// Standard output has no reader any more.
     NobodyReads,
 }
 
@@ -56,10 +56,10 @@ pub fn written(result: io::Result<()>) -> Result<Written, Failure> {
     }
 }
 
-/// Waits until nobody reads standard output any more, which a write would tell, too, but only when
-/// there is something to write. Waits for ever where that cannot be known: a file has no reader.
+/// Waits until standard output has no reader any more. A write would report this, too, but only when there is
+/// something to write. Waits for ever where this cannot be known: a file has no reader.
 pub async fn unread() {
-    // Only watched: its mode stays as it is, because others may have the same pipe.
+    // The descriptor is only watched: its mode stays unchanged, because other processes may share the pipe.
     let watched = io::stdout().as_fd().try_clone_to_owned();
     let Ok(out) = watched.and_then(Sender::from_owned_fd_unchecked) else {
         return std::future::pending().await;
@@ -67,7 +67,7 @@ pub async fn unread() {
     loop {
         tokio::select! {
             _ = out.ready(Interest::ERROR) => return,
-            // A socket that was closed at the other end has no error.
+            // A socket that the other end closed reports no error, so it is checked at intervals.
             () = tokio::time::sleep(UNREAD_INTERVAL) => {
                 let ready = out.ready(Interest::WRITABLE).now_or_never();
                 if ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_write_closed())) {
@@ -85,16 +85,16 @@ pub fn print(text: impl Display) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Prints a line to standard error, with the arguments of `format!`. If it cannot be written, the exit
-/// code still tells how the command ended.
+/// Prints a line to standard error, with the arguments of `format!`. If it cannot be written, the exit code
+/// still reports how the command ended.
 macro_rules! say {
     ($($argument:tt)*) => {
         $crate::output::ask(format_args!("{}\n", format_args!($($argument)*)))
     };
 }
 
-/// Prints a remark to standard error: what is good to know, and no result, error, warning or question. It
-/// is left out with `--quiet`.
+/// Prints a remark to standard error: information that is no result, error, warning or question. It is left
+/// out with `--quiet`.
 macro_rules! remark {
     ($($argument:tt)*) => {
         if $crate::output::remarks() {
@@ -104,7 +104,7 @@ macro_rules! remark {
     };
 }
 
-/// Prints a text to standard error, without a line feed. If it cannot be written, nothing happens.
+/// Prints a text to standard error, without a line feed. A failed write is ignored.
 pub fn ask(text: impl Display) {
     // One write, so that lines of several processes do not mix.
     let _ = io::stderr().write_all(text.to_string().as_bytes());

@@ -1,14 +1,15 @@
-//! A file that a command writes because somebody named it.
+//! A file that a command writes to a path that the user named.
 //!
-//! A regular file is there only when it is whole: it is written without a name and gets its name at the
-//! end, so that however the command ends, nothing else is left. One that it replaces keeps its owner and
-//! mode. What is no regular file (a device, a FIFO, standard output by its path) is written through, and a
-//! link stays: what it points to is written.
+//! A regular file appears only when it is complete: its content is written to a file without a name, which
+//! gets its name at the end, so that nothing else is left however the command ends. A file that is replaced
+//! keeps its owner and mode. A path that leads to something else (a device, a FIFO, standard output) is
+//! opened and written to. A symbolic link stays, and its target is written.
 //!
-//! What others write to the path meanwhile is never replaced, with `force` or without: `force` is about
-//! what was there when the command began, known by its inode, its size and the time of its last change. The finished file then gets a name beside it, and the failure
-//! has that name. (A process that had an empty file open before it was replaced, and writes to it only
-//! afterwards, writes to what has no name any more, as after every replacement.)
+//! A file that another process writes at the path meanwhile is never replaced, with or without `force`:
+//! `force` allows only the replacement of the file that was there when the command began, identified by its
+//! inode, its size and the time of its last change. Otherwise the finished file gets a name beside it, and
+//! the failure has that name. (If a process opened an empty file before it was replaced and writes to it
+//! afterwards, it writes to a file without a name, as after every replacement.)
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -23,24 +24,24 @@ use tempfile::{NamedTempFile, TempPath};
 
 use crate::failure::Failure;
 
-/// Links that are followed to the file, as many as the system follows.
+/// Most symbolic links that are followed, the same number as Linux's limit.
 const MAX_LINKS: usize = 40;
-/// How names of files begin that are not finished, where there has to be a name.
+/// Prefix of the names of unfinished files, where a file system has no files without a name.
 const SCRATCH_PREFIX: &str = ".esker-output-";
-/// Names that are tried for a file beside one that others have made.
+/// Most names that are tried for a file beside one of another process.
 const MAX_NAMES: u32 = 100;
-/// What a new file may: it holds what only its owner was to see so far.
+/// Mode of a new file: only its owner could see the content so far.
 const NEW_MODE: u32 = 0o600;
 
 /// A file that is being written.
 pub struct OutputFile {
-    /// As it was named.
+    /// The path as the user gave it.
     shown: PathBuf,
     to: To,
 }
 
 enum To {
-    /// What is no regular file.
+    /// Anything but a regular file.
     Through(File),
     Regular {
         scratch: Scratch,
@@ -82,7 +83,7 @@ impl Found {
 enum Scratch {
     /// The system removes it when it is closed.
     Unnamed(File),
-    /// For file systems that have no files without a name. It is removed when it is dropped.
+    /// For file systems without unnamed files. It is removed when it is dropped.
     Named(NamedTempFile),
 }
 
@@ -90,7 +91,7 @@ enum Scratch {
 enum Target {
     Stdout,
     Stderr,
-    /// A regular file, or nothing yet.
+    /// A regular file, or a path where nothing exists yet.
     Regular(PathBuf),
     Other(PathBuf),
 }
@@ -158,11 +159,11 @@ impl OutputFile {
         })
     }
 
-    /// Writes some more.
+    /// Appends bytes to the content.
     ///
     /// # Errors
     ///
-    /// The system's; a broken pipe if whoever reads has gone.
+    /// The system's; a broken pipe if the reader has gone.
     pub fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         match &mut self.to {
             To::Through(file) => file.write_all(bytes),
@@ -170,15 +171,15 @@ impl OutputFile {
         }
     }
 
-    /// Gives it its name, when all of it is on the disk.
+    /// Syncs the file to the disk, and gives it its name.
     ///
     /// # Errors
     ///
-    /// `file_exists` if others have made or written the file meanwhile: theirs is left as it is, and what
-    /// was written is beside it; `io`.
+    /// `file_exists` if another process created or wrote the file meanwhile: that one is left unchanged, and
+    /// the new content is in a file beside it; `io`.
     pub fn finish(self) -> Result<(), Failure> {
         let (scratch, path, found) = match self.to {
-            // What it is decides about syncs.
+            // A device or a pipe is not synced.
             To::Through(_) => return Ok(()),
             To::Regular {
                 scratch,
@@ -194,7 +195,7 @@ impl OutputFile {
         let Some(kept) = finished.map_err(|e| cannot(&shown, &e))? else {
             return Ok(());
         };
-        // The name that was given may be a link.
+        // The message has the real path, because the given one may be a link.
         let kept = kept.display();
         Err(Failure::wrong(
             "file_exists",
@@ -207,20 +208,20 @@ impl OutputFile {
         .advise("look at both, and keep what you want"))
     }
 
-    /// What failed.
+    /// The failure for an error of the system.
     pub fn failure(&self, error: &io::Error) -> Failure {
         cannot(&self.shown, error)
     }
 }
 
 impl Scratch {
-    /// In the directory of the file, so that it is on the same file system.
+    /// Creates it in the directory of the file, so that both are on the same file system.
     fn create(path: &Path) -> io::Result<Scratch> {
         let directory = directory(path);
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         match rustix::fs::open(directory, flags, Mode::from_raw_mode(NEW_MODE)) {
             Ok(file) => Ok(Scratch::Unnamed(file.into())),
-            // Old kernels take it for an attempt to write to the directory.
+            // Old kernels ignore the flag, and refuse to open a directory for writing.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
                 let named = tempfile::Builder::new()
                     .prefix(SCRATCH_PREFIX)
@@ -239,7 +240,7 @@ impl Scratch {
         }
     }
 
-    /// Gives it this name, if nothing has it; else one beside it, which is returned.
+    /// Gives it this name if it is free; otherwise a name beside it, which is returned.
     fn name(self, path: &Path) -> io::Result<Option<PathBuf>> {
         self.file().sync_all()?;
         let kept = match self {
@@ -257,13 +258,13 @@ impl Scratch {
         Ok(kept)
     }
 
-    /// Gives it the name of a file that was found there; if others have written to that or put another in
-    /// its place, one beside it, which is returned.
+    /// Replaces the file that was found at the path. If that was changed or replaced meanwhile, it gets a
+    /// name beside it instead, which is returned.
     fn replace_found(self, path: &Path, found: Found) -> io::Result<Option<PathBuf>> {
         let is_found = |path: &Path| fs::symlink_metadata(path).map(|now| Found::of(&now) == found);
         match is_found(path) {
             Ok(true) => {}
-            // Somebody has removed it: then nothing is replaced.
+            // The file was removed: nothing is replaced.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return self.name(path),
             Ok(false) => return self.name(path),
             Err(error) => return Err(error),
@@ -276,7 +277,7 @@ impl Scratch {
                 .make_in(directory(path), |name| link(&file, name))?
                 .into_temp_path(),
         };
-        // Both files have a name all the time, so that what was replaced can be looked at.
+        // The exchange keeps a name for both files, so that the replaced one can still be examined.
         let exchange = || rustix::fs::renameat_with(CWD, &*named, CWD, path, RenameFlags::EXCHANGE);
         match exchange() {
             Ok(()) => match is_found(&named) {
@@ -288,16 +289,16 @@ impl Scratch {
                 looked => match looked.and_then(|_| Ok(exchange()?)) {
                     Ok(()) => Scratch::reopen(named)?.name(path),
                     Err(error) => {
-                        // It may have what others wrote: it stays.
+                        // It may contain what another process wrote, so it is kept.
                         let theirs = named.keep()?;
                         let why = format!("what was there is in {} now: {error}", theirs.display());
                         Err(io::Error::new(error.kind(), why))
                     }
                 },
             },
-            // Somebody has removed it meanwhile.
+            // The file was removed meanwhile.
             Err(Errno::NOENT) => Scratch::reopen(named)?.name(path),
-            // A file system that cannot exchange, or a file that is mounted by itself.
+            // The file system cannot exchange names, or the file is a mount point.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::BUSY) => {
                 match is_found(path)? {
                     true => Scratch::reopen(named)?.replace(path).map(|()| None),
@@ -313,7 +314,7 @@ impl Scratch {
         Ok(Scratch::Named(NamedTempFile::from_parts(file, named)))
     }
 
-    /// Gives it the name of a file that exists.
+    /// Replaces an existing file.
     fn replace(self, path: &Path) -> io::Result<()> {
         self.file().sync_all()?;
         let mut content = self.file().try_clone()?;
@@ -327,7 +328,7 @@ impl Scratch {
             Scratch::Named(named) => named.persist(path).map(drop).map_err(|e| e.error),
         };
         match replaced {
-            // A file that is mounted by itself takes no other's place: it takes the content.
+            // A file that is a mount point cannot be renamed over, so the content is copied into it.
             Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
                 content.rewind()?;
                 let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
@@ -340,7 +341,7 @@ impl Scratch {
     }
 }
 
-/// Gives a file without a name this one, if nothing has it.
+/// Gives an unnamed file this name, if it is free.
 fn link(file: &File, path: &Path) -> io::Result<()> {
     use std::os::fd::AsRawFd as _;
     let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -348,8 +349,8 @@ fn link(file: &File, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives a file this name; if something has it, the first free one of `NAME.new`, `NAME.new-2` and so on,
-/// which is returned.
+/// Gives a file this name; if it is taken, the first free one of `NAME.new`, `NAME.new-2` and so on, which is
+/// returned.
 fn beside(
     path: &Path,
     mut give: impl FnMut(&Path) -> io::Result<()>,
@@ -383,11 +384,12 @@ fn keep(file: &File, other: &fs::Metadata) -> io::Result<()> {
         let (uid, gid) = (Uid::from_raw(other.uid()), Gid::from_raw(other.gid()));
         rustix::fs::fchown(file, Some(uid), Some(gid))?;
     }
-    // Afterwards: a change of the owner takes some of it away.
+    // The mode is set last, because a change of the owner clears some of its bits.
     file.set_permissions(Permissions::from_mode(other.mode() & 0o7777))
 }
 
-/// Follows links, one by one: some are only told by where they lead.
+/// Follows symbolic links, one by one: `/proc/PID/fd` is recognized only by the directory that a link leads
+/// through.
 fn target(path: &Path) -> io::Result<Target> {
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
@@ -410,7 +412,7 @@ fn target(path: &Path) -> io::Result<Target> {
             metadata => metadata?,
         };
         if directory.starts_with("/proc") {
-            // A link there is no path, but a way to what is open.
+            // A link below `/proc` is no path, but a reference to an open file.
             return Ok(Target::Other(found));
         } else if metadata.is_symlink() {
             path = directory.join(fs::read_link(&found)?);

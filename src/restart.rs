@@ -1,8 +1,8 @@
-//! The server's process, started again in its own place.
+//! Restarts the server's process in place.
 //!
-//! The process replaces itself by the same program with the same arguments: it keeps its id, so whoever
-//! watches over it notices nothing, and it needs nobody who would start it again. Everything that it had
-//! open is closed by that, as by the end of a process, and the start is the one after any end.
+//! The process replaces itself (`exec`) by the same program with the same arguments. It keeps its process id,
+//! so a supervisor notices nothing, and none is needed to start it again. Everything that it had open is
+//! closed as at the end of a process, and the new start is the same as after any end.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -10,17 +10,17 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// What tells the new process where the one before has listened: a port that was chosen by the system is
-/// to stay what it is.
+/// The option that gives the new process the addresses of the old one: a port that the system chose must stay
+/// the same.
 const ARGUMENT: &str = "--restarted=";
 
-/// The program that runs, also if another one has taken its place on disk.
+/// The path of the running program; `/proc/self/exe` if its file was replaced or deleted.
 fn program() -> PathBuf {
     let own = std::env::current_exe().ok().filter(|path| path.exists());
     own.unwrap_or_else(|| "/proc/self/exe".into())
 }
 
-/// Whether the program can be started again: found out before anything is stopped for that.
+/// Checks that the program can be started again, before anything is stopped for that.
 pub fn check_program() -> Result<(), String> {
     let program = program();
     rustix::fs::access(&program, rustix::fs::Access::EXEC_OK)
@@ -38,7 +38,7 @@ fn arguments(own: impl Iterator<Item = OsString>, addresses: &[SocketAddr]) -> V
     own.filter(is_kept).chain([new.into()]).collect()
 }
 
-/// Replaces this process. Answers why not, if that fails.
+/// Replaces this process. Returns only if that fails, with the reason.
 pub fn replace_process(addresses: &[SocketAddr]) -> std::io::Error {
     let mut own = std::env::args_os();
     let mut command = Command::new(program());

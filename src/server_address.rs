@@ -1,4 +1,4 @@
-//! The address of a server, as every command reads it.
+//! The address of a server, as all commands parse it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,7 +19,7 @@ pub struct ServerAddress {
 }
 
 impl ServerAddress {
-    /// Whether it speaks TLS.
+    /// Whether the server uses TLS.
     pub fn tls(&self) -> bool {
         self.tls
     }
@@ -93,7 +93,7 @@ impl FromStr for ServerAddress {
             host: host.to_owned(),
             port,
         };
-        // What the SDK will not take is better said now.
+        // An address that the SDK refuses is refused here, before it is used.
         S2Endpoints::for_endpoint(&address.to_string()).map_err(|e| e.0)?;
         Ok(address)
     }

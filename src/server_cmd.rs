@@ -17,10 +17,10 @@ use crate::restart;
 use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE};
 use crate::snapshot_cmd::REPOSITORY_VARIABLE;
 
-/// How long threads are waited for when everything has stopped, or was given up.
+/// Time limit for the end of threads after the server has stopped or was given up.
 const THREADS_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long it takes at most to see a signal that has arrived.
+/// Longest delay between the arrival of a signal and its delivery to the runtime.
 const SIGNALS_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// Run the server in the foreground.
@@ -69,7 +69,7 @@ enum Ended {
 
 /// A server that has stopped, to be started again.
 struct Restart {
-    /// Where it is to listen.
+    /// The addresses that the new process listens on.
     addresses: Vec<SocketAddr>,
     interrupt: Signal,
     terminate: Signal,
@@ -77,8 +77,8 @@ struct Restart {
 }
 
 impl Restart {
-    /// Whether somebody has stopped the process meanwhile. It is asked right before the process is
-    /// replaced, so the runtime lives until then, and ends with the process.
+    /// Whether a signal asked for a stop meanwhile. This is called right before the process is replaced; the
+    /// runtime lives until then, and ends with the process.
     fn was_signalled(&mut self) -> bool {
         let (interrupt, terminate) = (&mut self.interrupt, &mut self.terminate);
         let Some(runtime) = &self.runtime else {
@@ -89,7 +89,7 @@ impl Restart {
                 biased;
                 _ = interrupt.recv() => true,
                 _ = terminate.recv() => true,
-                // What has arrived is seen by then.
+                // A signal that arrived before is delivered by then.
                 () = tokio::time::sleep(SIGNALS_TIMEOUT) => false,
             }
         })
@@ -129,7 +129,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Ended::Stopped => Ok(()),
         Ended::ForRestart(mut stopped) => {
             let error = match stopped.was_signalled() {
-                // Whoever stops the server wants it stopped.
+                // A request to stop takes precedence over a restart.
                 true => None,
                 false => Some(restart::replace_process(&stopped.addresses)),
             };
@@ -148,7 +148,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn load(args: &Args) -> Result<Loaded, ConfigError> {
-    // Those are meant for `esker stream` and `esker snapshot`.
+    // These variables configure `esker stream` and `esker snapshot`.
     let environment = config::environment()
         .filter(|(name, _)| name != SERVER_VARIABLE && name != REPOSITORY_VARIABLE);
     let mut loaded = config::load(&args.overrides, environment)?;
@@ -171,14 +171,15 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
         ));
     }
     let loaded = load(args).map_err(|e| Failure::usage(e.code(), e))?;
-    // What the server keeps is nobody else's: files get 0600, directories 0700.
+    // Only the server's user can read its data: files get 0600, directories 0700.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     telemetry::start_logs(&loaded.config.logs);
     for warning in loaded.warnings.iter().chain(&loaded.reminders) {
         tracing::warn!("{warning}");
     }
-    // A process that goes on from another one begins nothing, and restores nothing into an empty directory;
-    // a restore was for the start before, which the data directory remembers as long as the option stays.
+    // A process that continues another one does not bootstrap: it begins no new cluster, and restores nothing
+    // into an empty directory. The restore was for the start before, and the data directory records it as
+    // long as the option stays.
     let restarted = !args.restarted.is_empty();
     let bootstrap = bootstrap.filter(|said| !restarted || *said == server::Bootstrap::Restore);
     let empty = args.empty_partitions.iter().copied().collect();
@@ -193,7 +194,7 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
             server = Server::start_with(&loaded.config, bootstrap, empty, restarted) => {
                 server.map_err(|e| Failure::wrong(e.code(), e))?
             }
-            // Nothing was promised yet.
+            // Nothing was acknowledged yet.
             _ = interrupt.recv() => return Ok(Ended::Stopped),
             _ = terminate.recv() => return Ok(Ended::Stopped),
         };
@@ -231,7 +232,7 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
                 return Ok(Ended::Stopped);
             }
         }
-        // Whoever stops the server wants it stopped.
+        // A request to stop takes precedence over a restart.
         Ok(match signals {
             0 => Ended::ForRestart(Restart {
                 addresses,
@@ -254,8 +255,8 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
     }
 }
 
-/// Why the server cannot be started again as it was, if so. On a thread of its own: files are read for
-/// that, and signals are answered meanwhile.
+/// Fails with the reason if the server cannot be started again as it was. Runs on a separate thread, because
+/// it reads files, and signals are handled meanwhile.
 async fn may_restart(config: &Config, args: &Args) -> Result<(), String> {
     let (config, args) = (config.clone(), args.clone());
     let looking = tokio::task::spawn_blocking(move || {
@@ -265,7 +266,7 @@ async fn may_restart(config: &Config, args: &Args) -> Result<(), String> {
     looking.await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
-/// Why the next start would be another one than this one's, if so.
+/// Fails with the difference if the next start would have another configuration than this one.
 fn change_of(config: &Config, args: &Args) -> Result<(), String> {
     match load(args) {
         Ok(now) if now.config == *config => Ok(()),
@@ -276,13 +277,14 @@ fn change_of(config: &Config, args: &Args) -> Result<(), String> {
     }
 }
 
-/// Ends the runtime's threads. One that waits for a disk that hangs is not waited for: the process ends
-/// without it. Neither is the end itself, because tasks that it drops may remove files.
+/// Ends the runtime's threads, within a time limit: a thread that waits for a hanging disk is not awaited,
+/// and the process ends without it. The shutdown runs on a separate thread, because tasks that it drops may
+/// remove files and block, too.
 fn end_threads(runtime: tokio::runtime::Runtime) {
     let (done, wait) = std::sync::mpsc::channel();
     let ending = std::thread::Builder::new().spawn(move || {
         runtime.shutdown_timeout(THREADS_TIMEOUT);
-        // Nobody may wait any more.
+        // The receiver may have timed out.
         let _ = done.send(());
     });
     if ending.is_ok() {
@@ -290,7 +292,7 @@ fn end_threads(runtime: tokio::runtime::Runtime) {
     }
 }
 
-/// Says where it serves, and to a person also what to try.
+/// Prints where it serves, and to a person also what to try next.
 fn announce(server: &Server, config: &Config, args: &Args) {
     let mut out = std::io::stdout().lock();
     let mut text = format!(
@@ -320,11 +322,12 @@ Ctrl-C stops the server.
 "
         );
     }
-    // A server serves on, also when nobody reads what it says.
+    // The server continues if standard output has no reader.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// A directory that an earlier version or somebody else made may be open to other users.
+/// Warns if other users can read the data directory: an earlier version or an administrator may have created
+/// it.
 fn warn_of_others(data_dir: &Path) {
     let Ok(metadata) = std::fs::metadata(data_dir) else {
         return;
@@ -340,7 +343,7 @@ fn warn_of_others(data_dir: &Path) {
     }
 }
 
-/// How this program is called: by its name if that is how it was found, else by its path, relative to
+/// How to call this program: by its name if it was called by that alone, otherwise by its path, relative to
 /// the current directory if it is below that.
 fn this_program() -> String {
     let name = env!("CARGO_PKG_NAME");
@@ -357,7 +360,7 @@ fn this_program() -> String {
 /// Waits until standard input closes.
 async fn stdin_closed() {
     let (closed, wait) = tokio::sync::oneshot::channel();
-    // A thread of its own: a runtime waits at its end for a read that it started itself.
+    // A separate thread, because a runtime waits at its end for a read that it started itself.
     std::thread::spawn(move || {
         // An error ends it as well.
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());

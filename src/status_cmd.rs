@@ -1,5 +1,5 @@
-//! `esker status`: where a server stands, how long a recovery would take, what would be lost, and what
-//! is wrong.
+//! `esker status`: the positions of a server, how long a recovery would take, what would be lost, and what is
+//! wrong.
 
 use std::io::IsTerminal as _;
 use std::time::Duration;
@@ -15,9 +15,9 @@ use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE, ServerAddress};
 use crate::snapshot_cmd::render::{print_json, table};
 use crate::term::{Paint, ago, bytes, columns, count, plain, took, wrapped};
 
-/// How often a status that is watched is shown.
+/// Interval at which a watched status is shown.
 const EVERY: Duration = Duration::from_secs(2);
-/// Moves to the upper left corner and erases everything.
+/// Moves the cursor to the upper left corner and erases everything.
 const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 
 /// Show where a server stands: health, predicted recovery, what is at risk, what is wrong.
@@ -53,7 +53,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
-    // One thread: a command does one thing at a time.
+    // One thread is enough: a command does one thing at a time.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -267,7 +267,7 @@ fn shown(problem: &Wrong, paint: Paint) -> String {
     format!("{what}\n{}\n", paint.dim(remedy))
 }
 
-/// `1–8`, `0, 3–5`: numbers that rise.
+/// `1–8`, `0, 3–5`, for ascending numbers.
 fn ranges(numbers: &[u64]) -> String {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for &number in numbers {
@@ -284,7 +284,7 @@ fn ranges(numbers: &[u64]) -> String {
     shown.collect::<Vec<_>>().join(", ")
 }
 
-/// `1 entry`, `20,000 entries` of the log: a record is one, and so is what is done to a stream.
+/// `1 entry`, `20,000 entries` of the log: records and operations on streams are entries.
 fn entries(number: u64) -> String {
     match number {
         1 => "1 entry".to_owned(),

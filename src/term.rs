@@ -1,5 +1,5 @@
-//! How things look: colours on a terminal and none elsewhere, numbers, sizes, durations, times, and
-//! names that come from somebody else.
+//! Formatting: colours on a terminal and none elsewhere, numbers, sizes, durations, times, and names from
+//! others.
 
 use std::fmt::Display;
 use std::io::IsTerminal as _;
@@ -11,10 +11,10 @@ use clap::ColorChoice;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// What `--color` says: 0 auto, 1 always, 2 never.
+/// The value of `--color`: 0 auto, 1 always, 2 never.
 static COLOR: AtomicU8 = AtomicU8::new(0);
 
-/// Decides for the whole process.
+/// Sets it for the whole process.
 pub fn use_color(choice: ColorChoice) {
     let choice = match choice {
         ColorChoice::Auto => 0,
@@ -24,7 +24,8 @@ pub fn use_color(choice: ColorChoice) {
     COLOR.store(choice, Ordering::Relaxed);
 }
 
-/// Colours, or none: unless `--color` decides, a stream that is no terminal, `NO_COLOR` and `TERM=dumb` get plain text.
+/// Whether to print colours: unless `--color` is given, a stream that is no terminal, `NO_COLOR` and
+/// `TERM=dumb` get plain text.
 #[derive(Clone, Copy, Debug)]
 pub struct Paint {
     on: bool,
@@ -58,22 +59,22 @@ impl Paint {
         self.on
     }
 
-    /// What matters least.
+    /// Dim, for details.
     pub fn dim(self, text: impl Display) -> String {
         self.sgr("2", text)
     }
 
-    /// What matters most.
+    /// Bold, for the most important text.
     pub fn bold(self, text: impl Display) -> String {
         self.sgr("1", text)
     }
 
-    /// What holds.
+    /// Green, for success.
     pub fn green(self, text: impl Display) -> String {
         self.sgr("32", text)
     }
 
-    /// What is wrong.
+    /// Red, for errors.
     pub fn red(self, text: impl Display) -> String {
         self.sgr("31", text)
     }
@@ -114,11 +115,11 @@ pub fn bytes(number: u64) -> String {
     if number < 1024 {
         return format!("{number} B");
     }
-    // Exact enough for three digits.
+    // A float is exact enough for three digits.
     let mut value = number as f64 / 1024.0;
     let mut unit = UNITS[0];
     for larger in &UNITS[1..] {
-        // From here on it would be printed as 1024.
+        // A larger value would be printed as 1024.
         if value < 1023.5 {
             break;
         }
@@ -202,23 +203,22 @@ pub fn second(time: OffsetDateTime) -> String {
     )
 }
 
-/// `2026-11-20 12:09:07.123 UTC` for milliseconds since 1970. Nothing if they are too many to be
-/// one: a client may give its records any number as a timestamp.
+/// `2026-11-20 12:09:07.123 UTC` for milliseconds since 1970. `None` if the number is out of range: a client
+/// may give its records any number as a timestamp.
 pub fn moment(milliseconds: u64) -> Option<String> {
     let time =
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(milliseconds) * 1_000_000).ok()?;
     Some(format!("{}.{:03} UTC", second(time), time.millisecond()))
 }
 
-/// `2026-11-20T12:09:07.123Z` for milliseconds since 1970, for JSON. Nothing if they are too many to be a
-/// time.
+/// `2026-11-20T12:09:07.123Z` for milliseconds since 1970, for JSON. `None` if the number is out of range.
 pub fn rfc3339(milliseconds: u64) -> Option<String> {
     let time =
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(milliseconds) * 1_000_000).ok()?;
     time.format(&Rfc3339).ok()
 }
 
-/// A name with its control characters escaped, so that it can neither break the line nor drive the
+/// A name with its control characters escaped, so that it can neither break the line nor control the
 /// terminal.
 pub fn plain(name: &str) -> String {
     let mut plain = String::with_capacity(name.len());
@@ -232,14 +232,14 @@ pub fn plain(name: &str) -> String {
     plain
 }
 
-/// Columns of a terminal; nothing of what is none.
+/// Columns of a terminal; `None` if it is none.
 pub fn columns(stream: impl AsFd) -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(stream).ok()?;
     Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
 }
 
-/// A text with line feeds between words where a line would be wider than a terminal, so that no word is torn.
-/// Lines that go on are indented. A word that is wider stays whole. Escape sequences count as text.
+/// A text wrapped between words at the width of a terminal. Continuation lines are indented. A word that is
+/// wider stays whole. Escape sequences count as text.
 pub fn wrapped(text: &str, columns: Option<usize>, indent: usize) -> String {
     let Some(columns) = columns else {
         return text.to_owned();
@@ -269,7 +269,7 @@ fn wrapped_line(line: &str, columns: usize, indent: usize) -> String {
     out
 }
 
-/// The same for a text of several lines, which keeps its line feeds.
+/// The same as [`plain`] for a text of several lines, which keeps its line feeds.
 pub fn plain_lines(text: &str) -> String {
     let lines: Vec<_> = text.split('\n').map(plain).collect();
     lines.join("\n")

@@ -13,12 +13,12 @@
 //! - `soak` kills an Esker server with SIGKILL at random moments under load, restarts it on the
 //!   same data directory and checks every acknowledged record.
 //!
-//! Where to find what: [`process`] owns server processes, `bench_harness` the directories they write
-//! to, medians and pages, [`client`] the two clients, [`rows`] one file per row of the table, [`report`] the table,
-//! [`soak`] the kill loop, whose judgement is that of the test kit.
+//! Modules: [`process`] owns server processes, `bench_harness` the directories they write to, medians and
+//! pages, [`client`] the two clients, [`rows`] one file per row of the table, [`report`] the table, [`soak`]
+//! the kill loop, whose checker is that of the test kit.
 //!
-//! Everything here is bounded in time, and every server dies with the program, also when a row
-//! fails or on Ctrl-C.
+//! Every step has a time limit, and every server is killed when the program ends, also when a row fails or on
+//! Ctrl-C.
 
 mod client;
 mod follow;

@@ -1,4 +1,4 @@
-//! Where the peer's program comes from.
+//! Installation of the peer's program.
 //!
 //! `s2 lite` ships in the crate `s2-cli`. Its version is pinned here, so that two runs of the
 //! bench compare with the same peer.
@@ -18,7 +18,7 @@ pub const S2_CLI_VERSION: &str = "0.43.4";
 ///
 /// # Errors
 ///
-/// If `path` names nothing, or the build fails.
+/// If there is no file at `path`, or the build fails.
 pub async fn program(path: Option<PathBuf>) -> anyhow::Result<Program> {
     let path = match path {
         Some(path) if path.is_file() => path,
@@ -49,7 +49,7 @@ async fn install(root: &std::path::Path) -> anyhow::Result<()> {
         .arg("--root")
         .arg(root)
         .stdin(Stdio::null())
-        // The table alone goes to standard output.
+        // Standard output is for the table alone.
         .stdout(Stdio::from(std::io::stderr()))
         .kill_on_drop(true)
         .status()

@@ -1,11 +1,11 @@
-//! Server processes: started, watched, killed.
+//! Server processes: start, observation, end.
 //!
 //! A [`Server`] is one running process with its port and its log file; [`Server::spawn`] makes one of
 //! any command, [`Program::start`] one of the two programs that are compared. Dropping a `Server` kills
 //! it with SIGKILL and waits for it, so no path through this program leaves one behind.
 //!
-//! Servers run in a process group of their own: a Ctrl-C in the terminal reaches this program
-//! alone, which then decides what dies.
+//! Servers run in process groups of their own: a Ctrl-C in the terminal reaches this program alone, which
+//! then ends them.
 
 use std::{
     fs::File,
@@ -24,8 +24,8 @@ use tokio::{
 
 use bench_harness::machine;
 
-/// Pause between two questions for health. A refused connection on loopback costs some 20 µs, so
-/// asking this often neither delays the answer nor slows the start.
+/// Pause between two health checks. A refused connection on loopback costs some 20 µs, so checks at this
+/// interval neither delay the answer nor slow the start.
 const HEALTH_POLL: Duration = Duration::from_millis(1);
 
 /// Bytes of an answer with metrics, at most.
@@ -44,7 +44,7 @@ pub enum Contender {
 }
 
 impl Contender {
-    /// Name as it stands in the table.
+    /// The name in the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Peer => "s2 lite",
@@ -56,14 +56,14 @@ impl Contender {
 /// A server program that can be started.
 #[derive(Debug, Clone)]
 pub struct Program {
-    /// Whose program it is; decides its arguments.
+    /// Which server it is; this determines its arguments.
     pub contender: Contender,
     /// Path of the executable.
     pub path: PathBuf,
 }
 
 impl Program {
-    /// What the program answers to `--version`, in one line.
+    /// The program's answer to `--version`, as one line.
     ///
     /// # Errors
     ///
@@ -97,7 +97,7 @@ impl Program {
                     .arg(data)
                     .arg("--port")
                     .arg(port.to_string())
-                    // One log line per request costs the peer a good deal; spare it that.
+                    // A log line per request would cost the peer much time.
                     .env("RUST_LOG", "warn");
             }
             Contender::Esker => {
@@ -120,14 +120,14 @@ pub struct Server {
     name: &'static str,
     port: u16,
     log_path: PathBuf,
-    /// Where its output begins in the log.
+    /// Offset in the log at which its output begins.
     log_start: u64,
     spawned: Instant,
 }
 
 impl Server {
-    /// Starts a command that is to serve on `port` of the loopback interface, without waiting until it
-    /// does. Its output is added to the file `log_path`.
+    /// Starts a command that is to serve on `port` of the loopback interface, without waiting until it does.
+    /// Its output is appended to the file `log_path`.
     ///
     /// # Errors
     ///
@@ -205,7 +205,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// If the system cannot say.
+    /// If the system call fails.
     pub fn ended(&mut self) -> anyhow::Result<Option<std::process::ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
@@ -250,11 +250,10 @@ impl Server {
         let _ = self.child.wait();
     }
 
-    /// Waits until the process has used less than a twentieth of one processor for half a second,
-    /// so that what it still does for an earlier row does not fall into the next one. Gives up
-    /// after `at_most`.
+    /// Waits until the process has used less than a twentieth of one processor for half a second, so that its
+    /// work for an earlier row does not affect the next one. Gives up after `at_most`.
     pub async fn settle(&self, at_most: Duration) {
-        /// Ticks in one look of 250 ms that count as idle: 1 of 25.
+        /// Ticks in one interval of 250 ms that count as idle: 1 of 25.
         const IDLE_TICKS: u64 = 1;
         let deadline = Instant::now() + at_most;
         let mut quiet_looks = 0;
@@ -279,7 +278,7 @@ impl Server {
         }
     }
 
-    /// The last bytes, at most so many, of what it wrote since it was started.
+    /// The last bytes, at most `at_most`, of what it wrote since it was started.
     ///
     /// # Errors
     ///
@@ -301,14 +300,14 @@ impl Drop for Server {
     }
 }
 
-/// Status and body of a GET. HTTP/1.1 by hand: starts are measured with it, and one short request on
-/// a connection of its own needs no client.
+/// Status and body of a GET, with a minimal HTTP/1.1 client: starts are measured with it, and one short
+/// request on its own connection needs no more.
 async fn get(port: u16, path: &str) -> anyhow::Result<(u16, String)> {
     let mut connection = TcpStream::connect(("127.0.0.1", port)).await?;
     let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     connection.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    // The bound keeps a stranger on the port harmless.
+    // The bound limits the answer of another program on this port.
     connection
         .take(MAX_ANSWER_BYTES)
         .read_to_end(&mut answer)

@@ -1,7 +1,7 @@
-//! What the bench is doing, on standard error.
+//! Progress of the bench, on standard error.
 //!
-//! On a terminal this is one bar; elsewhere it is one line per finished step, so that a log shows
-//! how far a run came.
+//! On a terminal this is one bar; elsewhere it is one line per finished step, so that a log shows the
+//! progress of a run.
 
 use std::{
     io::IsTerminal,
@@ -35,18 +35,18 @@ impl Progress {
         }
     }
 
-    /// Says what is being done now.
+    /// Shows the current step.
     pub fn doing(&self, what: String) {
         self.bar.set_message(what);
     }
 
-    /// Counts one step and says what came of it.
+    /// Counts one step and prints its result.
     pub fn done(&self, what: &str) {
         self.bar.inc(1);
         self.note(what);
     }
 
-    /// Says something that is no step.
+    /// Prints a note.
     pub fn note(&self, what: &str) {
         if self.terminal {
             self.bar.println(what);

@@ -22,7 +22,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Remembers why.
+    /// Records the reason.
     pub fn new(contender: Contender, row: Row, error: &anyhow::Error) -> Self {
         Self {
             contender,
@@ -32,7 +32,7 @@ impl Failure {
     }
 }
 
-/// Everything that a run of the bench found out.
+/// The results of a run of the bench.
 pub struct Report {
     machine: Machine,
     sizes: Sizes,
@@ -66,7 +66,7 @@ impl Report {
         self.others.push(fraction);
     }
 
-    /// How much load the rows made.
+    /// The sizes of the load of the rows.
     pub fn sizes(&self) -> &Sizes {
         &self.sizes
     }
@@ -117,7 +117,7 @@ impl Report {
             "met",
         ];
         let mut lines = vec![columns.map(str::to_owned)];
-        // Milliseconds of the disk that Esker's appends wrote to.
+        // Milliseconds of an fdatasync on the disk of Esker's appends.
         let disk_sync = median_of(Metric::DiskSync, &self.esker);
         for (row, client) in &self.rows {
             for metric in row.metrics() {
@@ -127,7 +127,7 @@ impl Report {
                     continue;
                 }
                 let goal = metric.goal();
-                // The disk probe is not the client's.
+                // The disk probe does not depend on the client.
                 let client = client.filter(|_| *metric != Metric::DiskSync);
                 let ratio = match (peer, esker) {
                     (Some(peer), Some(esker)) => format!("{:.2}x", esker / peer),
@@ -222,7 +222,7 @@ impl Report {
     }
 }
 
-/// A figure with as many digits as it is worth; `-` if there is none.
+/// A figure with as many digits as are significant; `-` if there is none.
 fn figure(value: Option<f64>) -> String {
     match value {
         None => "-".to_owned(),
@@ -255,7 +255,7 @@ fn render<const N: usize>(lines: &[[String; N]], text: &mut String) {
     }
 }
 
-/// The command that this program was started with, as one would repeat it.
+/// The command with which this program was started, in a form that can be repeated.
 fn command_line() -> String {
     let home = std::env::var("HOME").unwrap_or_default();
     let mut command = "cargo run --release -p esker-bench --".to_owned();

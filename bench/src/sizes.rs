@@ -1,8 +1,8 @@
-//! How much load the rows make, and for how long.
+//! The sizes of the load that the rows make, and its durations.
 
 use std::time::Duration;
 
-/// How much load the rows make.
+/// The sizes of the load that the rows make, and its durations.
 #[derive(Debug, Clone)]
 pub struct Sizes {
     /// Times that each row is measured per server.
@@ -44,7 +44,7 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// The sizes that the targets are meant for: some ten minutes in all.
+    /// The sizes for which the targets are set: some ten minutes in all.
     pub fn full() -> Self {
         Self {
             runs: 3,
@@ -68,7 +68,7 @@ impl Sizes {
         }
     }
 
-    /// Sizes for checking the bench itself: about a minute in all, figures of little worth.
+    /// Sizes for checks of the bench itself: about a minute in all; the figures mean little.
     pub fn quick() -> Self {
         Self {
             runs: 1,

@@ -1,9 +1,9 @@
 //! The subcommand `streams`: every row against both servers, several times, medians.
 //!
-//! Within a run both servers live side by side, each on a directory of its own that is new in each
-//! run. Row by row they take turns, and who goes first changes from row to row and from run to
-//! run, so that a slow minute of the machine falls on both. Before a row, the bench waits until
-//! both are idle: what one of them still compacts must not fall into the other's time.
+//! Within a run both servers run side by side, each on its own directory, which is new in each run. They take
+//! turns row by row, and which one goes first changes from row to row and from run to run, so that a slow
+//! minute of the machine affects both. Before a row, the bench waits until both are idle, so that compactions
+//! of one do not affect the measurement of the other.
 //!
 //! Restarts come last: they need servers of their own, and a long load.
 
@@ -30,16 +30,16 @@ use bench_harness::{
     scratch::Scratch,
 };
 
-/// Bound on the first start of a server.
+/// Time limit of the first start of a server.
 const READY_AT_MOST: Duration = Duration::from_secs(60);
 
-/// Bound on one row against one server, preparation included. The longest prepares half a GiB.
+/// Time limit of one row against one server, preparation included. The longest prepares half a GiB.
 const ROW_AT_MOST: Duration = Duration::from_secs(300);
 
-/// Bound on the restart row of one server: loading 20 million records dominates.
+/// Time limit of the restart row of one server: loading 20 million records dominates.
 const RESTARTS_AT_MOST: Duration = Duration::from_secs(1800);
 
-/// Decides the contents of records.
+/// The seed of the contents of records.
 const SEED: u64 = 0xe5_4e12;
 
 /// Arguments of `streams`.
@@ -253,7 +253,7 @@ impl Bench {
             });
         }
         for (turn, row) in rows.iter().enumerate() {
-            // Who goes first changes from row to row and from run to run.
+            // The server that goes first changes from row to row and from run to run.
             for offset in 0..lanes.len() {
                 let number = (turn + run + offset) % lanes.len();
                 let contender = lanes[number].program.contender;
@@ -295,7 +295,7 @@ impl Bench {
     async fn restarts(&mut self, sizes: &Sizes, progress: &Progress) -> anyhow::Result<()> {
         for program in &self.programs {
             let contender = program.contender;
-            // The peer's own restart is beside the point of an absolute target, and slow to load.
+            // The target of a restart is absolute, so the peer's restart is optional; it is slow to load.
             if contender == Contender::Peer && !self.restart_peer {
                 continue;
             }
@@ -328,7 +328,7 @@ impl Bench {
     }
 }
 
-/// One server's way through a run.
+/// One server in a run.
 struct Lane {
     program: Program,
     data: PathBuf,
@@ -364,7 +364,7 @@ impl Lane {
         .await;
         std::fs::remove_dir_all(&scratch)?;
         if result.is_err() {
-            // What is left of the row must not disturb the next one: that gets a new server.
+            // Work left over from the failed row must not affect the next one, which gets a new server.
             self.server = None;
         }
         result
@@ -390,8 +390,7 @@ impl Lane {
     }
 }
 
-/// The fraction of the machine's processor time that is used now, with both servers idle: by
-/// programs that have no part in this.
+/// The fraction of the machine's processor time that other programs use now, while both servers are idle.
 async fn busy() -> anyhow::Result<f64> {
     let (busy_before, all_before) = machine::machine_ticks()?;
     tokio::time::sleep(Duration::from_millis(250)).await;

@@ -18,21 +18,21 @@ pub enum Metric {
     ManyRate,
     /// Median of the same.
     ManyP50,
-    /// What `s2 bench` writes.
+    /// Write rate of `s2 bench`.
     BenchWrite,
     /// Its median time to an acknowledgement.
     BenchAck,
     /// 99th percentile of the time from its appends to its reads, while it writes.
     BenchEndToEnd,
-    /// What it reads of the same stream afterwards.
+    /// Read rate of `s2 bench` for the same stream afterwards.
     BenchCatchUp,
     /// 99th percentile of the age of records when the only follower gets them.
     FollowerP99,
-    /// What is written meanwhile.
+    /// Write rate meanwhile.
     FollowerWrite,
     /// The same with several followers.
     FollowersP99,
-    /// What is written meanwhile.
+    /// Write rate meanwhile.
     FollowersWrite,
     /// Records in batches by eight append sessions.
     BatchRate,
@@ -91,16 +91,16 @@ pub enum Aim {
 pub enum Verdict {
     /// The aim is reached.
     Aim,
-    /// What must be reached is.
+    /// What must be reached is reached.
     Met,
-    /// It is not.
+    /// What must be reached is not reached.
     Missed,
     /// There is no goal, or a figure is missing.
     Open,
 }
 
 impl Metric {
-    /// What stands in the table's first column.
+    /// The text in the table's first column.
     pub fn label(self, sizes: &Sizes) -> String {
         match self {
             Self::OneP50 => "unary append, 1 client, p50".into(),
@@ -183,7 +183,7 @@ impl Metric {
 }
 
 impl Goal {
-    /// As it stands in the table, for instance `≥ 3x (aim 6x)`.
+    /// The text in the table, for instance `≥ 3x (aim 6x)`.
     pub fn text(self) -> String {
         match self {
             Self::AtLeast { must, aim } => format!("≥ {must}x (aim {aim}x)"),
@@ -231,7 +231,7 @@ impl Goal {
 }
 
 impl Verdict {
-    /// As it stands in the table.
+    /// The text in the table.
     pub fn text(self) -> &'static str {
         match self {
             Self::Aim => "yes, with the aim",
@@ -245,7 +245,7 @@ impl Verdict {
 /// One value of one figure.
 #[derive(Debug, Clone, Copy)]
 pub struct Reading {
-    /// Which figure.
+    /// The figure.
     pub metric: Metric,
     /// Its value, in the figure's unit.
     pub value: f64,

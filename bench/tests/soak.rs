@@ -1,4 +1,4 @@
-//! The soak, for as long as a test may take. `make soak` goes on for as long as you like.
+//! The soak, for as long as a test may take. `make soak` runs it for any time.
 
 #![allow(clippy::unwrap_used)]
 

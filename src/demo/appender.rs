@@ -1,8 +1,7 @@
-//! Appends the records of the demo over one session, and knows at every moment what was
-//! acknowledged.
+//! Appends the records of the demo over one session, and tracks what was acknowledged.
 //!
-//! Batches are small and only some of them are under way at a time, so that a kill finds records of
-//! all three kinds: acknowledged, under way, and not sent.
+//! Batches are small, and only some of them are under way at a time, so that a kill finds records of all
+//! three kinds: acknowledged, under way, and not sent.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -17,7 +16,7 @@ use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, ValidationErro
 use super::records::{BATCH, Records, WINDOW};
 use crate::failure::Failure;
 
-/// How records are sent.
+/// Size of the batches, and how many of them are under way.
 #[derive(Clone, Copy)]
 pub struct Pace {
     /// Records of a batch.
@@ -32,7 +31,7 @@ pub const STEADY: Pace = Pace {
     window: WINDOW,
 };
 
-/// Metered bytes of a batch, and of a record beyond its body.
+/// Limits of metered bytes: of a batch, and what a record has beyond its body.
 const BATCH_BYTES: usize = 1024 * 1024;
 const RECORD_OVERHEAD: usize = 8;
 
@@ -44,13 +43,14 @@ pub struct Appended {
     pub sent: u64,
     /// From the first batch to the last acknowledgement.
     pub took: Duration,
-    /// Why it ended before the last record.
+    /// The error that ended it before the last record.
     pub broke: Option<AppendSessionError>,
 }
 
-/// Appends the records of these numbers, each batch under the condition that its records get their
-/// own numbers as sequence numbers. After each acknowledgement, `acknowledged` is told how far they
-/// reach, and answers whether to go on: if not, what is under way is waited for.
+/// Appends the records of these numbers. Each batch has the condition that its records get their own numbers
+/// as sequence numbers. After each acknowledgement, `acknowledged` is called with the number up to which
+/// records are acknowledged, and returns whether to continue; if not, this waits for the batches under way
+/// and returns.
 pub async fn append(
     stream: &S2Stream,
     records: &Records,
@@ -94,7 +94,7 @@ pub async fn append(
                 appended.took = began.elapsed();
                 goes_on = acknowledged(ack.end.seq_num)?;
             }
-            // Those behind it fail as well.
+            // The batches after it fail as well.
             Err(error) => appended.broke = Some(error),
         }
     }
@@ -110,7 +110,7 @@ async fn submit(
         .await
 }
 
-/// The batch of these records, or of as many as fit; nothing behind the last one.
+/// The batch of these records, or of as many as fit; `None` after the last one.
 pub fn batch(
     records: &Records,
     numbers: Range<u64>,
@@ -133,7 +133,7 @@ pub fn batch(
     AppendRecordBatch::try_from_iter(batch).map(Some)
 }
 
-/// Records that are no records.
+/// The failure for records that the SDK refuses.
 pub fn invalid(error: ValidationError) -> Failure {
     Failure::wrong("demo", format!("a batch of records is refused: {error}"))
 }

@@ -1,8 +1,8 @@
-//! Reads the demo's stream from its first record on, on a connection of its own, while it is being
-//! appended to.
+//! Reads the demo's stream from its first record on while records are appended, over a separate connection.
 //!
-//! It compares every record with the one that was sent, and knows what comes next. When its
-//! connection is gone it waits until it is told where the server is now, and goes on from there.
+//! It compares every record with the one that was sent, and keeps the next sequence number. When the
+//! connection is lost, it waits for the server's new address ([`Follower::go_to`]), and continues from that
+//! number.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +46,7 @@ impl Follower {
                 let server = address.borrow_and_update().clone();
                 match following.follow(server).await? {
                     End::SawAll => return Ok(()),
-                    // The one who says where the server is went away: the demo ends.
+                    // The sender of addresses was dropped: the demo ends.
                     End::Lost if address.changed().await.is_err() => return Ok(()),
                     End::Lost => {}
                 }
@@ -65,7 +65,7 @@ impl Follower {
         *self.seen.borrow()
     }
 
-    /// Tells it where the server is now.
+    /// Gives it the server's new address.
     pub fn go_to(&self, address: ServerAddress) {
         self.addresses.send_replace(address);
     }
@@ -74,7 +74,7 @@ impl Follower {
     ///
     /// # Errors
     ///
-    /// What it saw that is not what was sent.
+    /// The first difference between what it read and what was sent; or nothing arrived within the time limit.
     pub async fn finish(mut self) -> Result<(), Failure> {
         match tokio::time::timeout(WAIT_TIMEOUT, &mut self.task).await {
             Ok(Ok(result)) => result,
@@ -98,9 +98,9 @@ impl Drop for Follower {
     }
 }
 
-/// Why one connection is at its end.
+/// Why a connection ended.
 enum End {
-    /// There is nothing more to come.
+    /// The last record was read.
     SawAll,
     /// The server is gone.
     Lost,
@@ -120,7 +120,7 @@ impl Following {
             return Ok(End::Lost);
         };
         let start = ReadStart::new().with_from(ReadFrom::SeqNum(self.next));
-        // Not a session that looks for a lost server by itself: the next one listens elsewhere.
+        // No session that reconnects by itself: the next server listens at another address.
         let session = connection
             .stream(&self.target)
             .read_session(ReadInput::new().with_start(start), Default::default())
@@ -168,8 +168,8 @@ impl Following {
     }
 }
 
-/// Whether a record that was read is the one that was sent as number `expected`. If not, what is
-/// wrong, as the rest of a sentence.
+/// Checks that a record that was read is the one that was sent as number `expected`. The error is the
+/// difference, as the rest of a sentence.
 pub fn check(records: &Records, expected: u64, read: &SequencedRecord) -> Result<(), String> {
     if read.seq_num != expected {
         return Err(format!(

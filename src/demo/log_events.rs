@@ -1,11 +1,11 @@
-//! What a server's log tells about its recovery and its snapshots.
+//! Events in a server's log: its recovery and its snapshots.
 //!
-//! Its lines are text for people: `Snapshot loaded partition=3 source=local snapshot lsn=7 …`. Only
-//! what the story needs is looked for, by the sentence and the names of the fields.
+//! Its lines are text for people: `Snapshot loaded partition=3 source=local snapshot lsn=7 …`. Only the lines
+//! and fields that the demo reports are parsed, by their text and the names of the fields.
 
 use std::time::Duration;
 
-/// What was found in it.
+/// The events that were found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Told {
     /// Entries of the log that were replayed.
@@ -34,7 +34,7 @@ pub struct Copy {
 }
 
 impl Told {
-    /// What these lines tell.
+    /// Parses the lines of a log.
     pub fn of(log: &str) -> Told {
         let mut told = Told::default();
         for line in log.lines() {

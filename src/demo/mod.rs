@@ -1,15 +1,16 @@
-//! `esker demo`: the story, end to end, on real records.
+//! `esker demo`: an end-to-end demonstration on real records.
 //!
-//! A server runs as a child process and is killed in mid-append; what it acknowledged has to be there
-//! afterwards. Then it loses its database, and then everything that it has on disk. Nothing is simulated: the client is the official SDK, and the server is this program.
+//! A server runs as a child process and is killed in mid-append; everything that it acknowledged has to be
+//! there afterwards. Then it loses its database, and then its whole data directory. Nothing is simulated: the
+//! client is the official SDK, and the server is this program.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`acts`] | what happens, an act each, in order |
-//! | [`stage`] | how it is told |
-//! | [`server`], [`appender`], [`follower`] | who plays |
+//! | [`acts`] | the steps, one file each, in order |
+//! | [`stage`] | what is printed |
+//! | [`server`], [`appender`], [`follower`] | the server's process, the writer and the reader |
 //! | [`records`] | what is appended |
-//! | [`told`] | what a server says of its recovery |
+//! | [`log_events`] | events in a server's log: recovery and snapshots |
 
 mod acts;
 mod appender;
@@ -86,7 +87,8 @@ async fn perform(args: &Args) -> Result<(), Failure> {
         None => Records::flights(),
     };
     let scratch = scratch(args)?;
-    // Until the directory is removed: a signal that ends the removal, too, leads to a message with what is left.
+    // Held until the directory is removed: if a second signal ends the removal, the message names what is
+    // left.
     let left = format!("the directory {} may be left", scratch.path().display());
     let mut interrupts = Interrupts::listen(&left)?;
     let mut cast = Cast {
@@ -139,10 +141,10 @@ async fn perform(args: &Args) -> Result<(), Failure> {
     result
 }
 
-/// Code of a demo that somebody ended.
+/// Code of a demo that was interrupted.
 const INTERRUPTED: &str = "interrupted";
 
-/// The acts, one after the other.
+/// Runs the acts, one after the other.
 async fn play(cast: &mut Cast) -> Result<(), Failure> {
     let began = Instant::now();
     cast.stage

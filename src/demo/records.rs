@@ -1,4 +1,4 @@
-//! The records of the demo: flights that come with the program, or the lines of a file.
+//! The records of the demo: the embedded flights, or the lines of a file.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -17,21 +17,22 @@ pub const WINDOW: NonZeroU32 = NonZeroU32::new(16).unwrap();
 
 /// 20,000 domestic flights in the United States, January to March 2001, in the order of departure.
 const FLIGHTS: &[u8] = include_bytes!("../../examples/data/flights.jsonl");
-/// With so many there is a middle to be killed in. At the kill half of them are acknowledged, and a
-/// window of batches is under way; the answers to these may still come, and let as many out again.
+/// Fewest records that leave a middle in which the server can be killed. At the kill half of them are
+/// acknowledged, and a window of batches is under way; the answers to these may still arrive, and each lets
+/// one more batch be sent.
 const FEWEST: usize = 2 * BATCH as usize * (2 * WINDOW.get() as usize + 1);
-/// All records are kept in memory, to compare with what comes back.
+/// Largest file: all records are kept in memory, to be compared with what is read.
 const MAX_FILE: u64 = 1024 * 1024 * 1024;
-/// Largest body of a record without headers: 1 MiB, of which 8 bytes are not body.
+/// Largest body of a record without headers: 1 MiB less the 8 bytes that a record is metered beyond its body.
 const MAX_RECORD: usize = 1024 * 1024 - 8;
 
-/// Records, numbered from 0. A stream that starts empty gives each its own number.
+/// Records, numbered from 0. In a stream that starts empty, each gets its own number as sequence number.
 pub struct Records {
-    /// What they are, for the story.
+    /// What they are, for the text of the demo.
     pub what: &'static str,
     lines: Arc<Vec<Bytes>>,
     bytes: u64,
-    /// How many there are: past the last line, the first one comes again.
+    /// How many there are: after the last line, the first one follows again.
     count: u64,
 }
 
@@ -96,7 +97,7 @@ impl Records {
         }
     }
 
-    /// The same, again and again, until there are so many.
+    /// The same records, repeated until there are `count`.
     pub fn repeated(&self, count: u64) -> Records {
         Records {
             what: self.what,

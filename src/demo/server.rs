@@ -1,8 +1,8 @@
-//! A server of the demo: this very program, as a child process.
+//! A server of the demo: this program, as a child process.
 //!
-//! It never outlives the demo. Dropping a [`ServerProcess`] kills it by its process id; and should the
-//! demo itself be killed, so that nothing is dropped, the server sees its standard input close and
-//! stops by itself. It is in a process group of its own, so that a Ctrl-C reaches the demo alone.
+//! It never outlives the demo. Dropping a [`ServerProcess`] kills it by its process id. If the demo itself is
+//! killed, so that nothing is dropped, the server's standard input closes, and it stops. It is in a process
+//! group of its own, so that a Ctrl-C reaches the demo alone.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -31,17 +31,17 @@ pub struct ServerProcess {
     started: Instant,
     served_after: Duration,
     log: PathBuf,
-    /// Open as long as the server shall live.
+    /// The server stops when this is closed.
     _stdin: Option<ChildStdin>,
 }
 
 impl ServerProcess {
-    /// Starts a server on a data directory and any free port, with these further arguments, and waits
-    /// until it serves. Its log is written to `log`.
+    /// Starts a server on a data directory and any free port, with these further arguments, and waits until
+    /// it serves. Its log is written to `log`.
     ///
     /// # Errors
     ///
-    /// If it does not serve; with the end of its log.
+    /// If it does not serve; the message has the end of its log.
     pub async fn start(
         data_dir: &Path,
         log: PathBuf,
@@ -61,7 +61,7 @@ impl ServerProcess {
             .stderr(File::create(&log).map_err(cannot)?)
             .process_group(0)
             .kill_on_drop(true);
-        // The story is about the defaults, whatever is configured here.
+        // The demo shows the defaults, whatever the environment configures.
         for (name, _) in std::env::vars_os() {
             let name_bytes = name.as_encoded_bytes();
             if name_bytes.starts_with(b"ESKER_") || name_bytes.starts_with(b"STATEHOUSE_") {
@@ -119,12 +119,12 @@ impl ServerProcess {
         self.started.elapsed()
     }
 
-    /// What it has told about itself so far.
+    /// The events of its log so far.
     pub fn told(&self) -> Told {
         Told::of(&std::fs::read_to_string(&self.log).unwrap_or_default())
     }
 
-    /// Sends SIGKILL, and does not wait.
+    /// Sends SIGKILL without waiting for the end.
     pub fn kill(&mut self) -> Result<(), Failure> {
         self.child
             .start_kill()
@@ -147,10 +147,10 @@ impl ServerProcess {
         }
     }
 
-    /// Asks it to stop, and waits until it has.
+    /// Sends SIGTERM, and waits until it has ended.
     pub async fn stop(self) -> Result<(), Failure> {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
-        // If it is gone already, then there is nothing to ask.
+        // A process that has ended needs no signal.
         if let Some(pid) = pid {
             let _ = kill_process(pid, Signal::TERM);
         }
@@ -158,7 +158,7 @@ impl ServerProcess {
     }
 }
 
-/// The address that a server announces: `esker X serves http://… from …`.
+/// The address in the line that a server prints: `esker X serves http://… from …`.
 async fn address(stdout: BufReader<tokio::process::ChildStdout>) -> Option<ServerAddress> {
     let mut lines = stdout.lines();
     while let Ok(Some(line)) = lines.next_line().await {

@@ -1,7 +1,7 @@
-//! Where the story is told: headings, sentences, figures and progress bars.
+//! The output of the demo: headings, sentences, figures and progress bars.
 //!
-//! The text goes to standard output and is the same with and without a terminal, but for colours.
-//! Bars go to standard error, on a terminal only, and leave nothing behind.
+//! The text goes to standard output and is the same with and without a terminal, except for colours. Bars go
+//! to standard error, on a terminal only, and are erased at the end.
 
 use std::fmt::Display;
 use std::io::Write as _;
@@ -15,10 +15,10 @@ use crate::term::{Paint, took};
 const LABEL_WIDTH: usize = 22;
 /// Width of the numbers of figures.
 const NUMBER_WIDTH: usize = 10;
-/// Redraws of the bars, per second. The whole act takes less than one.
+/// Redraws of the bars, per second: the whole act takes less than a second.
 const REDRAWS: u8 = 30;
 
-/// The stage.
+/// The output, and the state of the current act.
 pub struct Stage {
     paint: Paint,
     bars: MultiProgress,
@@ -26,7 +26,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// An empty one.
+    /// Before the first act.
     pub fn new() -> Stage {
         Stage {
             paint: Paint::stdout(),
@@ -47,7 +47,7 @@ impl Stage {
         self.act = Some(Instant::now());
     }
 
-    /// Ends an act, and says how long it took.
+    /// Ends an act, and prints how long it took.
     pub fn end_act(&mut self) {
         if let Some(began) = self.act.take() {
             self.line(
@@ -62,7 +62,7 @@ impl Stage {
         self.line(format_args!("   {text}"));
     }
 
-    /// A number, what it counts, and what there is to say about it.
+    /// A number, what it counts, and a remark.
     pub fn figure(&self, label: &str, number: impl Display, remark: impl Display) {
         let number = number.to_string();
         let row = format!("     {label:LABEL_WIDTH$}{number:>NUMBER_WIDTH$}   {remark}");
@@ -82,7 +82,7 @@ impl Stage {
 
     /// A line of its own, at the margin.
     pub fn line(&self, text: impl Display) {
-        // If nobody reads it any more, the exit code still tells how it ended.
+        // If standard output has no reader any more, the exit code still reports the result.
         let _ = writeln!(std::io::stdout().lock(), "{text}");
     }
 

@@ -1,4 +1,4 @@
-//! What the library's errors mean to a person: a stable code, what happened, and what to do.
+//! Translates the library's errors for a person: a stable code, what happened, and what to do.
 
 use esker_follow::Error;
 use esker_follow::endpoint::EndpointError;
@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::server_address::ServerAddress;
 use crate::term::plain;
 
-/// A library's error, as a failure of the command. Names that come from a stream are in it.
+/// A library's error, as a failure of the command. It may contain names from a stream.
 pub fn of(error: &Error, server: &ServerAddress, objects: Option<&Objects>) -> Failure {
     let text = plain(&error.to_string());
     let with = |hint: &str| format!("{text}; {hint}");

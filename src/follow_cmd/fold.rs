@@ -1,7 +1,7 @@
-//! What the state is: one of the library's ready folds, which also remembers what changed.
+//! The state: one of the library's ready-made folds, which also records what changed.
 //!
-//! It is called what the ready one is called, and writes what that writes: snapshots of this command and
-//! of a program that uses the library are the same.
+//! Name, version and encoding are those of the ready-made fold, so snapshots of this command and of a program
+//! that uses the library are interchangeable.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, Read, Write};
@@ -12,7 +12,7 @@ use esker_follow::{ApplyError, Fold, SequencedRecord};
 
 use crate::failure::Failure;
 
-/// Changes that are remembered for those who look: a screen has fewer lines.
+/// Number of recent changes that are kept for display: a screen has fewer lines.
 const RECENT: usize = 512;
 
 #[derive(clap::Args)]
@@ -36,7 +36,7 @@ fn pointer(text: &str) -> Result<String, String> {
 }
 
 impl FoldArgs {
-    /// What was asked for, if anything was.
+    /// The fold that the arguments name; `None` if they name none.
     pub fn fold(&self) -> Result<Option<Folded>, Failure> {
         let invalid = |e| Failure::usage("invalid", e);
         let state = match (&self.by, &self.count_by) {
@@ -60,11 +60,11 @@ pub enum State {
     Merge(Merge),
 }
 
-/// A state that remembers what changed in it.
+/// A state that records its changes.
 #[derive(Clone)]
 pub struct Folded {
     pub state: State,
-    /// Of all clones: records are applied to one of them only.
+    /// Shared by all clones: records are applied to one of them only.
     journal: Arc<Mutex<Journal>>,
 }
 
@@ -73,9 +73,10 @@ pub struct Folded {
 pub struct Journal {
     /// Keys, the last one changed at the end.
     recent: VecDeque<String>,
-    /// Keys that changed since somebody asked; `None` while nobody does. No more than the state has.
+    /// Keys that changed since the last call of `changed`; `None` until `remember` was called. Never more
+    /// than the state has.
     changed: Option<BTreeSet<String>>,
-    /// Whether anything at all changed since somebody asked.
+    /// Whether anything changed since the last call of `changed`.
     any: bool,
 }
 
@@ -84,19 +85,19 @@ impl Folded {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on all keys that change are remembered until they are asked for.
+    /// From now on, every key that changes is recorded until `changed` returns it.
     pub fn remember(&self) {
         self.journal().changed.get_or_insert_default();
     }
 
-    /// What changed since the last time: whether anything did, and keys in order.
+    /// What changed since the last call: whether anything did, and the keys, sorted.
     pub fn changed(&self) -> (bool, BTreeSet<String>) {
         let mut journal = self.journal();
         let keys = journal.changed.as_mut().map(std::mem::take);
         (std::mem::take(&mut journal.any), keys.unwrap_or_default())
     }
 
-    /// Keys that changed last, the last one first, each once.
+    /// Keys that changed most recently, newest first, each once.
     pub fn recent(&self) -> Vec<String> {
         let journal = self.journal();
         let mut seen = BTreeSet::new();

@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::stream_cmd::target::StreamTarget;
 use crate::term::{count, plain};
 
-/// What takes longer than this is remarked on.
+/// A remark is printed about what takes longer than this.
 const NOTICEABLE: Duration = Duration::from_millis(500);
 
 /// Further options of a follower.
@@ -23,18 +23,18 @@ pub struct Options {
     pub pass_over: bool,
 }
 
-/// A follower, and what it takes to talk about it.
+/// A follower, and what messages about it need.
 pub struct Following<'a> {
     pub server: &'a Server,
     pub place: &'a SnapshotPlace,
     pub stream: &'a StreamTarget,
-    /// The follower's, or a clone: what changed is told by any.
+    /// The follower's fold, or a clone: all clones share the record of changes.
     pub fold: Folded,
     pub endpoint: S2Endpoint,
     pub follower: Follower<Folded>,
     /// The next sequence number when it was opened.
     tail: u64,
-    /// When it was opened, the snapshot restored.
+    /// When it was opened and its snapshot was restored.
     opened: Instant,
     pub caught_up_in: Option<Duration>,
 }
@@ -90,8 +90,8 @@ impl<'a> Following<'a> {
         }))
     }
 
-    /// Waits until everything is in the state; `false` if that was interrupted. A server that sends
-    /// nothing for `patience` is given up.
+    /// Waits until the state has caught up; `false` if that was interrupted. Fails if the server sends
+    /// nothing for `patience`.
     pub async fn catch_up(
         &mut self,
         stop: &mut Stop,
@@ -149,7 +149,7 @@ impl<'a> Following<'a> {
         failure::of(error, self.server.address(), self.place.objects.as_ref())
     }
 
-    /// Ends it, lets a snapshot that is being taken come to its end, and says where it stands.
+    /// Closes the follower, waits for a snapshot that is being taken, and prints where it stopped.
     pub async fn end(self, stop: &mut Stop) -> Result<(), Failure> {
         let status = self.follower.watch_status();
         let failure = {
@@ -179,7 +179,7 @@ impl<'a> Following<'a> {
     }
 }
 
-/// Where it stopped, in a stream that had at least this tail.
+/// A text that describes where it stopped, in a stream that had at least this tail.
 fn stands(stream: &StreamTarget, status: &Status, tail: u64) -> String {
     let behind = match report::tail(status).max(tail).saturating_sub(status.cursor) {
         0 if status.caught_up => String::new(),
@@ -193,7 +193,7 @@ fn stands(stream: &StreamTarget, status: &Status, tail: u64) -> String {
     format!("{stream}: stopped at {}{behind}{newest}", status.cursor)
 }
 
-/// Says something that is not part of the state.
+/// Prints a remark to standard error.
 pub fn remark(text: &str) {
     remark!("{text}");
 }

@@ -16,10 +16,10 @@ use crate::snapshot_cmd::render::{counted, created, print_json, snapshots, table
 use crate::stream_cmd::target::StreamTarget;
 use crate::term::{byte_rate, bytes, count, plain, rate, records, took};
 
-/// What was asked for.
+/// The parameters of an inspection.
 pub struct Asked<'a> {
     pub stream: &'a StreamTarget,
-    /// The fold that is to restore one, if it was said.
+    /// The fold that is to restore a snapshot, if the arguments name one.
     pub fold: Option<&'a Folded>,
     pub json: bool,
 }
@@ -109,7 +109,7 @@ fn text(inspection: &Inspection, place: &SnapshotPlace, asked: &Asked<'_>) -> St
         bytes(inspection.bytes),
         took(inspection.took),
     );
-    // Of a few records it would say nothing.
+    // A prediction from a few records would mean nothing.
     if inspection.records >= 1000 {
         text += &format!(
             ", {}, {}",

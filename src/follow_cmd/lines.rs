@@ -1,9 +1,9 @@
-//! The state as lines, for a pipe: all of it as soon as it is current, then what changes, each time it
-//! is current again.
+//! The state as lines, for a pipe: the whole state as soon as it is current, then the changes each time it is
+//! current again.
 //!
-//! As text, a change is a line like those of the state, and everything else is a remark on standard
-//! error. As JSON, each line is an object, and `event` says what happened: `state`, `changed`,
-//! `snapshot_taken`, `snapshot_failed`, `restored`.
+//! As text, a change is a line like those of the state, and everything else is a remark on standard error. As
+//! JSON, each line is an object, and its `event` is one of `state`, `changed`, `snapshot_taken`,
+//! `snapshot_failed`, `restored`.
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ use crate::failure::Failure;
 use crate::output::{self, Written};
 use crate::term::plain;
 
-/// Changes are gathered for so long: whoever reads a line does not want one for each of a thousand
-/// records that came together.
+/// Time for which changes are gathered, so that a thousand records that arrive together do not become a
+/// thousand lines.
 const GATHER: Duration = Duration::from_millis(100);
 
 /// What changed.
@@ -33,7 +33,7 @@ struct Changed<'a> {
     tail: u64,
     records_applied: u64,
     skipped: u64,
-    /// Keys and their values now; of a document, all of it.
+    /// Keys and their current values; of a document, all of it.
     changed: ChangedJson<'a>,
 }
 
@@ -45,7 +45,7 @@ pub async fn run(mut following: Following<'_>, json: bool, stop: &mut Stop) -> R
     following.end(stop).await
 }
 
-/// Prints until it is asked to stop, or nobody reads any more.
+/// Prints until it is interrupted or standard output has no reader any more.
 async fn follow(following: &Following<'_>, json: bool, stop: &mut Stop) -> Result<(), Failure> {
     let mut lines = Lines {
         following,
@@ -103,10 +103,10 @@ struct Lines<'a> {
 }
 
 impl Lines<'_> {
-    /// All of it.
+    /// Prints the whole state.
     async fn state(&mut self) -> Result<Written, Failure> {
         let following = self.following;
-        // What changes from here on comes again; nothing is left out.
+        // Reset before the state is printed: a change from here on is printed again, and none is left out.
         following.fold.changed();
         let view = following.follower.view().await;
         let view = view.map_err(|e| following.failure(&e))?;
@@ -125,7 +125,7 @@ impl Lines<'_> {
         Ok(written)
     }
 
-    /// What changed since.
+    /// Prints what changed since the last line.
     async fn changed(&mut self) -> Result<Written, Failure> {
         let following = self.following;
         let (any, keys) = following.fold.changed();
@@ -170,7 +170,8 @@ impl Lines<'_> {
         Ok(Written::Yes)
     }
 
-    /// A history was cut off, or records went before they were read: it is another state now.
+    /// Prints that the state was replaced, because a part of the history was cut off, or records were trimmed
+    /// before they were read.
     async fn restored(&mut self, info: Option<&SnapshotInfo>) -> Result<Written, Failure> {
         if self.json {
             let event = json!({ "event": "restored", "snapshot": info });

@@ -1,7 +1,7 @@
-//! The state on a screen, as it changes, and where it stands.
+//! The state on a terminal, redrawn as it changes, and the follower's status.
 //!
-//! Drawn in place, at most four times a second, and less often where looking at a large state takes
-//! long. Nothing of what was on the screen before is erased.
+//! It is drawn in place at most four times a second, and less often where rendering a large state takes long.
+//! What was on the screen before is not erased.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -18,17 +18,17 @@ use crate::json::escaped;
 use crate::output::{Written, written};
 use crate::term::{Paint, bytes, count, plain, rate};
 
-/// Shortest pause between two pictures.
+/// Shortest pause between two draws.
 const EVERY: Duration = Duration::from_millis(250);
-/// A picture takes at most this part of the time: one in so many.
+/// Drawing takes at most one part in this many of the time.
 const SHARE: u32 = 10;
-/// What a rate is measured over.
+/// Time over which a rate is measured.
 const WINDOW: Duration = Duration::from_secs(2);
-/// How often the tail is asked for while the state is behind it.
+/// Interval between requests for the tail while the state is behind it.
 const ASK_EVERY: Duration = Duration::from_secs(1);
-/// Longest wait for it.
+/// Longest wait for the tail.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
-/// A screen that does not say how large it is.
+/// Size that is assumed for a screen whose size is unknown: columns and lines.
 const SIZE: (usize, usize) = (80, 24);
 
 pub async fn run(mut following: Following<'_>, stop: &mut Stop) -> Result<(), Failure> {
@@ -38,7 +38,7 @@ pub async fn run(mut following: Following<'_>, stop: &mut Stop) -> Result<(), Fa
     following.end(stop).await
 }
 
-/// Draws until it is asked to stop.
+/// Draws until it is interrupted.
 async fn draw_until(following: &Following<'_>, stop: &mut Stop) -> Result<(), Failure> {
     let mut screen = Screen::default();
     let mut rates = Rate::default();
@@ -77,7 +77,7 @@ async fn draw_until(following: &Following<'_>, stop: &mut Stop) -> Result<(), Fa
     }
 }
 
-/// Where a stream ends, asked for while no record arrives that would show it.
+/// The tail of a stream, requested while no record arrives that would show it.
 #[derive(Default)]
 struct Tail {
     asked: Option<Instant>,
@@ -108,7 +108,7 @@ impl Tail {
     }
 }
 
-/// How many records a second, over the last moments.
+/// Records per second, over the last [`WINDOW`].
 #[derive(Default)]
 struct Rate {
     samples: std::collections::VecDeque<(Instant, u64)>,
@@ -192,7 +192,7 @@ fn header(following: &Following<'_>, status: &Status, tail: &Tail, rates: &Rate)
     lines
 }
 
-/// The state, in so many lines.
+/// The state, in at most `height` lines.
 fn body(fold: &Folded, height: usize, width: usize) -> Vec<Line> {
     let more = |number: usize, what: &str| {
         let number = count(number as u64);
@@ -204,7 +204,7 @@ fn body(fold: &Folded, height: usize, width: usize) -> Vec<Line> {
         State::Count(counts) if counts.is_empty() => lines.push(Line::dim("no key yet")),
         State::Latest(latest) => {
             let mut keys = fold.recent();
-            // Nothing has changed here yet: any will do.
+            // Fewer keys have changed than there are lines: others fill the screen.
             if keys.len() < height {
                 let others = latest.iter().map(|(key, _)| key.to_owned());
                 let known: std::collections::HashSet<_> = keys.iter().cloned().collect();
@@ -250,7 +250,7 @@ fn body(fold: &Folded, height: usize, width: usize) -> Vec<Line> {
     lines
 }
 
-/// At most so many characters.
+/// At most `width` characters of a text.
 fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
@@ -295,7 +295,8 @@ impl Screen {
     /// Draws over what was drawn before.
     fn draw(&mut self, lines: &[Line], width: usize) -> Result<Written, Failure> {
         let paint = Paint::stdout();
-        // Characters that are wider than one column must not make a line break: no wrapping meanwhile.
+        // Wrapping is off while a frame is drawn, because characters wider than one column could otherwise
+        // break a line.
         let mut picture = String::from("\x1b[?7l");
         if self.lines > 0 {
             picture += &format!("\x1b[{}A", self.lines);

@@ -1,14 +1,14 @@
-//! `esker follow`: a state that is made of a stream's records, kept current, with snapshots; on the
-//! library `esker-follow`.
+//! `esker follow`: a state that is folded from a stream's records and kept current, with snapshots; built on
+//! the library `esker-follow`.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | [`server`], [`snapshot_args`], [`fold`] | arguments: which server, where snapshots are, what the state is |
-//! | [`following`] | the way there: opening, catching up, ending |
-//! | [`once`], [`lines`], [`live`] | what is done with it: the state once; changes as lines; a screen |
-//! | [`render`], [`report`] | the state, and where it stands, as they are printed |
+//! | [`following`] | the follower: opening, catching up, ending |
+//! | [`once`], [`lines`], [`live`] | output: the state once; changes as lines; a screen |
+//! | [`render`], [`report`] | how the state and the position are printed |
 //! | [`inspect`] | the snapshots of a stream |
-//! | [`progress`], [`stop`], [`failure`] | bars; Ctrl-C; what the library's errors mean to a person |
+//! | [`progress`], [`stop`], [`failure`] | bars; Ctrl-C; translation of the library's errors |
 //!
 //! The state goes to standard output; remarks and progress go to standard error.
 
@@ -39,7 +39,7 @@ use crate::failure::Failure;
 use crate::server_address::{SERVER_VARIABLE, ServerAddress};
 use crate::stream_cmd::target::{self, StreamTarget};
 
-/// How long the end waits for what was begun in the background.
+/// How long the end waits for background work.
 const PARTING: Duration = Duration::from_secs(1);
 
 /// Keep a state that is made of a stream's records, and snapshots of it.
@@ -150,7 +150,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
             Some(following) => lines::run(following, args.json, &mut stop).await,
         }
     });
-    // Left alone, it would wait for a fold that is being written.
+    // Without a time limit, the end would wait for a fold that is being written.
     runtime.shutdown_timeout(PARTING);
     result
 }

@@ -12,7 +12,7 @@ use super::{interrupted, progress};
 use crate::failure::Failure;
 use crate::json;
 
-/// How long a server may send nothing before it is given up. Nobody may be there to interrupt this.
+/// How long a server may send nothing before the command gives up: `--once` may run unattended.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub async fn run(
@@ -53,7 +53,7 @@ pub async fn run(
         &state,
         took,
     ));
-    // The state is printed all the same.
+    // The state is printed even if the snapshot failed.
     taken
 }
 

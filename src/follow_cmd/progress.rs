@@ -7,10 +7,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::output;
 use crate::term::rate;
 
-/// How often a bar is drawn, and a wait looked at.
+/// Interval at which a bar is drawn and a wait is checked.
 pub const TICK: Duration = Duration::from_millis(100);
 
-/// Something that takes a while, and does not say how far it is.
+/// A spinner, for work whose progress is unknown.
 pub fn spinner(message: String) -> ProgressBar {
     if !output::draws_progress() {
         return ProgressBar::hidden();
@@ -23,7 +23,7 @@ pub fn spinner(message: String) -> ProgressBar {
     bar
 }
 
-/// Records on the way to the tail.
+/// A bar that counts records up to the tail.
 pub struct Records {
     bar: ProgressBar,
     from: u64,
@@ -49,13 +49,13 @@ impl Records {
         }
     }
 
-    /// Shows where it is.
+    /// Moves the bar to a position.
     pub fn at(&self, position: u64) {
         let done = position.saturating_sub(self.from);
         if done == 0 {
             return;
         }
-        // The tail has moved on meanwhile.
+        // The tail has moved meanwhile.
         if self.bar.length().is_some_and(|length| done > length) {
             self.bar.set_length(done);
         }
@@ -63,7 +63,7 @@ impl Records {
         self.bar.set_position(done);
     }
 
-    /// Takes it away.
+    /// Removes the bar.
     pub fn clear(&self) {
         self.bar.finish_and_clear();
     }

@@ -1,7 +1,7 @@
-//! A state as it is printed: lines for people and pipes, JSON for programs.
+//! The printed form of a state: lines for people and pipes, JSON for programs.
 //!
-//! Keys and bodies come from whoever appends. As text, control characters are escaped: in a key as Rust
-//! writes them, in JSON as JSON does.
+//! Keys and bodies come from the clients that append. As text, control characters are escaped: in a key as
+//! Rust writes them, in JSON as JSON does.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -30,7 +30,7 @@ impl Output {
         Output(io::BufWriter::with_capacity(OUTPUT_BUFFER, io::stdout()))
     }
 
-    /// Prints something, to its end.
+    /// Prints what `print` writes, and flushes.
     pub fn print(
         &mut self,
         print: impl FnOnce(&mut dyn Write) -> io::Result<()>,
@@ -39,14 +39,14 @@ impl Output {
         written(printed)
     }
 
-    /// Prints a JSON document in a line.
+    /// Prints a JSON document on one line.
     pub fn json(&mut self, document: &impl Serialize) -> Result<Written, Failure> {
         self.print(|out| writeln!(out, "{}", line(document)?))
     }
 }
 
 impl State {
-    /// What it holds, in a few words.
+    /// A short description of what it holds.
     pub fn summary(&self) -> String {
         let keys = |number: usize| match number {
             1 => "1 key".to_owned(),
@@ -80,7 +80,7 @@ impl State {
         Ok(())
     }
 
-    /// The same for some keys; of a document, all of it, in a line.
+    /// The same for some keys; of a document, all of it, on one line.
     pub fn changed_lines(&self, keys: &BTreeSet<String>, out: &mut dyn Write) -> io::Result<()> {
         match self {
             State::Latest(latest) => {
@@ -114,7 +114,7 @@ pub fn by_key(latest: &Latest) -> Vec<(&str, &Bytes)> {
 /// Keys and counts, the highest first.
 pub fn by_count(counts: &Count) -> Vec<(&str, u64)> {
     let mut entries: Vec<_> = counts.iter().collect();
-    // Those of the same count stay in the order of the keys.
+    // The sort is stable: keys of the same count stay sorted.
     entries.sort_by_key(|(_, number)| Reverse(*number));
     entries
 }
@@ -122,7 +122,7 @@ pub fn by_count(counts: &Count) -> Vec<(&str, u64)> {
 /// A body, which is JSON, in one line.
 pub fn json_line(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
-    // Only between its parts can JSON have these.
+    // JSON has these characters only between its tokens.
     escaped(text.trim().replace(['\n', '\r', '\t'], " ").as_str()).into_owned()
 }
 
@@ -169,7 +169,7 @@ impl Serialize for ChangedJson<'_> {
     }
 }
 
-/// A body, digit by digit as it is, in one line.
+/// A body on one line, with its digits unchanged.
 fn raw(body: &[u8]) -> serde_json::Result<Box<RawValue>> {
     match body.contains(&b'\n') {
         true => RawValue::from_string(json_line(body)),

@@ -1,4 +1,4 @@
-//! Where a follower stands, in words and as JSON.
+//! The position and the snapshots of a follower, as text and as JSON.
 
 use std::time::Duration;
 
@@ -10,19 +10,19 @@ use super::render::Json;
 use crate::stream_cmd::target::StreamTarget;
 use crate::term::{ago, bytes, count, plain, records, took};
 
-/// The state, and where it stands.
+/// The state, and the follower's position.
 #[derive(Serialize)]
 pub struct Document<'a> {
-    /// What happened, in a line of many.
+    /// What happened, where many lines are printed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event: Option<&'static str>,
     pub stream: &'a str,
     /// First sequence number that is not in the state.
     pub cursor: u64,
-    /// The next sequence number, as last heard.
+    /// The next sequence number, as last known.
     pub tail: u64,
     pub records_applied: u64,
-    /// Malformed ones.
+    /// Malformed records that were skipped.
     pub skipped: u64,
     pub restored: Option<&'a SnapshotInfo>,
     pub taken: Option<&'a SnapshotInfo>,
@@ -50,17 +50,17 @@ impl<'a> Document<'a> {
     }
 }
 
-/// A stream's name for programs.
+/// A stream's name, as JSON has it.
 pub fn name(stream: &StreamTarget) -> String {
     format!("{}/{}", &*stream.basin, &*stream.stream)
 }
 
-/// The next sequence number, as last heard.
+/// The next sequence number, as last known.
 pub fn tail(status: &Status) -> u64 {
     status.tail.unwrap_or(status.cursor).max(status.cursor)
 }
 
-/// The newest snapshot, if it was taken here.
+/// The newest snapshot, if this process took it.
 pub fn taken(status: &Status) -> Option<&SnapshotInfo> {
     status.newest.as_ref().filter(|_| status.taken > 0)
 }
@@ -91,13 +91,13 @@ fn now_ms() -> u64 {
     now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// `about 85 ms`, for what was predicted.
+/// `about 85 ms`, for a prediction.
 pub fn about(time: Duration) -> String {
-    // Nothing takes no time at all.
+    // A prediction is never shown as zero.
     format!("about {}", took(time.max(Duration::from_micros(100))))
 }
 
-/// Where it began, what it did, where it is: a remark in one line.
+/// A remark on one line: where it began, what it did, and its position.
 pub fn summary(
     stream: &StreamTarget,
     status: &Status,

@@ -1,10 +1,10 @@
-//! Which server: `--server` and `ESKER_SERVER` as for `esker stream`, or what the environment says for
-//! the official command line.
+//! Selection of the server: `--server` and `ESKER_SERVER` as for `esker stream`, or the variables of the
+//! official command line.
 //!
-//! | what is said | server |
+//! | given | server |
 //! |---|---|
-//! | `--server`, else `ESKER_SERVER` | that |
-//! | `S2_ACCOUNT_ENDPOINT` and `S2_BASIN_ENDPOINT` | those |
+//! | `--server`, else `ESKER_SERVER` | that one |
+//! | `S2_ACCOUNT_ENDPOINT` and `S2_BASIN_ENDPOINT` | these |
 //! | `S2_ACCESS_TOKEN` alone | hosted S2 |
 //! | nothing | the default of `esker stream` |
 
@@ -22,18 +22,18 @@ use crate::stream_cmd::connection::reach;
 use crate::stream_cmd::failure::Asked;
 use crate::stream_cmd::target::StreamTarget;
 
-/// Where hosted S2 answers.
+/// The endpoint of hosted S2.
 const HOSTED: &str = "https://a.s2.dev";
 /// Longest wait for a connection.
 const CONNECT_LIMIT: Duration = Duration::from_millis(2500);
 /// Longest wait for the answer to a request: an append of a mebibyte on a slow line is among them.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
-/// The SDK insists on an access token; a server of one's own asks for none.
+/// The SDK requires an access token; a self-hosted server does not check it.
 const NO_TOKEN: &str = "none";
 
-/// A server, and how to ask it.
+/// A server, and the settings of requests to it.
 pub struct Server {
-    /// For messages, and to see whether it is there.
+    /// For messages, and for the first connection.
     address: ServerAddress,
     endpoints: S2Endpoints,
     token: String,
@@ -43,7 +43,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Decides which one. Asks nothing of it.
+    /// Selects the server. Sends nothing to it.
     pub fn find(named: Option<ServerAddress>) -> Result<Server, Failure> {
         Server::choose(named, |name| {
             std::env::var(name).ok().filter(|value| !value.is_empty())
@@ -64,7 +64,7 @@ impl Server {
         let (address, endpoints) = match (named, account, basin) {
             (None, Some(account), Some(basin)) => {
                 let (name, other) = ("S2_ACCOUNT_ENDPOINT", "S2_BASIN_ENDPOINT");
-                // As the SDK reads it.
+                // The same reading as the SDK's.
                 let url = match account.contains("://") {
                     true => account.clone(),
                     false => format!("https://{account}"),
@@ -118,7 +118,7 @@ impl Server {
         })
     }
 
-    /// Follows also streams of which it does not say which they are.
+    /// With `trusts_name`, a stream is followed even if the server does not reveal its identity.
     pub fn trusting_names(self, trusts_name: bool) -> Server {
         Server {
             trusts_name,
@@ -136,7 +136,7 @@ impl Server {
         &self.address
     }
 
-    /// Reaches it, looks whether the stream is there, and where that ends.
+    /// Connects, and checks that the stream exists. Returns the endpoint and the tail.
     ///
     /// # Errors
     ///

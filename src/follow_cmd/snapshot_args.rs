@@ -1,4 +1,4 @@
-//! Where snapshots are, and when they are taken: arguments, and what they come to.
+//! Arguments for the place of snapshots and the times at which they are taken, and their evaluation.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use esker_server::config::HumanDuration;
 use crate::failure::Failure;
 use crate::snapshot_cmd::s3::{self, S3Args};
 
-/// Records after which a snapshot is taken if nothing says when.
+/// Records after which a snapshot is taken by default.
 const EVERY: u64 = 10_000;
 
 #[derive(clap::Args)]
@@ -52,7 +52,7 @@ pub struct SnapshotArgs {
     s3: S3Args,
 }
 
-/// A place as it is written.
+/// A place as the argument names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum PlaceName {
     External(String),
@@ -91,12 +91,12 @@ enum EncodingName {
 /// A place for objects.
 pub struct Objects {
     destination: Destination,
-    /// Where keys come from, for messages.
+    /// Where credentials come from, for messages.
     keys: String,
 }
 
 impl Objects {
-    /// Where to look if it does not answer.
+    /// Advice for a store that does not answer.
     pub fn where_to_look(&self) -> String {
         match self.destination.local() {
             Some(local) => format!("look at the disk below {}", local.root().display()),
@@ -118,7 +118,7 @@ pub struct SnapshotPlace {
 }
 
 impl SnapshotArgs {
-    /// Understands the arguments. Asks nothing of a store.
+    /// Evaluates the arguments. Sends nothing to a store.
     pub fn open(self) -> Result<SnapshotPlace, Failure> {
         let name = self.snapshot.unwrap_or(PlaceName::None);
         let is_external = matches!(name, PlaceName::External(_));
@@ -158,7 +158,7 @@ impl SnapshotArgs {
             PlaceName::None => Snapshots::None,
             PlaceName::InStream => Snapshots::InStream,
             PlaceName::External(url) => {
-                // Snapshots are written here, and never linked.
+                // Snapshots are written as new files, never as links.
                 let options = DestinationOptions {
                     hard_links: false,
                     ..self.s3.options()
@@ -206,7 +206,7 @@ impl SnapshotArgs {
 }
 
 impl SnapshotPlace {
-    /// Tells a follower.
+    /// Configures a follower.
     pub fn tell<F: Fold>(&self, builder: Builder<F>) -> Builder<F> {
         let mut builder = builder
             .snapshots(self.snapshots.clone())

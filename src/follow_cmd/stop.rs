@@ -7,12 +7,12 @@ use crate::interrupts::Interrupts;
 pub struct Stop(Interrupts);
 
 impl Stop {
-    /// From now on they do not end the process by themselves.
+    /// From now on, these signals no longer end the process by default.
     pub fn listen() -> Result<Stop, Failure> {
         Interrupts::listen("a snapshot that was being taken may be there").map(Stop)
     }
 
-    /// Waits for the next one.
+    /// Waits for the next signal.
     pub async fn asked(&mut self) {
         self.0.next().await;
     }

@@ -37,7 +37,7 @@ fn a_file_that_exists_is_replaced_only_by_force_and_keeps_owner_and_mode() {
     let path = dir.path().join("out");
     fs::write(&path, "before").unwrap();
     fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
-    // Only root can give a file away.
+    // Only root can change the owner of a file.
     let is_root = rustix::process::geteuid().is_root();
     if is_root {
         std::os::unix::fs::chown(&path, Some(12345), Some(54321)).unwrap();
@@ -56,13 +56,13 @@ fn a_file_that_exists_is_replaced_only_by_force_and_keeps_owner_and_mode() {
     assert_eq!(fs::read_to_string(&path).unwrap(), "after");
     assert_eq!(owner(&path), before);
     assert_eq!(names(dir.path()), ["out"]);
-    // Nothing is lost with an empty one, such as mktemp makes.
+    // An empty file, as mktemp makes, has nothing to lose.
     fs::write(&path, "").unwrap();
     write(&path, "again", false).unwrap();
     assert_eq!(owner(&path), before);
 }
 
-/// Both files are there: what others made or filled, and what was written beside it.
+/// Both files exist afterwards: the one that another process created or filled, and the new one beside it.
 #[test]
 fn what_others_write_to_the_path_meanwhile_is_kept_and_so_is_what_was_written() {
     for (is_there, force) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -95,7 +95,7 @@ fn what_others_write_to_the_path_meanwhile_is_kept_and_so_is_what_was_written() 
     }
 }
 
-/// Also if it was to be replaced: it is another file by now, or has another content.
+/// The same with `force`: the file is another one by now, or has other content.
 #[test]
 fn what_others_write_to_a_file_that_is_replaced_is_kept() {
     type Write = fn(&Path);
@@ -110,7 +110,7 @@ fn what_others_write_to_a_file_that_is_replaced_is_kept() {
     };
     let overwritten: Write = |path| {
         fs::write(path, "theirs").unwrap();
-        // As long as before, and later than any clock's step.
+        // The same length, and a time later than the resolution of any clock.
         let file = File::options().write(true).open(path).unwrap();
         let later = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
         file.set_modified(later).unwrap();
@@ -131,7 +131,7 @@ fn what_others_write_to_a_file_that_is_replaced_is_kept() {
         let kept = dir.path().join("out.new");
         assert_eq!(fs::read_to_string(kept).unwrap(), "ours");
         assert_eq!(names(dir.path()), ["out", "out.new"]);
-        // Others do no more: it is replaced, and nothing is left of it.
+        // Without further changes by others, the file is replaced, and no scratch file is left.
         write(&path, "again", true).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "again");
         assert_eq!(names(dir.path()), ["out", "out.new"]);

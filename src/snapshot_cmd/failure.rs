@@ -1,4 +1,4 @@
-//! What the library's errors mean to a person: a stable code, what happened, and what to do.
+//! Translates the library's errors for a person: a stable code, what happened, and what to do.
 
 use std::error::Error as _;
 use std::io;
@@ -8,15 +8,15 @@ use esker_repository::{Destination, Error, StoreFailure};
 
 use crate::failure::Failure;
 
-/// Where it was asked, for advice.
+/// The store of a request, for advice.
 #[derive(Clone, Copy)]
 pub struct Place<'a> {
     pub destination: &'a Destination,
-    /// Where keys come from.
+    /// Where credentials come from.
     pub keys: &'a str,
 }
 
-/// There is nothing at all.
+/// The failure for a place without a repository.
 pub fn no_repository(shown: &str) -> Failure {
     Failure::wrong(
         "no_repository",
@@ -89,7 +89,7 @@ pub fn of_probe(error: &ProbeError, place: Place<'_>) -> Failure {
     }
 }
 
-/// Where to look.
+/// Advice for a store that fails.
 fn failing(place: Place<'_>) -> String {
     match place.destination.local() {
         Some(local) => format!("look at the disk below {}", local.root().display()),
@@ -97,7 +97,7 @@ fn failing(place: Place<'_>) -> String {
     }
 }
 
-/// Whom to ask why.
+/// Advice for a store that denies access.
 fn denied(place: Place<'_>) -> String {
     if let Some(local) = place.destination.local() {
         return format!("look at the permissions of {}", local.root().display());
@@ -105,7 +105,7 @@ fn denied(place: Place<'_>) -> String {
     format!("used were {}", place.keys)
 }
 
-/// Whether a disk is full somewhere below.
+/// Whether the cause of an error is a full disk.
 fn is_full(error: &Error) -> bool {
     let Error::Store {
         source: StoreFailure::Failed(source),

@@ -52,7 +52,7 @@ pub async fn run(place: &Target, _: &Args, json: bool) -> Result<(), Failure> {
             Ok(inventory) => listing
                 .partitions
                 .push(Partition::Readable(Box::new(inventory))),
-            // The others may be fine, and are worth to be seen.
+            // The other partitions may be intact, and are still shown.
             Err(error)
                 if error.is_damage() || matches!(error, Error::NoRoot { others: true, .. }) =>
             {
@@ -69,7 +69,7 @@ pub async fn run(place: &Target, _: &Args, json: bool) -> Result<(), Failure> {
     show(&listing, json, result)
 }
 
-/// Shows what was found, with what was not, and hands the result on.
+/// Prints a listing with the failure in it if there is one, and returns the result.
 pub fn show(listing: &Listing<'_>, json: bool, result: Result<(), Failure>) -> Result<(), Failure> {
     if json {
         return json::print_with(listing, result);
@@ -147,7 +147,7 @@ fn row(snapshot: &KeptSnapshot) -> Vec<String> {
     ]
 }
 
-/// As it is written on the command line.
+/// The kind as it is written on the command line.
 pub fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Full => "full",

@@ -1,17 +1,17 @@
-//! `esker snapshot`: partition snapshots, of a running server or straight on a repository.
+//! `esker snapshot`: partition snapshots, through a running server or directly on a repository.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`target`], [`s3`] | arguments: which server or repository, which partition, who asks, with which keys |
+//! | [`target`], [`s3`] | arguments: server or repository, partition, cluster, credentials |
 //! | [`online`] | the commands that ask a server |
-//! | [`failure`] | what the library's errors mean, and what to do |
+//! | [`failure`] | translation of the library's errors |
 //! | [`list`], [`show`], [`diff`], [`verify`], [`why`], [`restore`] | commands that read |
 //! | [`create`], [`put`], [`prune`] | commands that write |
 //! | [`watch`] | long work: a bar, and Ctrl-C |
 //! | [`render`] | keys, sizes and tables as they are printed |
 //!
-//! What a command found goes to standard output; remarks and progress go to standard error. With
-//! `--json` standard output is one JSON document, whatever was found.
+//! The result of a command goes to standard output; remarks and progress go to standard error. With `--json`,
+//! standard output is one JSON document, whatever was found.
 
 mod create;
 mod diff;
@@ -41,8 +41,8 @@ use crate::interrupts;
 /// Name of the environment variable for `--repository`.
 pub const REPOSITORY_VARIABLE: &str = "ESKER_REPOSITORY";
 
-/// How long the end waits for what was begun in the background, such as the hash of a large file: a stop is
-/// to be prompt.
+/// How long the end waits for background work, such as the hash of a large file: an interrupted command ends
+/// promptly.
 const PARTING: Duration = Duration::from_secs(1);
 
 /// Create, list, check and restore partition snapshots.
@@ -89,7 +89,7 @@ enum Command {
 }
 
 impl Command {
-    /// What one leaves that is interrupted where it does no long work; that says for itself.
+    /// What an interruption leaves behind, outside of long work, which has its own text.
     fn left(&self, found: &Where) -> &'static str {
         match (found, self) {
             (Where::Server(..), Command::Create(_)) => {
@@ -149,7 +149,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
                     Command::Verify(args) => online.verify(&args).await,
                     Command::Why(args) => online.why(&args).await,
                     Command::Prune(args) => online.prune(&args).await,
-                    // They need a repository.
+                    // These commands need a repository.
                     Command::Restore(_) | Command::Put(_) => Ok(()),
                 };
             }
@@ -164,13 +164,13 @@ pub fn run(args: Args) -> Result<(), Failure> {
             Command::Restore(args) => restore::run(&place, &args, json).await,
             Command::Put(args) => put::run(&place, &args, json).await,
             Command::Prune(args) => prune::run(&place, &args, json).await,
-            // It needs a server.
+            // This command needs a server.
             Command::Create(_) => Ok(()),
         }
     })
 }
 
-/// Where no server answers, a repository may do.
+/// Adds the advice to name a repository where no server answers.
 fn advised(failure: Failure, needs: Needs) -> Failure {
     match (failure.code, needs) {
         ("unreachable", Needs::Either) => failure.advise(

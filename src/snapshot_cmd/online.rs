@@ -1,4 +1,4 @@
-//! The commands that ask a running server. What they print is what they print of a repository.
+//! The commands through a running server. Their output has the same form as for a repository.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -27,27 +27,27 @@ use crate::output::print;
 use crate::server_address::ServerAddress;
 use crate::term::{Paint, bytes, count, plain, plain_lines, took};
 
-/// What to do about damage that a server has found: its next snapshots share nothing with it.
+/// Advice about damage that a server has found: its next snapshots share no object with damaged ones.
 const CREATE_ANEW: &str = "esker snapshot create puts a new snapshot, which shares nothing with what is damaged; or \
                            bring it back from versions or a backup of the bucket";
 
-/// What takes longer than this is remarked on: a store that hangs looks like one that is slow.
+/// A remark is printed about a request that takes longer than this: a store that hangs looks like a slow one.
 const NOTICEABLE: Duration = Duration::from_secs(2);
-/// How often after that.
+/// Interval between the remarks after the first.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(15);
-/// Longest wait for what such a remark has of the server's status.
+/// Longest wait for the server's status, which such a remark includes.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A running server, and which of its partitions is meant.
+/// A running server, and the selected partition, if any.
 pub struct Online {
     admin: Admin,
     partition: Option<u16>,
     json: bool,
-    /// What an end by a signal leaves.
+    /// What an interruption leaves behind.
     left: &'static str,
 }
 
-/// A partition of which it came to nothing.
+/// A partition for which the work failed.
 #[derive(Serialize)]
 struct Failed {
     partition: u64,
@@ -56,7 +56,7 @@ struct Failed {
 }
 
 impl Online {
-    /// Reaches the server.
+    /// Connects to the server.
     pub async fn open(
         address: ServerAddress,
         partition: Option<u16>,
@@ -97,8 +97,8 @@ impl Online {
         self.noticed(partition, self.admin.post(&path, body)).await
     }
 
-    /// Waits for an answer about a partition; if that takes long, says on standard error what it waits for.
-    /// A signal is an answer, too, so that what was done of others before is shown.
+    /// Waits for an answer about a partition, and prints what it waits for on standard error if that takes
+    /// long. A signal ends the wait with a failure, so that the results of other partitions are still shown.
     async fn noticed<T>(
         &self,
         partition: u64,
@@ -153,7 +153,7 @@ impl Online {
         }
     }
 
-    /// The one that was asked for, or all.
+    /// The selected partition, or all.
     pub async fn partitions(&self) -> Result<Vec<u64>, Failure> {
         match self.partition {
             Some(partition) => Ok(vec![u64::from(partition)]),
@@ -161,7 +161,7 @@ impl Online {
         }
     }
 
-    /// The one that was asked for.
+    /// The selected partition.
     async fn partition(&self) -> Result<u64, Failure> {
         if let Some(partition) = self.partition {
             return Ok(u64::from(partition));
@@ -176,8 +176,8 @@ impl Online {
         ))
     }
 
-    /// Does something for each partition and shows it, line by line. A partition that fails is reported, and the
-    /// next one is tried.
+    /// Runs `work` for each partition and prints the results, line by line. A partition that fails is
+    /// reported, and the next one is tried.
     pub async fn each<T: Serialize>(
         &self,
         partitions: &[u64],
@@ -194,7 +194,7 @@ impl Online {
                     }
                     done.push(one);
                 }
-                // It would not answer for the others either.
+                // The server would not answer for the other partitions either.
                 Err(failure) if matches!(failure.code, "unreachable" | "interrupted") => {
                     lost = Some(failure);
                     break;
@@ -253,9 +253,9 @@ impl Online {
                 Ok(found) => listing
                     .partitions
                     .push(Partition::Readable(Box::new(found))),
-                // As in a repository: what is not there is not listed.
+                // The same as on a repository: a partition without snapshots is not listed.
                 Err(failure) if failure.code == "no_repository" && self.partition.is_none() => {}
-                // The others may be fine, and are worth to be seen.
+                // The other partitions may be intact, and are still shown.
                 Err(failure) if matches!(failure.code, "damaged" | "root_missing") => {
                     listing.partitions.push(Partition::Unreadable {
                         partition: PartitionId(u16::try_from(partition).unwrap_or(u16::MAX)),
@@ -304,11 +304,11 @@ impl Online {
                 self.post(partition, &["snapshots", "verify"], &asked).await;
             let report = match found {
                 Ok(report) => report,
-                // Nothing is kept, and nothing is missing.
+                // A partition without snapshots has none missing.
                 Err(failure) if failure.code == "no_repository" && self.partition.is_none() => {
                     continue;
                 }
-                // What was verified before is shown all the same.
+                // The partitions that were verified before are still shown.
                 Err(failure) => {
                     lost = Some(failure);
                     break;
@@ -336,7 +336,7 @@ impl Online {
                 };
                 documents.push(serde_json::to_value(verified).unwrap_or_default());
             }
-            // As of a repository, where one is verified at a time.
+            // The same form as on a repository, where one partition is verified at a time.
             return match (self.partition, documents.pop()) {
                 (Some(_), Some(only)) => json::print_with(&only, result),
                 (_, last) => {
@@ -369,7 +369,7 @@ impl Online {
         why::show(&found, self.json)
     }
 
-    /// Says what would go of each partition.
+    /// Prints what would be deleted of each partition.
     async fn plan_all(&self, args: &prune::Args) -> Result<(), Failure> {
         let mut plans = Vec::new();
         for partition in self.partitions().await? {
@@ -378,9 +378,9 @@ impl Online {
                     partition: u16::try_from(partition).unwrap_or(u16::MAX),
                     plan,
                 }),
-                // A plan was asked for.
+                // The request was for a plan.
                 Ok(PruneAnswer::Done(_)) => {}
-                // Nothing is kept, and nothing would go.
+                // A partition without snapshots has nothing to delete.
                 Err(failure) if failure.code == "no_repository" => {}
                 Err(failure) => return Err(failure),
             }
@@ -433,7 +433,7 @@ impl Online {
     }
 }
 
-/// What a server is asked for first: a sweep, or a plan.
+/// The first request of a prune: a sweep, or a plan.
 fn request(args: &prune::Args) -> Prune {
     Prune {
         apply: !args.dry_run && args.keep.is_none() && !args.abandoned,

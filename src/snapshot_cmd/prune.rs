@@ -19,10 +19,10 @@ use crate::output::print;
 use crate::output_file::OutputFile;
 use crate::term::{bytes, count, plain};
 
-/// Largest plan that is read, in bytes.
+/// Largest file of a plan that is read, in bytes.
 const PLAN_BYTES: u64 = 512 << 20;
-/// How often a plan is made, if the repository changes each time before the plan is carried out. A server
-/// changes it a few times for each snapshot, which takes longer than a plan.
+/// Most plans that are made if the repository changes each time before the plan is executed. A server changes
+/// it a few times for each snapshot, which takes longer than a plan.
 const MAX_PLANS: u32 = 5;
 /// The code of an error: the repository changed after the plan was made, and nothing was deleted.
 const ROOT_MOVED: &str = "root_moved";
@@ -133,7 +133,7 @@ impl Args {
     }
 }
 
-/// A partition that may be written to.
+/// Opens a partition for writing.
 fn writer(
     place: &Target,
     partition: PartitionId,
@@ -156,7 +156,7 @@ pub struct Planned {
     pub plan: PrunePlan,
 }
 
-/// Says what would go of each partition.
+/// Prints what would be deleted of each partition.
 async fn plan_all(
     place: &Target,
     args: &Args,
@@ -200,7 +200,7 @@ async fn make_plan(
     plan.map_err(|e| place.failure(e))
 }
 
-/// Carries a plan out.
+/// Executes a plan.
 async fn apply(
     place: &Target,
     repository: &Repository,
@@ -210,8 +210,8 @@ async fn apply(
     pruned.map_err(|e| place.failure(e))
 }
 
-/// Makes a plan, asks whether it may be carried out, and carries it out. If the repository has changed
-/// meanwhile, this begins again, with [`MAX_PLANS`] plans in all.
+/// Makes a plan, asks for confirmation, and executes it. If the repository has changed meanwhile, this starts
+/// again, with at most [`MAX_PLANS`] plans in all.
 pub async fn plan_and_execute(
     args: &Args,
     mut plan: impl AsyncFnMut() -> Result<PrunePlan, Failure>,
@@ -261,7 +261,7 @@ pub fn show(repository: &str, partition: u16, pruned: &Pruned, json: bool) -> Re
     print(lines.join("\n"))
 }
 
-/// Asks a person whether snapshots may go, if any would, and it was not said before.
+/// Asks a person to confirm the release of snapshots, if the plan has any and `--yes` was not given.
 async fn ask(plan: &PrunePlan, args: &Args) -> Result<(), Failure> {
     if plan.released.is_empty() || args.yes {
         return Ok(());
@@ -329,7 +329,7 @@ pub fn planned(plan: &PrunePlan, args: &Args) -> String {
     lines.join("\n")
 }
 
-/// What a sweep did, in a line.
+/// The result of a sweep, on one line.
 pub fn swept(sweep: &Sweep) -> String {
     let mut text = format!(
         "swept {}: deleted {} ({}){}",
@@ -406,8 +406,8 @@ mod tests {
         }
     }
 
-    /// A prune of a repository that changes so often right after a plan was made: how it ends, and the
-    /// generations that plans were made for and carried out at.
+    /// Prunes a repository that changes this many times right after a plan was made. Returns the result, the
+    /// generations that plans were made for, and those that plans were executed at.
     fn prune(changes: u64) -> (Result<Pruned, Failure>, Vec<u64>, Vec<u64>) {
         let (mut planned, mut executed) = (Vec::new(), Vec::new());
         let plan = async || {

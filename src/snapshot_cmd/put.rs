@@ -27,7 +27,7 @@ use crate::json;
 use crate::output::print;
 use crate::term::{bytes, count, plain, took};
 
-/// Empty directories that are named.
+/// Most empty directories that a remark names.
 const MAX_SHOWN: usize = 5;
 
 /// Put a directory of immutable files into the repository, as a snapshot.
@@ -110,7 +110,7 @@ struct Done<'a> {
     bytes_uploaded: u64,
     files_reused: u64,
     bytes_reused: u64,
-    /// Not kept: a snapshot holds files.
+    /// Empty directories, which a snapshot does not contain: it holds files.
     empty_directories: Vec<String>,
     retention: &'a Retention,
     sweep: Option<&'a Sweep>,
@@ -182,8 +182,8 @@ pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure>
     result
 }
 
-/// Opens the partition for writing. The store is probed if this is the first that is put there;
-/// afterwards, that there is a root says that it was.
+/// Opens the partition for writing. The store is probed before the first put; afterwards, the existence of a
+/// root shows that it was.
 async fn open(place: &Target, args: &Args) -> Result<Repository, Failure> {
     let partition = place.partition_if_any().await?.unwrap_or(PartitionId(0));
     let marker = ownership::marker(place.destination()).await;
@@ -191,7 +191,7 @@ async fn open(place: &Target, args: &Args) -> Result<Repository, Failure> {
     let root = match place.reader(partition).root().await {
         Ok(root) => Some(root),
         Err(Error::NoRoot { others: false, .. }) => {
-            // A probe writes, and nothing is written where somebody else does.
+            // The probe writes, so the check for another cluster comes first.
             let cluster = place.cluster(None, marker.as_ref());
             let owner = ownership::check(place.destination(), &cluster).await;
             owner.map_err(|e| place.failure(e))?;
@@ -283,11 +283,11 @@ impl From<KindName> for Kind {
     }
 }
 
-/// Where the hashes of a directory's files are remembered between runs. None without a home.
+/// The file that caches the hashes of a directory's files between runs. `None` without a home directory.
 fn cache_file(dir: &Path) -> Option<PathBuf> {
     let variable = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let caches = variable
-        // A relative one does not count, says its specification.
+        // The specification of this variable requires an absolute path.
         .filter(|path| path.is_absolute())
         .or_else(|| Some(std::env::home_dir()?.join(".cache")))?;
     let name = Digest::of(dir.as_os_str().as_encoded_bytes());

@@ -1,4 +1,4 @@
-//! Keys, sizes and tables as they are printed.
+//! The printed form of keys, sizes and tables.
 
 use std::fmt::Write as _;
 
@@ -44,13 +44,13 @@ pub fn created(at: OffsetDateTime) -> String {
     let now = OffsetDateTime::now_utc();
     let age = match (now - at).try_into() {
         Ok(age) => ago(age),
-        // Another node's clock is ahead, or this one behind.
+        // The clock of another node is ahead, or this one is behind.
         Err(_) => "by a clock that is ahead of this one".to_owned(),
     };
     format!("{} ({age})", second(at))
 }
 
-/// Why a snapshot stays, in a word or two.
+/// Why a snapshot is kept, in a word or two.
 pub fn states(states: &[State]) -> String {
     let words: Vec<_> = states
         .iter()
@@ -64,7 +64,7 @@ pub fn states(states: &[State]) -> String {
     words.join(", ")
 }
 
-/// Why an object may go.
+/// Why an object may be deleted.
 pub fn orphan_reason(why: OrphanReason) -> &'static str {
     match why {
         OrphanReason::UnreferencedFile => "no kept snapshot has this file",
@@ -72,7 +72,7 @@ pub fn orphan_reason(why: OrphanReason) -> &'static str {
     }
 }
 
-/// A table: columns as wide as they need to be; those in `right` are flush right.
+/// A table: columns as wide as their content; those in `right` are flush right.
 pub fn table(head: &[&str], rows: &[Vec<String>], right: &[usize]) -> String {
     let mut widths: Vec<usize> = head.iter().map(|h| h.chars().count()).collect();
     for row in rows {

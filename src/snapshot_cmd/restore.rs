@@ -54,7 +54,7 @@ struct Done<'a> {
     files: u64,
     bytes: u64,
     checked: Checked,
-    /// Files that an earlier attempt had left, whole.
+    /// Files that an earlier attempt left complete.
     resumed: u64,
     pinned: bool,
     passed_over: Vec<PassedOver>,
@@ -81,7 +81,7 @@ pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure>
             };
             (which, Some(root))
         }
-        // The library reads the root again, and restores what is named in full without one.
+        // The library reads the root again, and restores a snapshot that is named in full without a root.
         (Err(error), Some(dir)) if error.is_damage() || is_missing(&error) => {
             (Which::Exactly(dir), None)
         }

@@ -1,4 +1,4 @@
-//! Keys and settings of S3, as arguments; and the way to a bucket or a directory.
+//! Credentials and settings of S3, as arguments, and the opening of a bucket or a directory.
 
 use esker_repository::Destination;
 use esker_repository::destination::{DestinationError, DestinationOptions};
@@ -37,7 +37,7 @@ pub struct S3Args {
 }
 
 impl S3Args {
-    /// The same for the library. What is not said here, the environment may say.
+    /// The options of the library. The environment supplies what is not given here.
     pub fn options(self) -> DestinationOptions {
         DestinationOptions {
             aws_profile: self.aws_profile,
@@ -53,7 +53,7 @@ impl S3Args {
     }
 }
 
-/// Opens a bucket or a directory. Asks nothing of a store.
+/// Opens a bucket or a directory. Sends nothing to a store.
 pub fn open(url: &str, options: &DestinationOptions) -> Result<Destination, Failure> {
     Destination::open(url, options).map_err(|error| match &error {
         DestinationError::Url { .. } => Failure::usage("repository", error),
@@ -62,7 +62,7 @@ pub fn open(url: &str, options: &DestinationOptions) -> Result<Destination, Fail
     })
 }
 
-/// Where keys come from, in the order in which the library looks.
+/// Where credentials come from, in the order in which the library looks.
 pub fn keys(options: &DestinationOptions) -> String {
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     if options.aws_access_key_id.is_some() {

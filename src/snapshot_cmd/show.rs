@@ -29,7 +29,7 @@ pub struct Shown<'a> {
     pub kind: &'static str,
     pub files: usize,
     pub bytes: u64,
-    /// As it is in the repository.
+    /// The metadata as it is in the repository.
     pub metadata: &'a SnapshotMetadata,
 }
 

@@ -1,5 +1,5 @@
-//! Which server or repository, which partition, who asks, and with which keys: arguments of all
-//! commands.
+//! Arguments of all commands: which server or repository, which partition, which cluster, and which
+//! credentials.
 
 use std::path::Path;
 
@@ -14,13 +14,13 @@ use super::{REPOSITORY_VARIABLE, failure};
 use crate::failure::Failure;
 use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE, ServerAddress};
 
-/// The name of a cluster that nobody named.
+/// The name of a cluster by default.
 const CLUSTER: &str = "esker";
 
 #[derive(clap::Args)]
 pub struct TargetArgs {
     /// A running server, which asks its repository [env: ESKER_SERVER] [default: http://127.0.0.1:7070]
-    // The variable is read by hand: an option comes before both variables.
+    // The variable is not read by clap, because an option takes precedence over both variables.
     #[arg(
         long,
         global = true,
@@ -59,20 +59,21 @@ pub struct TargetArgs {
     s3: S3Args,
 }
 
-/// Whom a command can ask.
+/// Where a command can run.
 #[derive(Clone, Copy)]
 pub enum Needs {
     /// A server or a repository.
     Either,
-    /// The same, and named: what the command deletes is not that of whoever answers.
+    /// The same, but named explicitly, because the command deletes: the default server is not used. The
+    /// command, and what it does.
     Named(&'static str),
-    /// A server: the command, and what it does.
+    /// A server only: the command, and what it does.
     Server(&'static str),
-    /// A repository: the command, and why.
+    /// A repository only: the command, and the reason.
     Repository(&'static str),
 }
 
-/// Whom a command asks.
+/// Where a command runs.
 pub enum Where {
     /// A running server.
     Server(ServerAddress, Option<u16>),
@@ -81,8 +82,8 @@ pub enum Where {
 }
 
 impl TargetArgs {
-    /// Decides whom to ask: what an option names comes before the variables, of those the repository's comes
-    /// before the server's, and where nothing is named, the server at the default address is asked.
+    /// Decides where a command runs: an option comes before the variables, the repository's variable before
+    /// the server's, and where nothing is named, the server at the default address is used.
     pub fn find(self, needs: Needs) -> Result<Where, Failure> {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let from_variable = variable(SERVER_VARIABLE).map(|text| {
@@ -91,7 +92,7 @@ impl TargetArgs {
         });
         let (mut server, mut repository) = (self.server.clone(), self.repository.clone());
         if server.is_some() && repository.is_some() {
-            // As where both are behind the subcommand, which is refused before.
+            // The same error as for both options behind the subcommand, which the parser refuses.
             let both = "--server and --repository cannot be used together: name one of them";
             return Err(Failure::usage("usage", both));
         }
@@ -106,7 +107,7 @@ impl TargetArgs {
                     (None, _) => Some(default_server()?),
                 };
             } else if repository.is_none() {
-                // For the message.
+                // Kept for the message.
                 server = from_variable.transpose()?;
             }
         }
@@ -133,14 +134,14 @@ impl TargetArgs {
             (Needs::Named(what), ..) => format!(
                 "{what}: name a server with --server, or a repository with --repository (s3://BUCKET/PREFIX, file:///DIR or a directory)"
             ),
-            // One of them is there.
+            // Unreachable, because one of both is named.
             (Needs::Either, ..) => "name a server with --server, or a repository".to_owned(),
         };
         Err(Failure::usage("repository", failure))
     }
 }
 
-/// A repository's place, and who asks.
+/// A repository's place, and the cluster that uses it.
 pub struct Target {
     options: DestinationOptions,
     destination: Destination,
@@ -148,12 +149,12 @@ pub struct Target {
     cluster_name: Option<String>,
     cluster_fingerprint: Option<u64>,
     node_name: Option<String>,
-    /// Where keys come from, for messages.
+    /// Where credentials come from, for messages.
     keys: String,
 }
 
 impl Target {
-    /// Understands the arguments. Asks nothing of a store.
+    /// Evaluates the arguments. Sends nothing to a store.
     fn open(args: TargetArgs) -> Result<Target, Failure> {
         let url = args.repository.unwrap_or_default();
         let options = args.s3.options();
@@ -174,7 +175,7 @@ impl Target {
             hard_links: false,
             ..self.options.clone()
         };
-        // A directory is shown as a URL, and read as one.
+        // The URL that is shown for a directory is also accepted as its place.
         s3::open(self.destination.display_url(), &options)
     }
 
@@ -187,7 +188,7 @@ impl Target {
         self.destination.display_url()
     }
 
-    /// Where it is, for messages.
+    /// Its place, for messages.
     pub fn place(&self) -> failure::Place<'_> {
         failure::Place {
             destination: &self.destination,
@@ -195,14 +196,14 @@ impl Target {
         }
     }
 
-    /// All partitions, or the one that was asked for.
+    /// The selected partition, or all.
     pub async fn partitions(&self) -> Result<Vec<PartitionId>, Failure> {
         if let Some(partition) = self.partition {
             return Ok(vec![partition]);
         }
         match partitions(&self.destination).await {
             Ok(found) => Ok(found),
-            // Of a bucket, not of an object.
+            // The bucket is missing, not an object.
             Err(Error::Missing { .. } | Error::NoBucket { .. }) => Err(Failure::wrong(
                 "no_repository",
                 format!(
@@ -214,7 +215,7 @@ impl Target {
         }
     }
 
-    /// The one that was asked for, or the only one. `None` if there is none at all.
+    /// The selected partition, or the only one. `None` if there is none at all.
     pub async fn partition_if_any(&self) -> Result<Option<PartitionId>, Failure> {
         match self.partitions().await?.as_slice() {
             [] => Ok(None),
@@ -233,18 +234,18 @@ impl Target {
         }
     }
 
-    /// The one that was asked for, or the only one.
+    /// The selected partition, or the only one.
     pub async fn partition(&self) -> Result<PartitionId, Failure> {
         let partition = self.partition_if_any().await?;
         partition.ok_or_else(|| failure::no_repository(self.shown()))
     }
 
-    /// For reading: nobody is a stranger, and nothing is written.
+    /// Opens a partition for reading: the cluster is not checked, and nothing is written.
     pub fn reader(&self, partition: PartitionId) -> Repository {
         Repository::new(&self.destination, partition, Options::default())
     }
 
-    /// All partitions, or the one that was asked for.
+    /// The selected partition, or all.
     ///
     /// # Errors
     ///
@@ -262,7 +263,7 @@ impl Target {
         self.read_of(self.partition().await?).await
     }
 
-    /// The same, of a partition.
+    /// The same, for a given partition.
     pub async fn read_of(
         &self,
         partition: PartitionId,
@@ -279,7 +280,8 @@ impl Target {
         newest.ok_or_else(|| self.failure(Error::Unusable(Vec::new())))
     }
 
-    /// Who writes: who was named, or whose the root or the destination is.
+    /// The cluster that writes: the one that the arguments name, otherwise that of the root or of the
+    /// destination.
     pub fn cluster(&self, root: Option<&Root>, marker: Option<&ClusterMarker>) -> Cluster {
         let theirs = root
             .map(|root| (&root.cluster_name, root.cluster_fingerprint))
@@ -299,13 +301,13 @@ impl Target {
         }
     }
 
-    /// What the library's error means to a person.
+    /// Translates an error of the library.
     pub fn failure(&self, error: Error) -> Failure {
         failure::of(&error, self.place())
     }
 
-    /// A key as the library wants it: given as a path below the repository's directory, or with the
-    /// partition in front, it is cut to what is below the partition.
+    /// A key relative to the partition's directory: it may be given as a path below the repository's
+    /// directory, or with the partition in front.
     pub fn key(&self, given: &str, partition: PartitionId) -> String {
         let below = self.destination.local().and_then(|local| {
             let path = std::path::absolute(Path::new(given)).ok()?;
@@ -317,7 +319,7 @@ impl Target {
     }
 }
 
-/// Says who wrote this, if it was not Esker.
+/// Prints a remark with the program that wrote this root, if it was not Esker.
 pub fn remark_on(root: &Root) {
     if root.generation.is_none() {
         remark!(

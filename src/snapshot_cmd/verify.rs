@@ -56,13 +56,13 @@ pub enum Document<'a> {
     },
 }
 
-/// What was found of several partitions.
+/// The results of several partitions.
 #[derive(Serialize)]
 pub struct Documents<'a> {
     pub partitions: Vec<Document<'a>>,
 }
 
-/// What was found of a partition.
+/// The result of one partition.
 struct Found {
     partition: PartitionId,
     report: Result<(Verification, Duration), String>,
@@ -84,7 +84,8 @@ impl Found {
     }
 }
 
-/// What the command ends with: damage, also where another partition could not be reached before.
+/// The failure that the command ends with: damage takes precedence over a partition that could not be
+/// reached.
 pub fn worse(one: Option<Failure>, other: Option<Failure>) -> Option<Failure> {
     match (one, other) {
         (Some(one), Some(other)) if one.exit != 1 && other.exit == 1 => Some(other),
@@ -110,7 +111,7 @@ pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure>
                 first = worse(first, judge(&report, PUT_ANEW).err());
                 Ok((report, took))
             }
-            // The others may be fine, and are worth to be seen.
+            // The other partitions may be intact, and are still shown.
             Err(failure) if several && failure.code != "interrupted" => {
                 let problem = failure.text();
                 if !json {
@@ -138,7 +139,7 @@ pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure>
     }
 }
 
-/// Verifies a partition: what was found, the bytes that were read, and how long it took.
+/// Verifies a partition. Returns the result, the bytes that were read, and how long it took.
 async fn one(
     place: &Target,
     partition: PartitionId,
@@ -154,11 +155,11 @@ async fn one(
     Ok((report, progress.bytes_done(), started.elapsed()))
 }
 
-/// What to do about damage, straight on a repository.
+/// Advice about damage that was found directly on a repository.
 const PUT_ANEW: &str = "put a new snapshot with --no-reuse (a put reuses objects as they are), or bring them back \
                         from versions or a backup of the bucket";
 
-/// A failure with an advice, if anything is damaged.
+/// A failure with advice, if anything is damaged.
 pub fn judge(report: &Verification, advice: &str) -> Result<(), Failure> {
     if report.is_sound() {
         return Ok(());

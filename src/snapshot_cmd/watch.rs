@@ -1,4 +1,4 @@
-//! Long work: a bar on a terminal while it lasts, and an end at Ctrl-C.
+//! Long work: a progress bar on a terminal, and an end at Ctrl-C.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use crate::failure::Failure;
 use crate::interrupts::{self, Interrupts};
 use crate::output;
 
-/// How often the bar is drawn.
+/// Interval at which the bar is drawn.
 const TICK: Duration = Duration::from_millis(100);
-/// How long a stop waits for aborts of multipart uploads.
+/// How long an interrupted command waits for aborts of multipart uploads.
 const ABORTS: Duration = Duration::from_millis(700);
 
-/// Waits for work, shows how far it is, and gives it up at Ctrl-C or when asked to terminate; the
-/// failure then ends with `left`, which says what that leaves behind.
+/// Waits for work, shows its progress, and drops it at Ctrl-C or SIGTERM; the failure then ends with `left`,
+/// which describes what the interruption leaves behind.
 pub async fn watch<T>(
     place: &Target,
     progress: &Progress,
@@ -40,7 +40,7 @@ pub async fn watch<T>(
     match done {
         Some(done) => Ok(done),
         None => {
-            // Dropping the work has begun them.
+            // The drop of the work has started the aborts.
             if place.destination().multipart().is_some() {
                 tokio::time::sleep(ABORTS).await;
             }
@@ -63,7 +63,7 @@ fn bar() -> ProgressBar {
 }
 
 fn draw(bar: &ProgressBar, progress: &Progress) {
-    // Nothing is known to be needed yet.
+    // The amount of work is not known yet.
     if progress.bytes() == 0 {
         return;
     }

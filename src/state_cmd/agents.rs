@@ -1,7 +1,7 @@
 //! `esker state agents` and `esker state namespaces`.
 //!
-//! The service has no call that lists agents, so the state is exported, and its keys are counted on the way:
-//! they come in order, namespace by namespace and agent by agent. Nothing of it is kept.
+//! The service has no call that lists agents, so the state is exported, and its keys are counted as they
+//! arrive: they are sorted by namespace and agent. The export is not kept.
 
 use std::fmt;
 use std::io::{self, BufWriter, Read, Write as _};
@@ -19,9 +19,9 @@ use crate::failure::Failure;
 use crate::output::{Written, written};
 use crate::term::{Paint, count, plain};
 
-/// Pieces of the export that wait to be parsed, each 1 MiB at most.
+/// Most pieces of the export that wait to be parsed, each of at most 1 MiB.
 const PIECES_AHEAD: usize = 4;
-/// Agents that wait to be printed.
+/// Most agents that wait to be printed.
 const ROWS_AHEAD: usize = 1024;
 
 /// List the agents of a namespace, in order, with how many keys each has.
@@ -163,7 +163,8 @@ impl Output {
     }
 }
 
-/// Hands over each agent that has keys, in order, until there are no more or nobody reads on.
+/// Calls `each` for every agent that has keys, in order, until there are no more or standard output has no
+/// reader.
 async fn each_agent(
     mut state: State,
     mut each: impl FnMut(Agent) -> Result<Written, Failure>,
@@ -171,13 +172,13 @@ async fn each_agent(
     let pieces = state.client.export(ExportRequest { commit_ts: None }).await;
     let mut pieces = match pieces.map_err(|e| state.failure(&e)) {
         Ok(pieces) => pieces.into_inner(),
-        // Nobody has keys.
+        // No agent has keys.
         Err(failure) if failure.code == "nothing_committed" => return Ok(()),
         Err(failure) => return Err(failure),
     };
     let (pieces_to, parser_from) = mpsc::channel(PIECES_AHEAD);
     let (parser_to, mut agents) = mpsc::channel(ROWS_AHEAD);
-    // Parsing waits for the next piece, so it has a thread.
+    // Parsing blocks until the next piece arrives, so it runs on a thread.
     let parser = std::thread::Builder::new();
     let parser =
         parser.spawn(move || parse(parser_from, |agent| parser_to.blocking_send(agent).is_ok()));
@@ -186,7 +187,7 @@ async fn each_agent(
         loop {
             match pieces.message().await {
                 Ok(Some(piece)) => {
-                    // A parser that has ended says why.
+                    // The parser has ended, and returns the reason.
                     if pieces_to.send(piece.data).await.is_err() {
                         break;
                     }
@@ -204,7 +205,7 @@ async fn each_agent(
                 break;
             }
         }
-        // The parser ends, and with it the export.
+        // The parser ends, and the export with it.
         drop(agents);
         Ok::<_, Failure>(())
     };
@@ -242,7 +243,7 @@ impl Read for Pieces {
     }
 }
 
-/// Counts the keys of each agent of a document. It ends early when `agent` answers that nobody wants more.
+/// Counts the keys of each agent of a document. It ends early when `agent` reports that no more are wanted.
 fn parse(
     pieces: mpsc::Receiver<Bytes>,
     agent: impl FnMut(Agent) -> bool,
@@ -298,9 +299,9 @@ impl<F: FnMut(Agent) -> bool> Counting<F> {
     }
 }
 
-/// A JSON snapshot: of its members only `state` counts here.
+/// A JSON snapshot: of its members only `state` is parsed.
 struct Document<'a, F>(&'a mut Counting<F>);
-/// The keys.
+/// The member `state`: entries by key.
 struct Keys<'a, F>(&'a mut Counting<F>);
 
 impl<'de, F: FnMut(Agent) -> bool> DeserializeSeed<'de> for Document<'_, F> {
@@ -368,7 +369,7 @@ impl<'de, F: FnMut(Agent) -> bool> Visitor<'de> for Keys<'_, F> {
     }
 }
 
-/// A name as it was before `:` and `%` in it were written `%3A` and `%25`.
+/// A name with the escapes `%3A` and `%25` replaced by `:` and `%`.
 fn unescaped(name: &str) -> String {
     name.replace("%3A", ":").replace("%25", "%")
 }
@@ -377,7 +378,7 @@ fn unescaped(name: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Parses a document that arrives in pieces of this size.
+    /// Parses a document that arrives in pieces of `size` bytes.
     fn agents(document: &str, size: usize) -> (Vec<Agent>, serde_json::Result<()>) {
         let (sender, receiver) = mpsc::channel(document.len() + 1);
         for piece in document.as_bytes().chunks(size) {

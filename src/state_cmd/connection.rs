@@ -1,4 +1,4 @@
-//! The way to a server's state service, and what its errors mean to a person.
+//! Connection to a server's state service, and the translation of its errors.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -16,10 +16,11 @@ use crate::stream_cmd::failure::Asked;
 
 /// Longest wait for a connection.
 const CONNECT_LIMIT: Duration = Duration::from_millis(2500);
-/// A server that goes away in the middle of something is found out after about twice this long.
+/// Interval of HTTP/2 keep-alive pings, and the time limit for their answers: a server that disappears during
+/// a call is detected after about twice this time.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// A server that was reached a moment ago.
+/// A client of one server. The server answered when the client was made.
 #[derive(Clone)]
 pub struct State {
     address: ServerAddress,
@@ -28,7 +29,7 @@ pub struct State {
 }
 
 impl State {
-    /// Reaches the server.
+    /// Connects to the server.
     ///
     /// # Errors
     ///
@@ -59,7 +60,7 @@ impl State {
         &self.address
     }
 
-    /// What a failed call means.
+    /// The failure for a failed call.
     pub fn failure(&self, status: &Status) -> Failure {
         let message = status.message();
         if let Some(code) = code(status) {
@@ -70,7 +71,7 @@ impl State {
             };
         }
         match status.code() {
-            // The server's own have a code; this is the way there.
+            // The server's own errors have a code; this one comes from the connection.
             Code::Unavailable | Code::Cancelled => self.lost(status),
             Code::Unknown | Code::Internal if status.source().is_some() => self.lost(status),
             Code::Unimplemented => Failure::wrong(
@@ -97,7 +98,7 @@ impl State {
     }
 }
 
-/// The server's code for an error, if it is one of the server's.
+/// The server's code for an error, if the error is the server's.
 fn code(status: &Status) -> Option<&'static str> {
     let sent = status.metadata().get(CODE_METADATA)?.to_str().ok()?;
     let codes = CODES.iter().map(|(code, ..)| *code);

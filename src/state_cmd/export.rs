@@ -39,7 +39,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Where it goes, before anything is asked for.
+    /// Opens the destination, before the export is requested.
     ///
     /// # Errors
     ///
@@ -56,10 +56,11 @@ impl Args {
     }
 }
 
-/// Where an export goes.
+/// The destination of an export.
 pub enum Target {
     Stdout(io::Stdout),
-    /// The same, with control characters escaped: it is the same document, and its bytes are not compared.
+    /// Standard output on a terminal, with control characters escaped: the document has the same meaning, and
+    /// its bytes are not compared.
     Terminal(io::Stdout, EscapedPieces),
     File(OutputFile),
 }
@@ -111,7 +112,7 @@ pub async fn run(mut state: State, args: Args, mut target: Target) -> Result<(),
         (Target::Stdout(mut out) | Target::Terminal(mut out, _), _) => {
             written(out.flush())?;
         }
-        // A file has a path.
+        // Unreachable, because a file has a path.
         (Target::File(_), None) => {}
     }
     Ok(())

@@ -41,7 +41,7 @@ pub struct Args {
     json: bool,
 }
 
-/// What is imported.
+/// The file that is imported.
 pub struct File {
     from: Pin<Box<dyn AsyncRead + Send>>,
     name: String,
@@ -112,8 +112,9 @@ pub async fn run(mut state: State, args: Args, file: File) -> Result<(), Failure
     ))
 }
 
-/// The options, then the file in pieces. A file that cannot be read to its end does not look like a shorter
-/// one to the server: the messages stop without an end, and whoever waits drops the call.
+/// The messages of an import: the options, then the file in pieces. If the file cannot be read to its end,
+/// the server must not take it for a shorter one: the stream of messages stays open, and the caller, which
+/// gets the error, drops the call.
 fn messages(
     options: ImportOptions,
     file: File,
@@ -133,7 +134,7 @@ fn messages(
                 }
                 Err(error) => {
                     if let Some(failed) = failed.take() {
-                        // Whoever waits has gone.
+                        // The receiver may have been dropped.
                         let _ = failed.send(error);
                     }
                     std::future::pending().await

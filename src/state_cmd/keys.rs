@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::output::{Written, written};
 use crate::term::{Paint, plain};
 
-/// Keys that are asked for at a time.
+/// Keys per request.
 const PAGE: u32 = 1000;
 
 /// List the keys of an agent, in order: version, commit, name.

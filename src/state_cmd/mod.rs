@@ -2,13 +2,13 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`connection`] | the way to a server, and what its errors mean to a person |
+//! | [`connection`] | the connection to a server, and translation of its errors |
 //! | [`get`], [`keys`], [`agents`], [`history`], [`replay`] | commands that read |
 //! | [`put`] | commands that write: `put` and `delete` |
 //! | [`snapshot`], [`export`], [`import`], [`verify`] | JSON snapshots |
-//! | [`render`] | values, keys and commits as they are printed |
+//! | [`render`] | printed form of values, keys and commits |
 //!
-//! What a command found goes to standard output, in a form that other programs can take; remarks and
+//! The result of a command goes to standard output, in a form that other programs can read; remarks and
 //! progress go to standard error.
 
 mod agents;
@@ -88,7 +88,7 @@ enum Command {
 }
 
 impl Command {
-    /// What an interrupted one leaves.
+    /// What an interruption leaves behind.
     fn left(&self) -> &'static str {
         match self {
             Command::Put(_) | Command::Delete(_) => {
@@ -109,7 +109,7 @@ impl Command {
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
-    // One thread: a command does one thing at a time.
+    // One thread is enough: a command does one thing at a time.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -120,7 +120,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         let open = State::open(args.server);
         match args.command {
             Command::Get(args) => get::run(open.await?, args).await,
-            // What cannot be meant is refused before anything is reached.
+            // Invalid arguments are refused before the server is contacted.
             Command::Put(args) => {
                 let value = args.value().await?;
                 put::put(open.await?, args, value).await

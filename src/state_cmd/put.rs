@@ -72,7 +72,7 @@ pub struct DeleteArgs {
 }
 
 impl PutArgs {
-    /// The value, if it is one.
+    /// Reads and checks the value.
     ///
     /// # Errors
     ///
@@ -98,7 +98,7 @@ impl PutArgs {
     }
 }
 
-/// An integer of the value that a 64-bit float does not hold.
+/// An integer of the value that a 64-bit float cannot represent.
 fn inexact(value: &serde_json::Value) -> Option<String> {
     match value {
         serde_json::Value::Number(number) => {
@@ -158,9 +158,9 @@ async fn begin(state: &mut State) -> Result<String, Failure> {
     Ok(begun.map_err(|e| state.failure(&e))?.into_inner().txn_id)
 }
 
-/// Gives the transaction up, so that it does not count until it expires.
+/// Aborts the transaction, so that it does not count against the limits until it expires.
 async fn abort(state: &mut State, txn_id: String) {
-    // Then it expires.
+    // If this fails, the transaction expires.
     let _ = state.client.abort(AbortRequest { txn_id }).await;
 }
 

@@ -1,4 +1,4 @@
-//! Values, keys and commits as they are printed.
+//! The printed form of values, keys and commits.
 
 use esker_proto::state::v1::{Operation, ReplayEvent};
 use esker_proto::{Struct, value};
@@ -19,7 +19,7 @@ pub fn json(value: &Struct) -> Result<String, Failure> {
     Ok(escaped(&text).into_owned())
 }
 
-/// A value as a part of a larger JSON document. Its numbers are not touched.
+/// A value as a part of a larger JSON document. Its numbers are unchanged.
 pub fn raw(value: Option<&Struct>) -> Result<Option<Box<RawValue>>, Failure> {
     let Some(value) = value else {
         return Ok(None);
@@ -28,7 +28,7 @@ pub fn raw(value: Option<&Struct>) -> Result<Option<Box<RawValue>>, Failure> {
     Ok(Some(raw))
 }
 
-/// JSON without spaces, spread over lines. Its numbers are not touched.
+/// JSON without spaces, spread over lines. Its numbers are unchanged.
 pub fn pretty(json: &str) -> String {
     let mut out = String::with_capacity(json.len() * 2);
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
@@ -97,7 +97,7 @@ struct ShownOperation {
 }
 
 impl ShownEvent {
-    /// Of a commit.
+    /// The printed form of a commit.
     pub fn of(event: ReplayEvent) -> Result<ShownEvent, Failure> {
         let operation = |it: Operation| {
             Ok(ShownOperation {

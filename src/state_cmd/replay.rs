@@ -13,10 +13,10 @@ use crate::interrupts::{self, Interrupts};
 use crate::output::{self, Written, written};
 use crate::term::{Paint, moment, plain};
 
-/// Pause before a lost connection is made again.
+/// Pause before a lost connection is opened again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 
-/// What an interrupted replay leaves.
+/// What an interruption leaves behind.
 const INTERRUPTED: &str = "what is printed is not all that there was";
 
 /// Print commits in order: of an agent, or of all.
@@ -61,7 +61,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Whether it goes on until it is interrupted.
+    /// Whether it runs until it is interrupted.
     pub fn follows(&self) -> bool {
         self.follow
     }
@@ -72,7 +72,7 @@ pub async fn run(state: State, args: Args) -> Result<(), Failure> {
     let mut interrupts = Interrupts::listen(INTERRUPTED)?;
     tokio::select! {
         done = replay(state, args) => done,
-        // What ends by itself has its own outcome, also where nobody reads it.
+        // A command that ends by itself has its own result, even where standard output has no reader.
         () = output::unread(), if follows => Ok(()),
         () = interrupts.next() => match follows {
             true => Ok(()),
@@ -154,7 +154,8 @@ async fn watch(
     Ok(state.client.watch(request).await?.into_inner())
 }
 
-/// Prints what comes, until nobody reads on, or until the connection is lost: then why.
+/// Prints commits until standard output has no reader, or until the connection is lost; then it returns the
+/// reason.
 async fn follow(
     events: &mut Streaming<ReplayEvent>,
     next: &mut u64,
@@ -184,7 +185,7 @@ fn remark(text: &str) {
 struct Output {
     out: BufWriter<io::Stdout>,
     json: bool,
-    /// Whether agents are named.
+    /// Whether lines name the agent.
     all: bool,
 }
 

@@ -34,7 +34,7 @@ pub struct Args {
 struct Shown<'a> {
     name: &'a str,
     commit_ts: u64,
-    /// None of one that was not or could not be read.
+    /// `None` if it was not or could not be read.
     created_at: Option<String>,
     bytes: u64,
     keys: Option<u64>,
@@ -110,7 +110,7 @@ fn row(it: &SnapshotInfo) -> Vec<String> {
     ]
 }
 
-/// When it was made, if that is known.
+/// When it was created, if that is known.
 fn created_at(it: &SnapshotInfo) -> Option<u64> {
     Some(it.created_at).filter(|at| *at > 0)
 }

@@ -1,12 +1,12 @@
-//! The way to a server: its address, and clients of the official SDK that speak to it.
+//! Connection to a server: its address, and clients of the official SDK.
 //!
-//! A [`Connection`] opens with a plain TCP connection that is dropped again. It costs one round
-//! trip, and it is what tells a person within [`REACH_LIMIT`] that nothing listens there, and why;
-//! the SDK would try several times and then name its own inner workings.
+//! A [`Connection`] opens with a plain TCP connection that is closed at once. It costs one round trip, and
+//! reports within [`REACH_LIMIT`] that nothing listens there, and why; the SDK would retry several times and
+//! then report its internals.
 //!
-//! Two clients, because there are two kinds of patience. Single requests are tried once and
-//! answered soon, or fail with the reason. Sessions outlive a slow disk, and repeat an append only
-//! if it cannot have happened.
+//! There are two clients with different time limits. Single requests are tried once, and are answered soon or
+//! fail with the reason. Sessions survive a slow disk, and repeat an append only if it certainly had no
+//! effect.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -23,17 +23,17 @@ use crate::server_address::ServerAddress;
 
 /// Longest wait for a connection.
 const REACH_LIMIT: Duration = Duration::from_millis(2500);
-/// Longest wait for the answer to a single request. Reading and creating take milliseconds, and seconds
-/// where the disk is busy with something else.
+/// Longest wait for the answer to a single request. Reads and creations take milliseconds, or seconds where
+/// the disk is busy.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// Longest wait for an acknowledgement in a session: a disk that takes longer is stuck.
 const SESSION_LIMIT: Duration = Duration::from_secs(30);
-/// Attempts of a session before it gives up, with a pause of up to a second between them.
+/// Attempts of a session before it fails, with a pause of up to a second between them.
 const SESSION_ATTEMPTS: NonZeroU32 = NonZeroU32::new(3).unwrap();
-/// The SDK insists on an access token; the server asks for none.
+/// The SDK requires an access token; the server does not check it.
 const NO_TOKEN: &str = "none";
 
-/// A server that was reached a moment ago.
+/// Clients of one server. The server accepted a connection when they were made.
 pub struct Connection {
     address: ServerAddress,
     requests: S2,
@@ -41,7 +41,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Reaches the server.
+    /// Connects to the server.
     ///
     /// # Errors
     ///
@@ -102,7 +102,7 @@ impl Connection {
     }
 }
 
-/// Connects and hangs up, to learn whether something listens there.
+/// Opens and closes a TCP connection, to check that something listens there.
 ///
 /// # Errors
 ///

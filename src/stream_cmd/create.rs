@@ -76,15 +76,15 @@ fn exists(message: String) -> Failure {
     Failure::wrong(ErrorCode::ResourceAlreadyExists.into(), message)
 }
 
-/// What had to be made.
+/// What did not exist and was created.
 pub struct Created {
-    /// The basin was missing.
+    /// The basin was created.
     pub basin: bool,
-    /// The stream was missing.
+    /// The stream was created.
     pub stream: bool,
 }
 
-/// Sees to it that there is such a stream. One that is there keeps its settings.
+/// Ensures that the stream exists. An existing one keeps its settings.
 pub async fn ensure(
     connection: &Connection,
     target: &StreamTarget,
@@ -109,7 +109,7 @@ pub async fn ensure(
     }
 }
 
-/// Whether the stream was made; nothing if its basin is missing.
+/// Whether the stream was created; `None` if its basin does not exist.
 async fn create_stream(
     connection: &Connection,
     target: &StreamTarget,
@@ -127,7 +127,7 @@ async fn create_stream(
     }
 }
 
-/// Whether the basin was made.
+/// Whether the basin was created.
 async fn create_basin(connection: &Connection, input: CreateBasinInput) -> Result<bool, Failure> {
     let name: BasinName = input.name.clone();
     match connection.account().create_basin(input).await {

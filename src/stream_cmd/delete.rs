@@ -59,7 +59,7 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
         Target::Stream(target) => {
             let asked = connection.asked_stream(target);
             if !args.yes && !args.if_exists {
-                // This makes no stream where the basin makes those that are read.
+                // This request creates no stream, even where the basin creates streams on read.
                 let basin = connection.basin(&target.basin);
                 let config = basin.get_stream_config(target.stream.clone()).await;
                 config.map_err(|e| asked.request(&e))?;
@@ -83,7 +83,7 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
     }
 }
 
-/// Whether something was deleted; nothing has to be there if that was said.
+/// Whether something was deleted. If `need_not_be`, a missing object is no failure.
 fn if_there(deleted: Result<(), Failure>, need_not_be: bool) -> Result<bool, Failure> {
     match deleted {
         Ok(()) => Ok(true),

@@ -1,6 +1,6 @@
-//! What the SDK's errors mean to a person: what happened, to what, and what to do.
+//! Translates the SDK's errors for a person: what happened, to what, and what to do.
 //!
-//! An [`Asked`] knows what was asked of whom, and turns each kind of error into a
+//! An [`Asked`] holds the server and the object of a request, and turns each kind of error into a
 //! [`Failure`]. Codes are the server's own where it has one.
 
 use s2_sdk::error::{
@@ -13,7 +13,7 @@ use super::target::StreamTarget;
 use crate::failure::Failure;
 use crate::server_address::ServerAddress;
 
-/// What was asked of which server.
+/// The server and the object of a request.
 #[derive(Clone, Copy)]
 pub struct Asked<'a> {
     address: &'a ServerAddress,
@@ -22,7 +22,7 @@ pub struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    /// Something that is about no basin.
+    /// A request that concerns no basin.
     pub fn new(address: &'a ServerAddress) -> Asked<'a> {
         Asked {
             address,
@@ -31,7 +31,7 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// The same server, something about this basin or stream.
+    /// The same server, and a request that concerns this basin or stream.
     pub fn about(self, basin: Option<&'a BasinName>, stream: Option<&'a StreamTarget>) -> Self {
         Asked {
             basin,
@@ -40,7 +40,7 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// Nothing answers there.
+    /// The server could not be reached.
     pub fn unreachable(self, reason: &str) -> Failure {
         Failure::unreachable(
             "unreachable",
@@ -120,7 +120,7 @@ impl<'a> Asked<'a> {
         )
     }
 
-    /// The next record does not get the sequence number that it should.
+    /// The next record does not get the expected sequence number.
     pub fn seq_num_mismatch(self, actual: u64) -> Failure {
         let stream = self.stream_name();
         Failure::wrong(
@@ -132,7 +132,8 @@ impl<'a> Asked<'a> {
         )
     }
 
-    /// Records that were under way cannot be looked for, because what is there from here on is gone.
+    /// Records that were under way cannot be searched for, because the stream was trimmed beyond this
+    /// position.
     pub fn trimmed_in_doubt(self, position: u64) -> Failure {
         let stream = self.stream_name();
         Failure::unreachable(
@@ -144,7 +145,7 @@ impl<'a> Asked<'a> {
         )
     }
 
-    /// Others append all the time, so that what is in doubt cannot be appended behind a look at the stream.
+    /// Other clients append continuously, so that each append of batches in doubt fails its condition.
     pub fn contended(self) -> Failure {
         let stream = self.stream_name();
         Failure::wrong(

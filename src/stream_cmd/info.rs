@@ -48,7 +48,7 @@ async fn basin(connection: &Connection, name: &BasinName, json: bool) -> Result<
     let asked = connection.asked_basin(name);
     let config = connection.account().get_basin_config(name.clone()).await;
     let config = config.map_err(|e| asked.request(&e))?;
-    // The name itself is the first of those that begin with it.
+    // The name itself sorts first among those with this prefix.
     let prefix = BasinNamePrefix::from_str(name).map_err(|e| Failure::wrong("client", e.0))?;
     let page = ListBasinsInput::new().with_prefix(prefix).with_limit(1);
     let page = connection.account().list_basins(page).await;
@@ -126,7 +126,7 @@ async fn stream(connection: &Connection, target: &StreamTarget, json: bool) -> R
     print(lines(&rows))
 }
 
-/// What a change of settings has led to.
+/// Prints the settings after a change.
 pub fn changed(name: Value, config: &StreamConfig, json: bool) -> Result<(), Failure> {
     if json {
         let document = json!({ "name": name, "settings": settings::document(config) });

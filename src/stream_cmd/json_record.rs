@@ -1,14 +1,15 @@
-//! A record as one JSON object on a line: as it is printed, and as it is read.
+//! A record as one JSON object on a line: the printed form, and its parser.
 //!
-//! `seq_num`, `timestamp` in milliseconds and the same as `time`, `headers` (pairs of name and value) and
-//! `body`. What is not UTF-8 comes in base64, under `headers_base64` and `body_base64` instead. A command
-//! record has `command` instead of all of these: `{"trim": 17}` or `{"fence": "token"}`.
+//! The members are `seq_num`, `timestamp` in milliseconds, the same as `time`, `headers` (pairs of name and
+//! value) and `body`. What is not UTF-8 is in base64, under `headers_base64` and `body_base64` instead. A
+//! command record has `command` instead of headers and body: `{"trim": 17}` or `{"fence": "token"}`.
 //!
-//! What is read may leave out everything but the body or the command. A record gets its number where it is
-//! appended, and its time is its timestamp, so `time` is passed over. `seq_num` matters for a trim alone: in a
-//! stream that was empty, its point is moved to the same record of the copy ([`Numbers`]). Taken as it is, it
-//! would drop records of a copy of a stream that was trimmed, because the copy has smaller numbers. In a stream
-//! that has had records, it goes to 0 and drops nothing: any other point would drop those too.
+//! On input, everything but the body or the command may be left out. A record gets a new sequence number
+//! where it is appended, and `time` is ignored because `timestamp` has the same value. `seq_num` matters only
+//! for a trim: in a stream that was empty, its trim point is moved to the same record of the copy
+//! ([`Numbers`]). An unchanged trim point would drop records of a copy of a trimmed stream, because the copy
+//! has smaller numbers. In a stream that has had records, the trim point becomes 0 and drops nothing: any
+//! other would drop those records, too.
 
 use std::io::{self, Write};
 
@@ -45,12 +46,12 @@ pub fn write(out: &mut impl Write, record: &SequencedRecord) -> io::Result<()> {
     writeln!(out, "{}", json::line(&shown)?)
 }
 
-/// The object, its keys in the order in which they are printed.
+/// The object, with its keys in the order in which they are printed.
 #[derive(Default, Serialize)]
 struct Shown<'a> {
     seq_num: u64,
     timestamp: u64,
-    /// The timestamp as a time; a client may give a number that is none.
+    /// The timestamp as a time; `None` if it is out of range, because a client may give any number.
     #[serde(skip_serializing_if = "Option::is_none")]
     time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -76,7 +77,7 @@ fn base64_pair(header: &Header) -> [String; 2] {
     [BASE64.encode(&header.name), BASE64.encode(&header.value)]
 }
 
-/// What a line may have.
+/// The members that a line of input may have.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Given {
@@ -98,20 +99,20 @@ enum GivenCommand {
     Fence(String),
 }
 
-/// Sequence numbers where a record is appended, if nobody else appends.
+/// Sequence numbers of the target stream, if no other client appends.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Numbers {
-    /// Where the stream ended before the first record.
+    /// The tail of the stream before the first record.
     pub base: u64,
     /// The number of the next record.
     pub next: u64,
 }
 
 impl Numbers {
-    /// Where a trim goes that is record `seq_num` of another stream and goes to `point` there. A trim drops
-    /// everything before its point, so it goes to 0, and drops nothing, where the stream has had records before
-    /// the copy. If
-    /// others append to an empty stream at the same time, it may drop some of theirs.
+    /// The trim point in the target stream for a trim that is record `seq_num` of another stream and has the
+    /// trim point `point` there. A trim drops everything before its point, so the point becomes 0, and drops
+    /// nothing, where the target stream had records before the copy. If other clients append to an empty stream
+    /// at the same time, it may drop some of their records.
     fn moved(self, point: u64, seq_num: u64) -> u64 {
         let moved = i128::from(point) + i128::from(self.next) - i128::from(seq_num);
         match u64::try_from(moved) {
@@ -121,11 +122,11 @@ impl Numbers {
     }
 }
 
-/// Reads a record that is to be appended there.
+/// Parses a record that is to be appended at `numbers`.
 ///
 /// # Errors
 ///
-/// Why the line is none.
+/// Why the line is no record.
 pub fn read(line: &[u8], numbers: Numbers) -> Result<AppendRecord, String> {
     let given: Given = serde_json::from_slice(line).map_err(|e| e.to_string())?;
     let has_content = given.headers.is_some()
@@ -261,7 +262,8 @@ mod tests {
 
     #[test]
     fn a_trim_goes_to_the_same_record_of_a_copy() {
-        // A copy that has the numbers of the stream; of one that begins at 100; behind 7 records that stay.
+        // A copy with the same numbers as its source; a copy of a stream that begins at 100; a copy behind 7
+        // records that stay.
         for ((base, next), (point, seq_num), moved) in [
             ((0, 10), (4, 10), 4),
             ((0, 10), (100, 110), 0),

@@ -1,9 +1,9 @@
-//! Lines of a file or of standard input, gathered into batches of records: each line is a body, or a record as
-//! JSON.
+//! Splits a file or standard input into lines, and gathers them into batches of records: each line is a body,
+//! or a record as JSON.
 //!
-//! A thread reads, because reading standard input blocks. A batch goes out when it is full, or when
-//! the next line is not there yet: what a person types is sent at every Enter, what comes out of a
-//! pipe as fast as it comes, a file in the largest batches.
+//! A thread reads, because reading standard input blocks. A batch is sent when it is full, or when the next
+//! line is not available yet: typed lines are sent at every Enter, lines from a pipe as fast as they arrive,
+//! and a file in the largest batches.
 
 use std::io::{BufRead, BufReader, Read};
 
@@ -15,17 +15,17 @@ use super::read::Format;
 
 /// Bytes read at a time; also about as much as one batch.
 const READ_SIZE: usize = 1024 * 1024;
-/// Batches that wait for the session to take them, at most 1 MiB each.
+/// Batches that wait for the session, each of at most 1 MiB.
 const BATCHES_AHEAD: usize = 4;
 /// Metered bytes of a record without headers, beyond its body.
 const RECORD_OVERHEAD: usize = 8;
 /// Longest line: one record.
 const LINE_MAX: usize = RECORD_BATCH_MAX.bytes - RECORD_OVERHEAD;
-/// Longest line of JSON: a byte of a record is six characters at most (`\u0000`), and names and numbers come
-/// on top.
+/// Longest line of JSON: a byte of a record is written with at most six characters (`\u0000`), and names and
+/// numbers come on top.
 const JSON_LINE_MAX: usize = 6 * RECORD_BATCH_MAX.bytes + 4096;
 
-/// Lines that become one batch.
+/// The records of one batch.
 #[derive(Debug)]
 pub struct Batch {
     /// A record for each line, without its line feed.
@@ -34,7 +34,7 @@ pub struct Batch {
     pub read: u64,
 }
 
-/// Why there are no more lines although the input has not ended.
+/// Why reading ended before the end of the input.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
     /// Reading failed.
@@ -45,12 +45,12 @@ pub enum LineError {
         /// What happened.
         source: std::io::Error,
     },
-    /// A line is no record.
+    /// A line is longer than a record may be.
     #[error("line {line} is longer than a record may be ({most} bytes)")]
     TooLong {
         /// The line, counted from 1.
         line: u64,
-        /// Bytes that it may have.
+        /// The most bytes that it may have.
         most: usize,
     },
     /// A line of JSON is no record.
@@ -63,8 +63,9 @@ pub enum LineError {
     },
 }
 
-/// Starts to read what is appended at a tail. The channel closes at the end of the input, and after an error. A reader whose
-/// channel is dropped stops at the next batch; one that waits for standard input stays until then.
+/// Starts to read; the first record is appended at `tail`. The channel closes at the end of the input, and
+/// after an error. If the channel is dropped, the reader stops at the next batch; a reader that waits for
+/// standard input stays until then.
 pub fn read(
     input: impl Read + Send + 'static,
     format: Format,
@@ -98,12 +99,12 @@ struct Reader<R> {
     /// The last line that was read, counted from 1.
     line: u64,
     numbers: Numbers,
-    /// What follows the batch that went out because this did not fit, or could not be read.
+    /// The record, or the error, that ended the last batch early and comes after it.
     overflow: Option<Result<(AppendRecord, u64), LineError>>,
 }
 
 impl<R: Read> Reader<R> {
-    /// The next batch, or nothing at the end.
+    /// The next batch; `None` at the end.
     fn batch(&mut self) -> Result<Option<Batch>, LineError> {
         let mut records = Vec::new();
         let mut metered = 0;
@@ -116,7 +117,7 @@ impl<R: Read> Reader<R> {
             let (record, bytes) = match next {
                 Ok(Some(record)) => record,
                 Ok(None) => break,
-                // What came before it is appended first.
+                // The records before it are appended first.
                 Err(error) if !records.is_empty() => {
                     self.overflow = Some(Err(error));
                     break;
@@ -143,7 +144,7 @@ impl<R: Read> Reader<R> {
         Ok(Some(Batch { records, read }))
     }
 
-    /// Whether a line with a record is there, so that reading it takes no waiting.
+    /// Whether a line with a record is buffered, so that reading it does not block.
     fn has_line(&self) -> bool {
         let buffer = self.input.buffer();
         match self.format {
@@ -155,14 +156,14 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// The next line without its line feed, and its bytes with it.
+    /// The next line without its line feed, and the number of its bytes including that.
     fn line(&mut self) -> Result<Option<(Vec<u8>, u64)>, LineError> {
         let mut line = Vec::new();
         let most = match self.format {
             Format::Text => LINE_MAX,
             Format::Json => JSON_LINE_MAX,
         };
-        // One more than may be, and its line feed.
+        // One byte more than is allowed, and the line feed.
         let limit = most as u64 + 2;
         self.line += 1;
         let bytes = (&mut self.input)
@@ -193,7 +194,7 @@ impl<R: Read> Reader<R> {
         while let Some((line, bytes)) = self.line()? {
             let record = match self.format {
                 Format::Text => AppendRecord::new(line).map_err(|e| e.0),
-                // Between documents there may be empty lines.
+                // Empty lines between documents are allowed.
                 Format::Json if line.trim_ascii().is_empty() => {
                     passed += bytes;
                     continue;
@@ -236,12 +237,12 @@ mod tests {
         (batches, None)
     }
 
-    /// Gives one piece after the other, each once the reader of batches asks for it.
+    /// A reader that returns one piece after the other, each when the splitter reads it.
     struct Pieces(std::sync::mpsc::Receiver<&'static [u8]>);
 
     impl Read for Pieces {
         fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
-            // The end of the sender is the end of the input.
+            // When the sender is dropped, the input ends.
             let piece = self.0.recv().unwrap_or_default();
             to[..piece.len()].copy_from_slice(piece);
             Ok(piece.len())

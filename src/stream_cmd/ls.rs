@@ -42,7 +42,7 @@ pub struct Args {
 struct Entry {
     name: String,
     created: OffsetDateTime,
-    /// A deletion is under way.
+    /// Whether a deletion is under way.
     going: bool,
 }
 
@@ -132,7 +132,7 @@ fn write_json(out: &mut impl io::Write, entry: &Entry) -> io::Result<()> {
     writeln!(out, "{}", json::line(&shown)?)
 }
 
-/// Nothing on standard output, where a program looks; a remark for a person.
+/// Prints a remark for a person; standard output, which a program reads, stays empty.
 fn say_that_there_is_none(listing: Option<&Listing>) {
     match listing {
         None => remark!(

@@ -1,16 +1,16 @@
-//! `esker stream`: a thin client for a first try, on the official SDK.
+//! `esker stream`: a thin client for first trials, built on the official SDK.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`target`], [`when`] | arguments: what a command is about, points in time |
-//! | [`connection`], [`failure`] | the way to a server, and what its errors mean to a person |
+//! | [`target`], [`when`] | arguments: basins and streams, points in time |
+//! | [`connection`], [`failure`] | the connection to a server, and translation of its errors |
 //! | [`ls`], [`info`], [`create`], [`reconfigure`], [`delete`], [`append`], [`read`], [`tail`], [`check_tail`], [`trim`], [`fence`], [`adopt`] | a command each |
 //! | [`settings`] | the settings of a stream |
 //! | [`lines`] | lines that become records |
 //! | [`record`], [`json_record`] | records as lines, for people and as JSON |
 //!
-//! What a command found goes to standard output, in a form that other programs can take; remarks
-//! and progress go to standard error.
+//! The result of a command goes to standard output, in a form that other programs can read; remarks and
+//! progress go to standard error.
 
 mod adopt;
 mod append;
@@ -85,7 +85,7 @@ enum Command {
 }
 
 impl Command {
-    /// What an interrupted one leaves.
+    /// What an interruption leaves behind.
     fn left(&self) -> &'static str {
         match self {
             Command::Ls(_)
@@ -118,7 +118,7 @@ impl Command {
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
-    // One thread: a command does one thing at a time, and has a thread of its own for input.
+    // One thread is enough: a command does one thing at a time, and reads its input on a separate thread.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -1,7 +1,7 @@
 //! `esker stream read`.
 //!
-//! Without `--follow`, what was there when it was asked for. With it, on and on: if the connection is
-//! lost, it is made again, and reading goes on where it was.
+//! Without `--follow`, it prints the records that existed when it started. With it, it prints records until
+//! it is interrupted: if the connection is lost, it reconnects, and continues after the last record.
 
 use std::io::{self, BufWriter, IsTerminal as _, Write as _};
 use std::time::Duration;
@@ -22,10 +22,10 @@ use crate::json::escaped;
 use crate::output::{self, Written, written};
 use crate::term::Paint;
 
-/// Pause before a lost connection is made again: short enough to be there again soon, long enough
-/// not to burden a server that is starting.
+/// Pause before a lost connection is opened again: short enough for a quick return, long enough not to burden
+/// a server that is starting.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
-/// What an interrupted read leaves.
+/// What an interruption leaves behind.
 const INTERRUPTED: &str = "what is printed is not all that there was";
 /// Bytes of output that are gathered before they are written.
 const OUTPUT_BUFFER: usize = 256 * 1024;
@@ -105,7 +105,7 @@ impl Args {
         }
     }
 
-    /// Whether it goes on until it is interrupted.
+    /// Whether it runs until it is interrupted.
     pub fn follows(&self) -> bool {
         self.follow
     }
@@ -118,7 +118,7 @@ impl Args {
         } else if let Some(timestamp) = self.since {
             ReadFrom::Timestamp(timestamp)
         } else {
-            // What was trimmed is skipped.
+            // Trimmed records are skipped.
             ReadFrom::SeqNum(0)
         }
     }
@@ -129,11 +129,11 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
     let mut interrupts = Interrupts::listen(INTERRUPTED)?;
     let interrupted = tokio::select! {
         read = read(connection, &args, &mut out) => return read,
-        // What ends by itself has its own outcome, also where nobody reads it.
+        // A command that ends by itself has its own result, even where standard output has no reader.
         () = output::unread(), if args.follow => return Ok(()),
         () = interrupts.next() => interrupts::interrupted(INTERRUPTED),
     };
-    // What was read is whole lines.
+    // The buffer holds whole lines.
     out.flush()?;
     match args.follow {
         true => Ok(()),
@@ -191,13 +191,13 @@ async fn read(connection: &Connection, args: &Args, out: &mut Output) -> Result<
 
 /// Why a session ended.
 enum Pause {
-    /// Everything that was wanted is printed, or nobody reads on.
+    /// Every requested record is printed, or standard output has no reader.
     Over,
     /// The connection was lost before this sequence number (unknown if nothing was read).
     LostAt(Option<u64>, Failure),
 }
 
-/// Prints from `start` until `end`, or on and on, at most `rest` records.
+/// Prints from `start` until `end`, or without end, at most `rest` records.
 async fn session(
     connection: &Connection,
     target: &StreamTarget,
@@ -219,7 +219,7 @@ async fn session(
     let lost = |next, error: &ReadSessionError| {
         let failure = asked.read_session(error);
         match error {
-            // The end was reached, and following was not asked for.
+            // The tail was reached, and `--follow` was not given.
             ReadSessionError::Read(ReadError::ReadUnwritten(_)) if end.is_some() => Ok(Pause::Over),
             error if error.is_retryable() => Ok(Pause::LostAt(next, failure)),
             _ => Err(failure),
@@ -274,9 +274,9 @@ async fn reconnect(connection: &Connection, target: &StreamTarget) -> Result<(),
 struct Output {
     out: BufWriter<io::Stdout>,
     format: Format,
-    /// A person looks at it.
+    /// Whether it is a terminal.
     terminal: bool,
-    /// Something was printed.
+    /// Whether a record was printed.
     printed: bool,
 }
 
@@ -324,7 +324,7 @@ impl Output {
         if self.terminal {
             return writeln!(self.out, "{}", Paint::stdout().dim(text));
         }
-        // In order with the lines around it, if both go to the same file.
+        // Flushed first, so that the remark is in order with the lines around it if both go to the same file.
         self.out.flush()?;
         self.say(text);
         Ok(())
@@ -334,7 +334,7 @@ impl Output {
         written(self.out.flush())
     }
 
-    /// A remark that is no record.
+    /// Prints a remark.
     fn say(&self, text: &str) {
         remark!("{text}");
     }

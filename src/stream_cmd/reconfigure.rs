@@ -34,7 +34,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Refuses a change of nothing, before a server is reached.
+    /// Refuses arguments without a change, before the server is contacted.
     ///
     /// # Errors
     ///

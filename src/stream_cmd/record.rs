@@ -1,4 +1,4 @@
-//! A record as a person sees it: its body as a line. Records of commands and of snapshots are no lines, but
+//! A record as it is shown to a person: its body as a line. Records of commands and of snapshots are shown as
 //! remarks in brackets.
 
 use std::borrow::Cow;
@@ -12,14 +12,14 @@ use crate::term::{bytes, count, plain};
 /// Most characters that are shown of a fold's name.
 const MAX_NAME: usize = 256;
 
-/// What a command record asks of the server.
+/// The command in a command record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Everything before this sequence number goes.
+    /// Drops everything before this sequence number.
     Trim(u64),
     /// Appends with another token fail. The empty token lifts the fence.
     Fence(Vec<u8>),
-    /// One that this program does not know.
+    /// A command that this version does not support.
     Other(Vec<u8>),
 }
 
@@ -59,15 +59,15 @@ impl Command {
     }
 }
 
-/// What a record that is no line of text is, in brackets: `[trim to 17]`, or which snapshot of
-/// `esker follow` it is, or is a part of.
+/// A description in brackets of a record that is not shown as a line: `[trim to 17]`, or which snapshot of
+/// `esker follow` it is or is a part of.
 pub fn remark(record: &SequencedRecord) -> Option<String> {
     if let Some(command) = Command::of(record) {
         return Some(command.text());
     }
     let size = bytes(record.body.len() as u64);
     let of = |fold: &str, cursor: u64| {
-        // Nobody has checked what a snapshot says of itself.
+        // The description of a snapshot is not verified, so its name is cut.
         let fold: String = fold.chars().take(MAX_NAME).collect();
         format!("snapshot of `{}`, everything before {cursor}", plain(&fold))
     };
@@ -89,7 +89,8 @@ pub fn remark(record: &SequencedRecord) -> Option<String> {
     })
 }
 
-/// A body as a person sees it: what is text keeps its lines and tabs, and cannot drive the terminal.
+/// A body as it is shown to a person: text keeps its lines and tabs, and control characters that would
+/// control the terminal are escaped.
 pub fn for_terminal(body: &[u8]) -> Result<Cow<'_, str>, String> {
     let Ok(text) = std::str::from_utf8(body) else {
         let size = bytes(body.len() as u64);

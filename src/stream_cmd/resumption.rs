@@ -1,15 +1,15 @@
-//! What becomes of batches that were under way when the connection of an append was lost.
+//! Resolves batches that were under way when the connection of an append was lost.
 //!
-//! They may have been appended or not. So each is looked for in the stream by its records, behind
-//! what was acknowledged. What is not there is appended on the condition that nothing came since the
-//! look; if something did, it is looked for again. So each line is in the stream once, unless somebody
-//! else appends the same lines in one batch meanwhile, which would be taken for ours. Batches are in the
-//! stream in their order, or not at all, so what follows one that is missing is missing, too.
+//! They may or may not have been appended. Each is searched for in the stream by its records, after what was
+//! acknowledged. A batch that is missing is appended on the condition that nothing was appended since the
+//! search; if something was, the search is repeated. So each line is in the stream once, unless another
+//! client appends the same lines in one batch meanwhile, which would be taken for ours. Batches are in the
+//! stream in order or not at all, so if one is missing, those after it are missing, too.
 //!
-//! A batch may also arrive after it was looked for and repeated: whoever forwards the lost connection, or a
-//! server that did not stop, may still have it. If it was sent on the condition of its sequence number, it
-//! is refused then, because what was repeated has that number. Only what was sent without a condition can
-//! be there twice; see [`append`](super::append) for when that is.
+//! A batch may also arrive after it was searched for and repeated: a proxy of the lost connection, or a
+//! server that did not stop, may still hold it. If it was sent on the condition of its sequence number, it is
+//! refused then, because the repeated one has that number. Only a batch that was sent without a condition can
+//! be in the stream twice; see [`append`](super::append) for when that happens.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -29,12 +29,12 @@ use crate::failure::Failure;
 /// Pause between attempts to reach the server.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// A batch that may have been appended or not.
+/// A batch that may or may not have been appended.
 pub struct Doubtful {
     pub records: AppendRecordBatch,
     /// Bytes of its lines.
     pub read: u64,
-    /// The sequence number that it has to get, if that matters.
+    /// The sequence number that it has to get, if one was given.
     pub expected: Option<u64>,
     /// Whether it may have been appended.
     pub may_be_there: bool,
@@ -46,32 +46,33 @@ pub struct Settled {
     pub first_seq_num: u64,
 }
 
-/// The way to find out.
+/// The parameters of a resumption.
 pub struct Resumption<'a> {
     pub connection: &'a Connection,
     pub target: &'a StreamTarget,
     pub fencing_token: Option<&'a FencingToken>,
-    /// Behind everything that was acknowledged, or where the stream ended before the first batch.
+    /// Where the search starts: after everything that was acknowledged, or at the tail before the first
+    /// batch.
     pub from: u64,
-    /// How long the server is waited for.
+    /// How long to wait for the server.
     pub patience: Duration,
 }
 
-/// Why an attempt was no good.
+/// Why an attempt failed.
 enum Attempt {
-    /// It may work later.
+    /// A retry may succeed.
     Again(Failure),
-    /// It will not.
+    /// A retry cannot succeed.
     Over(Failure),
 }
 
 impl Resumption<'_> {
-    /// Brings batches into the stream, in order. Those that are there are taken from the front, and handed
-    /// to `settled`; what is left when this fails stays. Returns where the stream ends.
+    /// Ensures that batches are in the stream, in order. Each that is there is removed from the front of
+    /// `batches` and passed to `settled`; on failure, the rest stays. Returns the tail of the stream.
     ///
     /// # Errors
     ///
-    /// The last reason why it could not be done in time, or why it cannot be done.
+    /// The last reason for which it could not be done in time, or why it cannot be done.
     pub async fn run(
         mut self,
         batches: &mut VecDeque<Doubtful>,
@@ -97,7 +98,7 @@ impl Resumption<'_> {
         deadline: Instant,
         settled: &mut impl FnMut(Settled),
     ) -> Result<u64, Attempt> {
-        // Also without a batch: the next session needs the server.
+        // The server is contacted even without a batch, because the next session needs it.
         let mut tail = self.tail().await?;
         while let Some(batch) = batches.front() {
             if batch.may_be_there
@@ -106,7 +107,7 @@ impl Resumption<'_> {
                 self.settle(batches, first_seq_num, settled);
                 continue;
             }
-            // Behind one that is missing nothing of ours is there, but for what is appended here.
+            // After a missing batch, none of ours is in the stream, except for what is appended here.
             if batch.expected.is_some_and(|expected| expected != tail) {
                 let asked = self.connection.asked_stream(self.target);
                 return Err(Attempt::Over(asked.seq_num_mismatch(tail)));
@@ -117,7 +118,7 @@ impl Resumption<'_> {
             }
             let was_there_maybe = batch.may_be_there;
             if let Some(batch) = batches.front_mut() {
-                // Also for whoever is interrupted before the answer.
+                // Set before the request, for the case that it is interrupted before the answer.
                 batch.may_be_there = true;
             }
             let stream = self.connection.stream(self.target);
@@ -127,7 +128,7 @@ impl Resumption<'_> {
                     self.settle(batches, start.seq_num, settled);
                 }
                 Err(AppendError::ConditionFailed(AppendConditionFailed::SeqNumMismatch(now))) => {
-                    // Somebody appended since the look: somebody else, or an earlier attempt.
+                    // Something was appended since the search: by another client, or by an earlier attempt.
                     tail = now;
                     if let Some(batch) = batches.front_mut() {
                         batch.may_be_there = was_there_maybe;
@@ -171,7 +172,7 @@ impl Resumption<'_> {
             .map_err(|error| later(asked.read(&error)))
     }
 
-    /// Where the records of a batch are, one behind the other, before a tail.
+    /// The position of a batch in the stream: its records, consecutive and before `tail`.
     async fn find(&self, batch: &AppendRecordBatch, tail: u64) -> Result<Option<u64>, Attempt> {
         if self.from >= tail {
             return Ok(None);
@@ -213,7 +214,7 @@ impl Resumption<'_> {
     }
 }
 
-/// A failure that may be over soon, if the server is only away.
+/// Sorts a failure: a retry may succeed where [`is_away`] holds.
 fn later(failure: Failure) -> Attempt {
     match is_away(&failure) {
         true => Attempt::Again(failure),
@@ -221,29 +222,30 @@ fn later(failure: Failure) -> Attempt {
     }
 }
 
-/// Whether a failure is that of a server that is away, about to go, takes nothing at the moment, or does not
-/// know what became of a batch.
+/// Whether a failure means that the server is unreachable, about to stop, takes nothing at the moment, or
+/// does not know the outcome of a batch.
 pub fn is_away(failure: &Failure) -> bool {
     is_refusal(failure)
         || is_unknown(failure)
         || matches!(failure.code, "unreachable" | "server_draining")
 }
 
-/// Whether it is that of a server that is there, and does not know yet whether a batch will be written: its
-/// disk hangs or is full, for example.
+/// Whether a failure means that the server is reachable, and does not know yet whether a batch will be
+/// written: its disk hangs or is full, for example.
 pub fn is_unknown(failure: &Failure) -> bool {
     failure.code == "other"
 }
 
-/// Whether it is that of a server that is there, and takes nothing at the moment for a reason that it names.
+/// Whether a failure means that the server is reachable, and takes nothing at the moment for a reason that it
+/// names.
 pub fn is_refusal(failure: &Failure) -> bool {
     matches!(failure.code, "rate_limited" | "hot_server")
 }
 
-/// Looks for the records of a batch among those of a stream.
+/// Searches a stream for the records of a batch.
 struct Search<'a> {
     batch: &'a AppendRecordBatch,
-    /// How many records of the batch the last ones of the stream are, for each place where it may begin.
+    /// For each position where the batch may begin, how many of its records have matched so far.
     begun: Vec<usize>,
 }
 
@@ -255,7 +257,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Takes in the next record; whether it is the last one of the batch.
+    /// Processes the next record. Returns whether it completes the batch.
     fn feed(&mut self, record: &SequencedRecord) -> bool {
         self.begun.push(0);
         let batch = self.batch;
@@ -275,7 +277,7 @@ mod tests {
 
     use super::*;
 
-    /// The index behind the batch, if it is there.
+    /// The index after the batch, if the stream has it.
     fn find(batch: &[&str], stream: &[&str]) -> Option<usize> {
         let records = batch
             .iter()

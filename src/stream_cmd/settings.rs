@@ -1,4 +1,4 @@
-//! The settings of a stream, as arguments and as they are printed.
+//! The settings of a stream: arguments and printed form.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ pub enum Timestamping {
 }
 
 impl Settings {
-    /// As the API wants them; nothing if none was given.
+    /// The settings for the API; `None` if none was given.
     pub fn config(&self) -> Option<StreamConfig> {
         let mut config = None;
         let mut set = |change: &dyn Fn(StreamConfig) -> StreamConfig| {
@@ -75,7 +75,8 @@ impl Settings {
         config
     }
 
-    /// What changes of a stream that is there; nothing if none was given. What is not given stays as it is.
+    /// The changes to an existing stream; `None` if none was given. Settings that are not given stay
+    /// unchanged.
     pub fn reconfiguration(&self) -> Option<StreamReconfiguration> {
         let mut config = None;
         let mut set = |change: &dyn Fn(StreamReconfiguration) -> StreamReconfiguration| {
@@ -113,7 +114,7 @@ impl From<Timestamping> for TimestampingMode {
     }
 }
 
-/// The settings of a stream, for programs: null where the server leaves one to its default.
+/// The settings of a stream as JSON; null where the server uses its default.
 pub fn document(config: &StreamConfig) -> Value {
     let timestamping = config.timestamping.as_ref();
     json!({
@@ -128,7 +129,7 @@ pub fn document(config: &StreamConfig) -> Value {
     })
 }
 
-/// The same for people: names and values.
+/// The settings of a stream for people: names and values.
 pub fn rows(config: &StreamConfig) -> [(&'static str, String); 4] {
     let timestamping = config.timestamping.as_ref();
     let or_default = |text: Option<String>| text.unwrap_or_else(|| "default".to_owned());
@@ -186,7 +187,7 @@ fn retention(text: &str) -> Result<RetentionPolicy, String> {
     }
 }
 
-/// A duration of at least a second; the API counts in whole ones.
+/// A duration of at least a second, because the API counts in whole seconds.
 fn whole_seconds(text: &str) -> Result<Duration, String> {
     let duration = text
         .parse::<HumanDuration>()

@@ -5,7 +5,7 @@ use super::read::{self, Format};
 use super::target::{self, StreamTarget};
 use crate::failure::Failure;
 
-/// Records that are printed unless a number is given.
+/// Records that are printed by default.
 const RECORDS: u64 = 10;
 
 /// Print the last records of a stream, and with --follow what comes next.
@@ -41,14 +41,14 @@ pub struct Args {
 }
 
 impl Args {
-    /// Whether it goes on until it is interrupted.
+    /// Whether it runs until it is interrupted.
     pub fn follows(&self) -> bool {
         self.follow
     }
 }
 
 pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
-    // Written so, it showed where the stream ends, in the releases before.
+    // In earlier releases, the command without options printed the tail.
     if args.lines.is_none() && !args.follow {
         remark!(
             "These are the last records; `esker stream check-tail {}` shows where the stream ends.",

@@ -1,4 +1,4 @@
-//! What a command is about: `basin/stream`, written with or without `s2://` before it.
+//! The object of a command: `basin/stream`, with or without `s2://` before it.
 //!
 //! The first slash ends the basin's name; a stream's name may have more of them.
 
@@ -9,10 +9,10 @@ use s2_sdk::types::{BasinName, StreamName, StreamNamePrefix};
 
 use crate::term::plain;
 
-/// What a basin's name may look like, for messages.
+/// The rule for names of basins, for messages.
 const BASIN_RULE: &str = "a basin's name has 8 to 48 of the characters a-z, 0-9 and -, \
                           and begins and ends with a letter or a digit";
-/// What a stream's name may look like, for messages.
+/// The rule for names of streams, for messages.
 const STREAM_RULE: &str =
     "a stream's name has 1 to 512 bytes, none of them NUL, and is neither . nor ..";
 
@@ -40,12 +40,12 @@ pub enum Target {
     Stream(StreamTarget),
 }
 
-/// The streams of a basin whose names begin alike.
+/// The streams of a basin whose names have a prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
     /// The basin.
     pub basin: BasinName,
-    /// How the names begin.
+    /// The prefix.
     pub prefix: StreamNamePrefix,
 }
 

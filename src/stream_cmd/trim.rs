@@ -95,7 +95,7 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
     print(format_args!("{target}: {dropped}; {begins}"))
 }
 
-/// The first sequence number that is there; that of the next record if there is none.
+/// The first sequence number of the stream; that of the next record if it is empty.
 pub async fn head(stream: &S2Stream, asked: Asked<'_>, tail: u64) -> Result<u64, Failure> {
     // A read that begins below the head begins at it.
     let first =

@@ -4,8 +4,8 @@ use esker_server::config::HumanDuration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// The point in time from which on records are wanted: a time (`2026-11-20T12:00:00Z`, or without
-/// the zone in UTC, or a date alone), how long ago (`10m`, `1h 30m`), or a timestamp (a number).
+/// The earliest time of the requested records: a time (`2026-11-20T12:00:00Z`, or without the zone in UTC, or
+/// a date alone), how long ago (`10m`, `1h 30m`), or a timestamp (a number).
 pub fn since(text: &str) -> Result<u64, String> {
     read(text, OffsetDateTime::now_utc())
 }

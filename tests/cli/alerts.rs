@@ -12,7 +12,7 @@ const RULES: &str = include_str!("../../packaging/prometheus/alerts.yml");
 const GUIDE: &str = include_str!("../../docs/operating/recovery.md");
 const MONITORING: &str = include_str!("../../docs/operating/monitoring.md");
 
-/// Words that begin like a metric of ours.
+/// Words of a text with the prefix of Esker's metrics.
 fn metrics(text: &str) -> BTreeSet<String> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter(|word| word.starts_with("esker_"))
@@ -40,7 +40,7 @@ fn exposed(server: &Server) -> BTreeSet<String> {
     metrics(&answer)
 }
 
-/// Metrics that the code names.
+/// Names of metrics in the code.
 fn declared() -> BTreeSet<String> {
     fn read(directory: &Path, found: &mut BTreeSet<String>) {
         for entry in std::fs::read_dir(directory).unwrap() {
@@ -70,7 +70,7 @@ fn every_metric_of_an_alert_exists() {
     let undeclared: Vec<_> = wanted.difference(&declared).collect();
     assert!(undeclared.is_empty(), "no code names {undeclared:?}");
 
-    // Proofs are there once there is one.
+    // These metrics exist only after the first proof.
     let later = |metric: &String| metric.ends_with("_proof_age_seconds");
     let server = Server::start();
     eventually("a server shows every metric that alerts ask for", || {
@@ -123,7 +123,7 @@ fn every_alert_says_what_is_wrong_and_where_it_is_explained() {
     }
 }
 
-/// Links within the guide lead somewhere.
+/// Links within the guide lead to existing headings.
 #[test]
 fn links_within_the_guide_lead_somewhere() {
     let anchors: BTreeSet<String> = GUIDE
@@ -137,7 +137,7 @@ fn links_within_the_guide_lead_somewhere() {
     }
 }
 
-/// What a heading is linked by.
+/// The anchor of a heading.
 fn anchor(heading: &str) -> String {
     heading
         .to_lowercase()

@@ -32,7 +32,7 @@ fn a_hundred_thousand_lines_come_back_byte_for_byte_and_in_order() {
         "what came back differs"
     );
 
-    // And from standard input, behind them.
+    // And from standard input, after those lines.
     let summary = server.ok_with(&["append", "my-basin/lines", "--json"], lines.as_bytes());
     let summary: Value = serde_json::from_str(&summary).unwrap();
     assert_eq!(summary["records"], 100_000);
@@ -75,7 +75,7 @@ fn a_failed_condition_names_the_value_that_is_in_force() {
     assert!(said.contains("[fencing_token_mismatch]"), "{said}");
     assert!(said.contains("not fenced"), "{said}");
 
-    // Several batches, each under the condition that follows from the one before.
+    // Several batches, each with the condition that follows from the previous one.
     let lines = "c\n".repeat(2500);
     let printed = server.ok_with(&append(&["--match-seq-num", "2"]), lines.as_bytes());
     assert!(
@@ -88,7 +88,7 @@ fn a_failed_condition_names_the_value_that_is_in_force() {
 fn a_stream_that_is_missing_is_said_before_anything_is_read() {
     let server = Server::start();
     server.ok(&["create", "my-basin"]);
-    // Standard input stays open: whoever waits for it waits for ever.
+    // Standard input stays open: a command that waits for its end waits for ever.
     let mut append = Running::start(server.stream(["append", "my-basin/orders"]));
     eventually("it ends by itself", || {
         append.child.try_wait().unwrap().is_some()
@@ -183,7 +183,7 @@ fn an_append_goes_on_after_restarts_and_each_line_is_in_the_stream_once() {
     let data = scratch.path().join("data");
     let mut server = Server::start_on(&data, "127.0.0.1:0");
     let address = server.address().to_owned();
-    // With and without a condition; the second one appends behind the first.
+    // With and without a condition; the second round appends after the first.
     server.ok(&["create", "my-basin/lines"]);
     let mut expected = String::new();
     for condition in [&[][..], &["--match-seq-num", "9000"]] {
@@ -192,7 +192,7 @@ fn an_append_goes_on_after_restarts_and_each_line_is_in_the_stream_once() {
         let mut append = Running::start(server.stream(&arguments));
         for round in 0..3 {
             for number in 0..30 {
-                // Lines that come again and again are told apart, too.
+                // Repeated lines are told apart, too.
                 let lines: String = (0..100).map(|n| format!("{}\n", n % 3)).collect();
                 append.write(&lines);
                 expected.push_str(&lines);
@@ -230,7 +230,7 @@ fn an_append_without_a_line_to_append_needs_no_server_and_ends_with_its_input() 
         let output = run(server.stream(["read", "my-basin/orders"]), b"");
         output.stdout == b"a\n"
     });
-    // It answers what it has taken before it ends.
+    // The server answers the appends that it has accepted before it ends.
     server.signal(Signal::TERM);
     server.wait();
     let (code, printed, said) = append.finish();

@@ -21,7 +21,7 @@ fn is_empty(directory: &Path) -> bool {
 fn a_demo_leaves_nothing_behind_and_takes_no_settings_from_the_environment() {
     let scratch = tempfile::tempdir().unwrap();
     let mut command = demo(scratch.path());
-    // Each would break it.
+    // Each of these variables would break the demo if it applied to its server.
     command
         .env("ESKER_LISTEN", "not an address")
         .env("ESKER_SERVER", "http://127.0.0.1:1");
@@ -59,7 +59,7 @@ fn what_a_demo_keeps_can_be_served_and_read() {
     assert!(kept.starts_with(scratch.path().to_str().unwrap()), "{kept}");
     let server = Server::start_with(Path::new(kept), "127.0.0.1:0", &[]);
     let read = server.ok(&["read", "esker-demo/flights"]);
-    // What the restore brought back; behind it, and 2^40 numbers, what the demo appended then.
+    // The restored records; after them and a gap of 2^40 numbers, those that the demo appended then.
     let (restored, new) = read.split_at(lines.len().min(read.len()));
     assert!(restored == lines, "what was kept is not what was appended");
     assert_eq!(new.lines().count(), 100, "{new}");
@@ -69,7 +69,7 @@ fn what_a_demo_keeps_can_be_served_and_read() {
     assert!(tail.contains(&format!("number is {next},")), "{tail}");
 }
 
-/// The first number of the line that begins so.
+/// The first number on the line that begins with `label`.
 fn figure(printed: &str, label: &str) -> u64 {
     let line = printed.lines().find(|l| l.trim_start().starts_with(label));
     let line = line.unwrap_or_else(|| panic!("no line {label}: {printed}"));
@@ -78,7 +78,7 @@ fn figure(printed: &str, label: &str) -> u64 {
     digits.parse().unwrap_or_else(|_| panic!("{line}"))
 }
 
-/// How many entries a line says to have been replayed.
+/// The number of replayed entries on the line that begins with `label`.
 fn replayed(printed: &str, label: &str) -> u64 {
     let line = printed.lines().find(|l| l.trim_start().starts_with(label));
     let words: Vec<_> = line.unwrap_or_default().split_whitespace().collect();
@@ -92,8 +92,8 @@ fn a_demo_replays_no_more_than_what_came_after_a_snapshot() {
     let output = run(demo(scratch.path()), b"");
     let printed = stdout(&output);
     assert!(output.status.success(), "{printed}{}", stderr(&output));
-    // 2,000 records in batches of 100 came after the one in the repository, and at most a few entries
-    // of the node's own.
+    // 2,000 records in batches of 100 came after the snapshot in the repository, and at most a few entries of
+    // the node itself.
     let after = figure(&printed, "replayed");
     assert!((20..40).contains(&after), "{printed}");
     assert_eq!(figure(&printed, "lost"), figure(&printed, "after it"));
@@ -114,7 +114,7 @@ fn a_demo_replays_no_more_than_what_came_after_a_snapshot() {
         .parse()
         .unwrap();
     assert!(all >= appended, "{printed}");
-    // A machine that takes so few in ten seconds has no local snapshot to show.
+    // A machine that appends so few records in ten seconds has no local snapshot to recover from.
     assert!(tail < all || appended < 50_000, "{printed}");
 }
 
@@ -144,7 +144,7 @@ fn a_demo_that_is_ended_takes_its_server_with_it() {
     for end in [Signal::INT, Signal::TERM, Signal::KILL] {
         let scratch = tempfile::tempdir().unwrap();
         let data = scratch.path().join("lines");
-        // Long enough to be in the middle of it.
+        // Long enough for the signal to arrive in the middle.
         std::fs::write(&data, "a line\n".repeat(2_000_000)).unwrap();
         let mut command = demo(scratch.path());
         command.arg("--data").arg(&data);
@@ -173,18 +173,18 @@ fn a_demo_that_is_ended_takes_its_server_with_it() {
     }
 }
 
-/// A second signal ends a demo that is cleaning up, at once; what that leaves has a name.
+/// A second signal ends a demo during its cleanup at once, and the message names what is left.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_demo_that_is_ended_while_it_cleans_up_names_the_directory_that_is_left() {
     use crate::support::{eventually, processes_with};
 
-    /// Files whose removal takes longer than a process has that was ended twice.
+    /// Number of files whose removal takes longer than the time that a process has after a second signal.
     const FILES: usize = 150_000;
 
     let scratch = tempfile::tempdir().unwrap();
     let data = scratch.path().join("lines");
-    // Long enough to be in the middle of it.
+    // Long enough for the signal to arrive in the middle.
     std::fs::write(&data, "a line\n".repeat(2_000_000)).unwrap();
     let place = scratch.path().join("place");
     std::fs::create_dir(&place).unwrap();

@@ -1,5 +1,5 @@
-//! Ctrl-C and requests to terminate: one ends a command in order and is reported, a second ends it at once;
-//! also while the server is stopped, and where nobody reads what is printed.
+//! Ctrl-C and requests to terminate: the first ends a command in order and is reported, the second ends it at
+//! once; also while the server is stopped, and where standard output is not read.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -80,7 +80,8 @@ fn one_signal_ends_every_command_also_while_the_server_is_stopped() {
     server.ok_with(&["append", "my-basin/lines", "--create"], b"{\"id\":1}\n");
     server.signal(Signal::STOP);
     for end in [Signal::INT, Signal::TERM] {
-        // Each as soon as it listens: it does not wait for the server for ever.
+        // The signal is sent as soon as the command listens for it, because the command does not wait for the
+        // server for ever.
         let running: Vec<_> = WAITING
             .iter()
             .map(|(arguments, code)| {
@@ -105,7 +106,7 @@ fn one_signal_ends_every_command_also_while_the_server_is_stopped() {
 
 #[test]
 fn a_command_that_goes_on_until_it_is_interrupted_ends_well_also_while_it_connects() {
-    // A connection to a listener whose queue is full is neither made nor refused.
+    // A connection to a listener whose queue is full is neither established nor refused.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -121,7 +122,7 @@ fn a_command_that_goes_on_until_it_is_interrupted_ends_well_also_while_it_connec
     }
     let following = WAITING.iter().filter(|(_, code)| *code == Some(0));
     for (arguments, _) in following {
-        // One that is kept from running gives the connection up before the signal comes.
+        // A command that gets no processor time gives the connection up before the signal arrives.
         let ends = (0..5).map(|_| {
             let mut command = esker();
             command.args(arguments.split(' '));
@@ -148,11 +149,11 @@ fn an_append_waits_for_acknowledgements_and_a_second_signal_ends_it_with_an_acco
         append.write("first\n");
         server.has(stream, 1);
         server.signal(Signal::STOP);
-        // More than may be under way: it also waits for room.
+        // More than may be under way, so the command also waits for room.
         let line = "x".repeat(9_999) + "\n";
         let mut stdin = append.child.stdin.take().unwrap();
         let writing = std::thread::spawn(move || {
-            // It ends before it has read all of it.
+            // The command ends before it has read everything.
             while stdin.write_all(line.as_bytes()).is_ok() {}
         });
         let io = format!("/proc/{}/io", append.child.id());
@@ -197,7 +198,7 @@ fn a_command_whose_output_nobody_takes_ends_all_the_same() {
         "stream read my-basin/lines",
         "stream read my-basin/lines --json",
     ] {
-        // A pipe holds less.
+        // The output is larger than the buffer of a pipe.
         let mut reading = command(&server, arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -208,7 +209,7 @@ fn a_command_whose_output_nobody_takes_ends_all_the_same() {
         eventually("it waits for its reader", || {
             let wait = fs::read_to_string(&wchan).unwrap_or_default();
             wait.contains("pipe_write") || wait.contains("pipe_wait") || {
-                // Not every system tells where a process waits.
+                // Not every system shows where a process waits.
                 std::thread::sleep(Duration::from_millis(500));
                 true
             }

@@ -1,4 +1,4 @@
-//! `--json`: whatever happens, standard output is JSON, and a failure is in it.
+//! `--json`: standard output is JSON in every case, and contains the failure.
 //!
 //! The commands are those whose help has `--json`; one that is missing in [`COMMANDS`] fails the test.
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::support::{Server, esker, run, stderr, stdout};
 
-/// What a command asks.
+/// What a command contacts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asks {
     Nothing,
@@ -23,7 +23,7 @@ enum Asks {
     Repository,
 }
 
-/// Every command with `--json`: its name, arguments that it takes, and what it asks.
+/// Every command with `--json`: its name, valid arguments, and what it contacts.
 const COMMANDS: &[(&str, &[&str], Asks)] = &[
     ("status", &[], Asks::Server),
     ("stream ls", &[], Asks::Server),
@@ -98,13 +98,13 @@ fn with_json(name: &str, found: &mut BTreeSet<String>) {
     let mut lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
     let mut is_leaf = true;
     for line in lines.by_ref().take_while(|line| !line.is_empty()) {
-        // A long summary goes on in lines that are further in.
+        // Continuation lines of a long summary are indented further.
         if let Some(word) = line
             .strip_prefix("  ")
             .filter(|rest| !rest.starts_with(' '))
         {
             let word = word.split(' ').next().unwrap();
-            // It shows the help of the others.
+            // This command shows the help of the others.
             if word == "help" {
                 continue;
             }
@@ -121,8 +121,8 @@ fn with_json(name: &str, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Checks that a run failed, and that standard output has the failure: in the only document, or in the
-/// last one of a command that prints several. The code, and the document.
+/// Checks that a run failed, and that standard output has the failure: in the only document, or in the last
+/// one of a command that prints several. Returns the code and the document.
 fn failure(what: &str, output: &Output) -> (String, Value) {
     let (printed, said) = (stdout(output), stderr(output));
     let context = format!("{what}\nstdout: {printed}\nstderr: {said}");
@@ -226,7 +226,7 @@ fn arguments_that_cannot_be_meant_are_a_document() {
         let output = run(command(dir.path(), group, &["--json"]), b"");
         assert_eq!(failure(group, &output).0, "usage");
     }
-    // What follows two dashes is no option.
+    // Arguments after two dashes are no options.
     let output = run(command(dir.path(), "stream tail", &["--", "--json"]), b"");
     assert_eq!(stdout(&output), "");
 }
@@ -265,7 +265,7 @@ fn what_is_no_server_is_a_document() {
     repository(dir.path());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    // Hangs up instead of answering.
+    // A server that closes connections without an answer.
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
@@ -297,7 +297,7 @@ fn a_damaged_root_is_a_document() {
             assert_eq!(output.status.code(), Some(1), "{name}");
         }
     }
-    // What is found all the same is in the same document.
+    // The partial result is in the same document.
     let listed = run(
         command(
             dir.path(),
@@ -328,14 +328,14 @@ fn a_snapshot_or_object_that_is_not_there_is_a_document() {
         assert_eq!(failure(name, &output).0, wanted, "{name}");
     }
     for (name, arguments, asks) in COMMANDS {
-        // The first put makes a repository.
+        // `snapshot put` creates the repository.
         if !matches!(asks, Asks::Server | Asks::Nothing) && *name != "snapshot put" {
             let arguments = [arguments, &["--repository", "nowhere", "--json"][..]].concat();
             let output = run(command(dir.path(), name, &arguments), b"");
             assert_eq!(failure(name, &output).0, "no_repository", "{name}");
         }
     }
-    // What was found is in the same document.
+    // The result is in the same document.
     let sst = fs::read_dir(dir.path().join("backups/0/ssts"))
         .unwrap()
         .next();

@@ -1,10 +1,10 @@
-//! Links between the pages of the project: each names a file that is there, and a heading that it has. So do
-//! paths and names in backticks.
+//! Links between the pages of the project: each names an existing file and an existing heading. The same
+//! holds for paths and names in backticks.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Pages below a directory, but for those of other projects.
+/// Pages below a directory, except those of other projects.
 pub fn pages(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -19,7 +19,7 @@ pub fn pages(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// What of a page is text, not code.
+/// The text of a page without its code blocks.
 fn prose(page: &str) -> String {
     let mut in_code = false;
     let lines = page.lines().filter(|line| {
@@ -51,7 +51,7 @@ fn anchors(page: &str) -> BTreeSet<String> {
     found
 }
 
-/// What is in the round brackets of links.
+/// The targets of links.
 fn links(page: &str) -> Vec<String> {
     let prose = prose(page);
     let links = prose.split("](").skip(1);
@@ -73,7 +73,7 @@ fn every_link_names_a_file_that_is_there_and_a_heading_that_it_has() {
         let page = std::fs::read_to_string(path).unwrap();
         for link in links(&page) {
             let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
-            // Elsewhere, or an item that rustdoc looks for.
+            // An external link, or an item that rustdoc checks.
             if file.contains("://") || file.starts_with("crate::") {
                 continue;
             }
@@ -117,8 +117,8 @@ fn expanded(path: &str) -> Vec<String> {
     }
 }
 
-/// True if a path of the repository is there, or a module after the short name of its crate. `None` if it
-/// is no path of either kind.
+/// Whether a path of the repository exists, or a module after the short name of its crate. `None` if it is
+/// neither kind of path.
 fn exists(root: &Path, path: &str) -> Option<bool> {
     const TOP: &[&str] = &[
         ".ci",
@@ -156,7 +156,7 @@ fn every_path_in_backticks_is_there() {
     let mut missing = Vec::new();
     let mut checked = 0;
     for page in &all {
-        // What changed may name what was.
+        // The list of changes may name removed files.
         if page.ends_with("CHANGELOG.md") {
             continue;
         }
@@ -175,7 +175,8 @@ fn every_path_in_backticks_is_there() {
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
-/// Modules of a crate that its row in the table of `ARCHITECTURE.md` names, and names of items.
+/// The modules of each crate that its row in the table of `ARCHITECTURE.md` names exist, and so do the names
+/// of items.
 #[test]
 fn every_name_in_the_architecture_is_in_the_code() {
     fn sources(dir: &Path, found: &mut String) {
@@ -260,13 +261,13 @@ fn every_setting_that_a_page_names_exists() {
             continue;
         }
         for span in code_spans(&std::fs::read_to_string(&page).unwrap()) {
-            // `section.key`, or that and a value.
+            // `section.key`, possibly with a value.
             let setting = span.split([' ', '=']).next().unwrap();
             let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
             let Some((section, key)) = setting.split_once('.') else {
                 continue;
             };
-            // Files are no settings.
+            // Names of files are no settings.
             let is_file = ["json", "rs", "md", "toml", "proto"].contains(&key);
             if !sections.contains(section) || !key.chars().all(is_name) || is_file {
                 continue;
@@ -288,7 +289,7 @@ fn every_page_of_docs_is_in_the_index() {
     let linked: BTreeSet<PathBuf> = links(&index).iter().map(|link| docs.join(link)).collect();
     let mut all = Vec::new();
     pages(&docs, &mut all);
-    // The index of the records of decisions lists those.
+    // The index of the design records lists those in this directory.
     let design = docs.join("design");
     let is_listed = |page: &PathBuf| {
         linked.contains(page) || page.starts_with(&design) || page.ends_with("docs/README.md")
@@ -300,7 +301,7 @@ fn every_page_of_docs_is_in_the_index() {
     );
 }
 
-/// The versions on the page of formats are those that the named files write.
+/// The versions on the page of formats are those that the named source files write.
 #[test]
 fn every_version_on_the_page_of_formats_is_that_of_the_code() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,5 +1,5 @@
-//! `esker stream append` over connections that end: what is still on its way over them, and what is in doubt
-//! when a signal comes.
+//! `esker stream append` over connections that break: batches that are still in transit, and batches in doubt
+//! when a signal arrives.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use crate::support::{Running, Server, esker, eventually, run, signal};
 
-/// Something between a client and a server that can keep what the client sends, and lose the client.
+/// A proxy between a client and a server that can withhold what the client sends, and disconnect the client.
 #[derive(Clone)]
 struct Proxy {
     url: String,
@@ -20,12 +20,12 @@ struct Proxy {
 
 #[derive(Default)]
 struct State {
-    /// Nobody listens.
+    /// Whether connections are refused.
     refuses: AtomicBool,
     is_closed: AtomicBool,
-    /// What clients send is kept from now on.
+    /// Whether what clients send is withheld from now on.
     keeps: AtomicBool,
-    /// From an answer on that has this text in it, it is kept.
+    /// If set, what clients send is withheld after an answer that contains this text.
     keeps_after: Mutex<Option<&'static [u8]>>,
     connections: Mutex<Vec<Connection>>,
 }
@@ -34,7 +34,7 @@ struct Connection {
     client: TcpStream,
     server: TcpStream,
     kept: Vec<u8>,
-    /// What the server has sent since the client was lost.
+    /// What the server has sent since the client was disconnected.
     answered: Vec<u8>,
     is_cut: bool,
 }
@@ -75,7 +75,7 @@ impl Proxy {
         proxy
     }
 
-    /// Refuses connections, or takes them again.
+    /// Refuses connections, or accepts them again.
     fn refuse(&self, refuses: bool) {
         self.state.refuses.store(refuses, Ordering::SeqCst);
         eventually("the listener is closed or open", || {
@@ -83,7 +83,7 @@ impl Proxy {
         });
     }
 
-    /// Keeps what clients send.
+    /// Withholds what clients send.
     fn keep(&self) {
         self.state.keeps.store(true, Ordering::SeqCst);
     }
@@ -97,7 +97,8 @@ impl Proxy {
         connections.iter().any(|one| contains(&one.kept, text))
     }
 
-    /// Loses the clients that there are; servers do not learn of it. New ones are passed on.
+    /// Disconnects the current clients without closing their connections to the server. New clients are
+    /// passed on.
     fn cut(&self) {
         let mut connections = self.state.connections.lock().unwrap();
         for one in connections.iter_mut() {
@@ -107,7 +108,7 @@ impl Proxy {
         self.state.keeps.store(false, Ordering::SeqCst);
     }
 
-    /// Sends what was kept of clients that were lost.
+    /// Sends what was withheld of disconnected clients.
     fn release(&self) {
         let mut connections = self.state.connections.lock().unwrap();
         for one in connections.iter_mut().filter(|one| one.is_cut) {
@@ -116,13 +117,13 @@ impl Proxy {
         }
     }
 
-    /// Whether the server has answered this over a connection whose client was lost.
+    /// Whether the server has sent this text over a connection whose client was disconnected.
     fn was_answered(&self, text: &[u8]) -> bool {
         let connections = self.state.connections.lock().unwrap();
         connections.iter().any(|one| contains(&one.answered, text))
     }
 
-    /// `esker stream` with arguments, through this.
+    /// `esker stream` with arguments, through the proxy.
     fn stream(&self, arguments: &[&str]) -> std::process::Command {
         let mut command = esker();
         command
@@ -186,7 +187,7 @@ impl State {
     }
 }
 
-/// What a command says on standard error, as it comes.
+/// The standard error of a command, as it arrives.
 struct Said {
     text: Arc<Mutex<String>>,
     reading: std::thread::JoinHandle<()>,
@@ -211,7 +212,7 @@ impl Said {
         eventually(wanted, || text().contains(wanted));
     }
 
-    /// All of it. The command has ended.
+    /// The whole text. The command must have ended.
     fn whole(self) -> String {
         self.reading.join().unwrap();
         self.text.lock().unwrap().clone()
@@ -256,7 +257,7 @@ fn several_that_append_at_the_same_time_lose_and_repeat_no_line() {
         .iter()
         .map(|_| Running::start(server.stream(["append", "my-basin/lines"])))
         .collect();
-    // In turns, so that each meets the others' lines.
+    // In turns, so that each has the others' lines in between.
     for part in 0..30 {
         for (writer, append) in writers.iter().zip(&mut running) {
             let own = of(writer);
@@ -290,8 +291,8 @@ fn a_batch_whose_repetition_is_interrupted_counts_as_in_doubt() {
     let mut append = Running::start(proxy.stream(&["append", "my-basin/lines", "--create"]));
     append.write("first\n");
     eventually("the first line is there", || lines(&server) == "first\n");
-    // Nothing is sent while nobody listens. Then the tail is answered, and the append that follows it stays
-    // on its way.
+    // Nothing is sent while connections are refused. Then the tail is answered, and the append that follows
+    // it stays in transit.
     proxy.refuse(true);
     proxy.cut();
     proxy.keep_after(b"\"tail\"");
@@ -332,7 +333,7 @@ fn an_append_waits_for_a_server_that_takes_nothing_at_the_moment() {
     server.ok_with(&["append", "my-basin/lines", "--create"], b"first\n");
     let roots = || (0..2).all(|p| repository.join(format!("{p}/latest.json")).exists());
     eventually("every partition has its first snapshot", roots);
-    // The repository is a directory: a file in its place is one that cannot be used.
+    // The repository is a directory, so a file in its place makes it unusable.
     let away = repository.with_extension("away");
     std::fs::rename(&repository, &away).unwrap();
     std::fs::write(&repository, "no directory").unwrap();
@@ -346,7 +347,7 @@ fn an_append_waits_for_a_server_that_takes_nothing_at_the_moment() {
     let said = filled.expect("appends are refused at last");
     assert!(said.contains("error [rate_limited]"), "{said}");
 
-    // Nobody has said how long it may wait: the first batch that is refused ends it.
+    // Without `--reconnect`, the first batch that is refused ends the command.
     let output = run(server.stream(["append", "my-basin/lines"]), b"second\n");
     assert!(crate::support::stderr(&output).contains("error [rate_limited]"));
     let arguments = ["append", "my-basin/lines", "--reconnect", "1m"];
@@ -362,15 +363,15 @@ fn an_append_waits_for_a_server_that_takes_nothing_at_the_moment() {
     assert!(printed.contains("appended 1 record "), "{printed}");
 }
 
-/// A file system on a loop device that is frozen and thawed; goes with its owner. A process of its own thaws
-/// it after two minutes, whatever becomes of the test.
+/// A file system on a loop device that can be frozen and thawed; it is removed when this is dropped. A
+/// separate process thaws it after two minutes, even if the test is killed.
 struct LoopDisk {
     dir: tempfile::TempDir,
     watchdog: Option<std::process::Child>,
 }
 
 impl LoopDisk {
-    /// `None` if that is not allowed here.
+    /// `None` without the permission to mount.
     fn mount() -> Option<LoopDisk> {
         let dir = tempfile::tempdir().unwrap();
         let made = "truncate -s 128M image && mkfs.ext4 -q -F image && mkdir mounted \
@@ -397,7 +398,7 @@ impl LoopDisk {
         watchdog
             .args(["-c", "sleep 120; exec fsfreeze -u mounted 2>/dev/null"])
             .current_dir(self.dir.path());
-        // First of all: nothing stays frozen.
+        // The watchdog starts first, so that nothing stays frozen.
         self.watchdog = Some(watchdog.spawn().unwrap());
         assert!(self.shell("fsfreeze -f mounted"));
     }
@@ -420,7 +421,7 @@ impl Drop for LoopDisk {
     }
 }
 
-/// The server answers that it does not know what became of a batch.
+/// The server answers that the outcome of a batch is unknown.
 #[test]
 fn an_append_goes_on_after_a_disk_that_hangs_and_loses_and_repeats_no_line() {
     let Some(mut disk) = LoopDisk::mount() else {
@@ -431,7 +432,7 @@ fn an_append_goes_on_after_a_disk_that_hangs_and_loses_and_repeats_no_line() {
     let server = Server::start_with(&data, "127.0.0.1:0", &["--partitions=1"]);
     server.ok_with(&["append", "my-basin/lines", "--create"], b"first\n");
     disk.freeze();
-    // Who waits for nothing learns that it may have been appended.
+    // A command that does not wait reports that the batch may have been appended.
     let arguments = ["append", "my-basin/lines", "--reconnect", "0s"];
     let mut impatient = Running::start(server.stream(arguments));
     impatient.write("second\n");

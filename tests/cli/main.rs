@@ -1,24 +1,24 @@
-//! The command line as people meet it: what it prints, how it exits, what it leaves behind.
+//! The command line as people use it: what it prints, its exit codes, and what it leaves behind.
 //!
 //! | module | what it shows |
 //! |---|---|
-//! | [`transcripts`] | help, errors and the demo, word for word; and what the pages show |
+//! | [`transcripts`] | help, errors and the demo, word for word; transcripts on the pages |
 //! | [`snapshots`] | `esker snapshot` on repositories in directories |
 //! | [`online`] | `esker status`, and `esker snapshot` against a real server |
 //! | [`streams`], [`appends`], [`reads`] | `esker stream` against a real server |
-//! | [`lost_connections`] | `esker stream append` over connections that end, and what is still on its way over them |
-//! | [`demo`] | `esker demo`: what it leaves behind, however it ends |
+//! | [`lost_connections`] | `esker stream append` over connections that break, and batches still in transit |
+//! | [`demo`] | `esker demo`: what it leaves behind, in every case |
 //! | [`json`] | what every command with `--json` prints when it fails |
-//! | [`outputs`] | files that commands write, and what is there before |
-//! | [`interrupts`] | how commands end by a signal |
+//! | [`outputs`] | files that commands write, and existing files at their paths |
+//! | [`interrupts`] | the end of commands by a signal |
 //! | [`alerts`] | alert rules and the guide to recovery name metrics that exist |
-//! | [`links`] | links between pages, and paths in them, name what is there |
-//! | [`clients`] | the programs on the pages of clients do what the pages say |
-//! | [`servers`] | what `esker server` says to a person and to a program |
+//! | [`links`] | links between pages, and paths in them, lead to existing targets |
+//! | [`clients`] | the programs on the pages of clients print what the pages show |
+//! | [`servers`] | the output of `esker server` for people and for programs |
 //! | [`support`] | running the program, and servers for it |
 //!
-//! The files `*.trycmd` beside this one hold commands with what they print; `[..]` stands for
-//! anything on a line. `TRYCMD=overwrite cargo test --release --test cli` writes them anew.
+//! The files `*.trycmd` beside this one contain commands and their output; `[..]` matches anything on a line.
+//! `TRYCMD=overwrite cargo test --release --test cli` rewrites them.
 
 #![allow(clippy::unwrap_used)]
 

@@ -46,7 +46,7 @@ impl World {
         world
     }
 
-    /// Any command, told of the server by its variable.
+    /// Runs any command, with the server in its variable.
     fn run(&self, arguments: &[&str]) -> Output {
         let mut command = esker();
         command
@@ -67,7 +67,7 @@ impl World {
         serde_json::from_str(&self.ok(&[arguments, &["--json"]].concat())).unwrap()
     }
 
-    /// Has to fail with this exit code and error code; what it said.
+    /// Runs a command, which has to fail with this exit code and error code. Returns its standard error.
     fn fails(&self, exit: i32, code: &str, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let said = stderr(&output);
@@ -84,7 +84,7 @@ impl World {
     }
 }
 
-/// The repository is a directory: a file in its place is one that cannot be used.
+/// Makes a repository unusable: it is a directory, and a file takes its place.
 fn break_down(repository: &Path) {
     fs::rename(repository, repository.with_extension("away")).unwrap();
     fs::write(repository, "no directory").unwrap();
@@ -220,7 +220,7 @@ fn a_snapshot_is_proven_against_the_live_partition() {
     let proven = world.json(&["snapshot", "verify", "--restore"]);
     let done = proven["done"].as_array().unwrap();
     assert_eq!(done.len(), 3, "{proven:#}");
-    // What was appended after the snapshots is replayed on them.
+    // The records after the snapshots are replayed on them.
     let replayed: u64 = done
         .iter()
         .map(|one| one["replayed"].as_u64().unwrap())
@@ -252,7 +252,7 @@ fn a_snapshot_that_is_damaged_is_not_proven_and_needs_action() {
         .map(|file| file.unwrap().path())
         .find(|path| path.extension().is_some_and(|e| e == "sst"));
     let file = file.unwrap();
-    // The database has the same file, by a hard link.
+    // The database has the same file, by a hard link, so only this name is changed.
     change_alone(&file, |bytes| flip(bytes, 0));
     let restore = ["snapshot", "verify", "--restore", "--partition", "1"];
     world.fails(1, "proof_failed", &restore);
@@ -267,7 +267,8 @@ fn a_snapshot_that_is_damaged_is_not_proven_and_needs_action() {
 fn a_server_lets_go_of_snapshots_that_were_named_before() {
     let world = World::new();
     world.server.ok(&["create", "my-basin/orders"]);
-    // The stream's partition: a second snapshot of the same state would take the place of the first.
+    // A record in the stream's partition, because a second snapshot of the same state would replace the
+    // first.
     world.append(1);
     world.ok(&["snapshot", "create", "--partition", "2"]);
     let prune = ["snapshot", "prune", "--partition", "2"];
@@ -288,8 +289,8 @@ fn a_server_lets_go_of_snapshots_that_were_named_before() {
     world.fails(2, "repository", &[&prune[..], &out].concat());
 }
 
-/// A server that passes on every request. So often it changes a partition's repository first, when a prune
-/// is to be carried out that was planned before.
+/// A proxy that passes on every request. For the first `times` requests to execute a prune that was planned
+/// before, it changes the partition's repository first.
 fn changing(real: &Server, mut change: impl FnMut() + Send + 'static, mut times: u32) -> String {
     use std::io::{Read as _, Write as _};
     use std::net::{Shutdown, TcpListener, TcpStream};
@@ -333,7 +334,7 @@ fn changing(real: &Server, mut change: impl FnMut() + Send + 'static, mut times:
     url
 }
 
-/// Puts a snapshot of partition 2 that has something new.
+/// Puts a snapshot of partition 2 with new content.
 fn snapshot_of_something_new(server: &str) {
     for (arguments, input) in [
         (&["stream", "append", "my-basin/orders"][..], &b"more\n"[..]),
@@ -369,7 +370,7 @@ fn a_prune_goes_on_with_a_new_plan_when_a_snapshot_was_put_after_its_plan_was_ma
     };
     assert_eq!(retained(), 1);
 
-    // Whatever changes it every time has it end with the cause, and nothing goes.
+    // If the repository changes every time, the prune ends with the cause, and nothing is deleted.
     let output = prune(&changing(&world.server, change, u32::MAX));
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -406,13 +407,13 @@ fn a_command_says_whom_it_can_ask() {
     );
 }
 
-/// A server that passes on requests whose head begins with one of these, and lets others wait without end.
+/// A proxy that passes on requests whose head begins with one of these, and never answers others.
 fn hanging(real: &str) -> String {
     passing_on(real, &["GET /esker/v1/status "], true)
 }
 
-/// A server that passes on requests whose head begins with one of these. It never answers others, or closes
-/// their connections.
+/// A proxy that passes on requests whose head begins with one of these. Depending on `others_hang`, it never
+/// answers others, or closes their connections.
 fn passing_on(real: &str, passed: &'static [&'static str], others_hang: bool) -> String {
     use std::io::{Read as _, Write as _};
     use std::net::{Shutdown, TcpListener, TcpStream};
@@ -431,7 +432,7 @@ fn passing_on(real: &str, passed: &'static [&'static str], others_hang: bool) ->
                     .any(|one| head[..read].starts_with(one.as_bytes()))
                 {
                     let mut server = TcpStream::connect(&real).unwrap();
-                    // One request a connection, so that its end is the answer's.
+                    // One request per connection, so that the end of the answer is the end of the connection.
                     let text = String::from_utf8(head[..read].to_vec()).unwrap();
                     let text = text.replacen("\r\n", "\r\nconnection: close\r\n", 1);
                     server.write_all(text.as_bytes()).unwrap();
@@ -444,7 +445,7 @@ fn passing_on(real: &str, passed: &'static [&'static str], others_hang: bool) ->
                     let _ = client.shutdown(Shutdown::Both);
                     return;
                 }
-                // Until the client is gone.
+                // This waits until the client has disconnected.
                 while others_hang && client.read(&mut head).is_ok_and(|read| read > 0) {}
             });
         }

@@ -1,5 +1,4 @@
-//! Files that commands write: what is there is replaced only when that was asked for, and only by all of
-//! what replaces it.
+//! Files that commands write: an existing file is replaced only on request, and only by a complete one.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
@@ -18,7 +17,7 @@ struct World {
     dir: tempfile::TempDir,
 }
 
-/// The commands that write a file, without the file.
+/// The commands that write a file, without the file's name.
 const COMMANDS: [&str; 2] = [
     "state export -o",
     "snapshot prune --keep 1 --dry-run --repository backups --plan-out",
@@ -66,7 +65,7 @@ impl World {
         output
     }
 
-    /// Everything below the directory that a command may have left.
+    /// All files below the directory that a command may have left.
     fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir.path()).unwrap();
         let mut names: Vec<_> = entries
@@ -110,7 +109,7 @@ fn a_file_is_replaced_only_by_force_and_keeps_its_mode() {
 fn what_is_no_regular_file_is_written_through() {
     let world = World::new();
     for (number, command) in COMMANDS.into_iter().enumerate() {
-        // A link stays, wherever it leads.
+        // A symbolic link stays, wherever it leads.
         let link = format!("null-{number}");
         symlink("/dev/null", world.path(&link)).unwrap();
         world.ok(command, &[&link]);
@@ -130,7 +129,7 @@ fn what_is_no_regular_file_is_written_through() {
         let metadata = fs::symlink_metadata(world.path(&link)).unwrap();
         assert!(metadata.is_symlink(), "{command}");
 
-        // Standard output, by a path.
+        // A path that leads to standard output.
         let link = format!("stdout-{number}");
         symlink("/proc/self/fd/1", world.path(&link)).unwrap();
         let output = world.ok(command, &[&link]);
@@ -177,7 +176,7 @@ fn a_file_that_cannot_be_written_to_its_end_is_named_with_the_cause() {
 fn an_export_that_a_signal_ends_leaves_no_file() {
     let world = World::new();
     let names = world.names();
-    // It has begun its file, and gets no answer.
+    // The command has created its file, and gets no answer.
     world.server.signal(Signal::STOP);
     for (name, end) in [
         ("int", Signal::INT),

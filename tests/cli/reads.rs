@@ -52,7 +52,7 @@ fn a_read_without_follow_ends_although_others_go_on_appending() {
     eventually("the stream is there", || {
         run(server.stream(["read", "my-basin/busy"]), b"").stdout == b"0\n"
     });
-    // Ten readers, while lines go on coming.
+    // Ten readers, while lines are appended.
     for round in 1..=10 {
         append.write(&format!("{round}\n").repeat(50));
         let read = server.ok(&["read", "my-basin/busy"]);
@@ -169,7 +169,7 @@ fn a_follower_goes_on_where_it_was_when_the_server_comes_back() {
     assert_eq!((follow.line(), follow.line()), ("a".into(), "b".into()));
 
     server.kill();
-    // Whoever took the port meanwhile gets time to go.
+    // If another process took the port meanwhile, this waits until it is free.
     eventually("the port is free", || {
         TcpListener::bind(server.address()).is_ok()
     });

@@ -1,4 +1,4 @@
-//! What `esker server` says to a person and to a program, and how it ends with its parent.
+//! The output of `esker server` for people and for programs, and its end when its parent ends.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -45,7 +45,7 @@ fn a_person_is_told_what_to_try_and_it_works() {
         );
     }
     assert_eq!(server.line(), "Ctrl-C stops the server.");
-    // Its standard input closes here.
+    // This closes its standard input.
     let (code, _, said) = server.finish();
     assert_eq!(code, Some(0), "{said}");
 }
@@ -109,7 +109,7 @@ fn a_configuration_can_be_piped_into_head() {
     assert_eq!(Running::start(command).close(), (Some(0), String::new()));
 }
 
-/// A server whose standard error is this.
+/// Starts a server with the given standard error.
 fn server_with_stderr(data: &std::path::Path, settings: &[&str], stderr: Stdio) -> (Child, String) {
     let mut child = esker()
         .args(["server", "--partitions", "1", "--listen", "127.0.0.1:0"])
@@ -201,7 +201,7 @@ fn a_server_whose_log_nobody_reads_serves_and_stops_gracefully() {
     let data = directory.path().join("data");
     let settings = ["--set", "logs.level=trace"];
     let (child, address) = server_with_stderr(&data, &settings, Stdio::from(writer));
-    // The pipe is full, then what may wait is full, and then lines are lost.
+    // First the pipe fills up, then the queue of lines, and then lines are lost.
     eventually("lost lines are counted", || {
         // Every frame of HTTP/2 is several lines.
         let mut connection = TcpStream::connect(&address).unwrap();
@@ -227,7 +227,7 @@ fn what_clients_ask_for_in_vain_does_not_fill_the_log() {
     for _ in 0..1000 {
         assert!(get(&address, "/v1/access-tokens").starts_with("HTTP/1.1 501"));
     }
-    // Fifty of one place in ten seconds, and how many more there were.
+    // At most fifty lines of one place in ten seconds, and a count of the others.
     let intervals = began.elapsed().as_secs() as usize / 10 + 2;
     assert_eq!(end(child), Some(0));
     let lines = std::fs::read_to_string(&log).unwrap();
@@ -245,7 +245,7 @@ fn a_command_ends_as_documented_wherever_its_output_goes() {
     let missing = tempfile::tempdir().unwrap();
     let missing = missing.path().join("nothing-here").display().to_string();
     let url = server.url.as_str();
-    // What says something on standard error, and how it ends.
+    // Commands that print to standard error, and their exit codes.
     let commands: &[(&[&str], i32)] = &[
         (&["no-such-command"], 2),
         (&["stream", "ls", "--server", nowhere], 3),
@@ -308,7 +308,7 @@ fn a_command_ends_as_documented_wherever_its_output_goes() {
             "{arguments:?}: {with_full_output:?}"
         );
     }
-    // What was asked for could not be printed.
+    // The requested output could not be printed.
     for arguments in [&["--version"][..], &["--help"], &["config", "show"]] {
         let full = std::fs::File::options()
             .write(true)
@@ -378,7 +378,7 @@ fn a_variable_that_is_set_to_nothing_says_nothing() {
         let mut command = esker();
         command.env("ESKER_SERVER", "").args(arguments);
         let output = run(command, b"");
-        // There may be a server at the default address, or none: it is asked.
+        // There may or may not be a server at the default address, which this command contacts.
         assert_ne!(
             output.status.code(),
             Some(2),

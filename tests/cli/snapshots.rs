@@ -1,4 +1,4 @@
-//! `esker snapshot` on repositories in directories: what is decided, what is left, how it exits.
+//! `esker snapshot` on repositories in directories: its decisions, what it leaves behind, and its exit codes.
 //!
 //! What it prints is in `docs/guides/snapshots.md`, which [`crate::transcripts`] runs.
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::support::{esker, eventually, run, signal, stderr, stdout};
 
-/// A directory with a repository in it, and its user's caches.
+/// A directory with a repository and the user's cache directory in it.
 struct Scratch {
     dir: tempfile::TempDir,
 }
@@ -29,7 +29,7 @@ impl Scratch {
         self.dir.path().join(name)
     }
 
-    /// Makes a directory of these files.
+    /// Creates a directory with these files.
     fn files(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
         let dir = self.path(name);
         for (file, text) in files {
@@ -56,7 +56,7 @@ impl Scratch {
         run(self.snapshot(arguments), b"")
     }
 
-    /// Has to succeed; what it printed.
+    /// Runs a command, which has to succeed. Returns its standard output.
     fn ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(
@@ -67,13 +67,13 @@ impl Scratch {
         stdout(&output)
     }
 
-    /// Has to succeed; the one JSON document that it printed.
+    /// Runs a command, which has to succeed and print one JSON document. Returns that.
     fn json(&self, arguments: &[&str]) -> Value {
         let printed = self.ok(&[arguments, &["--json"]].concat());
         serde_json::from_str(&printed).unwrap_or_else(|e| panic!("{arguments:?}: {e}\n{printed}"))
     }
 
-    /// Has to fail with this exit code and error code; what it said.
+    /// Runs a command, which has to fail with this exit code and error code. Returns its standard error.
     fn fails(&self, exit: i32, code: &str, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let said = stderr(&output);
@@ -111,7 +111,7 @@ impl Scratch {
     }
 }
 
-/// Puts other bytes in the place of a file, without reaching through hard links.
+/// Replaces a file by one with other bytes, without changing other hard links to it.
 fn replace(file: &Path, bytes: &[u8]) {
     fs::remove_file(file).unwrap();
     fs::write(file, bytes).unwrap();
@@ -133,7 +133,7 @@ fn a_directory_comes_back_as_it_was_put() {
     assert_eq!(restored["lsn"], 100);
     let b = fs::read_to_string(scratch.path("older/b")).unwrap();
     assert_eq!(b, "old");
-    // A directory that exists stays: a mount point, a link to one, where somebody works.
+    // An existing directory stays, because it may be a mount point, a link's target, or in use.
     fs::create_dir_all(scratch.path("empty/inner")).unwrap();
     symlink("empty/inner", scratch.path("link")).unwrap();
     let before = fs::metadata(scratch.path("empty/inner")).unwrap().ino();
@@ -295,7 +295,7 @@ fn a_plan_is_carried_out_as_it_was_shown_or_not_at_all() {
     assert_eq!(plan["objects"].as_array().unwrap().len(), 2);
     let before = scratch.objects("ssts").len();
 
-    // Nobody is there to be asked.
+    // There is no terminal to ask on.
     scratch.fails(2, "needs_yes", &["prune", "--plan", "plan.json"]);
     assert_eq!(scratch.objects("ssts").len(), before, "nothing went");
 
@@ -389,11 +389,11 @@ fn a_put_with_a_rate_takes_its_time_and_links_none() {
         let put = scratch.json(&[&["put", "one"], options].concat());
         put["seconds"].as_f64().unwrap()
     };
-    // 16 KiB at 8 KiB a second, of which a second's worth goes at once.
+    // 16 KiB at 8 KiB a second; the amount of one second is sent at once.
     let bound = ["--rate", "8KiB"];
     let copied = seconds(&[&["--lsn", "1", "--no-links"], &bound[..]].concat());
     assert!(copied >= 1.0, "{copied} s");
-    // As links, or with no bound, they take none: 16 KiB at 1 KiB a second would be 15 s.
+    // With hard links or without a bound, no time is needed: 16 KiB at 1 KiB a second would be 15 s.
     for options in [&["--rate", "1KiB"][..], &["--rate", "0", "--no-links"]] {
         let took = seconds(&[&["--lsn", "2", "--no-reuse"], options].concat());
         assert!(took < 10.0, "{options:?}: {took} s");
@@ -417,7 +417,7 @@ fn a_put_without_reuse_heals_what_verify_found() {
             fs::write(&path, "ALL WRONG").unwrap();
         }
     }
-    // As they are, the damage is inherited.
+    // Reused unchanged, the damage is inherited.
     scratch.ok(&["put", "one", "--lsn", "2", "--no-links"]);
     assert_eq!(scratch.run(&["verify", "--data"]).status.code(), Some(1));
     scratch.ok(&["put", "one", "--lsn", "3", "--no-links", "--no-reuse"]);
@@ -451,7 +451,7 @@ fn a_root_that_is_missing_or_damaged_is_told_from_an_empty_repository() {
         .enumerate()
     {
         replace(&root, damage);
-        // What is named in full needs no root to be found.
+        // A snapshot that is named in full is found without a root.
         let to = format!("named-{number}");
         scratch.fails(1, "damaged", &["restore", "--to", &to]);
         scratch.ok(&["restore", &name, "--to", &to]);
@@ -482,7 +482,7 @@ fn what_restate_wrote_is_read_and_never_written_to() {
     let scratch = Scratch::new();
     let files = scratch.files("one", &[("000007.sst", "table")]);
     scratch.ok(&["put", "one", "--lsn", "1", "--kind", "full"]);
-    // As Restate writes it: no generation, no checksums.
+    // A root as Restate writes it: without a generation and checksums.
     let mut root = scratch.root();
     root.as_object_mut().unwrap().remove("generation");
     let root_file = scratch.path("backups/0/latest.json");
@@ -510,7 +510,7 @@ fn what_restate_wrote_is_read_and_never_written_to() {
     );
     scratch.fails(1, "not_ours", &["put", "one", "--lsn", "2"]);
     scratch.fails(1, "not_ours", &["prune"]);
-    // Nor at another partition, for which nobody has claimed the destination.
+    // The same for another partition, for which no cluster has claimed the destination.
     fs::remove_file(scratch.path("backups/cluster.json")).unwrap();
     let elsewhere = &["put", "one", "--lsn", "2", "--partition", "2"];
     scratch.fails(1, "not_ours", elsewhere);
@@ -609,7 +609,7 @@ fn every_partition_is_verified_and_planned_for_unless_one_is_named() {
     }
     let text = scratch.ok(&["prune", "--dry-run", "--keep", "1"]);
     assert_eq!(text.matches("would let go of ").count(), 3, "{text}");
-    // A plan is of one partition, and so is what deletes.
+    // A plan covers one partition, and so does its execution.
     scratch.fails(
         2,
         "partition",
@@ -617,7 +617,7 @@ fn every_partition_is_verified_and_planned_for_unless_one_is_named() {
     );
     scratch.fails(2, "partition", &["prune"]);
 
-    // One that cannot be read hides nothing of the others.
+    // A partition that cannot be read does not hide the others.
     fs::write(scratch.path("backups/3/latest.json"), "{").unwrap();
     let output = scratch.run(&["verify", "--json"]);
     assert_eq!(output.status.code(), Some(1));
@@ -636,13 +636,13 @@ fn where_nothing_is_named_the_server_on_this_machine_is_asked() {
     let mut command = esker();
     command.args(["snapshot", "list"]);
     let output = run(command, b"");
-    // There may be one.
+    // There may be a server at the default address.
     if !output.status.success() {
         let said = stderr(&output);
         assert!(said.contains("http://127.0.0.1:7070"), "{said}");
         assert!(said.contains("--repository"), "{said}");
     }
-    // A command that needs a repository asks no server.
+    // A command that needs a repository contacts no server.
     let mut command = esker();
     command.args(["snapshot", "restore", "--to", "nowhere"]);
     let output = run(command, b"");
@@ -693,7 +693,7 @@ fn a_put_that_is_interrupted_ends_promptly_and_the_next_one_is_not_hindered() {
     let scratch = Scratch::new();
     let big = scratch.files("big", &[("a", "text")]);
     let file = fs::File::create(big.join("b")).unwrap();
-    // Sparse, and long enough to be hashed for a while.
+    // A sparse file, large enough for its hash to take a while.
     file.set_len(60 << 30).unwrap();
     let mut command = scratch.snapshot(&["put", "big", "--lsn", "1", "--no-links"]);
     let child = command

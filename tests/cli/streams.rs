@@ -1,4 +1,4 @@
-//! `esker stream ls`, `create`, `tail`, `trim`, and what all of them say when something is missing.
+//! `esker stream ls`, `create`, `tail`, `trim`, and the errors of all of them about missing things.
 
 use std::time::Instant;
 
@@ -31,7 +31,7 @@ fn a_stream_is_created_with_its_basin_and_both_are_listed() {
 
     let names = |arguments: &[&str]| -> Vec<String> {
         let listed = server.ok(arguments);
-        // A date and a time stand before each.
+        // A date and a time precede each name.
         let name = |line: &str| line.split_whitespace().nth(2).unwrap().to_owned();
         listed.lines().map(name).collect()
     };
@@ -185,7 +185,7 @@ fn a_server_that_does_not_answer_is_reported_within_seconds() {
     assert!(said.contains("did not answer in time"), "{said}");
     assert!(took < SOON / 3, "that took {took:?}");
 
-    // Where nobody listens.
+    // Nothing listens on this port.
     let url = "http://127.0.0.1:1";
     let mut command = esker();
     command.args(["stream", "ls", "--server", url]);
@@ -244,7 +244,7 @@ fn a_stream_is_copied_by_a_pipe_with_headers_timestamps_and_commands() {
         "the copy is fenced, too: {said}"
     );
 
-    // A copy has smaller numbers than a stream that was trimmed, and loses nothing by its trims.
+    // A copy has smaller sequence numbers than a trimmed stream, and loses no records by the copied trims.
     server.ok(&["trim", "my-basin/orders", "2"]);
     server.ok_with(&["append", "my-basin/orders"], b"last\n");
     let printed = server.ok(&["read", "my-basin/orders", "--json"]);
@@ -263,7 +263,7 @@ fn a_stream_is_copied_by_a_pipe_with_headers_timestamps_and_commands() {
     };
     assert_eq!(bodies(&late), bodies(&orders));
 
-    // What a stream had before is not dropped by a trim that is copied into it.
+    // A trim that is copied into a stream does not drop the records that it had before.
     server.ok_with(
         &["append", "my-basin/kept", "--create"],
         b"keep 1\nkeep 2\n",
@@ -282,7 +282,7 @@ fn a_stream_is_copied_by_a_pipe_with_headers_timestamps_and_commands() {
     let kept: Vec<_> = kept.iter().filter_map(|it| it["body"].as_str()).collect();
     assert_eq!(kept, ["keep 1", "keep 2", "a", "b"]);
 
-    // Asking what would be deleted makes no stream.
+    // The question for confirmation of a deletion creates no stream.
     let refused = server.fails(1, &["delete", "my-basin/mistyped"], b"");
     assert!(refused.contains("stream_not_found"), "{refused}");
 }
@@ -504,7 +504,7 @@ fn options_of_every_command_stand_anywhere() {
     ] {
         assert_eq!(value(&stdout(&arguments))["seq_num"], 1);
     }
-    // An option comes before the variable.
+    // An option takes precedence over the variable.
     let mut command = server.stream(["ls"]);
     command.args(["--server", "http://127.0.0.1:1"]);
     assert_eq!(run(command, b"").status.code(), Some(3));

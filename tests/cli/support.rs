@@ -1,6 +1,6 @@
-//! Runs the program, and servers for it.
+//! Runs the program and servers.
 //!
-//! A [`Server`] stops when it is dropped, and even when the test process is killed: it ends when its
+//! A [`Server`] stops when it is dropped, and even when the test process is killed, because it ends when its
 //! standard input closes.
 
 use std::ffi::OsStr;
@@ -20,12 +20,12 @@ pub struct Server {
     process: Process,
     /// `http://127.0.0.1:PORT`.
     pub url: String,
-    /// Its own, unless it was given one.
+    /// Its data directory, unless one was given.
     _temporary: Option<tempfile::TempDir>,
 }
 
 impl Server {
-    /// A server with a data directory that goes with it.
+    /// A server with a temporary data directory.
     pub fn start() -> Server {
         let temporary = tempfile::tempdir().unwrap();
         let mut server = Server::start_on(&temporary.path().join("data"), "127.0.0.1:0");
@@ -38,8 +38,8 @@ impl Server {
         Server::start_with(data_dir, listen, &["--partitions", "2"])
     }
 
-    /// A server on this data directory and address, with these settings. Whoever took a fixed port
-    /// meanwhile gets time to go.
+    /// A server on this data directory and address, with these settings. If another process took a fixed port
+    /// meanwhile, this retries.
     pub fn start_with(data_dir: &Path, listen: &str, settings: &[&str]) -> Server {
         let began = Instant::now();
         loop {
@@ -54,7 +54,7 @@ impl Server {
         }
     }
 
-    /// The same, once; all that it wrote if it ended instead.
+    /// The same without retries. The error is all that the server wrote, if it ended.
     fn try_start(data_dir: &Path, listen: &str, settings: &[&str]) -> Result<Server, String> {
         let mut command = esker();
         command
@@ -87,12 +87,12 @@ impl Server {
         command
     }
 
-    /// Runs `esker stream`, which has to succeed, and answers what it printed.
+    /// Runs `esker stream`, which has to succeed, and returns its standard output.
     pub fn ok(&self, arguments: &[&str]) -> String {
         self.ok_with(arguments, b"")
     }
 
-    /// The same, with something on standard input.
+    /// The same, with `input` on standard input.
     pub fn ok_with(&self, arguments: &[&str], input: &[u8]) -> String {
         let output = run(self.stream(arguments), input);
         assert!(
@@ -104,7 +104,7 @@ impl Server {
         stdout(&output)
     }
 
-    /// Runs `esker stream`, which has to fail with this exit code, and answers what it said.
+    /// Runs `esker stream`, which has to fail with this exit code, and returns its standard error.
     pub fn fails(&self, code: i32, arguments: &[&str], input: &[u8]) -> String {
         let output = run(self.stream(arguments), input);
         assert_eq!(
@@ -117,8 +117,8 @@ impl Server {
         stderr(&output)
     }
 
-    /// Waits until a stream has so many records, and whoever appended them has been told so: a request
-    /// that comes later is answered later.
+    /// Waits until a stream has this many records, and their appends have been answered: a later request is
+    /// answered later.
     pub fn has(&self, stream: &str, records: u64) {
         let tail = || {
             let output = run(self.stream(["check-tail", stream, "--json"]), b"");
@@ -131,7 +131,7 @@ impl Server {
         }
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to it.
     pub fn signal(&self, signal: Signal) {
         self.process.signal(signal);
     }
@@ -147,7 +147,7 @@ impl Server {
     }
 }
 
-/// Runs a command with something on standard input.
+/// Runs a command with `input` on standard input.
 pub fn run(mut command: Command, input: &[u8]) -> Output {
     let mut child = command
         .stdin(Stdio::piped())
@@ -157,9 +157,10 @@ pub fn run(mut command: Command, input: &[u8]) -> Output {
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
-    // Beside reading the output, or both would wait for each other.
+    // A separate thread writes while this one reads the output; otherwise each process could wait for the
+    // other.
     let writing = std::thread::spawn(move || {
-        // A command need not read what it gets.
+        // The command may end without reading its input.
         let _ = stdin.write_all(&input);
     });
     let output = child.wait_with_output().unwrap();
@@ -167,17 +168,17 @@ pub fn run(mut command: Command, input: &[u8]) -> Output {
     output
 }
 
-/// What a command printed, as text.
+/// The standard output of a command, as text.
 pub fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// What a command said, as text.
+/// The standard error of a command, as text.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// A command whose output is read as it comes.
+/// A command whose output is read while it runs.
 pub struct Running {
     /// The process.
     pub child: Child,

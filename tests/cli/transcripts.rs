@@ -1,10 +1,10 @@
-//! What is printed, word for word: help, errors and the demo in `*.trycmd`, and what the pages of the
-//! project show.
+//! Output, word for word: help, errors and the demo in `*.trycmd`, and the transcripts on the pages of the
+//! project.
 //!
 //! Pages show real numbers, which differ from run to run. Their transcripts (blocks marked `console`) are run
-//! as they stand, one command after the other in a directory of their own, and compared in shape: every
-//! number, duration, directory and random name counts as any other. With `ESKER_BLESS=all` each page is written
-//! with what was printed.
+//! unchanged, one command after the other in a directory of their own, and compared in shape: any number,
+//! duration, directory or random name equals any other. With `ESKER_BLESS=all`, each page is rewritten with
+//! the actual output.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,8 @@ const PAGES: &[&str] = &[
     "docs/reference/admin-api.md",
 ];
 
-/// Set, pages are written with what is printed: `all` of it, or, with any other value, what differs in shape.
+/// If set, pages are rewritten with the actual output: with `all`, everything; with any other value, only
+/// what differs in shape.
 const BLESS: &str = "ESKER_BLESS";
 
 /// The server of the pages.
@@ -51,7 +52,7 @@ fn every_page_with_commands_is_run() {
     for path in all {
         let text = std::fs::read_to_string(&path).unwrap();
         let name = path.strip_prefix(root).unwrap().display().to_string();
-        // A prompt outside of a transcript would be a command that no test runs.
+        // A prompt outside of a transcript would show a command that no test runs.
         let mut block = None;
         for line in text.lines() {
             match line.strip_prefix("```") {
@@ -91,7 +92,7 @@ fn what_the_page_of_the_demo_shows_is_what_happens() {
     holds("docs/demo.md", &Server::start());
 }
 
-/// The page is of one run: its total is not less than its parts.
+/// The page shows one run: the total time is not less than the sum of its parts.
 #[test]
 fn the_time_of_the_demo_is_that_of_its_acts() {
     fn seconds(text: &str) -> f64 {
@@ -185,7 +186,7 @@ fn what_the_page_of_monitoring_shows_is_what_happens() {
     let settings = ["--partitions", "2", "--set", &destination];
     let data = dir.path().join("data");
     let server = Server::start_with(&data, "127.0.0.1:0", &settings);
-    // What the page shows is of a server whose first snapshots are there.
+    // The page shows a server whose first snapshots exist.
     online(&server, &["snapshot", "create"]);
     holds("docs/operating/monitoring.md", &server);
 }
@@ -208,7 +209,7 @@ fn the_servers_on_the_page_of_the_configuration_start() {
     let page = Page::read("docs/operating/configuration.md");
     assert_eq!(page.steps.len(), 2);
     for step in &page.steps {
-        // Any free port, and an end with this process.
+        // Any free port, and an end when this process ends.
         let command = step.command.replace("127.0.0.1:7171", "127.0.0.1:0");
         let mut shell = shell(&format!("{command} --until-stdin-closes"), dir.path());
         shell.env("ESKER_LISTEN", "127.0.0.1:0");
@@ -222,7 +223,7 @@ fn the_servers_on_the_page_of_the_configuration_start() {
     }
 }
 
-/// The runbook's commands, each on a server that was broken for it.
+/// Runs the runbook's commands, each on a server that was damaged for it.
 #[test]
 fn what_the_runbook_shows_is_what_happens() {
     let mut page = Page::read("docs/operating/recovery.md");
@@ -304,12 +305,13 @@ fn what_the_runbook_shows_is_what_happens() {
         &server,
     );
 
-    // A disk that is full or hangs takes a mount: `tests/e2e/runbook.rs`.
+    // A disk that is full or hangs needs a mount: see `tests/e2e/runbook.rs`.
     page.shown_elsewhere(&["Disk full", "The disk hangs"]);
     page.finish();
 }
 
-/// The source of the program, with texts that go over several lines joined, and every space as one.
+/// The source of the program, with string literals over several lines joined, and any white space as one
+/// space.
 fn source() -> String {
     fn read(dir: &Path, found: &mut String) {
         for entry in std::fs::read_dir(dir).unwrap() {
@@ -331,10 +333,10 @@ fn source() -> String {
     found.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Some words in a row of each message, or what a line of the log begins with, are in the code.
+/// The code has some consecutive words of each message, or the beginning of each line of the log.
 #[test]
 fn every_message_that_the_runbook_shows_is_one_of_the_code() {
-    /// Words in a row that tell one message from another.
+    /// Number of consecutive words that distinguish one message from another.
     const WORDS: usize = 4;
 
     let source = source();
@@ -358,7 +360,7 @@ fn every_message_that_the_runbook_shows_is_one_of_the_code() {
                     .take_while(|word| !is_value(word))
                     .take(WORDS);
                 let mut fixed: Vec<&str> = fixed.copied().collect();
-                // What comes after a colon is a value.
+                // The text after a colon is a value.
                 if let Some(end) = fixed.iter().position(|word| word.ends_with(':')) {
                     fixed.truncate(end + 1);
                 }
@@ -382,12 +384,12 @@ fn objects(shown: &str) -> Vec<String> {
         .collect()
 }
 
-/// So many lines, each a number.
+/// This many lines, each a number.
 fn lines(count: u32) -> String {
     (1..=count).map(|n| format!("{n}\n")).collect()
 }
 
-/// Runs a command that asks a server, which has to succeed, and answers what it printed.
+/// Runs a command against a server, which has to succeed, and returns its standard output.
 fn online(server: &Server, arguments: &[&str]) -> String {
     let mut command = esker();
     command.args(arguments).args(["--server", &server.url]);
@@ -424,15 +426,15 @@ struct Page {
     steps: Vec<Step>,
 }
 
-/// A command, and what it prints.
+/// A command, and its output on the page.
 struct Step {
     /// The last heading before it.
     heading: String,
     command: String,
     printed: String,
-    /// The lines of what it prints.
+    /// The lines of the page that have its output.
     at: std::ops::Range<usize>,
-    /// What it printed now; none if it was not run.
+    /// Its actual output; `None` if it was not run.
     actual: Option<String>,
 }
 
@@ -476,7 +478,7 @@ impl Page {
         }
     }
 
-    /// Runs the commands below a heading (all of the page, if it is empty), one after the other.
+    /// Runs the commands below a heading (all of the page, if the heading is empty), one after the other.
     fn run(&mut self, heading: &str, dir: &Path, variables: &[(&str, &str)], server: &Server) {
         let address = server.address();
         let asks = |text: &str| {
@@ -524,7 +526,7 @@ impl Page {
         assert!(ran > 0, "{} has no command below {heading:?}", self.name);
     }
 
-    /// Commands below these headings are shown by tests elsewhere.
+    /// Marks commands below these headings as run by other tests.
     fn shown_elsewhere(&mut self, headings: &[&str]) {
         for step in &mut self.steps {
             if headings.contains(&step.heading.as_str()) {
@@ -533,7 +535,7 @@ impl Page {
         }
     }
 
-    /// Every command was run. Writes the page, if that is asked for.
+    /// Checks that every command was run. Rewrites the page, if requested.
     fn finish(mut self) {
         for step in &self.steps {
             assert!(
@@ -548,7 +550,7 @@ impl Page {
         }
         for step in self.steps.iter().rev() {
             let actual = step.actual.as_deref().unwrap_or_default();
-            // Numbers alone are no reason to write a page.
+            // A difference of numbers alone does not rewrite a page.
             if shape(&step.printed) != shape(actual) || std::env::var(BLESS).unwrap() == "all" {
                 self.lines
                     .splice(step.at.clone(), actual.lines().map(str::to_owned));
@@ -558,7 +560,7 @@ impl Page {
     }
 }
 
-/// What was printed, with directories and host as pages show them.
+/// The output, with directories and host as pages show them.
 fn as_shown(printed: &str) -> String {
     let is_scratch = |name: &str| name.starts_with(".tmp") && name.len() == 10;
     let mut shown = String::new();
@@ -595,8 +597,8 @@ fn host() -> String {
     }
 }
 
-/// A text with every number as `0`, every duration as `0 s`, the scratch directory of a demo as
-/// `DIR`, random names as one, this host as `node-1`, and every space as one.
+/// A text with every number as `0`, every duration as `0 s`, the scratch directory of a demo as `DIR`, random
+/// names as one name, this host as `node-1`, and any white space as one space.
 fn shape(text: &str) -> Vec<String> {
     let host = host();
     text.lines()
@@ -629,7 +631,7 @@ fn shape(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// A line whose snapshots, checksums, directories and units of speed are any.
+/// A line with the names of snapshots, checksums, directories and units of speed made uniform.
 fn without_random_names(line: &str) -> String {
     let word_end = |rest: &str| {
         rest.find(|c: char| !c.is_ascii_alphanumeric())

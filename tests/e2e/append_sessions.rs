@@ -1,4 +1,4 @@
-//! Append sessions: acks in order, an end at the first error, nothing behind it.
+//! Append sessions: acks in order, an end at the first error, nothing appended after it.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ async fn pipelined_appends_are_acknowledged_in_order_and_a_half_closed_session_e
     for transport in TRANSPORTS {
         let http = server.http(transport);
         let mut session = frames::append_session(&http, "test-basin", "orders").await;
-        // All of it is on its way, and the request over, before the first ack is looked at.
+        // Everything is sent, and the request has ended, before the first ack is read.
         let mut bytes = Vec::new();
         for i in 0..2000u64 {
             let bodies = (0..=i % 3).map(|j| format!("{i} {j}"));
@@ -129,7 +129,7 @@ async fn nothing_of_a_session_lands_after_its_first_refused_append() {
         assert_eq!(acks.len(), 2);
         let body = serde_json::json!({"seq_num_mismatch": base + 2});
         assert_eq!(end, Output::Error(412, body));
-        // Also not later.
+        // Nor is it appended later.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let ack = sdk::append(&stream, ["next"]).await;
         assert_eq!(ack.start.seq_num, base + 2);
@@ -145,11 +145,11 @@ async fn a_session_that_loses_a_race_leaves_only_what_came_before_it() {
     let http = server.http2();
     let mut lost = 0;
     for round in 0..60u64 {
-        // How a race ends is chance, except where the session waits for its rival.
+        // The outcome of a race is random, except where the session waits for its rival.
         let waits = round % 6 == 5;
         let base = stream.check_tail().await.unwrap().seq_num;
         let mut session = frames::append_session(&http, "test-basin", "orders").await;
-        // Conditional ones, with unconditional ones behind: those would land anywhere.
+        // Conditional appends, followed by unconditional ones, which would land anywhere.
         let mut bytes = Vec::new();
         for i in 0..40 {
             let body = format!("s{round} {i}");
@@ -159,7 +159,7 @@ async fn a_session_that_loses_a_race_leaves_only_what_came_before_it() {
             let body = format!("s{round} {i}");
             bytes.extend_from_slice(&frames::frame(&frames::input([body])));
         }
-        // The rival begins when some of the session was sent.
+        // The rival starts when a part of the session was sent.
         let pieces = bytes.chunks(300).count() as u64;
         let (begin, begun) = tokio::sync::oneshot::channel();
         let (end, ended) = tokio::sync::oneshot::channel();
@@ -211,7 +211,7 @@ async fn a_session_that_loses_a_race_leaves_only_what_came_before_it() {
         }
         let rival_at = rival.start.seq_num - base;
         if rival_at < 40 {
-            // It came between conditional ones: the session ended there.
+            // The rival's append came between conditional ones, so the session ended there.
             assert_eq!(acks.len() as u64, rival_at);
             let Output::Error(412, body) = end else {
                 panic!("{end:?}");
@@ -223,7 +223,7 @@ async fn a_session_that_loses_a_race_leaves_only_what_came_before_it() {
             assert_eq!(acks.len(), 60);
         }
     }
-    // One piece holds no more than some of the conditional appends.
+    // One piece holds only a part of the conditional appends.
     assert!(lost >= 10, "{lost} races were lost");
 }
 
@@ -343,7 +343,7 @@ async fn a_session_that_is_torn_off_leaves_a_beginning_of_what_it_sent() {
                 session.send(frames::frame(&input)).await;
             }
             tokio::time::sleep(Duration::from_millis(round)).await;
-            // The connection goes with the client, half a frame behind.
+            // The connection is closed with the client, in the middle of a frame.
             session.send(&b"\x00\x10\x00\x00half"[..]).await;
             sessions.push(name);
         }
@@ -352,8 +352,8 @@ async fn a_session_that_is_torn_off_leaves_a_beginning_of_what_it_sent() {
         (stream.check_tail().await.unwrap().seq_num > 0).then_some(())
     })
     .await;
-    // What still lands of one session may land among the records of the next ones, and while this
-    // looks: a beginning it has to be at any time.
+    // Appends of one session that still land may land among the records of the next ones, and during this
+    // check: at any time, what is there has to be a prefix of the session.
     let bodies = sdk::bodies(&sdk::read_all(&stream).await);
     let mut landed = 0;
     for name in &sessions {

@@ -1,4 +1,4 @@
-//! Appends in every form, what they answer, and what is read back.
+//! Appends in every form, their answers, and what is read back.
 
 use bytes::Bytes;
 use s2_api::v1::stream::proto;
@@ -17,7 +17,7 @@ async fn orders(server: &Server) -> s2_sdk::S2Stream {
     sdk::stream(&basin, "orders").await
 }
 
-/// The whole stream as protobuf, which keeps every byte.
+/// Reads the whole stream as protobuf, which preserves every byte.
 async fn read(http: &Http) -> Vec<proto::SequencedRecord> {
     let answer = http
         .get(&format!("{RECORDS}?seq_num=0"))
@@ -160,7 +160,7 @@ async fn a_record_comes_back_as_it_went_in_whatever_form_either_way_took() {
             .await
             .expect(200);
         expected.extend(with_binary.clone());
-        // A session, its frames in pieces that do not end where frames do.
+        // A session, whose frames are sent in pieces with other boundaries.
         let mut session = frames::append_session(&http, "test-basin", "orders").await;
         let mut bytes = frames::frame(&input(&with_binary)).to_vec();
         bytes.extend_from_slice(&frames::frame(&input(&messages)));
@@ -217,7 +217,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Base64 by hand: one line of it is not worth a dependency.
+/// Base64 written here: one use of it is not worth a dependency.
 fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut encoded = String::new();
@@ -238,7 +238,7 @@ fn base64(bytes: &[u8]) -> String {
     encoded
 }
 
-/// A record in JSON, without what is empty.
+/// A record in JSON, without empty members.
 fn as_json(record: &proto::AppendRecord, encode: fn(&[u8]) -> String) -> Value {
     let mut json = json!({});
     if !record.headers.is_empty() {

@@ -81,7 +81,7 @@ async fn basins_are_listed_in_order_by_prefix_start_and_limit() {
     assert_eq!(names(&after.values), ["alpha-three"]);
     assert!(after.has_more);
 
-    // A start that is no basin, one before the prefix, and one after it.
+    // A start that is no basin's name, one before the prefix, and one after it.
     for (start, expected) in [
         ("alpha-onf", &ordered[1..3]),
         ("aaaa", &ordered[..3]),
@@ -137,7 +137,7 @@ async fn a_basin_keeps_the_configuration_it_was_created_with() {
     let kept = s2.get_basin_config(basin_name("configured")).await.unwrap();
     assert_eq!(format!("{kept:?}"), format!("{config:?}"));
 
-    // What is not set is not made up.
+    // Settings that are not set are not in the answer.
     sdk::basin(&s2, "plain-basin").await;
     let answer = server
         .http1()
@@ -180,7 +180,7 @@ async fn a_reconfiguration_changes_what_it_names_and_nothing_else() {
     assert_eq!(timestamping.mode, Some(TimestampingMode::Arrival));
     assert_eq!(timestamping.uncapped, Some(true));
 
-    // `null` goes back to the default.
+    // `null` restores the default.
     let http = server.http1();
     let answer = http
         .patch("/v1/basins/changing")
@@ -198,7 +198,7 @@ async fn a_reconfiguration_changes_what_it_names_and_nothing_else() {
         .await
         .expect(200);
     assert_eq!(answer.json()["default_stream_config"], json!(null));
-    // Nothing named, nothing changed.
+    // A request without settings changes nothing.
     let unchanged = http
         .patch("/v1/basins/changing")
         .json(&json!({}))
@@ -230,7 +230,7 @@ async fn ensuring_says_whether_it_created_updated_or_did_nothing() {
         panic!("it was to be updated");
     };
     assert_eq!(updated.created_at, created.created_at);
-    // What the ensured configuration does not name is back at its default.
+    // Settings that the ensured configuration does not name are reset to their defaults.
     let kept = s2
         .get_basin_config(basin_name("ensured-basin"))
         .await
@@ -287,7 +287,7 @@ async fn a_repeated_create_is_the_same_create_only_with_its_token_and_its_config
             .refused(409, exists);
         create(None, config.clone()).await.refused(409, exists);
 
-        // Also after the settings were changed, it is still the same create.
+        // After a change of the settings, it is still the same create.
         http.patch(&format!("/v1/basins/{name}"))
             .json(&json!({"create_stream_on_append": false}))
             .send()
@@ -353,8 +353,8 @@ async fn a_deleted_basin_is_of_no_use_until_its_name_is_free_and_comes_back_empt
 async fn a_basin_under_deletion_answers_that_it_is_pending() {
     let server = Server::fresh().await;
     let http = server.http2();
-    // Deletions are finished one after the other, in two steps each. What is asked behind one that comes
-    // after many others comes in between; if not, there is another try.
+    // Deletions are finished one after the other, in two steps each. A request made while other deletions are
+    // still ahead comes between these; if it does not, the test tries again.
     for i in 0..20 {
         let names: Vec<String> = (0..60).map(|n| format!("before-{i}-{n}")).collect();
         for name in &names {

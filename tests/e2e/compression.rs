@@ -83,7 +83,7 @@ async fn a_coding_that_is_not_known_is_refused_with_those_that_are() {
             assert_eq!(answer.header("accept-encoding"), Some("zstd,gzip"));
             answer.refused(415, "bad_header");
         }
-        // Named and not so, or cut short.
+        // The named coding is not the actual one, or the body is truncated.
         for coding in CODINGS {
             let answer = post().header("content-encoding", coding).send().await;
             answer.refused(400, "bad_json");
@@ -128,7 +128,7 @@ async fn an_answer_is_compressed_if_that_was_asked_for_and_is_worth_it() {
                 assert_eq!(large.header("content-encoding"), Some(coding));
                 assert!(large.body.len() < 2_000);
                 assert_eq!(codec::decode(coding, &large.body).await, plain.body);
-                // The official client looks for it.
+                // The official client checks this header.
                 assert_eq!(large.header("content-type"), plain.header("content-type"));
             }
             let refused = read(1, Some("gzip;q=0, zstd;q=0")).await;

@@ -1,5 +1,5 @@
-//! Conditional appends: expected sequence numbers, fencing tokens; and the command records that set
-//! tokens and trim.
+//! Conditional appends: expected sequence numbers and fencing tokens; and the command records that set tokens
+//! and trim.
 
 use bytes::Bytes;
 use s2_api::v1::stream::proto;
@@ -103,7 +103,7 @@ async fn a_fencing_token_in_force_refuses_others_but_not_those_without() {
     let server = Server::fresh().await;
     let stream = orders(&server).await;
     let mine = || sdk::input(["mine"]).with_fencing_token(token("me"));
-    // None is in force: only the empty one matches.
+    // No token is in force: only the empty one matches.
     let error = stream.append(mine()).await.unwrap_err();
     assert!(matches!(
         error,
@@ -130,7 +130,7 @@ async fn a_fencing_token_in_force_refuses_others_but_not_those_without() {
         .await
         .expect(412);
         assert_eq!(answer.json(), json!({"fencing_token_mismatch": "me"}));
-        // The token is looked at before the sequence number.
+        // The token is checked before the sequence number.
         let answer = post(
             &http,
             json!({"records": [{"body": "x"}], "fencing_token": "", "match_seq_num": 999}),
@@ -268,7 +268,7 @@ async fn of_many_who_expect_the_same_sequence_number_one_appends() {
     assert_eq!(sdk::read_all(stream).await.len(), 20);
 }
 
-/// Reads from the beginning; sequence numbers.
+/// Reads from the beginning. Returns the sequence numbers.
 async fn kept(stream: &s2_sdk::S2Stream) -> Vec<u64> {
     sdk::seq_nums(&sdk::read_all(stream).await)
 }
@@ -277,7 +277,7 @@ async fn kept(stream: &s2_sdk::S2Stream) -> Vec<u64> {
 async fn a_trim_is_exact_for_readers_at_once() {
     let server = Server::fresh().await;
     let stream = orders(&server).await;
-    // One batch of many records, so that the trim point lies inside of it.
+    // One batch of many records, so that the trim point lies inside it.
     sdk::append(&stream, (0..10).map(|i| format!("{i}"))).await;
     let trim = async |point| {
         let ack = commands(&stream, [CommandRecord::trim(point)]).await;
@@ -286,7 +286,7 @@ async fn a_trim_is_exact_for_readers_at_once() {
     let at = trim(4).await;
     assert_eq!(at, 10);
     assert_eq!(kept(&stream).await, (4..=10).collect::<Vec<_>>());
-    // Reading below the trim point silently begins at the head, whatever the start.
+    // A read below the trim point begins at the head without an error, whatever the start.
     let http = server.http1();
     for query in [
         "seq_num=0",
@@ -306,13 +306,13 @@ async fn a_trim_is_exact_for_readers_at_once() {
     // A smaller point changes nothing.
     trim(2).await;
     assert_eq!(kept(&stream).await, (4..=11).collect::<Vec<_>>());
-    // One of the future trims what is before the command, and the command itself; no more.
+    // A trim point beyond the tail trims everything before the command, and the command itself, but no more.
     trim(u64::MAX).await;
     assert_eq!(kept(&stream).await, Vec::<u64>::new());
     assert_eq!(stream.check_tail().await.unwrap().seq_num, 13);
     sdk::append(&stream, ["still here"]).await;
     assert_eq!(kept(&stream).await, [13]);
-    // Exactly the command's own position keeps the command.
+    // A trim point at the command's own position keeps the command.
     let at = trim(14).await;
     assert_eq!(at, 14);
     assert_eq!(kept(&stream).await, [14]);
@@ -334,11 +334,11 @@ async fn a_snapshot_and_the_trim_before_it_land_together_or_not_at_all() {
         let batch = AppendRecordBatch::try_from_iter(records).unwrap();
         AppendInput::new(batch).with_match_seq_num(expected)
     };
-    // Somebody was faster: neither the trim nor the snapshot.
+    // Another client was faster: neither the trim nor the snapshot is appended.
     let error = stream.append(replace(2, 2)).await.unwrap_err();
     assert!(matches!(error, AppendError::ConditionFailed(_)));
     assert_eq!(kept(&stream).await, [0, 1, 2]);
-    // The trim takes the command itself along: what is left begins with the snapshot.
+    // The trim removes the command itself, too: the stream then begins with the snapshot.
     stream.append(replace(3, 3)).await.unwrap();
     let records = sdk::read_all(&stream).await;
     assert_eq!(sdk::seq_nums(&records), [4]);

@@ -1,4 +1,4 @@
-//! A full disk: what is refused, what is kept, and how service resumes.
+//! A full disk: what is refused, what is kept, and the return to service.
 
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ async fn a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_its
     let Some(disk) = SmallDisk::mount(40) else {
         return;
     };
-    // Once by a larger disk, once by giving space back.
+    // Once by enlarging the disk, once by freeing space.
     for (round, ballast) in [false, true].into_iter().enumerate() {
         let data_dir = disk.path(&format!("data-{round}"));
         let ballast_file = disk.path("ballast");
@@ -38,7 +38,7 @@ async fn a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_its
         let mut filled = fill(&http).await;
         assert!(filled.acked.len() > 20, "{}", filled.acked.len());
 
-        // Reads go on, and health says what is the matter.
+        // Reads continue, and health names the cause.
         let last = filled.acked.last().unwrap().1;
         let read = stream.read(sdk::from_seq(last, 1)).await.unwrap();
         assert_eq!(read.records[0].seq_num, last);
@@ -53,7 +53,7 @@ async fn a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_its
             let path = format!("/v1/streams/another-{attempt}");
             let answer = http.put(&path).basin("test-basin").send().await;
             if answer.status == 201 {
-                // There was a little space again.
+                // A little space was free again.
                 filled.fill(&http).await;
                 continue;
             }
@@ -78,7 +78,7 @@ async fn a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_its
         .await;
         acked.push((100_000, append_at_last(&http, 100_000).await));
         complete(&stream, &acked, &unknown).await;
-        // Snapshots of these servers are on the same disk, and one is kept.
+        // These servers have their repository on the same disk, and retain one snapshot.
         let advice = ["one_snapshot_retained", "repository_on_this_disk"];
         expect_problems(&server, &advice, "space again").await;
 
@@ -107,7 +107,7 @@ async fn a_server_killed_on_a_full_disk_has_everything_when_there_is_space_again
     sdk::stream(&basin, "orders").await;
     let Filled { acked, unknown, .. } = fill(&server.http2()).await;
     server.kill();
-    // On the full disk it may serve or refuse to start, but it must not lose anything.
+    // On the full disk the server may serve or refuse to start, but it must not lose anything.
     small()
         .start_and_kill(&data_dir, Duration::from_millis(700))
         .await;
@@ -123,7 +123,7 @@ async fn a_server_killed_on_a_full_disk_has_everything_when_there_is_space_again
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_append_that_a_stop_gives_up_on_a_full_disk_is_not_called_harmless() {
-    // Whether an append is under way when the disk turns out to be full is chance, and likely.
+    // Whether an append is under way when the disk becomes full is random, but likely.
     in_time("an append under way on a full disk", async |_| {
         let Some(disk) = SmallDisk::mount(32) else {
             return Ok(());
@@ -136,7 +136,7 @@ async fn an_append_that_a_stop_gives_up_on_a_full_disk_is_not_called_harmless() 
     .await;
 }
 
-/// How many appends a stop left without knowing what became of them.
+/// The number of appends that a stop left with an unknown outcome.
 async fn given_up_by_a_stop(disk: &SmallDisk) -> usize {
     let setup = small().set("shutdown-grace=1s");
     let data_dir = disk.path("data");
@@ -146,8 +146,8 @@ async fn given_up_by_a_stop(disk: &SmallDisk) -> usize {
     let http = server.http2();
     let http = &http;
     let taken = &AtomicU64::new(0);
-    // Several at once: those that are under way when the disk turns out to be full wait. It becomes full
-    // at once, and not by what they append: that would be refused before.
+    // Several appends at once: those that are under way when the disk is found full wait. The disk is filled
+    // at once and not by the appends, because those would be refused before.
     let appends = (0..6).map(|client| async move {
         let mut last = None;
         for i in 0..1000 {
@@ -163,7 +163,7 @@ async fn given_up_by_a_stop(disk: &SmallDisk) -> usize {
                     taken.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(answer) if answer.status == 429 => {
-                    // The others wait, then.
+                    // The other appends wait now.
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 other => {
@@ -179,7 +179,8 @@ async fn given_up_by_a_stop(disk: &SmallDisk) -> usize {
             (taken.load(Ordering::Relaxed) >= 6).then_some(())
         })
         .await;
-        // It finds the disk full, and does not see it become so.
+        // The server is stopped meanwhile, so that it finds the disk full and does not observe how it fills
+        // up.
         server.signal(Signal::STOP);
         let mut ballast = fs::File::create(disk.path("ballast")).unwrap();
         while std::io::Write::write_all(&mut ballast, &[1; 16 * 1024]).is_ok() {}
@@ -196,7 +197,7 @@ async fn given_up_by_a_stop(disk: &SmallDisk) -> usize {
     let mut unknown = 0;
     for end in ends.into_iter().flatten() {
         match end {
-            // It was refused because the server stops: nothing of it was under way.
+            // The append was refused because the server stops: it was not under way.
             Ok(answer) if answer.status == 503 => {
                 assert_eq!(answer.code(), "server_draining");
             }
@@ -204,7 +205,7 @@ async fn given_up_by_a_stop(disk: &SmallDisk) -> usize {
                 answer.refused(500, "other");
                 unknown += 1;
             }
-            // No answer is no promise either.
+            // Without an answer, the outcome is unknown, too.
             Err(_) => unknown += 1,
         }
     }
@@ -273,7 +274,7 @@ async fn a_stream_on_a_nearly_full_disk_can_be_trimmed_and_appends_are_taken_aga
     })
     .await;
     eventually("appends are refused", async || {
-        // Files that were being merged give space back.
+        // Files that were merged meanwhile free space.
         leave(&disk, 5 * MIB / 2, 4 * MIB);
         let answer = append(&http, 1000, 10, SOON).await.unwrap();
         (answer.status == 429 && answer.text().contains("bytes free")).then_some(())

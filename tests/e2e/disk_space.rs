@@ -1,4 +1,4 @@
-//! Space of what was trimmed, expired and deleted comes back to the disk.
+//! The space of trimmed, expired and deleted records is returned to the disk.
 
 use std::collections::HashSet;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::support::{Server, Setup};
 
 const MIB: u64 = 1024 * 1024;
 
-/// Bytes of all files below a directory. A file that snapshots link to takes its space once.
+/// Bytes of all files below a directory. A file with several hard links counts once.
 fn size(dir: &Path) -> u64 {
     let mut seen = HashSet::new();
     size_of_unseen(dir, &mut seen)
@@ -31,7 +31,7 @@ fn size_of_unseen(dir: &Path, seen: &mut HashSet<u64>) -> u64 {
         match entry.metadata() {
             Ok(meta) if meta.is_dir() => bytes += size_of_unseen(&entry.path(), seen),
             Ok(meta) if seen.insert(meta.ino()) => bytes += meta.len(),
-            // Seen, or deleted in between.
+            // Already counted, or deleted meanwhile.
             _ => {}
         }
     }
@@ -40,7 +40,7 @@ fn size_of_unseen(dir: &Path, seen: &mut HashSet<u64>) -> u64 {
 
 async fn shrinks(server: &Server, below: u64, what: &str) {
     let (db, log) = (server.data_dir().join("db"), server.data_dir().join("log"));
-    // Files go when they are compacted and purged; on a busy machine that takes its time.
+    // Files are deleted when they are compacted and purged, which takes a while on a busy machine.
     let deadline = Instant::now() + Duration::from_secs(300);
     loop {
         let now = (size(&db), size(&log));
@@ -109,7 +109,7 @@ async fn space_of_what_was_trimmed_expired_and_deleted_returns_to_the_disk() {
         .unwrap();
     shrinks(&server, 30 * MIB, "after trim, expiry and deletion").await;
 
-    // What stays is there, also after a restart.
+    // The remaining records are there, also after a restart.
     for round in 0..2 {
         let basin = server.sdk().basin(basin_name("test-basin"));
         let kept = basin.stream(stream_name("kept"));
@@ -128,24 +128,24 @@ async fn space_of_what_was_trimmed_expired_and_deleted_returns_to_the_disk() {
     }
 }
 
-/// What a stream may take that is trimmed as it grows, in MiB, however fast that goes: ARCHITECTURE.md
+/// Bounds of the space of a stream that is trimmed as it grows, however fast that is, in MiB. ARCHITECTURE.md
 /// has the formula.
 #[derive(Clone, Copy)]
 struct SpaceBound {
-    /// What readers see.
+    /// Bytes that readers can see.
     live: u64,
     write_buffer: u64,
     write_buffers_total: u64,
     segment: u64,
     /// The larger of `log.purge-threshold` and `snapshots.max-log-bytes`.
     log: u64,
-    /// What is appended at a time.
+    /// Bytes of appends in flight.
     inflight: u64,
 }
 
 impl SpaceBound {
-    /// The database: what is live and its copy while files are rewritten; what is deleted and not
-    /// rewritten yet, and what is written beside the rewriting; what is in memory.
+    /// The database: live data and its copy while files are rewritten; deleted data that is not rewritten
+    /// yet, and data that is written during the rewriting; and memtables.
     fn database(self) -> u64 {
         let set = 2 * self.write_buffer;
         let larger = set.max(self.live);
@@ -156,8 +156,8 @@ impl SpaceBound {
         (self.log + 2 * self.segment) * 5 / 4 + self.log / 2 + self.inflight
     }
 
-    /// The database, and snapshots of it as it was: the local one and the one that it replaces, and the
-    /// one that the repository retains beside the one that is put; and the reserve.
+    /// The database, and earlier states of it in snapshots: the local snapshot and the one that it replaces,
+    /// and the one that the repository retains beside the one that is put; and the reserve.
     fn all(self) -> u64 {
         4 * self.database() + self.log() + 2 * self.write_buffer
     }
@@ -185,7 +185,7 @@ async fn a_stream_that_is_trimmed_as_it_grows_keeps_the_disk_small() {
         .set("snapshots.max-log-bytes=8MiB")
         .set("log.flush-after=4MiB");
     let server = setup.start_fresh().await;
-    // An append that waits for space in vain is refused, and comes again.
+    // An append that waits too long for space is refused, and retried.
     let basin = sdk::basin(&server.persistent_sdk(), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
     let mut largest = [0; 3];
@@ -210,7 +210,7 @@ async fn a_stream_that_is_trimmed_as_it_grows_keeps_the_disk_small() {
     // 600 MB went through.
     let [all, database, log] = largest.map(|bytes| bytes / MIB);
     let found = format!("{all} MiB in all, {database} in db/, {log} in log/");
-    // One that has waited for the rewriting of files for so long goes on without it.
+    // An append that has waited for the rewriting of files for this long continues without it.
     let beyond = 2 * late;
     let most = bound.database() + beyond;
     assert!(database <= most, "{found}, not {most}");

@@ -1,4 +1,4 @@
-//! What is not there, and what every answer of an error looks like.
+//! Missing objects, and the form of every error.
 
 use http::Method;
 use s2_sdk::error::ErrorCode;
@@ -147,7 +147,7 @@ async fn health_and_metrics_answer_on_both_transports() {
         let kind = metrics.header("content-type").unwrap();
         assert!(kind.starts_with("text/plain"), "{kind}");
         let text = metrics.text();
-        // Over all series of the name.
+        // The sum over all series of the name.
         let value = |name: &str| -> f64 {
             let lines = text.lines().filter(|line| line.starts_with(name));
             lines

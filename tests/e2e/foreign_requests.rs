@@ -1,4 +1,4 @@
-//! Requests that come from somebody's web page, or are not meant for this server.
+//! Requests that come from a foreign web page, or are not meant for this server.
 
 use esker_proto::{DESCRIPTORS, FileDescriptorSet};
 use http::Method;
@@ -10,10 +10,10 @@ use crate::support::http::{Answer, Http, TRANSPORTS};
 use crate::support::sdk;
 use crate::support::{Server, Setup, soon};
 
-/// A path with its method, and the content type that it takes.
+/// A method, a path, and the content type that it accepts.
 type Route = (Method, String, &'static str);
 
-/// All routes that the server has, from its own documents where there are any.
+/// All routes of the server, from its own documents where these exist.
 async fn routes(server: &Server) -> Vec<Route> {
     let mut routes: Vec<Route> = Vec::new();
     for (methods, path) in [
@@ -70,13 +70,13 @@ async fn sent(http: &Http, route: &Route, headers: &[(&str, &str)]) -> Answer {
         request = request.header(name, value);
     }
     if *method != Method::GET {
-        // An empty message of gRPC; as JSON it is nothing.
+        // An empty message of gRPC, which is no valid JSON.
         request = request.body(vec![0; 5]);
     }
     request.send().await
 }
 
-/// The status of HTTP, or 403 for gRPC's own form of it.
+/// The HTTP status, or 403 for the equivalent of gRPC.
 fn status(answer: &Answer) -> u16 {
     match answer.header("grpc-status") {
         // PERMISSION_DENIED.
@@ -163,7 +163,7 @@ async fn a_page_cannot_replace_the_state_store() {
         "{}",
         String::from_utf8_lossy(&done.stderr)
     );
-    // `ImportOptions { replace: true }` and an empty snapshot, as a page can send them.
+    // `ImportOptions { replace: true }` and an empty snapshot, in a form that a web page can send.
     let http = server.http1();
     let page = http
         .post("/esker.state.v1.StateService/Import")

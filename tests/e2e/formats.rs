@@ -1,21 +1,21 @@
-//! Every format that was ever promised is opened by every later build.
+//! Every format of an earlier release can be opened by every later build.
 //!
-//! `tests/fixtures/format-N.tar.gz` holds `data/`, the data directory of a server that was killed, and
-//! `repository/`, what it had put into a repository by then; both were written when the data
-//! directory's format was N, and are never written again. A fixture has a cluster named `fixture` of two
-//! partitions, with basin `fixtures`:
+//! `tests/fixtures/format-N.tar.gz` contains `data/`, the data directory of a server that was killed, and
+//! `repository/`, what that server had put into a repository by then. Both were written when the data
+//! directory's format was N, and are never rewritten. A fixture has a cluster named `fixture` with two
+//! partitions and basin `fixtures`:
 //!
 //! - `orders`: 170 records, the last 20 in the log alone;
 //! - `trimmed`: 90 records, trimmed up to 45, and the trim command;
-//! - `empty`, without a record; `deleted`, which is not there; and basin `gone-basin`, which is not
-//!   there either.
+//! - `empty`, without a record; `deleted`, which was deleted; and basin `gone-basin`, which was deleted,
+//!   too.
 //!
-//! From format 3 on agent `tower` has a state: `memory`, in its third version, and `draft`, deleted; a JSON
+//! From format 3 on, agent `tower` has a state: `memory`, in its third version, and `draft`, deleted; a JSON
 //! snapshot was written before the last two of five commits.
 //!
-//! `state-replaced-3.tar.gz` has `data/` alone. Its state store was forked after three commits, replaced by an
-//! import after two more, and forked again right after that, when gaps in a stream did not say yet what they
-//! are of.
+//! `state-replaced-3.tar.gz` contains `data/` alone. Its state store was forked after three commits, replaced
+//! by an import after two more, and forked again right after that, by a release in which gaps in a stream did
+//! not record their cause yet.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -64,7 +64,7 @@ fn unpack(fixture: &Path) -> tempfile::TempDir {
 fn setup(dir: &Path) -> Setup {
     Setup::default()
         .set("cluster-name=fixture")
-        // The records of the fixtures are older than their streams keep them.
+        // The records of the fixtures are older than the retention of their streams.
         .set("retention.interval=1h")
         .set("log.segment-size=1MiB")
         .set("log.purge-threshold=1MiB")
@@ -79,7 +79,7 @@ fn numbers(ranges: &[std::ops::Range<u32>]) -> Vec<String> {
     all.map(|number| number.to_string()).collect()
 }
 
-/// The state of the agent, as the command line has it.
+/// Checks the state of the agent through the command line.
 fn check_state(server: &Server) {
     let get = |key: &str, more: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_esker"))
@@ -138,7 +138,7 @@ async fn a_data_directory_of_every_promised_format_is_opened_and_lost_nothing() 
         if has_state(&fixture) {
             check_state(&server);
         }
-        // And it goes on.
+        // New records can be appended.
         let basin = server.sdk().basin(basin_name("fixtures"));
         sdk::append(&basin.stream(stream_name("orders")), ["more"]).await;
         server.kill();
@@ -182,7 +182,7 @@ async fn forks_and_imports_that_an_earlier_build_did_not_tell_apart_are_listed_a
         fork("b5ccecbdca616f91feed3da7882c5f99", imported, imported + GAP),
     ]);
     let gaps = json!([{ "seq_num": 5 + GAP, "resumes_at": imported }]);
-    // Also once it has been written back, and read again.
+    // The same holds after it has been written back and read again.
     for commits in 1..=2 {
         let stands = position(&server, "esker-state", "default").await;
         assert_eq!((&stands["forks"], &stands["gaps"]), (&forks, &gaps));

@@ -1,4 +1,5 @@
-//! A disk without a free byte: what gives space back works, and everything else is refused with the cause.
+//! A disk without a free byte: operations that free space work, and everything else is refused with the
+//! cause.
 //!
 //! See [`disk`](crate::disk) for the small file systems.
 
@@ -28,14 +29,14 @@ pub fn fill_up(disk: &SmallDisk) {
     }
 }
 
-/// Appends that many batches of 100,000 bytes.
+/// Appends this many batches of 100,000 bytes.
 async fn grow(stream: &S2Stream, batches: usize) {
     for _ in 0..batches {
         sdk::append(stream, ["x".repeat(100_000)]).await;
     }
 }
 
-/// Cuts a stream off before `point`, with so many commands at once.
+/// Trims a stream to `point`, with this many commands at once.
 async fn trim(stream: &S2Stream, point: u64, commands: usize) {
     let record = || AppendRecord::from(CommandRecord::trim(point));
     let batch = AppendRecordBatch::try_from_iter((0..commands).map(|_| record())).unwrap();
@@ -86,7 +87,7 @@ async fn on_a_full_disk_streams_are_trimmed_and_deleted_and_appends_are_taken_ag
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
     let http = server.http2();
-    // What fills the disk stays there: all space that comes back is the streams'.
+    // The file that fills the disk stays: all space that is freed is that of the streams.
     for round in 0..2 {
         let other = sdk::stream(&basin, &format!("other-{round}")).await;
         grow(&other, 60).await;
@@ -96,7 +97,7 @@ async fn on_a_full_disk_streams_are_trimmed_and_deleted_and_appends_are_taken_ag
         let released = metric(&http, "esker_reserve_released_total").await;
         fill_up(&disk);
 
-        // More than the log has set aside in the file that it writes.
+        // More than the log has reserved in its current file.
         let tail = stream.check_tail().await.unwrap().seq_num;
         for _ in 0..50 {
             trim(&stream, tail, 1000).await;
@@ -177,8 +178,8 @@ async fn a_server_that_is_killed_on_a_full_disk_starts_there_and_streams_can_be_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn appends_on_a_disk_that_becomes_full_are_answered_with_the_cause_while_clients_wait() {
-    // Whether an append is under way when the disk turns out to be full is chance: it is tried at many
-    // moments. And a stall of the machine delays an answer.
+    // Whether an append is under way when the disk becomes full is random, so several moments are tried. A
+    // stall of the machine delays an answer.
     in_time(
         "an append under way on a full disk, and answers in time",
         async |_| {
@@ -199,10 +200,10 @@ async fn appends_on_a_disk_that_becomes_full_are_answered_with_the_cause_while_c
     .await;
 }
 
-/// Why a try proves nothing.
+/// The reason for which a try shows nothing.
 const NOTHING_UNDER_WAY: &str = "nothing was under way";
 
-/// The disk becomes full so long after the appends have begun.
+/// The disk becomes full this long after the start of the appends.
 async fn appends_are_answered_while_it_becomes_full(
     disk: &SmallDisk,
     after: Duration,
@@ -212,7 +213,7 @@ async fn appends_are_answered_while_it_becomes_full(
     sdk::stream(&basin, "orders").await;
     let http = server.http2();
     let http = &http;
-    // It becomes full at once, and not by what they append: that would be refused before.
+    // The disk is filled at once and not by the appends, because those would be refused before.
     let appends = (0..6).map(|client| async move {
         let mut refused = Vec::new();
         for i in 0..2000 {
@@ -229,7 +230,8 @@ async fn appends_are_answered_while_it_becomes_full(
     });
     let full = async {
         tokio::time::sleep(after).await;
-        // It is found full, and not seen to become so.
+        // The server is stopped meanwhile, so that it finds the disk full and does not observe how it fills
+        // up.
         server.signal(Signal::STOP);
         fill_up(disk);
         server.signal(Signal::CONT);
@@ -244,7 +246,7 @@ async fn appends_are_answered_while_it_becomes_full(
         );
         match status.as_u16() {
             429 => assert_eq!(code, "rate_limited"),
-            // It may be written yet.
+            // The append may still be written.
             500 => {
                 assert_eq!(code, "other");
                 unknown += 1;
@@ -266,7 +268,8 @@ async fn appends_are_answered_while_it_becomes_full(
     Ok(())
 }
 
-/// What a command writes to standard error, with a line as its input; it has to end while a person waits.
+/// Runs a command with a line as its input; it has to end within the time that a person waits. Returns its
+/// standard error.
 async fn esker(server: &Server, args: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
     command.args(args).args(["--server", server.url()]);

@@ -1,8 +1,8 @@
-//! A disk that answers nothing: writes neither work nor fail.
+//! A disk that does not answer: writes neither succeed nor fail.
 //!
-//! A file system on a loop device is frozen (`fsfreeze`), which takes root; without it these tests say so
-//! and pass. It is thawed by its owner, and by a process of its own after a minute, whatever becomes of
-//! the test.
+//! A file system on a loop device is frozen (`fsfreeze`), which needs root; without root, these tests print
+//! that and pass. It is thawed when its owner is dropped, and by a separate process after a minute, even if
+//! the test is killed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,10 @@ use crate::small_disk::{append, small};
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{SOON, Server, eventually, in_time, within};
 
-/// After so long a file system is thawed although the test has not ended.
+/// Time after which a file system is thawed even if the test has not ended.
 const THAW_AFTER: Duration = Duration::from_secs(60);
 
-/// A file system on a loop device; goes with its owner.
+/// A file system on a loop device; it is removed when this is dropped.
 struct LoopDisk {
     dir: tempfile::TempDir,
 }
@@ -39,7 +39,7 @@ fn run(command: &mut Command) -> Result<(), String> {
 }
 
 impl LoopDisk {
-    /// `None` if that is not allowed here.
+    /// `None` without the permission to mount.
     fn mount(mib: u64) -> Option<LoopDisk> {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
@@ -67,7 +67,7 @@ impl LoopDisk {
 
     fn freeze(&self) -> Frozen {
         let path = self.path();
-        // First of all: nothing stays frozen.
+        // The watchdog starts first, so that nothing stays frozen.
         let watchdog = Command::new("sh")
             .arg("-c")
             .arg("sleep \"$1\"; exec fsfreeze -u \"$2\" 2>/dev/null")
@@ -98,8 +98,8 @@ impl Drop for LoopDisk {
     }
 }
 
-/// Whether a process has ended, as far as it can: threads that wait for the disk cannot be ended, and until
-/// they are let go the system keeps an entry of it.
+/// Whether a process has ended, as far as possible: threads that wait for the disk cannot be ended, and until
+/// the disk is thawed the system keeps an entry of the process.
 fn has_ended(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return true;
@@ -115,7 +115,7 @@ enum Busy {
     Upload,
 }
 
-/// Freezes the disk with something under way, and asks the server to stop; how long that took.
+/// Freezes the disk with something under way, and asks the server to stop. Returns how long that took.
 async fn stopped_on_a_frozen_disk(
     disk: &LoopDisk,
     data_dir: &Path,
@@ -152,7 +152,7 @@ async fn stopped_on_a_frozen_disk(
         if let Busy::Append = busy {
             let body = serde_json::json!({"records": [{"body": "x".repeat(500_000)}]});
             let path = "/v1/streams/orders/records";
-            // It is not answered: the server ends.
+            // The request is not answered, because the server ends.
             let _ = http
                 .post(path)
                 .basin("test-basin")
@@ -185,13 +185,13 @@ async fn stopped_on_a_frozen_disk(
     took
 }
 
-/// Whether there is a file of a stream's records below a directory.
+/// Whether a file with a stream's records is below a directory.
 fn holds_records(dir: &Path) -> bool {
     let mut entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.any(|entry| match entry.metadata() {
         Ok(meta) if meta.is_dir() => holds_records(&entry.path()),
         Ok(meta) => meta.len() > 100_000,
-        // Gone meanwhile.
+        // Deleted meanwhile.
         Err(_) => false,
     })
 }
@@ -218,7 +218,7 @@ async fn on_a_disk_that_hangs_a_stop_ends_within_the_grace_and_nothing_acknowled
     server.stop().await;
 
     let grace = 2;
-    // The grace, and 5 s to close the database and the log; the rest is what this machine takes.
+    // The grace period, and 5 s to close the database and the log; the rest is for a slow machine.
     let most = Duration::from_secs(u64::from(grace) + 5 + 3);
     for busy in [Busy::Append, Busy::Upload] {
         in_time("a stop on a disk that hangs", async |_| {

@@ -1,9 +1,9 @@
-//! Kill -9, again and again, in the middle of work: what was acknowledged is there, once, in order.
+//! Repeated kill -9 in the middle of work: every acknowledged record is there afterwards, once, in order.
 //!
-//! Each round starts the server, lets writers and followers loose on three streams, and kills the
-//! server at a random moment; now and then also in the middle of its start. Then the streams are
-//! read whole and compared with every answer that clients got. The judge is that of the soak
-//! ([`testkit_server::history`]); its own tests show that it finds each kind of fault.
+//! Each round starts the server, runs writers and followers on three streams, and kills the server at a
+//! random moment, sometimes during its start. Then the streams are read completely and compared with every
+//! answer that clients got. The checker is that of the soak ([`testkit_server::history`]); its own tests show
+//! that it finds each kind of fault.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -27,12 +27,12 @@ use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Server, Setup};
 
 const ROUNDS: u64 = 50;
-/// After so many rounds the streams are new ones, because each check reads them whole.
+/// Rounds after which new streams are used, because each check reads whole streams.
 const ROUNDS_PER_STREAM: u64 = 10;
-/// So many records at least are acknowledged on the last streams, or nothing was shown.
+/// Fewest acknowledged records on the last streams; with fewer, the test shows nothing.
 const ENOUGH: u64 = 100;
 
-/// One stream under test, and all that is known of it from the outside.
+/// One stream under test, and what its clients know of it.
 #[derive(Clone)]
 struct Subject {
     name: String,
@@ -105,7 +105,7 @@ impl Writer {
         first
     }
 
-    /// The next append, noted before it is sent.
+    /// The next append, which is recorded in the history before it is sent.
     fn batch(&mut self, session: Option<u32>) -> (AttemptId, AppendInput) {
         let count = self.rng.random_range(1..6);
         let first = self.take(count);
@@ -134,7 +134,7 @@ impl Writer {
         result
     }
 
-    /// One append after the other, until the server is gone.
+    /// Appends, one after the other, until the server is gone.
     async fn plain(mut self, s2: S2) -> Writer {
         let stream = self.subject.stream(&s2);
         loop {
@@ -145,7 +145,7 @@ impl Writer {
         }
     }
 
-    /// One session, many appends ahead of the acks.
+    /// Appends over one session, many ahead of the acks.
     async fn pipelined(mut self, s2: S2, session: u32) -> Writer {
         let stream = self.subject.stream(&s2);
         let appends = stream.append_session(AppendSessionConfig::new());
@@ -167,7 +167,7 @@ impl Writer {
         self
     }
 
-    /// Waits for the first `count` acks; whether there were so many.
+    /// Waits for the first `count` acks. Returns whether all arrived.
     async fn collect<T>(&self, tickets: &mut VecDeque<(AttemptId, T)>, count: usize) -> bool
     where
         T: Future<Output = Result<AppendAck, AppendSessionError>>,
@@ -189,7 +189,7 @@ impl Writer {
         true
     }
 
-    /// Appends where it believes the tail to be; some others do so, too.
+    /// Appends at the tail that it assumes; other writers append, too.
     async fn conditional(mut self, s2: S2) -> Writer {
         let stream = self.subject.stream(&s2);
         let Ok(tail) = stream.check_tail().await else {
@@ -213,7 +213,7 @@ impl Writer {
         }
     }
 
-    /// Takes the stream for itself, appends for a while, and takes it again when another has it.
+    /// Fences the stream, appends for a while, and fences it again when another writer has done so.
     async fn fenced(mut self, s2: S2) -> Writer {
         let stream = self.subject.stream(&s2);
         loop {
@@ -249,7 +249,7 @@ impl Writer {
     }
 }
 
-/// Follows from somewhere until the server is gone.
+/// Follows from `from` on until the server is gone.
 async fn follow(subject: Subject, s2: S2, from: u64) {
     let stream = subject.stream(&s2);
     let start = ReadStart::new()
@@ -331,7 +331,7 @@ async fn after_any_number_of_kills_everything_acknowledged_is_there_once_and_in_
     let seed: u64 = rand::random();
     let mut rng = StdRng::seed_from_u64(seed);
     let setup = Setup::default()
-        // Everything that happens from time to time happens in each round.
+        // Periodic work happens in each round.
         .set("log.flush-after=64KiB")
         .set("log.segment-size=1MiB")
         .set("log.purge-threshold=1MiB")
@@ -344,7 +344,7 @@ async fn after_any_number_of_kills_everything_acknowledged_is_there_once_and_in_
     let mut streams = Streams::new(0, seed);
     let began = Instant::now();
     let mut round = 0;
-    // On a machine that is busy it takes more of them.
+    // On a busy machine more rounds are needed.
     while round < ROUNDS || (streams.acked() <= ENOUGH && round < 10 * ROUNDS) {
         let context = format!("seed {seed}, round {round}");
         if round % ROUNDS_PER_STREAM == 0 && round < ROUNDS {
@@ -384,7 +384,7 @@ async fn after_any_number_of_kills_everything_acknowledged_is_there_once_and_in_
         for follower in followers {
             follower.await.unwrap();
         }
-        // A start is work, too, and may be cut short as well.
+        // A start may be killed, too.
         while rng.random_ratio(1, 4) {
             let moment = Duration::from_millis(rng.random_range(0..40));
             setup.start_and_kill(server.data_dir(), moment).await;
@@ -401,7 +401,7 @@ async fn after_any_number_of_kills_everything_acknowledged_is_there_once_and_in_
     last_restart_keeps(&mut server, &setup, &streams).await;
 }
 
-/// A stop at the end changes nothing either.
+/// A regular stop at the end loses nothing either.
 async fn last_restart_keeps(server: &mut Server, setup: &Setup, streams: &Streams) {
     server.stop().await;
     server.restart(setup).await;

@@ -3,24 +3,24 @@
 //!
 //! | module | what it shows |
 //! |---|---|
-//! | [`basins`], [`streams`], [`stream_settings`] | what exists, and how it is made, changed and deleted |
+//! | [`basins`], [`streams`], [`stream_settings`] | creation, listing, change and deletion of basins and streams |
 //! | [`appends`], [`conditions`] | appends in every form; expected sequence numbers, fences, trims |
 //! | [`reads`] | every start and every end of a read, in every form |
 //! | [`append_sessions`], [`read_sessions`] | sessions of both kinds, raw and by the official client |
-//! | [`slow_clients`] | clients that stop |
+//! | [`slow_clients`], [`slow_bodies`] | clients that stop reading or sending |
 //! | [`compression`], [`errors`] | codings of bodies; what is refused, and how |
 //! | [`bad_input`] | every limit and every rule |
 //! | [`retention`] | records past their age, empty streams |
-//! | [`disk`], [`disk_space`] | a full disk; space that comes back |
-//! | [`runbook`] | what the runbook shows of disks that are full or hang |
+//! | [`disk`], [`full_disk`], [`hanging_disk`], [`disk_space`] | a full or hanging disk; space that is freed |
+//! | [`runbook`] | the runbook's answers of a disk that is full or hangs |
 //! | [`open_files`] | too many open files, while serving |
 //! | [`kill_loop`], [`linearizable`] | many kills; one order of events for all answers |
-//! | [`formats`] | every format that was ever promised |
-//! | [`recovery`] | every loss in turn, and the way back from it |
-//! | [`restarts`] | what a start finds, what a stop waits for, and what is refused |
+//! | [`formats`] | formats of earlier releases |
+//! | [`recovery`] | every loss in turn, and the recovery from it |
+//! | [`restarts`] | what a start finds, what a stop waits for, and refusals |
 //!
-//! Every test starts servers of its own on free loopback ports, with data directories that go with
-//! it, and kills no process but these.
+//! Every test starts its own servers on free loopback ports, with temporary data directories, and kills no
+//! other process.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,10 +1,10 @@
-//! `/metrics` against its page in the docs.
+//! `/metrics`, compared with its page in the docs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::support::{Setup, eventually, sdk};
 
-/// Type and labels of each metric, as the page has them.
+/// Type and labels of each metric, according to the page.
 fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
     let page = include_str!("../../docs/reference/metrics.md");
     let rows = page.lines().filter(|line| line.starts_with("| `esker_"));
@@ -27,7 +27,7 @@ fn labels(series: &str) -> BTreeSet<String> {
         .split("\",")
         .filter_map(|label| label.split_once('='));
     let names = labels.map(|(name, _)| name.to_owned());
-    // The bounds of a histogram's buckets.
+    // `le`, the bound of a histogram's bucket, does not count.
     names.filter(|name| name != "le").collect()
 }
 
@@ -40,7 +40,7 @@ async fn every_metric_has_the_type_the_labels_and_the_help_of_its_page() {
     let stream = sdk::stream(&basin, "orders").await;
     sdk::append(&stream, ["one"]).await;
     sdk::read_all(&stream).await;
-    // Some are published once in a while, some begin to exist with what they measure.
+    // Some are published at intervals, others exist only after the event that they measure.
     let later = [
         "esker_partition_store_snapshots_download_duration_seconds",
         "esker_partition_store_snapshots_upload_duration_seconds",
@@ -60,7 +60,7 @@ async fn every_metric_has_the_type_the_labels_and_the_help_of_its_page() {
     .await;
 }
 
-/// Checks each line against the page. Returns the metrics that are there.
+/// Checks each line against the page. Returns the metrics in the answer.
 fn check(
     text: &str,
     documented: &BTreeMap<String, (String, BTreeSet<String>)>,

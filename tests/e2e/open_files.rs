@@ -1,4 +1,4 @@
-//! A server that has too many open files for a while: what waits names the cause, and goes on.
+//! A server that has too many open files for a while: what waits names the cause, and continues afterwards.
 
 use std::collections::HashSet;
 use std::fs;
@@ -9,14 +9,14 @@ use crate::small_disk::{Filled, append, append_at_last, complete, fill};
 use crate::support::sdk;
 use crate::support::{SOON, Server, Setup, eventually};
 
-/// While this is there, a server can open nothing more.
+/// While this exists, a server can open no more files.
 struct NoMoreFiles {
     pid: Pid,
     before: Rlimit,
 }
 
 impl NoMoreFiles {
-    /// All but so many.
+    /// Leaves only `spare` files to be opened.
     fn but(spare: u64, server: &Server) -> NoMoreFiles {
         let open = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
         let open: HashSet<u64> = open
@@ -38,7 +38,7 @@ impl NoMoreFiles {
 
 impl Drop for NoMoreFiles {
     fn drop(&mut self) {
-        // A server that has ended needs no files.
+        // A server that has ended needs no limit.
         let _ = prlimit(Some(self.pid), Resource::Nofile, self.before);
     }
 }
@@ -70,7 +70,7 @@ async fn are_refused_with_the_cause_and_taken_again(setup: &Setup, spare: u64) {
     let at = append_at_last(&http, 100_002).await;
     acked.extend([(100_000, 0), (100_002, at)]);
     complete(&stream, &acked, &unknown).await;
-    // More than fits into memory: the database writes its files again.
+    // More than fits into memtables, so the database writes files.
     for number in 200_000..200_100 {
         let answer = append(&http, number, 100_000, SOON).await.unwrap();
         let at = answer.expect(200).json()["start"]["seq_num"].as_u64();
@@ -86,7 +86,7 @@ async fn are_refused_with_the_cause_and_taken_again(setup: &Setup, spare: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn appends_that_the_database_has_no_open_file_for_are_refused_with_the_cause_and_taken_again()
 {
-    // The log needs no other file.
+    // The log needs no new file.
     let setup = Setup::default()
         .partitions(1)
         .set("log.segment-size=256MiB")
@@ -101,7 +101,7 @@ async fn appends_that_the_database_has_no_open_file_for_are_refused_with_the_cau
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn appends_that_the_log_has_no_open_file_for_are_refused_with_the_cause_and_taken_again() {
     let setup = Setup::default().partitions(1).set("log.segment-size=1MiB");
-    // A new file of the log takes two: itself, and its directory while that is synced.
+    // A new file of the log needs two descriptors: for itself, and for its directory during the sync.
     for spare in 0..3 {
         are_refused_with_the_cause_and_taken_again(&setup, spare).await;
     }

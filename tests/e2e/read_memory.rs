@@ -1,4 +1,4 @@
-//! Memory of read sessions together: it is bounded, also when clients do not take what was read.
+//! Memory of all read sessions together: it is bounded, also when clients do not take what was read.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::support::frames;
 use crate::support::{Http, Server, Setup, eventually, sdk, soon};
 
 const MIB: u64 = 1024 * 1024;
-/// Bytes that a client takes of a session and does not read.
+/// Bytes that a client's window accepts of a session that it does not read.
 const WINDOW: u32 = 300;
 
 /// The value of a gauge.
@@ -18,7 +18,8 @@ async fn gauge(server: &Server, name: &str) -> u64 {
     line.expect("it exists").parse().unwrap()
 }
 
-/// Connections on which so many sessions each read a stream from its start, and take nothing.
+/// Opens connections with this many sessions on each, which read a stream from its start, and take nothing of
+/// the answers.
 async fn stuck(server: &Server, connections: usize, sessions: usize) -> Vec<Box<dyn Send>> {
     let mut stuck: Vec<Box<dyn Send>> = Vec::new();
     for _ in 0..connections {
@@ -39,7 +40,7 @@ async fn start(settings: &[&str]) -> (Server, s2_sdk::S2Stream, s2_sdk::S2Stream
     let setup = Setup::default()
         .set("limits.read-sessions=32MiB")
         .set("limits.follower-buffer=1MiB")
-        // Memory that is given back goes to the system at once: what is measured is what is held.
+        // Freed memory is returned to the system at once, so that only memory in use is measured.
         .variable("MALLOC_ARENA_MAX", "1")
         .variable("MALLOC_MMAP_THRESHOLD_", "65536");
     let setup = settings.iter().fold(setup, |setup, it| setup.set(it));
@@ -50,7 +51,7 @@ async fn start(settings: &[&str]) -> (Server, s2_sdk::S2Stream, s2_sdk::S2Stream
     for _ in 0..40 {
         sdk::append(&orders, [vec![b'x'; 1_000_000]]).await;
     }
-    // What reads take by themselves, in caches say, is taken before.
+    // A first read allocates what reads need in any case, such as caches.
     assert_eq!(sdk::read_all(&orders).await.len(), 40);
     (server, orders, busy)
 }
@@ -70,10 +71,10 @@ async fn unread_sessions_hold_together_what_the_configuration_allows_and_followe
     let held = gauge(&server, "esker_read_sessions_bytes").await;
     assert!(held <= 32 * MIB, "{held}");
     let grown = server.resident_bytes().saturating_sub(before);
-    // What may be held, some 100 KiB a session beside that, and the allocator: not two batches for each.
+    // The budget, some 100 KiB a session beside it, and the allocator: not two batches for each.
     let bound = (32 + 240 / 10 + 32) * MIB;
     assert!(grown < bound, "{} MiB of {}", grown / MIB, bound / MIB);
-    // A reader of another stream gets what is appended.
+    // A reader of another stream gets new records.
     for number in 0..20 {
         sdk::append(&busy, [format!("{number}").repeat(1000)]).await;
         let next = async {
@@ -87,7 +88,7 @@ async fn unread_sessions_hold_together_what_the_configuration_allows_and_followe
         assert_eq!(soon("what was appended", next).await, number);
     }
     assert!(gauge(&server, "esker_read_sessions_waiting").await >= 100);
-    // Memory that is free again goes to those that wait.
+    // Freed memory goes to the sessions that wait.
     drop(stuck);
     let all = soon("everything", sdk::read_all(&orders)).await;
     assert_eq!(all.len(), 40);
@@ -103,7 +104,7 @@ async fn unread_sessions_hold_together_what_the_configuration_allows_and_followe
 async fn connections_that_hold_memory_of_sessions_that_have_stalled_are_closed_where_others_need_it()
  {
     let (server, orders, _busy) = start(&["limits.stall-timeout=500ms"]).await;
-    // A session that is alive keeps each connection open.
+    // A live session keeps each connection open.
     let mut alive = Vec::new();
     let (mut all, mut connections) = (Vec::new(), Vec::new());
     for _ in 0..3 {
@@ -116,7 +117,7 @@ async fn connections_that_hold_memory_of_sessions_that_have_stalled_are_closed_w
         }
         connections.push(http);
     }
-    // 600 sessions that have stalled hold more in their connections than there is for all.
+    // 600 stalled sessions hold more in their connections than the budget for all.
     let read = tokio::time::timeout(Duration::from_secs(120), sdk::read_all(&orders));
     assert_eq!(read.await.expect("others read").len(), 40);
     eventually("nothing is held", async || {

@@ -1,4 +1,4 @@
-//! Read sessions: they begin at once, catch up, follow, and say that they live.
+//! Read sessions: they begin at once, catch up, follow, and send heartbeats.
 
 use std::time::{Duration, Instant};
 
@@ -105,7 +105,7 @@ async fn many_followers_of_many_kinds_all_see_everything_in_order() {
     let http = server.http2();
     let http = &http;
     let by_frames = (0..12u64).map(|i| async move {
-        // They begin at different times, some behind.
+        // The readers begin at different times, some of them behind the tail.
         tokio::time::sleep(Duration::from_millis(15 * i)).await;
         let mut session = follow(http, "seq_num=0").await;
         let mut next = 0;
@@ -143,7 +143,8 @@ async fn many_followers_of_many_kinds_all_see_everything_in_order() {
 
 #[tokio::test]
 async fn a_slow_follower_falls_out_of_memory_and_still_gets_everything() {
-    // Memory keeps 64 KiB; the reader is megabytes behind, catches up, and falls behind again.
+    // Memory keeps 64 KiB of recent records; the reader is megabytes behind, catches up, and falls behind
+    // again.
     let server = Setup::default()
         .set("limits.follower-buffer=64KiB")
         .start_fresh()
@@ -175,11 +176,11 @@ async fn a_slow_follower_falls_out_of_memory_and_still_gets_everything() {
             sdk::append(&stream, bodies).await;
             total += 20;
         }
-        // In the last round all of it, before that only some.
+        // In the last round it reads everything, before that only a part.
         let up_to = if round == 3 { total } else { total - 300 };
         soon("what the reader is to get", read(&mut session, up_to)).await;
     }
-    // From here on it follows.
+    // From here on, it follows the tail.
     loop {
         let batch = session.next().await.message();
         if batch.records.is_empty() {
@@ -189,7 +190,7 @@ async fn a_slow_follower_falls_out_of_memory_and_still_gets_everything() {
     }
     let of_database = read_of_database(&http).await;
     assert!((1..=total).contains(&of_database), "{of_database}");
-    // And what it follows comes from memory.
+    // At the tail, records come from memory.
     for _ in 0..20 {
         sdk::append(&stream, [vec![b'x'; 10_000]]).await;
         total += 1;
@@ -199,7 +200,7 @@ async fn a_slow_follower_falls_out_of_memory_and_still_gets_everything() {
     assert_eq!(read_of_database(&http).await, of_database);
 }
 
-/// Records that read sessions took from the database, by the metrics.
+/// Records that read sessions read from the database, according to the metrics.
 async fn read_of_database(http: &Http) -> u64 {
     let metrics = http.get("/metrics").send().await.expect(200).text();
     let count = |line: &str| {
@@ -226,7 +227,7 @@ async fn limits_of_a_follower_hold_over_a_lag() {
     let mut sessions = Vec::new();
     for (query, expected) in queries {
         let query = format!("seq_num=1&wait=60&{query}");
-        // A connection for each: they would share its window.
+        // Each session has its own connection; otherwise they would share its window.
         let http = Http::with_window(server.address(), 70_000);
         let mut session = follow(&http, &query).await;
         assert!(session.next().await.message().records.is_empty());
@@ -277,13 +278,13 @@ async fn a_reader_whose_place_is_trimmed_away_goes_on_at_the_head() {
         }
     }
     assert!(seen.is_sorted_by(|a, b| a < b));
-    // What was on its way may still come; what was read after the trim begins at the head.
+    // Records in transit may still arrive; what was read after the trim begins at the head.
     let gaps: Vec<_> = seen.windows(2).filter(|w| w[1] != w[0] + 1).collect();
     assert_eq!(gaps.len(), 1, "{seen:?}");
     assert_eq!(gaps[0][1], 395);
 }
 
-/// Two records, a trim of all before and with it, and another one.
+/// Two records, a trim of everything up to them, and another record.
 fn message(first: u64) -> AppendInput {
     let record = |body: &str| AppendRecord::new(body.to_owned()).unwrap();
     let trim: AppendRecord = CommandRecord::trim(first + 3).into();
@@ -313,7 +314,7 @@ async fn followers_of_every_kind_get_a_batch_whole_that_trims_itself() {
             assert_eq!(by_events, expected, "{transport:?}");
             next += 4;
         }
-        // Requests race: a reader at the tail misses nothing.
+        // The appends are concurrent: a reader at the tail misses nothing.
         let appends = (0..50).map(|_| stream.append(message(next + 1_000)));
         for appended in futures::future::join_all(appends).await {
             appended.unwrap();
@@ -391,7 +392,7 @@ mod official {
             .read_session(ReadInput::new().with_start(start), ReadSessionConfig::new())
             .await
             .unwrap();
-        // Nothing comes, but at some time it knows where it is.
+        // No record arrives, but at some time it learns the tail.
         eventually("it is at the tail", async || {
             let quiet = tokio::time::timeout(Duration::from_millis(50), session.next()).await;
             assert!(quiet.is_err());

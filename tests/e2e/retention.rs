@@ -1,4 +1,4 @@
-//! What time makes due: records past their age, streams that are empty.
+//! Time-based deletion: records past their age, and empty streams.
 
 use std::time::{Duration, Instant};
 
@@ -70,7 +70,7 @@ async fn records_past_their_age_go_and_younger_ones_stay() {
         .await;
         let gone = Instant::now();
         assert!(gone - old >= AGE, "{:?}", gone - old);
-        // Otherwise the young one may be gone, too.
+        // After a longer delay, the young record may be gone, too.
         within(gone - young, AGE)?;
         assert_eq!(sdk::bodies(&left), ["young"]);
         within(gone - acked, AGE + Duration::from_millis(900))?;
@@ -79,7 +79,7 @@ async fn records_past_their_age_go_and_younger_ones_stay() {
         })
         .await;
         assert!(young.elapsed() >= AGE, "{:?}", young.elapsed());
-        // The tail does not move, and the stream goes on.
+        // The tail does not move, and new records can be appended.
         assert_eq!(short.check_tail().await.unwrap().seq_num, 3);
         assert_eq!(sdk::append(&short, ["next"]).await.start.seq_num, 3);
         Ok(())
@@ -128,7 +128,7 @@ async fn an_expiry_is_not_undone_by_a_restart() {
     })
     .await;
     server.kill();
-    // No round comes before the read.
+    // No round of the retention comes before the read.
     server.restart(&setup.set("retention.interval=1h")).await;
     let basin = server.sdk().basin(sdk::basin_name("test-basin"));
     let stream = basin.stream(stream_name("orders"));
@@ -151,7 +151,7 @@ async fn an_empty_stream_is_deleted_after_its_time_and_one_with_records_is_not()
         sdk::stream_with(&basin, &idle, on_empty(1)).await;
         let created = Instant::now();
         let gone = eventually("it is deleted", async || {
-            // Appends and trims put it off, if they come in time.
+            // Appends and trims postpone the deletion, if they come in time.
             let appended = stream.append(sdk::input(["x"])).await;
             if let Err(late) = within(emptied.elapsed(), MIN_AGE) {
                 return Some(Err(late));
@@ -178,7 +178,7 @@ async fn an_empty_stream_is_deleted_after_its_time_and_one_with_records_is_not()
         appended.unwrap();
         tokio::time::sleep(MIN_AGE + Duration::from_millis(300)).await;
         assert!(exists(&basin, &name).await, "{name}");
-        // Emptied by a trim, it has its time from then on.
+        // A stream that a trim empties has the full time from then on.
         let trimming = Instant::now();
         trim_all(&written).await;
         let trimmed = Instant::now();
@@ -250,7 +250,7 @@ async fn a_stream_made_anew_is_not_hit_by_the_deadline_of_the_one_before() {
         let appended = stream.append(sdk::input(["a"])).await;
         within(second.elapsed(), MIN_AGE)?;
         appended.unwrap();
-        // Past the first deadline, before the second.
+        // After the first deadline, before the second.
         let past = first_made + MIN_AGE + Duration::from_millis(300);
         tokio::time::sleep_until(past.into()).await;
         for name in &names {
@@ -293,7 +293,7 @@ async fn a_follower_of_a_stream_that_expires_sees_no_end_and_then_what_comes() {
     assert!(session.next().await.message().records.is_empty());
     sdk::append(&stream, ["a"]).await;
     assert_eq!(next_record(&mut session).await, (0, b"a".to_vec()));
-    // Only what it has been given expires under it.
+    // Only records that it has already read expire.
     keep_for(&basin, "orders", 1).await;
     eventually("all is gone", async || {
         sdk::read_all(&stream).await.is_empty().then_some(())

@@ -1,4 +1,4 @@
-//! What the runbook shows of disks that are full or hang. Its other commands are run by
+//! The runbook's answers of disks that are full or hang. Its other commands are run by
 //! `tests/cli/transcripts.rs`, which has no such disks.
 
 use std::path::Path;
@@ -22,7 +22,7 @@ fn without_numbers(text: &str) -> String {
     shaped
 }
 
-/// Asserts that the runbook has a line with this answer of a server whose data directory is this one.
+/// Asserts that the runbook has a line with this answer of a server with this data directory.
 pub fn assert_shown(answer: &str, data_dir: &Path) {
     let answer = answer.replace(&data_dir.display().to_string(), "data");
     let answer = without_numbers(&answer);

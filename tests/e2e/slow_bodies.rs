@@ -1,4 +1,4 @@
-//! Bodies that come slowly or not to their end, and connections without requests.
+//! Bodies that arrive slowly or never end, and connections without requests.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ async fn connections_whose_bodies_do_not_come_are_closed_and_others_are_served_a
         "/esker/v1/partitions/1/prune",
         "/esker.state.v1.StateService/Status",
     ];
-    // Long enough that a client which is held up between two lines is not given up.
+    // Long enough for a client that is delayed between two lines.
     let server = Setup::default()
         .set("limits.connections=8")
         .set("limits.header-timeout=3s")
@@ -42,7 +42,7 @@ async fn connections_whose_bodies_do_not_come_are_closed_and_others_are_served_a
         connection.write_all(head.as_bytes()).await.unwrap();
         stuck.push((path, connection));
     }
-    // The server is watched meanwhile.
+    // Health can be requested meanwhile.
     let health = server.http1().get("/health").send().await;
     assert_eq!(health.text(), "OK");
     for (path, mut connection) in stuck {
@@ -68,7 +68,7 @@ async fn an_idle_connection_is_closed_and_one_with_an_open_session_is_not() {
         .set("limits.idle-timeout=300ms")
         .start_fresh()
         .await;
-    // It connects again where its own connection has been closed.
+    // The client reconnects where its connection was closed.
     let basin = sdk::basin(&sdk::client(server.url(), 5), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
     let busy = server.http2();
@@ -78,7 +78,7 @@ async fn an_idle_connection_is_closed_and_one_with_an_open_session_is_not() {
         .header("accept", "text/event-stream");
     let mut session = session.open().await;
 
-    // It answers pings, as the client's library does by itself.
+    // The connection answers pings, as the client's library does by itself.
     let connection = TcpStream::connect(server.address()).await.unwrap();
     let builder = http2::Builder::new(TokioExecutor::new());
     let (sender, connection) = builder
@@ -101,7 +101,7 @@ async fn an_idle_connection_is_closed_and_one_with_an_open_session_is_not() {
 async fn half_sent_bodies_hold_what_the_configuration_allows() {
     let server = Setup::default()
         .set("limits.request-bodies=64MiB")
-        // Memory that is given back goes to the system at once: what is measured is what is held.
+        // Freed memory is returned to the system at once, so that only memory in use is measured.
         .variable("MALLOC_ARENA_MAX", "1")
         .start_fresh()
         .await;
@@ -119,7 +119,7 @@ async fn half_sent_bodies_hold_what_the_configuration_allows() {
             .body(vec![b' '; 3_900_000]);
         half_sent.push(Box::pin(request.open()));
     }
-    // No body is complete, so none is answered. 390 MB are on their way.
+    // No body is complete, so none is answered. 390 MB are in transit.
     let sending = futures::future::join_all(half_sent);
     assert!(
         tokio::time::timeout(Duration::from_secs(3), sending)
@@ -127,10 +127,10 @@ async fn half_sent_bodies_hold_what_the_configuration_allows() {
             .is_err()
     );
     let grown = server.resident_bytes().saturating_sub(before);
-    // What may be held, what the connection's window has room for, and room for the allocator.
+    // The budget, the connection's window, and the allocator.
     assert!(grown < (64 + 8 + 48) * MIB, "{} MiB", grown / MIB);
     drop(http);
-    // What was held is free again.
+    // The memory is free again.
     let ack = soon("an append", sdk::append(&stream, ["goes on"])).await;
     assert_eq!(ack.start.seq_num, 1);
     let health = server.http1().get("/health").send().await;
@@ -146,7 +146,7 @@ async fn bodies_that_come_at_the_same_time_are_all_answered() {
         .await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
-    // Together more than twice what may be held.
+    // Together more than twice the budget.
     let mut body = br#"{"records":[{"body":"x"}]}"#.to_vec();
     body.resize(3_900_000, b' ');
     let heads = [
@@ -162,7 +162,7 @@ async fn bodies_that_come_at_the_same_time_are_all_answered() {
         let send = async || {
             let mut connection = TcpStream::connect(server.address()).await.unwrap();
             connection.write_all(head.as_bytes()).await.unwrap();
-            // A piece of each, and then the next one of each.
+            // The bodies are sent in turns, one piece of each.
             for piece in body.chunks(50_000) {
                 let mut bytes = piece.to_vec();
                 if chunked {
@@ -192,7 +192,7 @@ async fn half_sent_frames_of_append_sessions_hold_what_the_configuration_allows(
     const CONNECTIONS: usize = 6;
     let server = Setup::default()
         .set("limits.request-bodies=64MiB")
-        // Memory that is given back goes to the system at once: what is measured is what is held.
+        // Freed memory is returned to the system at once, so that only memory in use is measured.
         .variable("MALLOC_ARENA_MAX", "1")
         .start_fresh()
         .await;
@@ -215,13 +215,13 @@ async fn half_sent_frames_of_append_sessions_hold_what_the_configuration_allows(
             sessions.push(session);
         }
     }
-    // 285 MB are on their way.
+    // 285 MB are in transit.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let grown = server.resident_bytes().saturating_sub(before);
-    // What may be held, what windows have a place for, and the allocator.
+    // The budget, the windows, and the allocator.
     let bound = (64 + 8 * CONNECTIONS as u64 + 48) * MIB;
     assert!(grown < bound, "{} MiB of {}", grown / MIB, bound / MIB);
-    // A session with small frames has memory of its own.
+    // A session with small frames has separate memory.
     let http = server.http2();
     let mut small = frames::append_session(&http, "test-basin", "orders").await;
     assert!(small.send(frames::frame(&frames::input(["small"]))).await);
@@ -235,7 +235,7 @@ async fn what_is_sent_ahead_of_what_is_read_is_bounded_over_all_connections() {
     let server = Setup::default()
         .set("limits.request-bodies=64MiB")
         .set("limits.http2-windows=8MiB")
-        // Memory that is given back goes to the system at once: what is measured is what is held.
+        // Freed memory is returned to the system at once, so that only memory in use is measured.
         .variable("MALLOC_ARENA_MAX", "1")
         .start_fresh()
         .await;
@@ -244,7 +244,7 @@ async fn what_is_sent_ahead_of_what_is_read_is_bounded_over_all_connections() {
     let transport = crate::support::http::Transport::Http2;
     let connect = || Http::new(server.address(), transport);
     let frame = frames::frame(&frames::input([vec![b'x'; 1_000_000]]));
-    // Frames that do not come to their end hold all memory of frames.
+    // Incomplete frames hold all memory of frames.
     let half = frame.slice(..950_000);
     let mut half_sent = Vec::new();
     let first = connect();
@@ -258,7 +258,7 @@ async fn what_is_sent_ahead_of_what_is_read_is_bounded_over_all_connections() {
         }));
     }
     waiting(&server, 1).await;
-    // The frames of all others are not read.
+    // The frames of all other sessions are not read.
     let before = server.resident_bytes();
     let mut ahead = Vec::new();
     for _ in 0..CONNECTIONS {
@@ -280,17 +280,17 @@ async fn what_is_sent_ahead_of_what_is_read_is_bounded_over_all_connections() {
         }));
     }
     waiting(&server, 2 * CONNECTIONS as u64).await;
-    // 960 MB are on their way.
+    // 960 MB are in transit.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let grown = server.resident_bytes().saturating_sub(before);
-    // What windows have room for, some 50 KiB a session, and the allocator.
+    // The windows, some 50 KiB a session, and the allocator.
     let windows = 8 * MIB + CONNECTIONS as u64 * 64 * 1024;
     let bound = windows + CONNECTIONS as u64 * 100 * 1024 + 32 * MIB;
     assert!(grown < bound, "{} MiB of {}", grown / MIB, bound / MIB);
     half_sent.iter().chain(&ahead).for_each(|it| it.abort());
 }
 
-/// Waits until so many bodies and frames wait for memory.
+/// Waits until this many bodies and frames wait for memory.
 async fn waiting(server: &crate::support::Server, count: u64) {
     crate::support::eventually("frames wait for memory", async || {
         let metrics = server.http1().get("/metrics").send().await.text();

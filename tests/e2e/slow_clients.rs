@@ -1,4 +1,4 @@
-//! Clients that stop: they delay no other client, and memory stays bounded.
+//! Clients that stop reading: they delay no other client, and memory stays bounded.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,12 +14,13 @@ use crate::support::{Http, Server, Setup, eventually, soon};
 
 const MIB: u64 = 1024 * 1024;
 
-/// Servers that never disconnect a client that takes nothing: a client delayed by one would wait for an hour.
+/// Servers that do not disconnect a client that takes nothing: a client that such a one delays would wait for
+/// an hour.
 fn without_end() -> Setup {
     Setup::default().set("limits.stall-timeout=1h")
 }
 
-/// Appends go through, and what they append can be read.
+/// Checks that appends succeed, and their records can be read.
 async fn others_go_on(server: &Server, stream: &s2_sdk::S2Stream) {
     for i in 0..20 {
         let body = format!("quick {i}");
@@ -38,13 +39,13 @@ async fn others_go_on(server: &Server, stream: &s2_sdk::S2Stream) {
 async fn readers_that_stop_reading_cost_a_bounded_amount_of_memory() {
     let server = without_end()
         .set("limits.follower-buffer=1MiB")
-        // Memory that is given back goes to the system at once: what is measured is what is held.
+        // Freed memory is returned to the system at once, so that only memory in use is measured.
         .variable("MALLOC_MMAP_THRESHOLD_", "262144")
         .start_fresh()
         .await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
-    // What appends and reads take by themselves, in caches and write buffers, is taken before.
+    // First appends and reads allocate what they need in any case, in caches and write buffers.
     for _ in 0..40 {
         sdk::append(&stream, [vec![b'x'; 1_000_000]]).await;
     }
@@ -56,7 +57,7 @@ async fn readers_that_stop_reading_cost_a_bounded_amount_of_memory() {
     let before = server.resident_bytes();
     let read = "esker_read_database_records_total ";
     let read_before = metric(&server, read).await;
-    // Each of them has asked for 60 MB; kernel buffers and windows hold some of it.
+    // Each client has requested 60 MB; kernel buffers and windows hold a part of it.
     let mut clients = Vec::new();
     let mut sessions = Vec::new();
     for _ in 0..30 {
@@ -91,7 +92,7 @@ async fn readers_that_stop_reading_cost_a_bounded_amount_of_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_appender_that_never_reads_its_acks_is_stopped_and_holds_up_nobody() {
-    // Acknowledgements that may wait for a client; then nothing more is taken but what fits into the
+    // Acknowledgements that may wait for a client; beyond that, the server accepts only what fits into the
     // session's 2 MiB, the 8 MiB of the connection's window, and buffers of the client.
     const WAITING_ACKS: u64 = 64;
     const TOO_MANY: u64 = 300;
@@ -106,7 +107,7 @@ async fn an_appender_that_never_reads_its_acks_is_stopped_and_holds_up_nobody() 
     let before = server.resident_bytes();
     let mut stuck = Vec::new();
     for _ in 0..8 {
-        // A window so small that acks soon do not fit.
+        // A window that acks fill soon.
         let http = Http::with_window(server.address(), 100);
         let session = frames::append_session(&http, "test-basin", "flooded").await;
         let frame = frames::frame(&frames::input([vec![b'x'; 100_000]]));
@@ -137,7 +138,7 @@ async fn an_appender_that_never_reads_its_acks_is_stopped_and_holds_up_nobody() 
     }
     let grown = server.resident_bytes().saturating_sub(before);
     assert!(grown < 200 * MIB, "{} MiB", grown / MIB);
-    // What was taken is there: whole appends, none twice as far as positions tell.
+    // Accepted appends are there completely, and none twice as far as positions show.
     let tail = flooded.check_tail().await.unwrap().seq_num;
     assert!(tail > 0);
     for (sending, _) in stuck {
@@ -167,7 +168,7 @@ async fn appenders_that_never_read_their_acks_keep_no_place_among_those_that_wai
         });
         stuck.push(sending);
     }
-    // Together they wait for three times what may be in flight.
+    // Together they wait for three times the budget in flight.
     tokio::time::sleep(Duration::from_secs(2)).await;
     others_go_on(&server, &stream).await;
     for sending in stuck {
@@ -215,7 +216,7 @@ async fn a_reader_that_takes_nothing_is_closed_and_one_that_waits_is_not() {
     let at_tail = server.http2();
     let query = "seq_num=20";
     let mut at_tail = Events::open(&at_tail, "test-basin", "orders", query, None).await;
-    // Both places are taken until the stuck one is closed.
+    // Both places are occupied until the stuck session is closed.
     let basin = server.sdk().basin("test-basin".parse().unwrap());
     let stream = basin.stream("orders".parse().unwrap());
     sdk::append(&stream, ["next"]).await;
@@ -223,24 +224,24 @@ async fn a_reader_that_takes_nothing_is_closed_and_one_that_waits_is_not() {
     drop(stuck);
 }
 
-/// How many answers were ended because their clients took nothing of them.
+/// The number of answers that were ended because their clients took nothing of them.
 async fn stalled(server: &Server) -> u64 {
     metric(server, "esker_http_answers_stalled_total ").await
 }
 
-/// How many connections are open, with the one that asks.
+/// The number of open connections, including that of the request.
 async fn connections(server: &Server) -> u64 {
     metric(server, "esker_http_connections ").await
 }
 
-/// The value of a metric, of which the line begins so.
+/// The value of the metric whose line begins with `start`.
 async fn metric(server: &Server, start: &str) -> u64 {
     let metrics = server.http1().get("/metrics").send().await.text();
     let line = metrics.lines().find_map(|line| line.strip_prefix(start));
     line.expect("it exists from the start").parse().unwrap()
 }
 
-/// Waits until so many have been.
+/// Waits until this many answers have been ended.
 async fn until_stalled(server: &Server, count: u64) {
     eventually("answers are ended", async || {
         (stalled(server).await >= count).then_some(())
@@ -262,11 +263,11 @@ async fn a_paused_session_of_the_official_client_goes_on_without_loss() {
         sdk::append(&stream, [number.to_string().repeat(400_000)]).await;
     }
     drop((stream, basin));
-    // A session at the tail of another stream shares the connection, or nothing does.
+    // A session at the tail of another stream shares the connection, or none does.
     for (shared, count) in [(true, 60), (false, 61)] {
-        // The session goes on over a new connection where the server closed the one before: it closes
-        // those on which nobody takes anything. (The session at the tail takes nothing either, once its
-        // heartbeat finds the window of the connection full.)
+        // The session continues over a new connection where the server closed the previous one: it closes
+        // those on which nothing is taken. (The session at the tail takes nothing either, once its heartbeat
+        // finds the window of the connection full.)
         let s2 = sdk::client(server.url(), 5);
         let basin = s2.basin("test-basin".parse().unwrap());
         let stream = basin.stream("orders".parse().unwrap());
@@ -295,12 +296,12 @@ async fn a_paused_session_of_the_official_client_goes_on_without_loss() {
                 assert!(record.body.starts_with(number.to_string().as_bytes()));
                 seen.push(number as usize);
             }
-            // What comes after the first batches has not been sent yet: windows have no place for it.
+            // The data after the first batches has not been sent yet, because it exceeds the windows.
             if pauses < 2 && seen.len() > pauses * 30 {
                 pauses += 1;
                 until_stalled(&server, before + pauses as u64).await;
                 if !shared {
-                    // The connection's place is free before the session goes on.
+                    // The connection's place is free before the session continues.
                     eventually("the connection is closed", async || {
                         (connections(&server).await == 1).then_some(())
                     })
@@ -314,7 +315,7 @@ async fn a_paused_session_of_the_official_client_goes_on_without_loss() {
             let batch = soon("the session at the tail", at_tail).await.unwrap();
             assert_eq!(sdk::bodies(&batch.records), ["still there"]);
         }
-        // It is the same session, and follows.
+        // The same session follows.
         sdk::append(&stream, [format!("{count}, the next")]).await;
         let batch = soon("the next batch", paused.next())
             .await
@@ -343,7 +344,7 @@ async fn sessions_of_which_nothing_is_taken_end_with_an_error_after_what_was_sen
     }
     let busy = sdk::stream(&basin, "busy").await;
     let acked = sdk::stream(&basin, "acked").await;
-    // One connection, on which a follower takes what it gets.
+    // One connection, on which a follower reads what it gets.
     let http = Http::with_window(server.address(), 500);
     let query = "tail_offset=0";
     let mut live = frames::read_session(&http, "test-basin", "busy", query).await;
@@ -351,11 +352,11 @@ async fn sessions_of_which_nothing_is_taken_end_with_an_error_after_what_was_sen
     let mut read = frames::read_session(&http, "test-basin", "orders", query).await;
     let mut events = Events::open(&http, "test-basin", "orders", query, None).await;
     let mut append = frames::append_session(&http, "test-basin", "acked").await;
-    // Acknowledgements soon do not fit into the window.
+    // Acknowledgements fill the window soon.
     let frame = frames::frame(&frames::input(["x"]));
     assert!(append.send(frame.repeat(2_000)).await);
     until_stalled(&server, 3).await;
-    // What comes after the end of a session is not appended.
+    // Frames after the end of a session are not appended.
     append.send(frame.repeat(2_000)).await;
 
     let outputs = read.rest().await;
@@ -381,7 +382,7 @@ async fn sessions_of_which_nothing_is_taken_end_with_an_error_after_what_was_sen
     while live.next().await.message().records.is_empty() {}
 }
 
-/// The end of a session that a client takes up again.
+/// Checks for the end of a session after which a client reconnects.
 #[track_caller]
 fn assert_drained<M: std::fmt::Debug>(end: &Output<M>) {
     let Output::Error(status, body) = end else {

@@ -1,6 +1,6 @@
 //! A file system of a known size, and what fills it.
 //!
-//! It is a small `tmpfs`, which takes root. Without it tests that need one print that and pass.
+//! It is a small `tmpfs`, which needs root. Without root, tests that need one print that and pass.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,13 +15,13 @@ use crate::support::{Http, SOON, Setup, eventually, sdk};
 
 const RECORDS: &str = "/v1/streams/orders/records";
 
-/// A file system of a known size; goes with its owner.
+/// A file system of a known size; it is removed when this is dropped.
 pub struct SmallDisk {
     dir: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    /// `None` if that is not allowed here.
+    /// `None` without the permission to mount.
     pub fn mount(mib: u64) -> Option<SmallDisk> {
         let dir = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
@@ -55,7 +55,7 @@ impl Drop for SmallDisk {
     fn drop(&mut self) {
         let unmounted = Command::new("umount").arg(self.dir.path()).output();
         if !unmounted.is_ok_and(|output| output.status.success()) {
-            // Whatever still has it open goes soon.
+            // A process that still has it open ends soon.
             let _ = Command::new("umount")
                 .arg("-l")
                 .arg(self.dir.path())
@@ -64,7 +64,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Small files, so that a disk of some MiB is filled at a byte's distance and not a segment's.
+/// Servers with small files, so that a disk of some MiB is filled to the byte and not to a segment.
 pub fn small() -> Setup {
     Setup::default()
         .partitions(1)
@@ -87,28 +87,28 @@ pub async fn append(
         .basin("test-basin")
         .json(&json!({"records": [{"body": body}]}))
         .try_send();
-    // One that waits is given up: its outcome is unknown.
+    // An append that waits is given up: its outcome is unknown.
     let answer = tokio::time::timeout(patience, sent).await.ok()?;
     Some(answer.unwrap())
 }
 
-/// What was appended until nothing more was taken.
+/// The appends until the server accepted no more.
 #[derive(Default)]
 pub struct Filled {
-    /// Numbers that were acknowledged, with their places.
+    /// Acknowledged numbers, with their sequence numbers.
     pub acked: Vec<(usize, u64)>,
     /// Numbers whose outcome is unknown.
     pub unknown: Vec<usize>,
     next: usize,
-    /// What the last append was refused with.
+    /// The refusal of the last append.
     pub refusal: String,
-    /// What `/health` said then.
+    /// The answer of `/health` at that time.
     pub health: String,
 }
 
 impl Filled {
-    /// Appends until that is refused again and again, and `/health` is not OK: files that are merged or
-    /// deleted meanwhile may give a little space back.
+    /// Appends until this is refused repeatedly, and `/health` is not OK: files that are merged or deleted
+    /// meanwhile may free a little space.
     pub async fn fill(&mut self, http: &Http) {
         let mut refused = 0;
         let deadline = Instant::now() + SOON;
@@ -123,7 +123,7 @@ impl Filled {
                 }
                 Some(answer) => {
                     self.refusal = answer.text();
-                    // A refusal promises that nothing happened.
+                    // A refused append had no effect.
                     answer.refused(429, "rate_limited");
                     refused += 1;
                 }
@@ -142,19 +142,19 @@ impl Filled {
     }
 }
 
-/// A server to which nothing more can be appended.
+/// Fills the disk of a server until nothing more can be appended.
 pub async fn fill(http: &Http) -> Filled {
     let mut filled = Filled::default();
     filled.fill(http).await;
     filled
 }
 
-/// Appends as soon as that is possible; where.
+/// Appends as soon as that is possible. Returns the sequence number.
 pub async fn append_at_last(http: &Http, number: usize) -> u64 {
     eventually("appends are taken again", async || {
         let answer = append(http, number, 100_000, SOON).await.unwrap();
         if answer.status != 200 {
-            // Nothing happened.
+            // The refused append had no effect.
             answer.refused(429, "rate_limited");
             return None;
         }
@@ -163,7 +163,7 @@ pub async fn append_at_last(http: &Http, number: usize) -> u64 {
     .await
 }
 
-/// Everything acknowledged is there, what is unknown is there at most once, what was refused not.
+/// Checks that acknowledged records are there, unknown ones at most once, and refused ones not.
 pub async fn complete(stream: &S2Stream, acked: &[(usize, u64)], unknown: &[usize]) {
     let records = sdk::read_all(stream).await;
     let numbers: Vec<usize> = records
@@ -190,7 +190,7 @@ pub fn durable(status: &serde_json::Value, partition: usize) -> (u64, u64) {
     (number("durable"), number("applied"))
 }
 
-/// Fills a disk but for `left` bytes, if more than `reserve` are free.
+/// Fills a disk except for `left` bytes, if more than `reserve` are free.
 pub fn leave(disk: &SmallDisk, left: u64, reserve: u64) {
     let stats = rustix::fs::statvfs(disk.dir.path()).unwrap();
     let free = stats.f_bavail * stats.f_frsize;
@@ -202,7 +202,7 @@ pub fn leave(disk: &SmallDisk, left: u64, reserve: u64) {
             .append(true)
             .open(disk.path("ballast"))
             .unwrap();
-        // Whatever takes space meanwhile gives it back.
+        // Space that others take meanwhile is freed later.
         let _ = std::io::Write::write_all(&mut file, &ballast);
     }
 }

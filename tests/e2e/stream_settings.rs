@@ -34,7 +34,7 @@ async fn a_stream_keeps_the_configuration_it_was_created_with() {
     let kept = basin.get_stream_config(stream_name("full")).await.unwrap();
     assert_eq!(format!("{kept:?}"), format!("{:?}", full_config()));
 
-    // What is not set has its default, said aloud.
+    // Settings that are not set are answered with their defaults.
     sdk::stream(&basin, "plain").await;
     let kept = basin.get_stream_config(stream_name("plain")).await.unwrap();
     assert_eq!(
@@ -111,7 +111,7 @@ async fn basin_defaults_are_merged_in_when_a_stream_is_made_and_only_then() {
     let min_age = kept.delete_on_empty.unwrap().min_age_secs;
     assert_eq!(min_age, 77);
 
-    // An explicit 0 is a setting, not an absence.
+    // An explicit 0 is a setting, not a missing one.
     let http = server.http1();
     http.put("/v1/streams/zero")
         .basin("test-basin")
@@ -128,7 +128,7 @@ async fn basin_defaults_are_merged_in_when_a_stream_is_made_and_only_then() {
         .json();
     assert_eq!(config["delete_on_empty"]["min_age_secs"], 0);
 
-    // Changed defaults do not reach streams that exist.
+    // Changed defaults do not apply to existing streams.
     http.patch("/v1/basins/test-basin")
         .json(&json!({"default_stream_config": {"storage_class": "standard"}}))
         .send()
@@ -158,7 +158,7 @@ async fn a_reconfiguration_changes_what_it_names_and_null_goes_back_to_the_basin
             ))
             .await
     };
-    // Nothing named, nothing changed.
+    // A request without settings changes nothing.
     let same = reconfigure(StreamReconfiguration::new()).await.unwrap();
     assert_eq!(format!("{same:?}"), format!("{:?}", full_config()));
 
@@ -241,7 +241,7 @@ async fn ensuring_says_whether_it_created_updated_or_did_nothing() {
         assert_eq!(created.header("s2-provision-result"), Some("created"));
         let nothing = put().send().await.expect(200);
         assert_eq!(nothing.header("s2-provision-result"), Some("noop"));
-        // What the default is anyway changes nothing.
+        // An explicit default changes nothing.
         let nothing = put()
             .json(&json!({"retention_policy": {"age": 604_800}}))
             .send()
@@ -323,7 +323,7 @@ async fn a_changed_configuration_holds_from_the_next_append_on_also_in_open_sess
         basin.reconfigure_stream(input).await.unwrap();
         timestamping
     };
-    // A change in the middle of appends disturbs none of them.
+    // A change during appends affects none of them.
     let ((), timestamping) = tokio::join!(appends, require);
     let changes = StreamReconfiguration::new().with_timestamping(timestamping);
     basin

@@ -1,4 +1,4 @@
-//! Streams: created, listed, deleted, and made on the way by appends and reads.
+//! Streams: created, listed, deleted, and created by appends and reads.
 
 use futures::TryStreamExt as _;
 use s2_sdk::error::{AppendError, ErrorCode, ReadError};
@@ -50,7 +50,7 @@ async fn streams_of_all_partitions_are_listed_in_order_by_prefix_start_and_limit
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     let other = sdk::basin(&server.sdk(), "other-basin").await;
     sdk::stream(&other, "item-05-of-another-basin").await;
-    // Names in UTF-8 order, of every length, with what sorts before and after letters.
+    // Names in UTF-8 order, of every length, with characters that sort before and after letters.
     let mut all: Vec<String> = (0..25).map(|i| format!("item-{i:02}")).collect();
     all.extend(["", "~", "/a", "é", "\u{1F600}"].map(|end| format!("odd{end}")));
     for name in all.iter().rev() {
@@ -156,7 +156,7 @@ async fn a_repeated_create_is_the_same_create_only_with_its_token_and_its_config
         create(Some("u"), config.clone()).await.refused(409, exists);
         create(None, config.clone()).await.refused(409, exists);
 
-        // The basin's defaults are not part of what was asked for.
+        // The basin's defaults are not part of the request.
         http.patch("/v1/basins/test-basin")
             .json(&json!({"default_stream_config": {"storage_class": format!("{transport:?}")}}))
             .send()
@@ -165,7 +165,7 @@ async fn a_repeated_create_is_the_same_create_only_with_its_token_and_its_config
         let again = create(Some("t"), config.clone()).await;
         assert!(again.status.is_success(), "{}", again.text());
 
-        // Ensuring in between does not forget the token either.
+        // An ensure in between does not discard the token either.
         http.put(&format!("/v1/streams/{name}"))
             .basin("test-basin")
             .send()
@@ -206,7 +206,7 @@ async fn what_is_not_there_is_not_found() {
     let error = stream.append(sdk::input(["lost"])).await.unwrap_err();
     assert_eq!(code(error.request_error().unwrap()), not_found);
 
-    // Sessions hear it as the status of the request.
+    // Sessions get it as the status of the request.
     for transport in TRANSPORTS {
         let http = server.http(transport);
         for request in [
@@ -245,7 +245,7 @@ async fn an_append_makes_the_stream_if_the_basin_says_so() {
         );
     let basin = sdk::basin_with(&s2, "test-basin", config).await;
 
-    // Once for each way to append; the first also brings a configuration, which counts only then.
+    // Once for each way to append; the first also has a configuration, which counts only at creation.
     let stream = basin.stream(stream_name("unary"));
     let own = StreamConfig::new()
         .with_timestamping(TimestampingConfig::new().with_mode(TimestampingMode::Arrival));
@@ -282,7 +282,7 @@ async fn an_append_makes_the_stream_if_the_basin_says_so() {
         .unwrap();
     assert_eq!(kept.retention_policy, Some(RetentionPolicy::Age(9)));
 
-    // A read does not.
+    // A read creates no stream here.
     let error = basin
         .stream(stream_name("read"))
         .check_tail()
@@ -329,7 +329,7 @@ async fn a_read_makes_the_stream_if_the_basin_says_so() {
         .await
         .unwrap();
 
-    // A read that cannot be meant makes nothing, and an append does not either.
+    // An invalid read creates nothing, and neither does an invalid append.
     http.get("/v1/streams/nothing/records?timestamp=5&until=5")
         .basin("test-basin")
         .send()

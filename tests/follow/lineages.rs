@@ -1,4 +1,4 @@
-//! Histories that were lost in part: only Esker has them, and says so.
+//! Histories that were lost in part. Only Esker has and reports them.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord,
 use super::place::{Place, SOON, expected, is_elsewhere, order, settled};
 use crate::support::{Setup, eventually};
 
-/// A server whose partitions are put where a loss does not reach.
+/// A server that puts its partitions into a repository that survives the loss.
 fn setup(place: &Place) -> Setup {
     let backups = place.dir.path().join("backups");
     Setup::default()
@@ -17,7 +17,7 @@ fn setup(place: &Place) -> Setup {
         .set("snapshots.num-retained=3")
 }
 
-/// A stream of 100 records that the repository has, and 100 that it has not.
+/// A stream with 100 records that the repository has, and 100 that it does not have.
 async fn past() -> Option<Place> {
     if is_elsewhere() {
         return None;
@@ -32,7 +32,7 @@ async fn past() -> Option<Place> {
     Some(place)
 }
 
-/// Everything is lost but what the repository has.
+/// Loses everything but the repository.
 async fn lose(place: &mut Place) {
     let setup = setup(place);
     let server = place.server.as_mut().unwrap();
@@ -137,12 +137,12 @@ async fn without_a_snapshot_from_before_the_whole_history_that_is_left_is_read()
     assert_eq!(settled(&place, &follower).await, expected(200, 10));
     follower.snapshot().await.unwrap();
     lose(&mut place).await;
-    // Its only snapshot is of what was lost, and the stream goes back to its beginning.
+    // Its only snapshot is of the lost history, and the stream still has its beginning.
     assert_eq!(settled(&place, &follower).await, expected(100, 10));
     assert_eq!(follower.status().newest, None);
 }
 
-/// Appends a trim; the code of the error, if it is refused.
+/// Appends a trim. Returns the error's code if it is refused.
 async fn trim(place: &Place, to: u64) -> Option<String> {
     let batch = AppendRecordBatch::try_from_iter([CommandRecord::trim(to).into()]).unwrap();
     let appended = place.stream().append(AppendInput::new(batch)).await;
@@ -174,7 +174,7 @@ async fn a_trim_to_what_a_loss_has_cut_off_is_refused_and_removes_nothing() {
         assert_eq!(head().await, 0);
         place.append(100..110, 10).await;
     }
-    // What is left, and what has come since, can be trimmed.
+    // The records that are left, and those appended since, can be trimmed.
     assert_eq!(trim(&place, 50).await, None);
     assert_eq!(head().await, 50);
     assert_eq!(trim(&place, 100).await, None);
@@ -198,7 +198,7 @@ async fn an_unreachable_server_is_waited_for_no_longer_than_was_said() {
     }
 }
 
-/// Appends two records, a trim of both, and a fence, in one batch: as clients do that end a message so.
+/// Appends two records, a trim of both, and a fence, in one batch, as clients do that end a message this way.
 async fn append_message(place: &Place, number: u64) -> u64 {
     let first = place.tail().await;
     let record = |n| AppendRecord::new(order(n, 10)).unwrap();
@@ -225,7 +225,7 @@ async fn a_batch_that_trims_itself_is_applied_whole_also_after_a_reconnect_and_a
     };
     let follower = place.latest().open().await.unwrap();
     assert_eq!(settled(&place, &follower).await, expected(100, 10));
-    // At the tail; at the tail again after the connection was lost; behind a history that was cut off.
+    // At the tail; at the tail again after the connection was lost; after a history that was cut off.
     let mut applied = 100;
     for round in 0..3 {
         if round == 1 {
@@ -236,7 +236,7 @@ async fn a_batch_that_trims_itself_is_applied_whole_also_after_a_reconnect_and_a
             server.restart(&again).await;
         }
         if round == 2 {
-            // What the repository has is what the follower has read.
+            // The repository has what the follower has read.
             for partition in 0..=2 {
                 let path = format!("/esker/v1/partitions/{partition}/snapshots");
                 let server = place.server.as_ref().unwrap();
@@ -246,7 +246,7 @@ async fn a_batch_that_trims_itself_is_applied_whole_also_after_a_reconnect_and_a
             lose(&mut place).await;
             assert!(place.tail().await > before, "the numbers jump");
         }
-        // A record that it has: it is connected, and at the tail.
+        // The follower has applied a record, so it is connected and at the tail.
         place.append(applied..applied + 1, 10).await;
         applied += 1;
         assert_eq!(settled(&place, &follower).await, expected(applied, 10));
@@ -255,7 +255,7 @@ async fn a_batch_that_trims_itself_is_applied_whole_also_after_a_reconnect_and_a
             applied += 2;
             assert_eq!(settled(&place, &follower).await, expected(applied, 10));
             assert_eq!(follower.status().applied, applied, "round {round}");
-            // For who begins now they are gone.
+            // A new reader does not get these records.
             eventually("the stream is trimmed", async || {
                 let read = crate::support::sdk::from_seq(0, 1);
                 let batch = place.stream().read(read).await.unwrap();

@@ -1,4 +1,4 @@
-//! A server, and a stream of its own for each test.
+//! A server, and a separate stream for each test.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::support::{Server, Setup, eventually};
 /// Longest wait for a follower.
 pub const SOON: Duration = Duration::from_secs(90);
 
-/// A server that tests share, or one of their own.
+/// A shared server, or one of the test alone.
 pub struct Place {
     pub server: Option<Server>,
     url: String,
@@ -24,7 +24,7 @@ pub struct Place {
     pub dir: tempfile::TempDir,
 }
 
-/// Whether the tests run against a server that somebody else started.
+/// Whether the tests run against the server that `ESKER_TEST_ENDPOINT` names.
 pub fn is_elsewhere() -> bool {
     std::env::var_os("ESKER_TEST_ENDPOINT").is_some()
 }
@@ -83,12 +83,12 @@ impl Place {
         endpoint.with_server(Url::parse(&self.url).unwrap())
     }
 
-    /// Follows `orders` by id.
+    /// A builder of a follower of `orders` by id.
     pub fn latest(&self) -> Builder<Latest> {
         Follower::builder(self.endpoint(), Latest::by("/id").unwrap())
     }
 
-    /// A place for objects, in the test's directory.
+    /// A place for snapshots as objects, in the test's directory.
     pub fn objects(&self) -> External {
         let url = format!("file://{}/objects", self.dir.path().display());
         let place = Destination::open(&url, &DestinationOptions::default()).unwrap();
@@ -96,7 +96,7 @@ impl Place {
         External::new(place.store().clone(), prefix)
     }
 
-    /// Names of objects in it.
+    /// Names of the objects in [`Place::objects`].
     pub fn names(&self) -> Vec<String> {
         let dir = self.dir.path().join("objects/snapshots/orders");
         let entries = std::fs::read_dir(dir).into_iter().flatten();
@@ -106,7 +106,7 @@ impl Place {
         names
     }
 
-    /// Appends records `{"id":…,"n":…}`, ids taking turns.
+    /// Appends records `{"id":…,"n":…}` with these numbers; `ids` ids take turns.
     pub async fn append(&self, numbers: std::ops::Range<u64>, ids: u64) {
         let stream = self.stream();
         let numbers: Vec<u64> = numbers.collect();
@@ -131,7 +131,7 @@ pub async fn append_one(stream: &S2Stream, body: &str) -> u64 {
     stream.append(input).await.unwrap().start.seq_num
 }
 
-/// The numbers that a state has, by id.
+/// The numbers in a state, by id.
 pub fn numbers(state: &Latest) -> Vec<(u64, u64)> {
     let mut numbers: Vec<(u64, u64)> = state
         .iter()
@@ -144,7 +144,7 @@ pub fn numbers(state: &Latest) -> Vec<(u64, u64)> {
     numbers
 }
 
-/// What they are after so many records.
+/// The numbers that a state has after this many records.
 pub fn expected(records: u64, ids: u64) -> Vec<(u64, u64)> {
     let mut all = std::collections::BTreeMap::new();
     (0..records).for_each(|n| {
@@ -153,7 +153,7 @@ pub fn expected(records: u64, ids: u64) -> Vec<(u64, u64)> {
     all.into_iter().collect()
 }
 
-/// The numbers that a follower has, once it has everything.
+/// The numbers in a follower's state, once it has caught up.
 pub async fn settled(place: &Place, follower: &Follower<Latest>) -> Vec<(u64, u64)> {
     eventually("everything is there", async || {
         let tail = place.tail().await;

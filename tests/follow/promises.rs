@@ -69,7 +69,7 @@ async fn the_stream_is_trimmed_to_a_snapshot_in_it() {
 #[tokio::test]
 async fn a_state_that_does_not_fit_into_a_batch_is_framed() {
     let place = Place::new().await;
-    // 3000 ids with some 1 KiB each that does not compress to less than a batch.
+    // 3000 ids with some 1 KiB each, which does not compress into one batch.
     let stream = place.stream();
     for chunk in (0..3000_u64).collect::<Vec<_>>().chunks(200) {
         let bodies = chunk.iter().map(|n| {
@@ -321,7 +321,7 @@ async fn a_stream_that_was_made_anew_is_not_taken_for_the_old_one() {
         numbers(&follower.view().await.unwrap().state),
         expected(200, 10)
     );
-    // Its own snapshots do not get in the way of the other's, and leave them alone.
+    // The snapshots of the two followers do not interfere.
     follower.snapshot().await.unwrap();
     assert_eq!(place.names(), ["100.json.zst", "200.json.zst"]);
 }

@@ -1,4 +1,4 @@
-//! Clients of both services, and short forms of what tests do with them.
+//! Clients of both services, and helpers of the tests.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use tonic_types::StatusExt as _;
 
 use crate::support::{Server, Setup};
 
-/// Bytes of an answer that tests take.
+/// Largest answer that the clients accept, in bytes.
 const LARGE: usize = 128 * 1024 * 1024;
 
 /// A server and clients of it.
@@ -45,7 +45,7 @@ pub fn channel(url: &str) -> Channel {
 }
 
 impl State {
-    /// A server with a data directory that goes with it.
+    /// A server with a temporary data directory.
     pub async fn fresh() -> State {
         State::of(Setup::default().start_fresh().await)
     }
@@ -82,7 +82,8 @@ impl Clients {
         }
     }
 
-    /// A transaction that is open for as long as the server allows: a slow test is not to expire it.
+    /// Begins a transaction with the longest time limit that the server allows, so that it does not expire in
+    /// a slow test.
     pub async fn begin(&self) -> String {
         self.begin_for(Some(u64::MAX)).await.unwrap()
     }
@@ -150,21 +151,21 @@ impl Clients {
         self.statehouse.clone().abort(request).await.map(|_| ())
     }
 
-    /// One transaction with one write; its commit.
+    /// Commits one transaction with one write. Returns its `commit_ts`.
     pub async fn put(&self, name: Name<'_>, json: &str) -> u64 {
         let txn = self.begin().await;
         self.write(&txn, name, json).await.unwrap();
         self.commit(&txn).await.unwrap()
     }
 
-    /// One transaction with one deletion; its commit.
+    /// Commits one transaction with one deletion. Returns its `commit_ts`.
     pub async fn remove(&self, name: Name<'_>) -> u64 {
         let txn = self.begin().await;
         self.delete(&txn, name).await.unwrap();
         self.commit(&txn).await.unwrap()
     }
 
-    /// What a client of Statehouse reads.
+    /// Reads a key, as a client of Statehouse does.
     pub async fn get(&self, name: Name<'_>) -> Read {
         let (namespace, agent_id, key) = name.owned();
         let request = statehouse::GetStateRequest {
@@ -182,7 +183,7 @@ impl Clients {
         }
     }
 
-    /// What a client of Statehouse reads of a version.
+    /// Reads a version of a key, as a client of Statehouse does.
     pub async fn get_version(&self, name: Name<'_>, version: u64) -> Read {
         let (namespace, agent_id, key) = name.owned();
         let request = statehouse::GetStateAtVersionRequest {
@@ -201,7 +202,7 @@ impl Clients {
         }
     }
 
-    /// What a key was after a commit.
+    /// Reads a key as of a commit.
     pub async fn get_at(&self, name: Name<'_>, commit_ts: u64) -> Result<Read, Status> {
         let (namespace, agent_id, key) = name.owned();
         let request = esker::GetStateAtRequest {
@@ -237,7 +238,7 @@ impl Clients {
         entries.unwrap().into_inner().entries
     }
 
-    /// What a client of Statehouse replays.
+    /// Replays commits, as a client of Statehouse does.
     pub async fn replay(
         &self,
         agent_id: &str,
@@ -254,21 +255,21 @@ impl Clients {
         collect(events.unwrap().into_inner()).await.unwrap()
     }
 
-    /// Makes a snapshot; the commit that it covers.
+    /// Makes a snapshot. Returns the commit that it covers.
     pub async fn snapshot(&self) -> u64 {
         let mut client = self.esker.clone();
         let made = client.snapshot(esker::SnapshotRequest {}).await.unwrap();
         made.into_inner().snapshot.unwrap().commit_ts
     }
 
-    /// The snapshots there are, newest first.
+    /// The snapshots, newest first.
     pub async fn snapshots(&self) -> Vec<esker::SnapshotInfo> {
         let mut client = self.esker.clone();
         let listed = client.list_snapshots(esker::ListSnapshotsRequest {}).await;
         listed.unwrap().into_inner().snapshots
     }
 
-    /// Proves the newest snapshot.
+    /// Verifies the newest snapshot.
     pub async fn verify(&self) -> esker::VerifyResponse {
         let mut client = self.esker.clone();
         let request = esker::VerifyRequest { commit_ts: None };
@@ -349,7 +350,7 @@ pub fn json(value: &Struct) -> String {
     String::from_utf8(value::to_json(value).unwrap()).unwrap()
 }
 
-/// Fails unless a call was refused with this code of gRPC and this code of ours.
+/// Fails unless a call was refused with this code of gRPC and this code of Esker.
 #[track_caller]
 pub fn assert_refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, reason: &str) {
     let status = result.expect_err("it was to be refused");

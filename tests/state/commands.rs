@@ -1,4 +1,4 @@
-//! `esker state`, as a process.
+//! `esker state`, run as a process.
 
 use std::process::{Command, Output, Stdio};
 
@@ -31,7 +31,7 @@ impl Shell {
             .unwrap()
     }
 
-    /// What a command that succeeds prints.
+    /// Runs a command, which has to succeed. Returns what it prints.
     #[track_caller]
     fn ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
@@ -40,7 +40,7 @@ impl Shell {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The lines of JSON that a command prints.
+    /// Runs a command that prints a JSON document per line. Returns these.
     #[track_caller]
     fn lines(&self, arguments: &[&str]) -> Vec<Value> {
         let printed = self.ok(arguments);
@@ -50,7 +50,7 @@ impl Shell {
             .collect()
     }
 
-    /// What a command says that fails with an exit code and a code.
+    /// Runs a command, which has to fail with this exit code and error code. Returns its standard error.
     #[track_caller]
     fn fails(&self, exit: i32, code: &str, arguments: &[&str]) -> String {
         let output = self.run(arguments);

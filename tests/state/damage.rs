@@ -16,7 +16,7 @@ fn setup() -> Setup {
     Setup::default().set("state.snapshot-interval=0")
 }
 
-/// Removes the row of the database that says where the store stands.
+/// Removes the row of the database that holds the position of the store.
 pub fn wreck(data: &Path) {
     let options = Options::default();
     let db = data.join("db");
@@ -34,7 +34,7 @@ pub fn wreck(data: &Path) {
     assert_eq!(removed, 1, "one partition has the store");
 }
 
-/// A server with snapshots of commits 3, 6 and 9, and two commits more, that was stopped.
+/// A stopped server with snapshots of commits 3, 6 and 9, and two commits more.
 async fn three_snapshots() -> Server {
     let state = State::of(setup().start_fresh().await);
     for n in 1..=11 {
@@ -53,7 +53,7 @@ async fn a_store_that_cannot_be_used_is_made_anew_of_the_newest_valid_snapshot()
     let mut server = three_snapshots().await;
     let snapshots = server.data_dir().join("snapshots");
     wreck(server.data_dir());
-    // One is damaged, one is cut short; the one before them is whole.
+    // One is damaged, one is truncated; the one before them is intact.
     change_in_place(&snapshots.join("snapshot-9.json"), flip_middle);
     let six = snapshots.join("snapshot-6.json");
     let text = fs::read(&six).unwrap();
@@ -116,7 +116,7 @@ async fn removing_all_but_the_newest_three_by_hand_leaves_three_that_can_be_used
     for n in 1..=6 {
         state.put(key("a"), "{}").await;
         assert_eq!(state.snapshot().await, n);
-        // Times of files are compared.
+        // The server compares modification times of files.
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     let removed = Command::new("sh")
@@ -137,8 +137,8 @@ async fn removing_all_but_the_newest_three_by_hand_leaves_three_that_can_be_used
     assert!(log.contains("Loading snapshot: snapshot-6.json"), "{log}");
 }
 
-/// A server whose partition's log does not go back to the beginning, with a snapshot of commit 8 and three
-/// commits more, that was killed.
+/// A killed server whose partition's log does not go back to the beginning, with a snapshot of commit 8 and
+/// three commits more.
 async fn one_snapshot(setup: impl Fn() -> Setup) -> Server {
     // Each stop puts snapshots, so that the log need not be kept.
     let setup = || setup().partitions(1).set("snapshots.snapshot-on-stop=true");
@@ -205,7 +205,7 @@ async fn a_partition_of_which_no_copy_is_left_gets_its_state_back_from_a_snapsho
     let state = State::of(server);
     let read = state.get(key("a")).await;
     assert_eq!(read, Read::of("{\"n\":11}", 11, 11));
-    // A new lineage has begun: nothing is given out twice.
+    // A new lineage has begun: no number is assigned twice.
     assert!(state.put(key("a"), "{}").await > 1 << 40);
     assert!(state.get(key("a")).await.version > 1 << 40);
     let mut server = state.server;
@@ -238,7 +238,7 @@ async fn a_crash_between_the_new_lineage_and_the_note_about_it_costs_no_commit()
         .rfind(|line| line.contains("a new lineage begins"));
     let begun = begun.unwrap().clone();
     server.kill();
-    // As it is right after the log of the lineage has begun.
+    // The state right after the log of the lineage has begun.
     let plan = format!(
         r#"{{"forks": {{"1": {{"lineage": "{}", "parent": "{}", "lsn": {}}}}}}}"#,
         field(&begun, "lineage"),
@@ -266,7 +266,7 @@ async fn an_archived_snapshot_that_is_newer_than_what_is_on_the_disk_is_the_last
     let lossy = setup().partitions(1).bootstrap("restore");
     let data = server.data_dir().to_owned();
     forget_the_partition(&data, backups.path());
-    // What is here is damaged, and the log is gone: only the archive has the state.
+    // The local copies are damaged, and the log is gone: only the archive has the state.
     change_in_place(&data.join("snapshots/snapshot-8.json"), flip_middle);
     for file in fs::read_dir(data.join("log")).unwrap() {
         fs::remove_file(file.unwrap().path()).unwrap();
@@ -278,13 +278,13 @@ async fn an_archived_snapshot_that_is_newer_than_what_is_on_the_disk_is_the_last
     let read = state.get(key("a")).await;
     assert_eq!(read, Read::of("{\"n\":8}", 8, 8));
     assert!(state.put(key("a"), "{}").await > 1 << 40);
-    // It is among the others now, and whole.
+    // It is listed with the others now, and is intact.
     let listed = state.snapshots().await;
     let eight = listed.iter().find(|one| one.commit_ts == 8).unwrap();
     assert_eq!(eight.problem, None);
 }
 
-/// All that is left in a repository is what the state store has put there.
+/// Removes everything from a repository but the snapshots of the state store.
 fn leave_the_state_alone(backups: &Path) {
     for entry in fs::read_dir(backups).unwrap() {
         let entry = entry.unwrap();
@@ -324,7 +324,7 @@ async fn where_only_archived_state_snapshots_are_left_a_start_fetches_the_newest
         }
         let file = empty.path().join("snapshots/snapshot-8.json");
         assert_eq!(fs::read(&file).unwrap(), archived);
-        // What is said to do is done.
+        // The advice of the refusal is followed.
         let server = setup.bootstrap("new").start(empty.path()).await;
         let imported = Command::new(env!("CARGO_BIN_EXE_esker"))
             .args(["state", "import", "--server", server.url()])
@@ -361,7 +361,7 @@ async fn a_snapshot_of_another_store_hides_no_archived_one_of_its_name() {
     let read = state.get(key("a")).await;
     assert_eq!(read, Read::of("{\"n\":11}", 11, 11));
     assert_eq!(state.get(key("theirs")).await, Read::none());
-    // Theirs is kept under another name.
+    // The other store's snapshot is kept under another name.
     let aside = fs::read(data.join("snapshots/snapshot-8.json.1.aside")).unwrap();
     assert_eq!(aside, fs::read(theirs.join("snapshot-8.json")).unwrap());
 }
@@ -400,7 +400,7 @@ async fn an_empty_directory_with_a_state_snapshot_is_no_new_store_unless_that_is
     assert_eq!(fs::read(&file).unwrap(), text);
 }
 
-/// Whatever the user, the operating system refuses to read a snapshot's checksum: it is a link to itself.
+/// Makes a snapshot's checksum unreadable for every user, root included: it becomes a link to itself.
 fn make_unreadable(snapshots: &Path, name: &str) {
     let sum = snapshots.join(format!(".sums/{name}.xxh128"));
     fs::rename(&sum, snapshots.join("sum-aside")).unwrap();
@@ -434,7 +434,7 @@ async fn a_state_snapshot_that_cannot_be_read_now_is_neither_damaged_nor_missing
         is_unreadable(&log, "snapshot-8.json");
     }
     make_readable(&snapshots, "snapshot-8.json");
-    // It is a copy, and the partition is not begun empty beside it.
+    // The snapshot counts as a copy, so the partition does not begin empty.
     let named = lossy().empty_partitions("1");
     let log = server.try_restart(&named).await.unwrap_err();
     assert!(log.contains("error [empty_partitions]"), "{log}");
@@ -446,7 +446,7 @@ async fn a_state_snapshot_that_cannot_be_read_now_is_neither_damaged_nor_missing
 
 #[tokio::test]
 async fn a_store_is_not_given_up_for_a_snapshot_that_cannot_be_read_now() {
-    // Of the store itself nothing can be used, and the stream does not go back to the beginning.
+    // Nothing of the store itself can be used, and the stream does not go back to the beginning.
     let state = State::with(&["state.snapshot-interval=0", "state.keep-history=2"]).await;
     for n in 1..=9 {
         state.put(key("a"), &format!("{{\"n\":{n}}}")).await;
@@ -488,7 +488,7 @@ async fn an_archived_state_snapshot_that_cannot_be_read_now_is_not_taken_for_abs
             s3.remove(&key);
         }
     }
-    // In a directory that has nothing.
+    // First in an empty directory.
     let empty = tempfile::tempdir().unwrap();
     let empty = empty.path().join("data");
     let archived = Matching::operation(Operation::Get).key("state/default/snapshot-8.json");
@@ -500,7 +500,7 @@ async fn an_archived_state_snapshot_that_cannot_be_read_now_is_not_taken_for_abs
         assert!(log.contains("snapshot-8.json"), "{log}");
         assert!(!empty.exists(), "{log}");
     }
-    // In one whose partition is lost, and that has no snapshot itself.
+    // Then in a directory whose partition is lost, and that has no snapshot itself.
     fs::create_dir_all(data.join("damaged")).unwrap();
     fs::write(data.join("damaged/partition-1"), "a test").unwrap();
     fs::remove_dir_all(data.join("checkpoints/1")).unwrap();

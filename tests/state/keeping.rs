@@ -1,5 +1,5 @@
-//! What the store keeps of its own accord: archived snapshots, history by policy, and snapshots again
-//! after they failed.
+//! What the store keeps without a request: archived snapshots, history by policy, and new snapshots after a
+//! failure.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::support::{Server, Setup, eventually};
 async fn history_begins(clients: &Clients) -> u64 {
     let mut client = clients.esker.clone();
     let replayed = client.replay(ReplayRequest::default());
-    // No more of it: what is read while history is cut may end with that.
+    // Only its beginning is checked: a replay during which history is cut may end with that.
     let mut events = replayed.await.unwrap().into_inner();
     events.message().await.unwrap().unwrap().commit_ts
 }
@@ -53,7 +53,7 @@ async fn an_archived_snapshot_makes_the_store_anew_where_the_disk_has_none() {
     assert_eq!(state.get(key("a")).await, Read::of("{\"n\":5}", 5, 5));
 }
 
-/// A store of four commits.
+/// A store with four commits.
 async fn four(setup: &Setup) -> State {
     let state = State::of(setup.start_fresh().await);
     for n in 1..=4 {
@@ -87,7 +87,7 @@ async fn an_archived_snapshot_of_another_store_is_neither_taken_for_this_ones_no
     assert_eq!(fs::read(archive.join("snapshot-4.json")).unwrap(), text);
     let listed = state.snapshots().await;
     assert_eq!((listed[0].local, listed[0].archived), (true, false));
-    // The next one is archived, and takes no notice.
+    // The next snapshot is archived as usual.
     state.put(key("a"), "{}").await;
     assert_eq!(state.snapshot().await, 5);
     eventually("it is archived", async || {
@@ -103,7 +103,7 @@ async fn a_snapshot_that_fails_is_reported_and_tried_again_and_commits_go_on() {
     let state = State::with(&["state.snapshot-interval=3"]).await;
     let snapshots = state.server.data_dir().join("snapshots");
     fs::remove_dir_all(&snapshots).unwrap();
-    // Nothing can be written into a file that stands where the directory should.
+    // Nothing can be written: there is a file in the place of the directory.
     fs::write(&snapshots, "in the way").unwrap();
     for n in 1..=5 {
         assert_eq!(state.put(key("a"), "{}").await, n);
@@ -152,7 +152,7 @@ async fn history_goes_by_policy_and_never_beyond_the_oldest_snapshot_that_is_kep
         Code::OutOfRange,
         "history_begins",
     );
-    // What came after the older one is there, whatever the policies say.
+    // Commits after the older snapshot are kept, whatever the policies are.
     for n in 21..=30 {
         let read = state.get_at(key("a"), n).await.unwrap();
         assert_eq!(read, Read::of(&format!("{{\"n\":{n}}}"), n, n));
@@ -190,7 +190,7 @@ async fn a_file_that_is_not_a_snapshot_of_this_store_is_named_and_never_counted_
         .server
         .logged("is not a snapshot of this state store and does not count")
         .await;
-    // Snapshots are made all the same, and answered for this store.
+    // Snapshots are still made, and belong to this store.
     for n in 1..=2 {
         assert_eq!(state.put(key("ours"), "{}").await, n);
     }
@@ -200,7 +200,7 @@ async fn a_file_that_is_not_a_snapshot_of_this_store_is_named_and_never_counted_
     .await;
     assert_eq!(state.put(key("ours"), "{}").await, 3);
     assert_eq!(state.snapshot().await, 3);
-    // One that needs the name of a foreign file gives that another name.
+    // A snapshot that needs the name of another store's file renames that file.
     assert_eq!(state.put(key("ours"), "{}").await, 4);
     assert_eq!(state.snapshot().await, 4);
     let aside = snapshots.join("snapshot-4.json.1.aside");
@@ -234,8 +234,8 @@ async fn an_idle_store_reads_no_history_that_no_policy_can_cut() {
         let line = io.lines().find_map(|l| l.strip_prefix("rchar: ")).unwrap();
         line.parse::<u64>().unwrap()
     };
-    // Several rounds of the look at the policies. Merges and a first snapshot may come before it is idle;
-    // a history that is read is read in every round.
+    // Several rounds of the evaluation of policies. Merges and a first snapshot may come before the server is
+    // idle; history that is read is read in every round.
     let mut idle = Vec::new();
     for _ in 0..6 {
         let before = read();
@@ -337,7 +337,8 @@ async fn after_a_lossy_restore_snapshots_of_the_stale_lineage_are_named_kept_and
     let state = State::of(server);
     assert_eq!(state.get(key("a")).await, Read::of("{\"n\":6}", 6, 6));
 
-    // Two of the new lineage push out the one that both share, and not the one that was left.
+    // Two snapshots of the new lineage displace the one that both lineages share, but not the one that was
+    // left behind.
     let mut own = Vec::new();
     for _ in 0..3 {
         state.put(key("a"), "{}").await;
@@ -352,7 +353,7 @@ async fn after_a_lossy_restore_snapshots_of_the_stale_lineage_are_named_kept_and
     })
     .await;
     assert_eq!(archived_so_far(&state.server).await, 3);
-    // Idle, and after a restart, nothing is put again, and nothing goes.
+    // While the server is idle and after a restart, nothing is put again, and nothing is removed.
     let mut server = state.server;
     server.stop().await;
     server.restart(&setup).await;
@@ -363,7 +364,7 @@ async fn after_a_lossy_restore_snapshots_of_the_stale_lineage_are_named_kept_and
     assert_eq!(archived_so_far(&server).await, 0);
     let now = fs::read(backups.path().join("state/default/snapshot-8.json")).unwrap();
     assert_eq!(now, stale);
-    // What was lost is there to be taken over.
+    // The lost commits can be imported from the snapshot.
     let imported = Command::new(env!("CARGO_BIN_EXE_esker"))
         .args(["state", "import", "--replace", "--server", server.url()])
         .arg(backups.path().join("state/default/snapshot-8.json"))

@@ -1,9 +1,9 @@
 //! Kills in the middle of commits and of snapshots, again and again.
 //!
-//! Every acknowledged commit is there, whole; no other one in part; versions go on without a gap or a
-//! repetition; and the newest snapshot and the commits after it still give the live state.
+//! Every acknowledged commit is there completely; no other one is there in part; versions have no gap and no
+//! repetition; and the newest snapshot and the commits after it give the live state.
 //!
-//! `ESKER_STATE_KILLS` says how many rounds; `make soak-state` runs a hundred.
+//! `ESKER_STATE_KILLS` sets the number of rounds; `make soak-state` runs a hundred.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +30,7 @@ fn setup() -> Setup {
     Setup::default().set("state.snapshot-interval=20")
 }
 
-/// What a client knows: commits that were acknowledged, by their numbers, and the one under way.
+/// What a client knows: the acknowledged commits, by number, and the one under way.
 #[derive(Default)]
 struct Known {
     acknowledged: BTreeMap<u64, u64>,
@@ -59,7 +59,7 @@ async fn a_kill_at_any_moment_leaves_every_acknowledged_commit_whole_and_no_othe
         .map(|_| Arc::new(Mutex::new(Known::default())))
         .collect();
     let next = Arc::new(AtomicU64::new(1));
-    // So that there is a snapshot to prove, however little is committed between the kills.
+    // This ensures that there is a snapshot to verify, however little is committed between the kills.
     commit(&state, "another", 0).await.unwrap();
     state.snapshot().await;
     for _ in 0..rounds() {
@@ -124,7 +124,7 @@ async fn check(state: &Clients, all_known: &[Arc<Mutex<Known>>], seed: u64) {
             let n = n["n"].as_u64().unwrap();
             match known.acknowledged.get(&event.commit_ts) {
                 Some(acknowledged) => assert_eq!(n, *acknowledged, "seed {seed}"),
-                // The answer got lost.
+                // The answer was lost.
                 None => {
                     assert_eq!(Some(n), known.under_way, "seed {seed}: a stranger");
                     known.acknowledged.insert(event.commit_ts, n);

@@ -1,4 +1,4 @@
-//! What is too large, and values that are hard to write down.
+//! Limits, and values that are hard to represent.
 
 use esker_proto::{Kind, Struct, Value, value::MAX_OBJECTS};
 use tonic::Code;
@@ -26,7 +26,7 @@ async fn what_is_larger_than_a_record_is_refused_and_the_store_goes_on() {
     state.put(key("x"), &large(MIB - 8 * 1024)).await;
     let txn = state.begin().await;
     let staged = state.write(&txn, key("y"), &large(2 * MIB)).await;
-    // At the write, or at the commit.
+    // The refusal comes at the write or at the commit.
     let refused = match staged {
         Ok(()) => state.commit(&txn).await.map(|_| ()),
         refused => refused,

@@ -1,4 +1,4 @@
-//! Where the service is, and the variables of Statehouse.
+//! The addresses of the service, and the variables of Statehouse.
 
 use esker_proto::state::v1::WatchRequest;
 use esker_proto::statehouse::v1::statehouse_service_client::StatehouseServiceClient;
@@ -17,7 +17,7 @@ async fn healthy(url: &str) {
     assert!(!version.git_sha.is_empty());
 }
 
-/// The address of its own that a server has announced.
+/// The separate address of the state service that a server has announced.
 async fn own_address(state: &State) -> String {
     let line = state.server.logged("the state service listens on ").await;
     let address = line.split_whitespace().find(|it| it.starts_with("127."));
@@ -51,7 +51,7 @@ async fn it_has_an_address_of_its_own_if_one_is_set() {
         assert_ne!(own, state.server.url());
         healthy(&own).await;
         healthy(state.server.url()).await;
-        // Both are the same store.
+        // Both addresses serve the same store.
         state.put(key("x"), "{}").await;
         let request = esker_proto::statehouse::v1::ListKeysRequest {
             namespace: "default".into(),

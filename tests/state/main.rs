@@ -8,17 +8,17 @@
 //! | [`conditions`] | compare-and-set |
 //! | [`replay`] | bounds, agents, watching |
 //! | [`names`] | names that contain anything; order |
-//! | [`limits`] | what is too large, and values that are hard to write down |
-//! | [`listeners`] | where the service is, and the variables of Statehouse |
-//! | [`restarts`] | what a stop and a kill leave |
+//! | [`limits`] | limits, and values that are hard to represent |
+//! | [`listeners`] | the addresses of the service, and the variables of Statehouse |
+//! | [`restarts`] | the state after a stop and after a kill |
 //! | [`snapshots`] | JSON snapshots: made, listed, exported, imported, verified |
 //! | [`torn`] | readers while commits run |
 //! | [`kills`] | kill -9 in commits and snapshots, again and again |
-//! | [`keeping`] | archived snapshots, snapshots that fail |
+//! | [`keeping`] | archived snapshots, history by policy, snapshots that fail |
 //! | [`damage`] | damaged snapshots, and a store that is rebuilt |
 //! | [`commands`] | `esker state` |
 //! | [`python`] | the official Python client, and the example |
-//! | [`client`] | clients, and short forms of what tests do with them |
+//! | [`client`] | clients, and helpers of the tests |
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,5 @@
-//! What reads of the state store hold, whatever the values are and whether or not clients take the answers.
+//! The memory that reads of the state store hold: it is bounded, whatever the values are and whether or not
+//! clients take the answers.
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ const KEYS: usize = 40;
 async fn store_of_trees(stall_timeout: &str) -> State {
     let setup = Setup::default()
         .set(&format!("limits.stall-timeout={stall_timeout}"))
-        // Memory that is given back goes to the system at once: what is measured is what is held.
+        // Freed memory is returned to the system at once, so that only memory in use is measured.
         .variable("MALLOC_ARENA_MAX", "2")
         .variable("MALLOC_MMAP_THRESHOLD_", "65536")
         .variable("MALLOC_TRIM_THRESHOLD_", "65536");
@@ -33,7 +34,7 @@ async fn store_of_trees(stall_timeout: &str) -> State {
     state
 }
 
-/// The body of a call of gRPC.
+/// A message framed as the body of a gRPC call.
 fn framed(message: &impl Message) -> Vec<u8> {
     let mut body = vec![0];
     body.extend_from_slice(&(message.encoded_len() as u32).to_be_bytes());
@@ -49,7 +50,7 @@ fn scan_all() -> ScanPrefixRequest {
     }
 }
 
-/// Calls a method and takes nothing of its answer.
+/// Calls a method and reads nothing of its answer.
 async fn unread(http: &Http, path: &str, message: &impl Message) -> crate::support::http::Exchange {
     let call = http
         .post(path)
@@ -85,7 +86,7 @@ async fn a_scan_holds_its_answer_twice_at_most_and_not_its_tree() {
     );
 }
 
-/// The most memory that was resident at a time.
+/// The peak of the resident memory, in bytes.
 fn peak_bytes(state: &State) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", state.server.pid())).unwrap();
     let line = status
@@ -104,7 +105,7 @@ async fn answers_that_nobody_takes_hold_a_bounded_amount_of_memory_and_are_given
     let scan = scan_all();
     let path = "/statehouse.v1.StatehouseService/ScanPrefix";
     let scans = (0..12).map(|_| unread(&http, path, &scan));
-    // Two wait for the first ones to be given up, others are refused.
+    // Two scans wait until the first ones are given up; others are refused.
     let scans = soon("heads of all answers", futures::future::join_all(scans)).await;
     let held = scans
         .iter()
@@ -116,7 +117,7 @@ async fn answers_that_nobody_takes_hold_a_bounded_amount_of_memory_and_are_given
     // allocator.
     let bound = 128 * MIB + 2 * 2 * size + 2 * size + 2 * 11 * size / KEYS as u64 + 96 * MIB;
     assert!(grown < bound, "{} MiB of {} MiB", grown / MIB, bound / MIB);
-    // Whoever reads what it asked for is answered, as soon as there is memory.
+    // A client that reads its answer gets it as soon as there is memory.
     let answer = eventually("an answer", async || {
         match state.statehouse.clone().scan_prefix(scan.clone()).await {
             Ok(answer) => Some(answer.into_inner()),
@@ -142,7 +143,7 @@ async fn values_that_nobody_takes_are_held_as_bytes_and_refused_beyond_their_bou
         key: "k00".into(),
     };
     let path = "/statehouse.v1.StatehouseService/GetState";
-    // Each is some 800 KB, of which 128 MiB are held; to write them takes a slow machine a while.
+    // Each answer has some 800 KB, and 128 MiB of them are held; a slow machine takes a while to write them.
     let mut held = 0;
     let mut gets = Vec::new();
     while held == gets.len() {
@@ -172,12 +173,12 @@ async fn exports_that_nobody_reads_leave_threads_to_others_and_are_ended() {
         .iter()
         .filter_map(|it| it.headers.get("grpc-status"));
     let refused: Vec<_> = refused.map(|it| it.to_str().unwrap()).collect();
-    // UNAVAILABLE: it passes by itself.
+    // UNAVAILABLE: the condition is temporary.
     assert!(refused.iter().all(|it| *it == "14"), "{refused:?}");
     assert_eq!(refused.len(), 1000 - 4);
     let status = state.server.http1().get("/esker/v1/status").send().await;
     status.expect(200);
-    // They are ended when nothing of them was taken for a while, and another one may run.
+    // Answers are ended when nothing of them was taken for a while, and another scan may run.
     state.server.kill();
     let mut server = state.server;
     let impatient = Setup::default().set("limits.stall-timeout=1s");
@@ -239,8 +240,8 @@ async fn verifications_whose_clients_are_gone_keep_their_places_until_they_end()
     let mut client = state.esker.clone();
     client.snapshot(SnapshotRequest {}).await.unwrap();
     let verify = VerifyRequest { commit_ts: None };
-    // Each reads 40 MB, four at a time. Their clients leave before the answers come: how long after they
-    // have asked depends on the machine, so all is tried.
+    // Each reads 40 MB, four at a time. Their clients disconnect before the answers arrive. How long after
+    // the request that is depends on the machine, so several delays are tried.
     let mut patience = Duration::from_millis(1);
     eventually("one more is refused", async || {
         let asked = (0..4).map(|_| {
@@ -253,7 +254,7 @@ async fn verifications_whose_clients_are_gone_keep_their_places_until_they_end()
             patience = Duration::from_millis(1);
         }
         if answers.iter().any(Result::is_ok) {
-            // Not all of them have left.
+            // Not all clients disconnected before their answers.
             return None;
         }
         let code = client.verify(verify).await.err().map(|it| it.code());

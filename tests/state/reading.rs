@@ -112,7 +112,7 @@ async fn a_scan_goes_by_pages_that_are_all_of_the_same_moment() {
             break;
         }
         request.page_token = next;
-        // What comes in between is not of that moment.
+        // A key that is added meanwhile does not belong to that moment.
         state.put(key("k00x"), "{}").await;
         state.put(key("k24"), r#"{"old":false}"#).await;
     }
@@ -165,7 +165,7 @@ async fn the_first_page_and_a_watch_after_a_start_wait_for_no_snapshot_on_the_di
     state.snapshot().await;
     let mut server = state.server;
     server.kill();
-    // Whoever reads the snapshot's checksum waits for somebody who writes to a pipe.
+    // Reading the snapshot's checksum blocks, because its file is a pipe without a writer.
     let sums = server.data_dir().join("snapshots/.sums");
     let sum = std::fs::read_dir(sums).unwrap().next().unwrap().unwrap();
     std::fs::remove_file(sum.path()).unwrap();

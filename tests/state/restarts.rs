@@ -1,4 +1,4 @@
-//! What a stop and a kill leave.
+//! The state after a stop and after a kill.
 
 use tonic::Code;
 
@@ -87,7 +87,7 @@ async fn a_start_reports_what_the_store_was_loaded_from_and_the_commits_that_it_
     for _ in 0..7 {
         state.put(key("x"), "{}").await;
     }
-    // However often it starts: what the partitions replay grows with each start, commits do not.
+    // Over several starts: the entries that partitions replay grow with each start, the commits do not.
     for _ in 0..3 {
         state.server.kill();
         state = State::on(&data).await;

@@ -234,7 +234,7 @@ async fn a_snapshot_that_could_not_be_one_is_refused_by_the_key_and_writes_nothi
     let twice = snapshot_of(&[&other, good, &other]);
     let refused = import(&state, twice.as_bytes(), true).await.unwrap_err();
     assert!(refused.message().contains("occurs twice"), "{refused:?}");
-    // Nothing of them was proposed, and no file is left.
+    // Nothing of the refused imports was proposed, and no file is left.
     let log = state.server.log().join("\n");
     assert!(
         !log.contains("an import into the state store did not end"),
@@ -252,13 +252,13 @@ async fn a_snapshot_that_could_not_be_one_is_refused_by_the_key_and_writes_nothi
     assert_eq!(state.put(key("x"), "{}").await, 1);
 }
 
-/// The entries of an export.
+/// The entries of an export, as text.
 fn entries_of(export: &[u8]) -> String {
     let text = std::str::from_utf8(export).unwrap();
     text.split_once("\"state\"").unwrap().1.to_owned()
 }
 
-/// Imports what a store exports into another one, and returns what that exports.
+/// Imports an export into a new store. Returns that store and its export.
 async fn taken_over(export_of: &[u8]) -> (State, Vec<u8>) {
     let other = State::with(&["state.snapshot-interval=0"]).await;
     import(&other, export_of, false).await.unwrap();
@@ -268,13 +268,13 @@ async fn taken_over(export_of: &[u8]) -> (State, Vec<u8>) {
 
 #[tokio::test]
 async fn what_a_store_has_of_earlier_versions_is_exported_and_imported_as_it_is() {
-    // Earlier versions took these over without a look.
+    // Earlier versions imported these without a check.
     let entries = [
         r#""default:a:0":{"value":{"n":1},"version":1,"commit_ts":1}"#,
         r#""default:a:1":{"value":{"n":9007199254740993},"version":1,"commit_ts":2,"unchecked":true}"#,
         r#""default:a:2":{"value":{"s":"\ud800"},"version":1,"commit_ts":3,"unchecked":true}"#,
         r#""default:a:3":{"value":{"n":1e999},"version":1,"commit_ts":77,"unchecked":true}"#,
-        // What jq makes of a large float.
+        // The form in which jq writes a large float.
         r#""default:a:4":{"value":{"n":123456789012345670000},"version":1,"commit_ts":4}"#,
     ];
     let (state, first) = taken_over(snapshot_of(&entries).as_bytes()).await;
@@ -292,7 +292,7 @@ async fn what_a_store_has_of_earlier_versions_is_exported_and_imported_as_it_is(
     assert_eq!(text.matches("unchecked").count(), 3);
     let (_other, second) = taken_over(&first).await;
     assert_eq!(entries_of(&second), text);
-    // The one that can be read is.
+    // The entry that can be read is imported.
     assert_eq!(state.get(key("0")).await, Read::of(r#"{"n":1}"#, 1, 1));
 }
 
@@ -306,7 +306,7 @@ async fn numbers_beyond_two_to_the_53rd_are_exported_exactly_and_imported_again(
     assert_eq!(state.put(key("x"), "{}").await, most + 1);
     let first = export(&state, None).await.unwrap();
     let shown = String::from_utf8(first.clone()).unwrap();
-    // A program that reads numbers as floats does not round them.
+    // A number in quotes is not rounded by a program that reads numbers as floats.
     let quoted = format!(r#""{}""#, most + 1);
     assert_eq!(shown.matches(&quoted).count(), 3, "{shown}");
     let (other, second) = taken_over(&first).await;

@@ -1,6 +1,6 @@
 //! Readers that scan while commits of 300 keys run.
 //!
-//! `ESKER_STATE_SCANS` says how many scans; `make soak-state` runs a hundred thousand.
+//! `ESKER_STATE_SCANS` sets the number of scans; `make soak-state` runs a hundred thousand.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use crate::support::SOON;
 const WIDTH: usize = 300;
 /// Readers at once.
 const READERS: usize = 4;
-/// Commits at least, while they read.
+/// Fewest commits while the readers scan.
 const COMMITS: u64 = 5;
 
 fn scans() -> u64 {
@@ -39,7 +39,7 @@ async fn a_scan_never_sees_a_part_of_a_commit() {
     let done = Arc::new(AtomicBool::new(false));
     let left = Arc::new(AtomicU64::new(scans()));
     let committed = Arc::new(AtomicU64::new(1));
-    // States that readers saw, over all of them.
+    // Sum over all readers of the states that each saw.
     let states = Arc::new(AtomicU64::new(0));
     let mut readers = tokio::task::JoinSet::new();
     for _ in 0..READERS {
@@ -52,7 +52,7 @@ async fn a_scan_never_sees_a_part_of_a_commit() {
             loop {
                 let taken = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
                 if taken.is_err() {
-                    // On a machine that is busy it takes more of them until enough has happened.
+                    // On a busy machine, the readers continue until enough commits have happened.
                     let since = used_up.get_or_insert_with(Instant::now);
                     let enough = committed.load(Ordering::Relaxed) > COMMITS
                         && states.load(Ordering::Relaxed) > READERS as u64;

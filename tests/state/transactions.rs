@@ -156,7 +156,7 @@ async fn both_services_share_transactions_and_txn_ids_are_uuids() {
     let id: uuid::Uuid = txn.parse().unwrap();
     assert_eq!(id.get_version_num(), 4);
     state.write(&txn, key("x"), "{}").await.unwrap();
-    // Committed by the other one.
+    // The other transaction has committed.
     assert_eq!(state.commit(&txn).await.unwrap(), 1);
     assert_eq!(state.replay_all().await[0].txn_id, txn);
 }

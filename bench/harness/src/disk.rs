@@ -1,8 +1,8 @@
-//! What the disk itself can do: the floor under every durable append.
+//! The speed of the disk itself: the lower bound of every durable append.
 //!
-//! The probe does what a log writer does at the least: it appends 4 KiB to a file and waits for
-//! `fdatasync`. Its median stands beside the latency of an append in the table, because the
-//! difference of the two is the server's own.
+//! The probe does the least that a log writer does: it appends 4 KiB to a file and waits for `fdatasync`. Its
+//! median is in the table beside the latency of an append, because the difference of the two is the server's
+//! own.
 
 use std::{
     fs::File,

@@ -3,11 +3,11 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`args`] | the arguments of a benchmark that consists of parts |
-//! | [`run`] | one run of it: where it works, its notes, its parts |
-//! | [`page`] | figures, and the page of the documentation that they stand on |
+//! | [`run`] | one run of a benchmark: its directory, its notes, its parts |
+//! | [`page`] | figures, and the page of the documentation that has them |
 //! | [`stats`] | medians and percentiles |
-//! | [`machine`] | what the measurements ran on, and how busy it is |
-//! | [`disk`] | what the disk itself can do |
+//! | [`machine`] | the machine of the measurements, and how busy it is |
+//! | [`disk`] | the speed of the disk itself |
 //! | [`scratch`] | directories on a real disk |
 
 pub mod args;

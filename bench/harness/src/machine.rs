@@ -1,4 +1,4 @@
-//! What the measurements ran on, as far as `/proc` tells.
+//! The machine that the measurements ran on, according to `/proc`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ const QUIET_TIMEOUT: Duration = Duration::from_secs(60);
 /// Fraction of the machine in use that counts as quiet.
 const QUIET: f64 = 0.15;
 
-/// How long its use is observed.
+/// Time over which the use of the machine is observed.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// A machine, described for the head of the report.
@@ -59,8 +59,8 @@ impl fmt::Display for Machine {
     }
 }
 
-/// Waits for a moment in which others use little of the machine, not for ever; answers the fraction
-/// that is in use then.
+/// Waits, with a time limit, until other programs use little of the machine. Returns the fraction that is in
+/// use then.
 ///
 /// # Errors
 ///
@@ -77,7 +77,7 @@ pub async fn quiet() -> anyhow::Result<f64> {
     }
 }
 
-/// The fraction of the machine that is in use now, by whomever.
+/// The fraction of the machine that all programs together use now.
 ///
 /// # Errors
 ///
@@ -94,7 +94,7 @@ fn used_since(before: (u64, u64)) -> anyhow::Result<f64> {
     Ok((now.0 - before.0) as f64 / all as f64)
 }
 
-/// Makes the operating system forget what it has read; whether it may be told to, which takes root.
+/// Empties the page cache of the operating system. Returns whether this was permitted, which needs root.
 pub fn drop_caches() -> bool {
     rustix::fs::sync();
     std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()

@@ -1,4 +1,4 @@
-//! Figures, and the page that they stand on.
+//! Figures, and the page that has them.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use crate::machine::Machine;
 
-/// Fraction of the machine that others may use without a remark.
+/// Fraction of the machine that other programs may use without a remark.
 const DISTURBANCE: f64 = 0.15;
 
 /// One line of a table.
@@ -15,13 +15,13 @@ const DISTURBANCE: f64 = 0.15;
 pub struct Figure {
     /// What was measured.
     pub what: String,
-    /// What came of it, with its unit.
+    /// The result, with its unit.
     pub figure: String,
     /// The figure that it is compared with.
     pub beside: String,
-    /// What it should be.
+    /// The target of the figure.
     pub target: String,
-    /// Whether it is.
+    /// Whether the target is met; `None` without a target.
     pub met: Option<bool>,
 }
 
@@ -35,13 +35,13 @@ impl Figure {
         }
     }
 
-    /// The same beside another.
+    /// Adds the figure that it is compared with.
     pub fn beside(mut self, beside: impl Into<String>) -> Self {
         self.beside = beside.into();
         self
     }
 
-    /// The same with a target.
+    /// Adds a target, and whether it is met.
     pub fn target(mut self, target: impl Into<String>, met: bool) -> Self {
         self.target = target.into();
         self.met = Some(met);
@@ -49,23 +49,23 @@ impl Figure {
     }
 }
 
-/// What a part of the bench found out.
+/// The results of a part of the bench.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Section {
-    /// What it is about.
+    /// The title.
     pub title: String,
     /// How it was measured.
     pub how: String,
-    /// What came of it.
+    /// The figures.
     pub figures: Vec<Figure>,
-    /// When.
+    /// The date of the measurement.
     pub date: String,
-    /// Fraction of the machine that others used just before.
+    /// Fraction of the machine that other programs used just before.
     pub load: f64,
 }
 
 impl Section {
-    /// As Markdown.
+    /// The figures as a Markdown table.
     pub fn table(&self) -> String {
         let mut text = format!("## {}\n\n{}\n\n", self.title, self.how);
         text.push_str("| what | figure | beside | target | met |\n|---|---|---|---|---|\n");
@@ -94,7 +94,7 @@ impl Section {
 
 /// A page of the documentation.
 pub struct Page<'a> {
-    /// What it is about.
+    /// The title.
     pub title: &'a str,
     /// The target of `make` that writes it.
     pub target: &'a str,
@@ -129,7 +129,7 @@ impl Page<'_> {
     }
 }
 
-/// Now, as the page has it.
+/// The current time, in the form of the page.
 pub fn now() -> String {
     let now = OffsetDateTime::now_utc();
     format!("{} {:02}:{:02} UTC", now.date(), now.hour(), now.minute())

@@ -1,4 +1,4 @@
-//! One run of a benchmark: where it works, its notes, its parts.
+//! One run of a benchmark: its directory, its notes, its parts.
 
 use std::fmt::{Debug, Display};
 use std::path::{Path, PathBuf};
@@ -13,9 +13,9 @@ use crate::machine::Machine;
 use crate::page::{self, Page, Section};
 use crate::scratch::Scratch;
 
-/// What all parts work with.
+/// The context of all parts.
 pub struct Run {
-    /// Where it works; gone with it.
+    /// The scratch directory, which is removed when this is dropped.
     pub scratch: PathBuf,
     /// Runs of each measurement.
     pub runs: usize,
@@ -27,7 +27,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Begins one.
+    /// Begins a run.
     ///
     /// # Errors
     ///
@@ -94,7 +94,7 @@ pub struct Part {
 }
 
 impl Part {
-    /// Prints the table of what was found out, and answers it with the date and the load.
+    /// Prints the table of a section, and returns the section with the date and the load.
     ///
     /// # Errors
     ///

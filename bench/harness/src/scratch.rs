@@ -1,8 +1,8 @@
 //! The directories that measured servers write to.
 //!
-//! A [`Scratch`] owns one directory on a real disk and removes it with everything below it when it
-//! is dropped. A directory in memory (tmpfs) is refused: an fsync costs nothing there, and the
-//! figures would be about something else.
+//! A [`Scratch`] owns one directory on a real disk and removes it with everything below it when it is
+//! dropped. A directory in memory (tmpfs) is refused, because an fsync costs nothing there, and the figures
+//! would mean something else.
 
 use std::path::{Path, PathBuf};
 
@@ -59,7 +59,7 @@ impl Scratch {
         Ok(path)
     }
 
-    /// Gives the directory up: it stays where it is.
+    /// Releases the directory, so that it is not removed.
     pub fn keep(self) -> PathBuf {
         self.directory.keep()
     }
@@ -69,7 +69,7 @@ impl Scratch {
 ///
 /// # Errors
 ///
-/// If neither variable says where the user's cache is.
+/// If neither variable is set.
 pub fn cache_directory() -> anyhow::Result<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(cache) = set("XDG_CACHE_HOME") {

@@ -1,4 +1,4 @@
-//! Members as processes of this very program; they end when this is dropped.
+//! Members as processes of this program; they end when this is dropped.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -28,7 +28,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Addresses that are free now. All at once, so that they differ.
+/// Addresses that are free now, chosen at once so that they differ.
 pub fn free_addresses(count: usize) -> anyhow::Result<Vec<String>> {
     let free: Vec<_> = (0..count)
         .map(|_| TcpListener::bind("127.0.0.1:0"))
@@ -38,7 +38,7 @@ pub fn free_addresses(count: usize) -> anyhow::Result<Vec<String>> {
 }
 
 impl Cluster {
-    /// Of so many members at most, none of them running.
+    /// A cluster of at most `members` members, none of them running.
     pub fn new(dir: &Path, members: u64) -> anyhow::Result<Cluster> {
         let addresses = free_addresses(2 * members as usize)?;
         let (peers, clients) = addresses.split_at(members as usize);
@@ -50,7 +50,7 @@ impl Cluster {
         })
     }
 
-    /// Starts one, with arguments beside those that all have.
+    /// Starts a member, with arguments beside those that all members have.
     pub fn start(&mut self, id: u64, arguments: &[&str]) -> anyhow::Result<()> {
         let peers: Vec<_> = (self.peers.iter())
             .map(|(id, at)| format!("{id}={at}"))
@@ -61,7 +61,7 @@ impl Cluster {
             .arg(self.dir.join(id.to_string()))
             .args(["--clients", &self.clients[&id], "--peers", &peers.join(",")])
             .args(arguments)
-            // Its end is how a member learns that the bench has ended, however that came about.
+            // A member ends when its standard input closes, so it never outlives the bench.
             .stdin(Stdio::piped())
             .stdout(Stdio::null());
         self.running.insert(id, command.spawn()?);
@@ -97,7 +97,7 @@ impl Cluster {
         self.client(id)?.status()
     }
 
-    /// Who leads, and serves.
+    /// Waits for a leader that serves, and returns its id.
     pub fn leader(&self) -> anyhow::Result<u64> {
         let ids: Vec<_> = self.running.keys().copied().collect();
         wait_for("somebody leads", WAIT_TIMEOUT, || {
@@ -117,7 +117,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// From here on: what it has now, and its highest counted anew.
+    /// Begins to observe a process: records its present memory, and resets its peak.
     pub fn begin(pid: u32) -> anyhow::Result<Memory> {
         std::fs::write(format!("/proc/{pid}/clear_refs"), "5").context("clear_refs")?;
         let (before, _) = machine::resident_bytes(pid)?;
@@ -128,14 +128,14 @@ impl Memory {
         })
     }
 
-    /// How much more it had at its highest, in MiB.
+    /// By how much its peak exceeded the memory at the beginning, in MiB.
     pub fn extra(&self) -> anyhow::Result<f64> {
         let (_, highest) = machine::resident_bytes(self.pid)?;
         Ok(highest.saturating_sub(self.before) as f64 / f64::from(1 << 20))
     }
 }
 
-/// Processor seconds of processes so far.
+/// Processor seconds that processes have used so far.
 pub fn cpu_seconds(pids: &[u32]) -> anyhow::Result<f64> {
     let ticks: Vec<_> = pids
         .iter()

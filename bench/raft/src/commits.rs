@@ -1,4 +1,4 @@
-//! Commits a second, and what they cost, beside etcd's.
+//! Commits per second and their processor time, beside etcd's.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ const SNAPSHOT_ENTRIES: &str = "100000";
 #[derive(Clone, Copy, Debug)]
 struct Rate {
     commits: f64,
-    /// Of the three servers, in a second.
+    /// Processor seconds of the three servers per second.
     cpu: f64,
 }
 
@@ -78,7 +78,7 @@ fn ours(bench: &Run, dir: &Path) -> anyhow::Result<Rate> {
     Ok(rate)
 }
 
-/// Three etcds; they end when this is dropped.
+/// Three etcd servers; they end when this is dropped.
 struct Etcd {
     members: Vec<Child>,
     endpoints: Vec<String>,
@@ -129,8 +129,8 @@ impl Etcd {
     }
 }
 
-/// The program that loads etcd, built if need be: in a workspace of its own, and a directory beside
-/// this program's.
+/// The program that loads etcd, built if necessary: in a workspace of its own, and a directory beside this
+/// program's.
 fn etcd_load(bench: &Run) -> anyhow::Result<PathBuf> {
     let found = |tool: &str| Command::new(tool).arg("--version").output().is_ok();
     anyhow::ensure!(

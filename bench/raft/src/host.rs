@@ -1,8 +1,8 @@
 //! The state machine of all parts: numbered values in memory.
 //!
-//! Its snapshots are bytes, or files: the values in one, and beside it a *payload* of many others, hard
-//! links all of them. A payload stands for a database of that size; with churn, each snapshot has one
-//! file of it anew.
+//! Its snapshots are bytes, or files: the values in one, and beside it a *payload* of many others, which are
+//! hard links. A payload represents a database of that size; with churn, each snapshot has one new file of
+//! it.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -19,7 +19,7 @@ use esker_raft::{
 };
 use parking_lot::Mutex;
 
-/// What the bench sees and changes of a running state machine.
+/// Values of a running state machine that the bench reads and sets.
 #[derive(Default)]
 pub struct Knobs {
     /// How long a capture sleeps before it writes.
@@ -28,21 +28,21 @@ pub struct Knobs {
     pub applies: Mutex<(Option<Instant>, Duration)>,
 }
 
-/// A directory of files that stands for a database.
+/// A directory of files that represents a database.
 #[derive(Clone)]
 pub struct Payload {
-    /// Where they are.
+    /// The directory.
     pub dir: PathBuf,
-    /// Where snapshots are put together; on the same file system.
+    /// The directory in which snapshots are assembled, on the same file system.
     pub staging: PathBuf,
-    /// Whether each snapshot has one file anew.
+    /// Whether each snapshot has one new file.
     pub churn: bool,
 }
 
 /// Bytes of one file of a payload.
 pub const PAYLOAD_FILE: u64 = 16 << 20;
 
-/// Makes a payload, every file different.
+/// Creates a payload of different files.
 pub fn make_payload(dir: &Path, bytes: u64) -> anyhow::Result<()> {
     fs::create_dir_all(dir)?;
     for number in 0..bytes.div_ceil(PAYLOAD_FILE) {
@@ -87,13 +87,13 @@ impl Values {
             membership: Membership::default(),
             knobs,
             payload,
-            // Not those of the process before.
+            // Numbers of snapshots differ from those of the previous process.
             snapshots: u64::from(std::process::id()) << 32,
         }
     }
 }
 
-/// A value and its number, as a command.
+/// The command that sets a numbered value.
 pub fn command(number: u64, value: &[u8]) -> Vec<u8> {
     let mut command = number.to_le_bytes().to_vec();
     command.extend_from_slice(value);

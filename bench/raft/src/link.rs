@@ -1,4 +1,4 @@
-//! gRPC with an ear on it, or slowed down.
+//! gRPC links that record heartbeats, or are slow.
 
 use std::io;
 use std::sync::{Arc, Weak};
@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 /// Messages at least this large are slowed down: chunks.
 const LARGE: usize = 32 * 1024;
 
-/// What is heard.
+/// What a link has recorded.
 #[derive(Default)]
 pub struct Heard {
     last: Option<Instant>,
@@ -24,7 +24,7 @@ pub struct Heard {
 }
 
 impl Heard {
-    /// From here on.
+    /// Begins to record.
     pub fn begin(&mut self) {
         *self = Heard {
             last: Some(Instant::now()),
@@ -32,7 +32,7 @@ impl Heard {
         };
     }
 
-    /// Also the time since the last one.
+    /// Ends the record: the time since the last heartbeat counts, too.
     pub fn end(&mut self) {
         if let Some(last) = self.last {
             self.longest_gap = self.longest_gap.max(last.elapsed());
@@ -43,9 +43,9 @@ impl Heard {
 /// See the [module's head](self).
 pub struct Link {
     grpc: GrpcTransport,
-    /// Whether heartbeats are counted: that costs a second decoding.
+    /// Where heartbeats are recorded, if they are: that costs a second decoding.
     pub heard: Option<Arc<Mutex<Heard>>>,
-    /// Bytes a second; all there are if 0.
+    /// Bytes per second; unlimited if 0.
     rate: u64,
     inbox: Mutex<Option<Arc<Ear>>>,
 }
@@ -83,7 +83,7 @@ impl Inbox for Ear {
             heard.last = Some(now);
         }
         if self.rate > 0 && message.len() >= LARGE {
-            // The stream waits meanwhile, and with it its sender.
+            // The delay blocks the stream, and its sender with it.
             let seconds = message.len() as f64 / self.rate as f64;
             std::thread::sleep(Duration::from_secs_f64(seconds));
         }

@@ -1,5 +1,5 @@
-//! Proposers: each has a connection of its own to the leader, and waits for its answer before it
-//! proposes again. On etcd's side, `etcd-load` does the same.
+//! Proposers: each has its own connection to the leader, and waits for an answer before the next proposal.
+//! `etcd-load` does the same for etcd.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,12 +12,12 @@ use tokio::net::TcpStream;
 use crate::host;
 use crate::wire::{DONE, PROPOSE};
 
-/// How to load.
+/// The parameters of a load.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     pub clients: u64,
     pub value_bytes: usize,
-    /// Different ones.
+    /// Number of different keys.
     pub keys: u64,
     pub warm: Duration,
     pub measured: Duration,
@@ -42,7 +42,7 @@ async fn propose(
         frame.extend_from_slice(&command);
         stream.write_all(&frame).await?;
         let mut read = 0;
-        // Short enough for one packet as a rule.
+        // An answer usually fits into one packet.
         while read < 5 || read < 4 + u32::from_le_bytes(*answer.first_chunk().expect("4")) as usize
         {
             match stream.read(&mut answer[read..]).await? {
@@ -59,8 +59,8 @@ async fn propose(
     Ok(())
 }
 
-/// Answers how many were committed and applied in the measured time, and how long that was; `begin` and
-/// `end` are called at its ends.
+/// Returns how many proposals were committed and applied in the measured time, and how long that was; `begin`
+/// and `end` are called at its ends.
 pub fn run(
     address: &str,
     load: Load,

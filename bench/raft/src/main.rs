@@ -1,14 +1,14 @@
-//! Measures `esker-raft` by itself: how fast a snapshot travels and what it needs, what a capture holds
-//! up, whether a slow follower catches up with an endless writer, and commits beside etcd's.
+//! Measures `esker-raft` alone: the speed and memory of a snapshot transfer, stalls during a capture, whether
+//! a slow follower catches up with a continuous writer, and commits beside etcd's.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | [`host`] | the state machine of all parts |
-//! | [`member`] | one member, in a process of its own, and the ways to it |
-//! | [`wire`] | what clients and members say to each other |
+//! | [`member`] | one member, in its own process, and the connections to it |
+//! | [`wire`] | the protocol between clients and members |
 //! | [`load`] | proposers |
 //! | [`cluster`] | three members as processes |
-//! | [`link`] | transports that watch, or are slow |
+//! | [`link`] | transports that record heartbeats, or are slow |
 //! | [`transfer`], [`stalls`], [`writer`], [`commits`] | the parts |
 //!
 //! Tables and the description of the machine are those of the other benches.
@@ -69,7 +69,7 @@ enum Part {
     Commits,
 }
 
-/// Bytes of the snapshot that travels.
+/// Bytes of the snapshot that is transferred.
 fn payload(run: &Run) -> u64 {
     match run.quick {
         true => 64 << 20,
@@ -116,7 +116,7 @@ fn measure(args: Args) -> anyhow::Result<ExitCode> {
     Ok(exit_code(&sections))
 }
 
-/// Waits until it is so.
+/// Waits until `so` returns a value.
 fn wait_for<T>(
     what: &str,
     patience: Duration,

@@ -1,4 +1,4 @@
-//! One member in a process of its own, and how clients reach it: see [`wire`](crate::wire).
+//! One member in its own process, and its clients' protocol: see [`wire`](crate::wire).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -97,7 +97,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         loop {
             let (client, _) = listener.accept().await?;
             let (node, group) = (node.clone(), group.clone());
-            // A client that goes away ends its task with an error, and that is all.
+            // A client that disconnects ends its task with an error, which has no other effect.
             tokio::spawn(async move { serve(client, &node, &group).await });
         }
     })
@@ -164,5 +164,5 @@ fn status(node: &Node, group: &Group<()>) -> Status {
     }
 }
 
-/// Members find each other within this.
+/// Time limit within which members connect to each other.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);

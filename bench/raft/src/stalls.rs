@@ -1,4 +1,4 @@
-//! What a capture that takes long holds up: nothing.
+//! A long capture delays nothing: neither applies nor heartbeats.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ struct Gaps {
     interval: Duration,
 }
 
-/// Three members; they propose for so long, and if `capturing`, write snapshots all the time.
+/// Runs three members with proposals for `length`; if `capturing`, they write snapshots all the time.
 fn run(bench: &Run, name: &str, length: Duration, capturing: bool) -> anyhow::Result<Gaps> {
     let dir = bench.dir(name)?;
     let peers: BTreeMap<_, _> = (1..).map(NodeId).zip(free_addresses(3)?).collect();

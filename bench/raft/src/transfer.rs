@@ -29,7 +29,7 @@ pub struct TakeArgs {
     file: PathBuf,
 }
 
-/// Takes one connection, writes what comes, syncs it, and says so.
+/// Accepts one connection, writes what arrives, syncs it, and answers.
 pub fn take(args: TakeArgs) -> anyhow::Result<()> {
     let (mut stream, _) = TcpListener::bind(args.listen)?.accept()?;
     let mut file = File::create(&args.file)?;
@@ -87,7 +87,7 @@ struct Transfer {
     bytes: u64,
 }
 
-/// Member 1 has a snapshot and nothing of the log before it; `id` joins with nothing.
+/// Transfers a snapshot: member 1 has one and no log before it; `id` joins with nothing.
 fn transfer(bench: &Run, cluster: &mut Cluster, id: u64) -> anyhow::Result<Transfer> {
     let before = cluster.status(1)?;
     cluster.start(id, &[])?;
@@ -134,7 +134,7 @@ pub fn measure(bench: &Run) -> anyhow::Result<Section> {
     for n in 0..100 {
         leader.ask(crate::wire::PROPOSE, &host::command(n, &[b'v'; 256]))?;
     }
-    // Written, hashed and synced before anything is measured.
+    // The snapshot is written, hashed and synced before anything is measured.
     leader.ask(crate::wire::SNAPSHOT, &[])?;
     wait_for("the log is compacted", Duration::from_secs(30), || {
         let status = leader.status()?;

@@ -1,5 +1,5 @@
-//! What clients and members say to each other: frames of a length and so many bytes. A client waits for
-//! its answer before it asks again.
+//! The protocol between clients and members: frames of a length and that many bytes. A client waits for an
+//! answer before the next request.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -10,22 +10,22 @@ use serde::{Deserialize, Serialize};
 
 /// Propose the rest of the frame.
 pub const PROPOSE: u8 = b'P';
-/// Say [`Status`].
+/// Answer with [`Status`].
 pub const STATUS: u8 = b'S';
-/// Take a snapshot, and answer when it is there.
+/// Take a snapshot, and answer when it is complete.
 pub const SNAPSHOT: u8 = b'T';
-/// Add the node of that number as a learner.
+/// Add the node with this number as a learner.
 pub const ADD_LEARNER: u8 = b'L';
 
 /// The first byte of an answer.
 pub const DONE: u8 = b'+';
-/// The same; why follows.
+/// The first byte of an answer to a failed request; the reason follows.
 pub const FAILED: u8 = b'-';
 
 /// Most bytes of a frame.
 pub const MAX_FRAME: usize = 16 << 20;
 
-/// Where a member stands.
+/// The state of a member.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
     pub leads: bool,
@@ -41,7 +41,7 @@ pub struct Status {
     pub write_groups: u64,
 }
 
-/// A client that waits.
+/// A blocking client.
 pub struct Client(TcpStream);
 
 impl Client {

@@ -1,5 +1,5 @@
-//! A writer that never stops, large snapshots one after the other, and one slow follower, which is
-//! killed in mid-transfer: it catches up, and nothing is fetched twice.
+//! A continuous writer, large snapshots one after the other, and one slow follower, which is killed during a
+//! transfer: it catches up, and nothing is fetched twice.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,12 +13,12 @@ use bench_harness::page::{Figure, Section};
 use crate::{host, payload, wait_for};
 
 const WRITERS: u64 = 8;
-/// The one that writes, and the one that is slow.
+/// The member that writes, and the slow one.
 const LEADER: u64 = 1;
 const SLOW: u64 = 2;
-/// How long all of it may take.
+/// Time limit of the whole part.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(100);
-/// What a receiver has asked for at once, by default.
+/// Bytes that a receiver requests ahead by default.
 const WINDOW: u64 = 16 << 20;
 
 fn write(address: &str, number: u64, over: &AtomicBool, written: &AtomicU64) {
@@ -35,7 +35,7 @@ fn write(address: &str, number: u64, over: &AtomicBool, written: &AtomicU64) {
     }
 }
 
-/// A snapshot every second, or as fast as they can be written.
+/// Takes a snapshot every second, or as fast as they can be written.
 fn snapshots(address: &str, over: &AtomicBool, longest: &AtomicU64) {
     let Ok(mut client) = Client::connect(address) else {
         return;
@@ -48,7 +48,7 @@ fn snapshots(address: &str, over: &AtomicBool, longest: &AtomicU64) {
     }
 }
 
-/// Bytes of all files below.
+/// Bytes of all files below a directory.
 fn bytes_below(dir: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return 0;
@@ -64,7 +64,7 @@ fn bytes_below(dir: &Path) -> u64 {
 struct Followed {
     seconds: f64,
     installed: u64,
-    /// Of the fetch, when it was killed.
+    /// Bytes that were fetched when the follower was killed.
     kept: u64,
     sent: u64,
     needed: u64,
@@ -137,7 +137,7 @@ pub fn measure(bench: &Run) -> anyhow::Result<Section> {
     cluster.leader()?;
     let mut leader = cluster.client(LEADER)?;
     leader.ask(PROPOSE, &host::command(0, b"first"))?;
-    // The first is hashed whole, the others share its files.
+    // The first snapshot is hashed completely, the others share its files.
     leader.ask(SNAPSHOT, &[])?;
     let address = cluster.address(LEADER).to_owned();
     let (over, written, longest) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));

@@ -1,8 +1,8 @@
 //! Batches of records, made and encoded before the clock runs.
 //!
-//! Bodies are random, so that no server saves anything by compressing them. A [`Batches`] holds a
-//! handful of different batches that a load goes through again and again: more than a compressor's
-//! window apart, and made once, so that making them costs nothing while a row is measured.
+//! Bodies are random, so that no server benefits from compression. A [`Batches`] holds a few different
+//! batches, which a load repeats: they are further apart than a compressor's window, and made once, so that
+//! making them costs nothing while a row is measured.
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -14,8 +14,8 @@ use s2_api::v1::stream::{
 };
 use s2_sdk::types::{AppendRecord, AppendRecordBatch};
 
-/// Bytes that the bodies of one [`Batches`] take at the least, so that a repetition is farther
-/// away than the window of any compressor that a server is likely to use (64 KiB for LZ4).
+/// Fewest bytes of the bodies of one [`Batches`], so that a repetition is further away than the window of any
+/// compressor that a server is likely to use (64 KiB for LZ4).
 const DISTINCT_BYTES: usize = 4 << 20;
 
 /// One batch in the forms in which the two clients send it.
@@ -32,17 +32,17 @@ impl Batch {
         self.records
     }
 
-    /// As the SDK takes it; bodies are shared, not copied.
+    /// The batch for the SDK; bodies are shared, not copied.
     pub fn sdk(&self) -> AppendRecordBatch {
         self.sdk.clone()
     }
 
-    /// As the body of a unary append.
+    /// The batch as the body of a unary append.
     pub fn unary(&self) -> Bytes {
         self.unary.clone()
     }
 
-    /// As one frame of an append session.
+    /// The batch as one frame of an append session.
     pub fn frame(&self) -> Bytes {
         self.frame.clone()
     }
@@ -54,8 +54,7 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// Makes batches of `records` records with bodies of `body_bytes` bytes; `seed` decides the
-    /// contents.
+    /// Makes batches of `records` records with bodies of `body_bytes` bytes; `seed` determines the contents.
     ///
     /// # Errors
     ///

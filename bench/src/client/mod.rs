@@ -1,6 +1,6 @@
 //! The clients that the load comes from.
 //!
-//! There are two, and a row uses the same one against both servers:
+//! There are two kinds, and a row uses the same one against both servers:
 //!
 //! - [`Kind::Sdk`], the official S2 SDK: what a user of either server runs.
 //! - [`Kind::Wire`], a plain HTTP/2 client that sends requests encoded beforehand and only counts
@@ -47,7 +47,7 @@ pub struct Acked {
     pub end: u64,
 }
 
-/// What a read brought.
+/// The totals of a read.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct ReadTotals {
     /// Number of records.
@@ -134,9 +134,10 @@ impl Stream {
         Ok(acked)
     }
 
-    /// Appends batches in one append session, at most `in_flight` of them unacknowledged. Before
-    /// each, `go_on` is asked with the number submitted so far; after each acknowledgement,
-    /// `on_ack` is told the number of records. Returns when everything submitted is acknowledged.
+    /// Appends batches in one append session, at most `in_flight` of them unacknowledged. `go_on` is called
+    /// before each batch with the number submitted so far, and returns whether to submit it; `on_ack` is
+    /// called after each acknowledgement with the number of its records. Returns when everything submitted is
+    /// acknowledged.
     ///
     /// # Errors
     ///
@@ -179,9 +180,8 @@ impl Stream {
         }
     }
 
-    /// Reads from the first record on and follows the tail until `go_on`, which gets the number of
-    /// records so far, first and after each batch, has had enough; checks that no sequence number is
-    /// left out.
+    /// Reads from the first record on and follows the tail until `go_on` returns false; it is called first
+    /// and after each batch, with the number of records so far. Checks that no sequence number is left out.
     ///
     /// # Errors
     ///

@@ -1,10 +1,11 @@
-//! Counting what a read session brings, without making records of it.
+//! Counts the records of a read session without decoding them completely.
 //!
-//! A read of a server that delivers a gigabyte in a second must not spend that second in the
-//! client's decoder. This scanner walks over the encoded `ReadBatch` messages (S2 API, protocol
-//! buffers), looks at the sequence numbers and at the lengths of the bodies, and skips the rest.
+//! If a server delivers a gigabyte in a second, the client's decoder must not need that second. This scanner
+//! walks over the encoded `ReadBatch` messages (S2 API, protocol buffers), reads the sequence numbers and the
+//! lengths of the bodies, and skips the rest.
 //!
-//! Frames of a session: three bytes length (big-endian, flags included), one byte flags, payload.
+//! A frame of a session has three bytes of length (big-endian, flags included), one byte of flags, and the
+//! payload.
 
 use anyhow::{Context, bail, ensure};
 use bytes::{Buf, BytesMut};
@@ -25,7 +26,7 @@ const FLAGS_COMPRESSION: u8 = 0b0110_0000;
 ///
 /// # Errors
 ///
-/// If the frame carries an error, or is compressed, which nothing here asks for.
+/// If the frame carries an error, or is compressed, which no request here allows.
 pub fn next_frame(buffer: &mut BytesMut) -> anyhow::Result<Option<BytesMut>> {
     if buffer.len() < LENGTH_BYTES {
         return Ok(None);
@@ -85,7 +86,7 @@ fn look_at_record(record: &[u8]) -> anyhow::Result<(u64, usize)> {
     Ok((seq_num, body_bytes))
 }
 
-/// A field's value, as far as these messages have kinds of them.
+/// A field's value, of the kinds that these messages have.
 enum Value<'a> {
     Number(u64),
     Bytes(&'a [u8]),
@@ -106,7 +107,7 @@ impl<'a> Fields<'a> {
     fn take_field(&mut self) -> anyhow::Result<(u64, Value<'a>)> {
         let result = self.parse_field();
         if result.is_err() {
-            // Nothing after a malformed field can be told apart.
+            // The fields after a malformed one cannot be separated.
             self.0 = &[];
         }
         result
@@ -202,7 +203,7 @@ mod tests {
     #[test]
     fn a_message_that_is_cut_off_is_an_error() {
         let message = batch(0..2, 10).encode_to_vec();
-        // A cut between two fields leaves a whole message; any other cut must be noticed.
+        // A cut between two fields leaves a valid message; any other cut must be detected.
         let cut = &message[..message.len() / 2 - 1];
         assert!(count_records(cut, 0, &mut ReadTotals::default()).is_err());
     }

@@ -16,21 +16,21 @@ use s2_sdk::{
 
 use super::{Acked, Batch, Batches, ReadTotals, check_count};
 
-/// How long a measured request may take. Long, since a loaded server is what is measured; the row
-/// has a bound of its own.
+/// Time limit of a measured request. It is long, because a loaded server is measured; the row has a separate
+/// time limit.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An SDK client for the server at `url` that tries each request once.
 ///
 /// # Errors
 ///
-/// If `url` is none.
+/// If `url` is no URL.
 pub fn client(url: &str, request_timeout: Duration) -> anyhow::Result<S2> {
     let config = S2Config::new("bench")
         .with_endpoints(S2Endpoints::for_endpoint(url)?)
         .with_request_timeout(request_timeout)
         .with_retry(RetryConfig::new().with_max_attempts(NonZeroU32::MIN))
-        // There is no TLS here; without this each client would load the system's certificates.
+        // There is no TLS here; without this option each client would load the system's certificates.
         .with_insecure_skip_cert_verification(true);
     Ok(S2::new(config)?)
 }

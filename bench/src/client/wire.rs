@@ -1,4 +1,4 @@
-//! Load through plain HTTP/2, as little client as possible.
+//! Load through plain HTTP/2, with the smallest possible client.
 //!
 //! One [`Connection`] is one TCP connection with HTTP/2 by prior knowledge and the same flow
 //! control windows as the SDK has. Requests are encoded beforehand ([`Batch`]); of the answers
@@ -56,7 +56,7 @@ impl Connection {
         let socket = Arc::new(tcp.as_fd().try_clone_to_owned()?);
         let (sender, connection) =
             http2::handshake(TokioExecutor::new(), TokioIo::new(tcp)).await?;
-        // Ends when the last sender is dropped, or with the connection.
+        // The task ends when the last sender is dropped, or with the connection.
         tokio::spawn(connection);
         Ok(Self {
             sender,
@@ -98,8 +98,7 @@ impl Connection {
             let frame = match futures::poll!(&mut frame) {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => {
-                    // The option does not last; the kernel resets it as it sees fit. Setting it
-                    // sends what acknowledgement is being delayed.
+                    // The kernel resets this option at any time. Setting it sends a delayed acknowledgement.
                     rustix::net::sockopt::set_tcp_quickack(&self.socket, true)?;
                     frame.await
                 }
@@ -158,7 +157,7 @@ impl Stream {
         mut on_ack: impl FnMut(usize),
     ) -> anyhow::Result<()> {
         ensure!(in_flight > 0, "nothing may be in flight");
-        // Holds what may be unacknowledged, so that sending never has to wait.
+        // The channel has room for all unacknowledged batches, so that sending never waits.
         let (mut frames, receiver) = mpsc::channel(in_flight);
         let request = self
             .connection
@@ -239,8 +238,7 @@ impl Stream {
             .await
     }
 
-    /// Adds up what a session brings until `go_on` has had enough; it is asked first, and after each
-    /// batch.
+    /// Counts the records of a session until `go_on` returns false; it is called first, and after each batch.
     async fn read_session(
         &self,
         path: &str,

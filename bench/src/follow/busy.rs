@@ -1,4 +1,4 @@
-//! Snapshots of a stream that others write to.
+//! Snapshots of a stream to which others append.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,11 +14,11 @@ use super::{BASIN, Bench, Operation, Step, config, create, load, order, step};
 use bench_harness::page::{Figure, Section};
 use bench_harness::stats::{Latencies, median_or_zero as median};
 
-/// Appends in a second, by others.
+/// Appends per second by others.
 const RATE: u32 = 200;
 /// Length of a phase.
 const PHASE: Duration = Duration::from_secs(8);
-/// Snapshots that are asked for while eight writers are at it.
+/// Snapshots that are requested while eight writers append.
 const SNAPSHOTS: usize = 50;
 
 pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
@@ -32,7 +32,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
     let mut taken = 0;
     for _ in 0..bench.run.runs {
-        // Compactions of what came before are no part of it.
+        // Compactions of earlier data are not measured.
         server.settle(Duration::from_secs(20)).await;
         alone.push(others(&stream, async |_| Ok(())).await?);
         let snapshots = others(&stream, async |until: Instant| {
@@ -64,7 +64,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         .target("≤ 2x", busy <= 2.0 * quiet),
     );
 
-    // A snapshotter against writers at full speed.
+    // A follower that takes snapshots, against writers at full speed.
     let stream = create(&server, "busy").await?;
     load(&stream, 0..10_000, 100).await?;
     let endpoint = S2Endpoint::new(config(&server.url())?, BASIN.parse()?, "busy".parse()?)?;
@@ -149,7 +149,7 @@ async fn append(stream: &S2Stream, body: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The p99 of appends at a steady rate, in milliseconds, while something else goes on.
+/// The p99 of appends at a steady rate, in milliseconds, during other work.
 async fn others(
     stream: &S2Stream,
     mut meanwhile: impl AsyncFnMut(Instant) -> anyhow::Result<()>,

@@ -10,7 +10,7 @@ use bench_harness::page::{Figure, Section};
 
 /// Keys of the state.
 const KEYS: u64 = 1_000;
-/// Records after the newest snapshot: as many as there are on average.
+/// Records after the newest snapshot: the average for this interval.
 const TAIL: u64 = 5_000;
 
 pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
@@ -26,7 +26,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     let (mut figures, mut with, mut read) = (Vec::new(), Vec::new(), Vec::new());
     let mut next = 0;
     for length in lengths {
-        // A follower takes them on the way, as it would have while the history came to be.
+        // A follower takes the snapshots meanwhile, as it would have while the history grew.
         load(&stream, next..*length - TAIL, KEYS).await?;
         let endpoint = S2Endpoint::new(config(&server.url())?, BASIN.parse()?, "orders".parse()?)?;
         let place = Destination::open(&directory, &DestinationOptions::default())?;

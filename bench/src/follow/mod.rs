@@ -1,12 +1,12 @@
-//! Following streams with snapshots: what a recovery costs, how fast records are folded, what a large
-//! snapshot in a stream costs those who write to it.
+//! Following streams with snapshots: the time of a recovery, the rate of folding records, and the cost of a
+//! large snapshot in a stream for its writers.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`step`] | one measured operation, in a process of its own |
+//! | [`step`] | one measured operation, in its own process |
 //! | [`history`] | recoveries by the length of the history |
 //! | [`rates`] | folding beside reading, framed snapshots beside plain records |
-//! | [`busy`] | snapshots of a stream that others write to |
+//! | [`busy`] | snapshots of a stream to which others append |
 
 mod busy;
 mod history;
@@ -61,14 +61,14 @@ pub enum Part {
     Busy,
 }
 
-/// What parts work with.
+/// The context of the parts.
 struct Bench {
     setup: Setup,
     run: Run,
 }
 
 impl Bench {
-    /// A server with an empty data directory of its own, and the basin.
+    /// Starts a server with its own empty data directory, and creates the basin.
     async fn serve(&self, name: &str) -> anyhow::Result<Subject> {
         let setup = Setup {
             data: self.run.scratch.join(name),
@@ -81,7 +81,7 @@ impl Bench {
         Ok(server)
     }
 
-    /// A median over several runs of one operation, by time.
+    /// The run of one operation with the median time, of several.
     async fn median(&self, step: &Step) -> anyhow::Result<Done> {
         let mut all = Vec::new();
         for _ in 0..self.run.runs {

@@ -46,7 +46,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         let framed = format!("framed-{run}");
         create(&server, &plain).await?;
         let stream = create(&server, &framed).await?;
-        // There is something to be covered.
+        // The snapshot needs records to cover.
         load(&stream, 0..10, 10).await?;
         let on = |operation, stream: &str| Step {
             bytes,
@@ -60,7 +60,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
             (Operation::PlainRead, &plain),
             (Operation::Restore, &framed),
         ] {
-            // Compactions of what came before are no part of it.
+            // Compactions of earlier data are not measured.
             server.settle(SETTLED).await;
             let done = on(operation, stream).run().await?;
             bench.run.note(format!("{operation:?}: {done:?}"));

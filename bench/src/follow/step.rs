@@ -1,4 +1,4 @@
-//! One measured operation, in a process of its own, so that its memory and its CPU can be told.
+//! One measured operation, in its own process, so that its memory and its CPU time can be measured.
 
 use std::io::{self, Read, Write};
 use std::process::{Command, ExitCode};
@@ -19,7 +19,7 @@ use serde_json::json;
 
 use super::{BASIN, config};
 
-/// Bytes of a record of the plain stream that a framed snapshot is measured beside.
+/// Bytes of a record of the plain stream with which a framed snapshot is compared.
 const RECORD: usize = (1 << 20) - 2048;
 
 /// What is measured.
@@ -55,7 +55,7 @@ pub struct Step {
     pub external: Option<String>,
 }
 
-/// What came of it.
+/// The result of an operation.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Done {
     pub seconds: f64,
@@ -67,7 +67,7 @@ pub struct Done {
 }
 
 impl Step {
-    /// Does it in a process of its own.
+    /// Runs the operation in a new process.
     pub async fn run(&self) -> anyhow::Result<Done> {
         let mut command = tokio::process::Command::from(Command::new(std::env::current_exe()?));
         let operation = self.operation.to_possible_value().context("a name")?;
@@ -89,7 +89,7 @@ impl Step {
     }
 }
 
-/// A state of so many bytes that no record changes.
+/// A state of a given size that no record changes.
 #[derive(Clone, Debug)]
 struct Filler {
     bytes: u64,
@@ -128,7 +128,7 @@ impl Fold for Filler {
     }
 }
 
-/// Does it, here.
+/// Runs the operation in this process.
 pub async fn run(step: Step) -> anyhow::Result<ExitCode> {
     let (_, before) = memory();
     let begun = Instant::now();
@@ -188,7 +188,7 @@ async fn perform(step: &Step) -> anyhow::Result<(u64, u64)> {
             let stream = stream(step)?;
             let config = AppendSessionConfig::new().with_max_unacked_bytes(8 << 20)?;
             let session = stream.append_session(config);
-            // As a state: it does not compress, and no two are the same.
+            // The state does not compress, and no two are the same.
             let mut state = Vec::new();
             Filler {
                 bytes: 32 * RECORD as u64,

@@ -5,7 +5,7 @@ use rand::{Rng as _, RngCore as _, SeedableRng as _};
 
 use super::store::Store;
 
-/// What is appended.
+/// A generator of appends.
 pub struct Load {
     random: SmallRng,
     pool: Vec<u8>,
@@ -15,7 +15,7 @@ pub struct Load {
 }
 
 const RECORD: usize = 1024;
-/// Of a batch, and of each record.
+/// Bytes of overhead of a batch, and of each record.
 const HEAD: usize = 24;
 
 impl Load {

@@ -8,8 +8,8 @@
 //!
 //! A segment is what was appended between two positions of the log, some 32 MiB.
 //!
-//! `snapshots` counts the bytes that a snapshot uploads, which is what none of the two before it had;
-//! `reads` reads single streams from a large database. [`tuning`] has RocksDB's options, [`database`]
+//! `snapshots` counts the bytes that a snapshot uploads, which are those that neither of the two before it
+//! had; `reads` reads single streams from a large database. [`tuning`] has RocksDB's options, [`database`]
 //! the keys, [`store`] the layouts, [`lookup`] the reads of one stream, [`load`] the load.
 
 mod database;

@@ -40,7 +40,7 @@ pub struct Args {
     layouts: Vec<Tuning>,
 }
 
-/// One way through the chosen streams.
+/// One pass through the chosen streams.
 #[derive(Default)]
 struct Pass {
     wanted: u64,
@@ -50,7 +50,7 @@ struct Pass {
     seconds: f64,
 }
 
-/// Loads all layouts, then reads them by turns.
+/// Loads all layouts, then reads them in turns.
 #[allow(
     clippy::cast_precision_loss,
     reason = "ratios, printed with two digits"

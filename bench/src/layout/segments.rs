@@ -1,4 +1,4 @@
-//! What is alive in each segment of the batches' column family.
+//! The live data in each segment of the batches' column family.
 
 use std::collections::BTreeMap;
 
@@ -7,17 +7,17 @@ use std::collections::BTreeMap;
 pub struct Segment {
     /// Bytes that were put into it.
     pub bytes: u64,
-    /// Those of them that are still wanted.
+    /// Bytes of those that are still live.
     pub live: u64,
     /// First LSN.
     pub first: u64,
     /// Last LSN.
     pub last: u64,
-    /// Nothing in it is wanted, and it may be dropped.
+    /// Whether nothing in it is live, so that it may be dropped.
     pub dead: bool,
 }
 
-/// All of them; the last one is open.
+/// All segments; the last one is open.
 #[derive(Default)]
 pub struct Segments {
     all: BTreeMap<u64, Segment>,
@@ -30,14 +30,14 @@ impl Segments {
         self.all.get(&self.open).map_or(0, |segment| segment.bytes)
     }
 
-    /// Begins a new segment, if the open one has anything.
+    /// Begins a new segment, if the open one is not empty.
     pub fn seal(&mut self) {
         if self.size() > 0 {
             self.open += 1;
         }
     }
 
-    /// Accounts for a batch, and says which segment it belongs to.
+    /// Counts a batch, and returns the number of its segment.
     pub fn add(&mut self, lsn: u64, bytes: u64) -> u64 {
         let segment = self.all.entry(self.open).or_insert_with(|| Segment {
             first: lsn,
@@ -49,15 +49,15 @@ impl Segments {
         self.open
     }
 
-    /// A batch is not wanted any more.
+    /// Counts a batch as no longer live.
     pub fn remove(&mut self, number: u64, bytes: u64) {
         if let Some(segment) = self.all.get_mut(&number) {
             segment.live -= bytes;
         }
     }
 
-    /// A segment to be dropped: one with nothing alive, or the one with the least, if files have more
-    /// garbage than so many percent of what is alive.
+    /// A segment to be dropped: one without live data, or, if files have more garbage than `percent` of the
+    /// live data, the one with the smallest live fraction.
     pub fn victim(&self, percent: u64) -> Option<u64> {
         let there = || self.all.iter().filter(|(_, s)| !s.dead);
         let (bytes, live) = there().fold((0, 0), |sum, (_, s)| (sum.0 + s.bytes, sum.1 + s.live));
@@ -68,7 +68,8 @@ impl Segments {
             .map(|(number, _)| *number)
     }
 
-    /// Nothing in a segment is wanted: the longest row of such around it, as two segments.
+    /// Marks a segment without live data. Returns the longest run of such segments around it, as its first
+    /// and last segment.
     pub fn kill(&mut self, number: u64) -> Option<[(u64, Segment); 2]> {
         self.all.get_mut(&number)?.dead = true;
         let dead = |(_, s): &(&u64, &Segment)| s.dead;

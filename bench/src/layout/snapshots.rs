@@ -1,4 +1,4 @@
-//! Bytes that snapshots upload, over bytes that were written.
+//! Bytes that snapshots upload, divided by bytes that were written.
 
 use std::collections::{HashSet, VecDeque};
 use std::path::PathBuf;

@@ -20,17 +20,17 @@ use super::tuning::{Layout, Tuning};
 /// Appends that share a write batch.
 const GROUP: u32 = 64;
 
-/// A batch that is there.
+/// A batch in the store.
 #[derive(Clone, Debug)]
 struct Piece {
     seq: u64,
     time: u64,
     bytes: u64,
-    /// User bytes that had been appended when it was.
+    /// User bytes that had been appended before it.
     age: u64,
     lsn: u64,
     segment: u64,
-    /// First sequence number of the row that it is in: of the same stream and segment.
+    /// First sequence number of the run that it is in: batches of the same stream and segment.
     run: u64,
 }
 
@@ -38,14 +38,14 @@ struct Piece {
 struct Stream {
     next: u64,
     pieces: VecDeque<Piece>,
-    /// Segment and first sequence number of the row that grows.
+    /// Segment and first sequence number of the run that grows.
     run: Option<(u64, u64)>,
 }
 
-/// What was counted.
+/// Counters of bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counted {
-    /// Batches and their keys, by the user.
+    /// Batches and their keys that the user wrote.
     pub user: u64,
     /// Batches that were moved to another segment.
     pub moved: u64,
@@ -133,8 +133,8 @@ impl Store {
         Ok(())
     }
 
-    /// Ends the open segment if it has so many bytes. Files begin and end with segments, lest their
-    /// ranges overlap.
+    /// Ends the open segment if it has at least `full` bytes. Files begin and end with segments, so that
+    /// their ranges do not overlap.
     fn cut(&mut self, full: u64, wait: bool) -> anyhow::Result<()> {
         if self.segments.size() < full.max(1) {
             return Ok(());
@@ -147,7 +147,7 @@ impl Store {
         Ok(())
     }
 
-    /// Puts a batch where the layout wants it; gives the row that it continues or begins.
+    /// Puts a batch at the place of the layout. Returns the run that it continues or begins.
     fn put(
         &mut self,
         id: u64,
@@ -181,7 +181,7 @@ impl Store {
         Ok(Some((segment, first)))
     }
 
-    /// Writes what has been gathered.
+    /// Writes the gathered batches.
     pub fn write(&mut self) -> anyhow::Result<()> {
         if self.batch.is_empty() {
             return Ok(());
@@ -196,7 +196,7 @@ impl Store {
         Ok(())
     }
 
-    /// Trims a stream to batches that are younger than so many user bytes.
+    /// Trims a stream to the batches of the last `younger` user bytes, but keeps its last batch.
     pub fn trim(&mut self, stream: usize, younger: u64) -> anyhow::Result<()> {
         let limit = self.user.saturating_sub(younger);
         let id = stream as u64;
@@ -228,7 +228,7 @@ impl Store {
         self.write()
     }
 
-    /// Drops segments that have nothing alive, after moving the rest of those that have little.
+    /// Drops segments without live data, after moving the rest of those that have little.
     pub fn reclaim(&mut self) -> anyhow::Result<()> {
         while let Some(victim) = self.segments.victim(self.tuning.garbage) {
             self.move_rest(victim)?;
@@ -301,7 +301,7 @@ impl Store {
         Ok(())
     }
 
-    /// Waits until nothing is to be compacted.
+    /// Waits until no compaction is pending.
     pub fn settle(&self) -> anyhow::Result<()> {
         let busy = |property: &str| -> anyhow::Result<bool> {
             let mut sum = 0;
@@ -314,7 +314,7 @@ impl Store {
             }
             Ok(sum > 0)
         };
-        // Universal compaction may stay pending with nothing that it would pick.
+        // Universal compaction may stay pending although it would select nothing.
         let mut quiet = 0;
         while quiet < 20 {
             let working =
@@ -399,7 +399,7 @@ impl Store {
         self.live
     }
 
-    /// Sorted runs, of all column families: what a read has to look into at most.
+    /// Sorted runs of all column families: the most that a read has to look into.
     pub fn runs(&self) -> anyhow::Result<usize> {
         let files = self.db.live_files()?;
         let mut deeper: Vec<_> = files

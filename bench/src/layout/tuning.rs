@@ -8,10 +8,10 @@ use rust_rocksdb::{
     UniversalCompactOptions, UniversalCompactionStopStyle,
 };
 
-/// How keys are laid out.
+/// The order of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// A stream's batches in a row.
+    /// A stream's batches are contiguous.
     Stream,
     /// Batches in the order of the log.
     Log,
@@ -22,15 +22,15 @@ pub enum Layout {
 /// A layout and its options: `stream`, `segment,mmw=16,amp=100`, …
 #[derive(Clone, Debug)]
 pub struct Tuning {
-    /// As it was given.
+    /// The text of the argument.
     pub name: String,
     pub layout: Layout,
-    /// Leveled compaction in place of universal.
+    /// Leveled compaction instead of universal.
     leveled: bool,
     size_ratio: i32,
     min_merge_width: i32,
     max_amplification: i32,
-    /// Sorted runs from which on compaction looks for work.
+    /// Sorted runs from which on compaction starts.
     trigger: i32,
     similar: bool,
     incremental: bool,
@@ -42,9 +42,9 @@ pub struct Tuning {
     block_kib: usize,
     /// User bytes of one segment, MiB.
     pub segment_mib: u64,
-    /// Garbage, in percent of what is alive, that segments may have in all.
+    /// Garbage that all segments together may have, in percent of the live data.
     pub garbage: u64,
-    /// Compaction of batches that have a column family of their own: universal, or else leveled.
+    /// Whether the column family of the batches has universal compaction instead of leveled.
     data_universal: bool,
 }
 
@@ -126,7 +126,7 @@ impl Tuning {
         table
     }
 
-    /// Options of the column family that has everything, or all but the batches.
+    /// Options of the column family that has everything, or everything but the batches.
     pub fn main(&self, table: &BlockBasedOptions) -> Options {
         let mut cf = self.common(table);
         cf.set_bottommost_compression_type(DBCompressionType::Lz4);
@@ -154,11 +154,11 @@ impl Tuning {
         cf
     }
 
-    /// Options of the column family that has batches alone: files are moved down the levels, never
-    /// merged, because their ranges do not overlap.
+    /// Options of the column family that has only batches: files are moved down the levels, never merged,
+    /// because their ranges do not overlap.
     pub fn data(&self, table: &BlockBasedOptions) -> Options {
         let mut cf = self.common(table);
-        // A segment fits, so that it is flushed when it is cut, and not before.
+        // The write buffer holds a segment, so that it is flushed when the segment ends, and not before.
         let segment = usize::try_from(self.segment_mib).unwrap_or(usize::MAX);
         cf.set_write_buffer_size(segment.saturating_mul(2 * 1024 * 1024));
         if self.data_universal {

@@ -1,4 +1,4 @@
-//! Appends at a fixed rate, with and without snapshots being made and uploaded all the time.
+//! Appends at a fixed rate, with and without continuous snapshots and uploads.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,13 +9,13 @@ use super::{Bench, load::Streams};
 use crate::client::Batches;
 
 const STREAMS: usize = 100;
-/// Appends a second: a moderate part of what two cores can do.
+/// Appends per second: a moderate part of the capacity of two cores.
 const RATE: usize = 400;
 
 const COUNT: &str = "esker_partition_store_snapshots_upload_total";
 const BYTES: &str = "esker_partition_store_snapshots_upload_bytes_total";
 
-/// What a phase's snapshots are.
+/// The kind of snapshots of a phase.
 #[derive(Clone, Copy, PartialEq)]
 enum Snapshots {
     None,
@@ -62,7 +62,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
             };
             let (server, _) = setup.start(&[]).await?;
             let streams = Streams::open(&server.url(), STREAMS).await?;
-            // Warm, and past the snapshot that the phases before made due.
+            // Warms up, and waits for the snapshot that the phases before made due.
             streams
                 .at_a_rate(&small, RATE, Duration::from_secs(5))
                 .await?;

@@ -1,4 +1,4 @@
-//! Starts after SIGKILL, with ever longer histories and the same settings.
+//! Starts after SIGKILL, with longer and longer histories and the same settings.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         streams.append(&batches, next..wanted).await?;
         next = next.max(wanted);
         bench.run.note(format!("{} records", next * RECORDS));
-        // The retained snapshots are all of a time after the load.
+        // All retained snapshots are of a time after the load.
         for _ in 0..3 {
             let before = server.metric(COUNT).await?;
             streams.append(&batches, next..next + 200).await?;

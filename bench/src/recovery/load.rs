@@ -1,4 +1,4 @@
-//! What is appended and trimmed.
+//! The load: appends and trims.
 
 use std::{
     ops::Range,
@@ -17,7 +17,7 @@ use crate::{
 };
 use bench_harness::stats::Latencies;
 
-/// Connections that a load comes over.
+/// Connections of a load.
 const CONNECTIONS: usize = 4;
 
 /// Appends under way at once.
@@ -34,7 +34,7 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Connects to streams that are there.
+    /// Connects to existing streams.
     ///
     /// # Errors
     ///
@@ -64,7 +64,7 @@ impl Streams {
         Ok(streams)
     }
 
-    /// Appends batches by their numbers, to one stream after the other.
+    /// Appends the batches with these numbers, to the streams in turn.
     ///
     /// # Errors
     ///
@@ -100,8 +100,8 @@ impl Streams {
         Ok(())
     }
 
-    /// Appends one batch after the other at a fixed rate, whether or not the ones before have been
-    /// answered, and returns how long each took.
+    /// Appends batches at a fixed rate, whether or not earlier ones have been answered. Returns how long each
+    /// took.
     ///
     /// # Errors
     ///

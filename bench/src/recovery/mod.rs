@@ -1,16 +1,14 @@
-//! Snapshots and recovery of the real server: what they cost while it works, and how long it takes
-//! to come back.
+//! Snapshots and recovery of the real server: their cost during work, and the time of a recovery.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`subject`] | the measured process, its metrics, what it logged |
-//! | [`load`] | what is appended and trimmed |
+//! | [`subject`] | the measured process, its metrics and its log |
+//! | [`load`] | appends and trims |
 //! | [`uploads`] | bytes uploaded for each one written |
 //! | [`appends`] | appends while a snapshot is made |
 //! | [`history`] | starts by the length of the history |
 //! | [`predictions`] | predicted and achieved times |
 //! | [`sizes`] | starts with a long log, and the restore of a large partition |
-//! | [`table`] | figures, and the page |
 
 mod appends;
 mod history;
@@ -84,7 +82,7 @@ pub enum Part {
     Sizes,
 }
 
-/// What parts work with.
+/// The context of the parts.
 struct Bench {
     program: PathBuf,
     size_mib: usize,
@@ -167,7 +165,7 @@ fn largest(values: &[f64]) -> f64 {
     values.iter().copied().fold(0.0, f64::max)
 }
 
-/// Loses a node: everything below its data directory.
+/// Loses a node: deletes everything below its data directory.
 fn lose(data: &Path) -> anyhow::Result<()> {
     fs::remove_dir_all(data).with_context(|| format!("cannot remove {}", data.display()))
 }

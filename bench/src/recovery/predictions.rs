@@ -1,4 +1,4 @@
-//! What the server says that a recovery would take, and what it then takes.
+//! The predicted and the actual time of a recovery.
 
 use std::time::Duration;
 
@@ -19,13 +19,13 @@ const RESTART: &str = "esker_predicted_restart_seconds";
 const RESTORE: &str = "esker_predicted_restore_seconds";
 const AT_RISK: &str = "esker_entries_at_risk";
 
-/// Gauges are published every second.
+/// Longer than the interval of one second at which gauges are published.
 const PUBLISHED: Duration = Duration::from_millis(2_200);
 
-/// Batches appended before a kill: those of the first only make a start that can be measured.
+/// Batches appended before a kill: the first only causes a start that can be measured.
 const TAILS: [usize; 6] = [3_000, 3_000, 500, 12_000, 30_000, 1_500];
 
-/// MiB of the node when it is lost; the first restore only makes one that can be measured.
+/// MiB of the node when it is lost: the first restore only provides a measured rate.
 const SIZES: [usize; 4] = [128, 256, 768, 1_536];
 
 pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
@@ -40,7 +40,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     let (mut server, _) = setup.start(&[]).await?;
     let mut streams = Streams::create(&server.url(), STREAMS).await?;
 
-    // Restarts: with no snapshots in between, so that the tail is what is replayed.
+    // Restarts, without snapshots in between, so that the tail is what is replayed.
     server.kill();
     let apart = setup.with(["snapshots.snapshot-interval=1h"]);
     (server, _) = apart.start(&[]).await?;
@@ -129,7 +129,7 @@ async fn restart(
     server: &mut Subject,
     counts: bool,
 ) -> anyhow::Result<Option<(Figure, f64)>> {
-    // No longer than it takes: memtables that are old are flushed.
+    // No longer than necessary, because old memtables are flushed.
     tokio::time::sleep(PUBLISHED).await;
     let predicted = server.metric(RESTART).await?;
     // Killed at the end of this line, and started by the next.

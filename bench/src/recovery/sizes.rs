@@ -26,7 +26,7 @@ const COUNT: &str = "esker_partition_store_snapshots_upload_total";
 
 pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     let (setup, store) = bench.place("sizes").await?;
-    // As a log that is kept for archived snapshots: nothing of it is given up.
+    // The setup of a log that is kept for archived snapshots: nothing of it is deleted.
     let setup = setup.with([
         "partitions=1",
         "snapshots.snapshot-kind=incremental",
@@ -67,7 +67,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
             starts.push(start);
         }
     }
-    // Warm ones are at even places.
+    // Warm starts are at even indexes.
     for (offset, what) in [(0, "warm"), (1, "cold")] {
         let (small, large) = (&starts[offset], &starts[starts.len() - 2 + offset]);
         let rate = (large.log - small.log) / (large.seconds - small.seconds);
@@ -98,16 +98,16 @@ struct Start {
     log: f64,
     seconds: f64,
     events: f64,
-    /// Seconds, before the first of them.
+    /// Predicted seconds, before the first restart.
     predicted: f64,
-    /// Where the time of the last of them went.
+    /// The parts of the time of the last restart.
     parts: String,
     /// MiB.
     resident: f64,
     highest: f64,
 }
 
-/// The median of several.
+/// The median of several restarts.
 async fn restart(
     bench: &Bench,
     setup: &Setup,

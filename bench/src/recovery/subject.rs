@@ -1,4 +1,4 @@
-//! The measured server: a process with settings of its own, its metrics, and what it logged.
+//! The measured server: a process with its own settings, its metrics, and its log.
 
 use std::{
     collections::HashMap,
@@ -13,10 +13,10 @@ use testkit::ports::free_port;
 
 use crate::process::Server;
 
-/// Bound on one start. Restoring or scanning gigabytes dominates.
+/// Time limit of one start. Restoring or scanning gigabytes dominates.
 const READY_AT_MOST: Duration = Duration::from_secs(240);
 
-/// How much of its log is read.
+/// Most bytes that are read of its log.
 const LOG_AT_MOST: u64 = 256 << 10;
 
 /// How a server is started.
@@ -31,14 +31,14 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// With more settings; the last one of a key holds.
+    /// Adds settings; the last one of a key counts.
     pub fn with(&self, more: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let mut other = self.clone();
         other.settings.extend(more.into_iter().map(Into::into));
         other
     }
 
-    /// Starts the server and waits until it is healthy; how long that took from the start of the
+    /// Starts the server and waits until it is healthy. Returns how long that took from the start of the
     /// process on.
     ///
     /// # Errors
@@ -75,12 +75,12 @@ pub struct Subject {
     process: Server,
 }
 
-/// What a start says about itself.
+/// The log of a start, parsed.
 #[derive(Clone, Debug, Default)]
 pub struct Said {
     /// `Replaying N events`.
     pub events: u64,
-    /// Seconds: looking at a long log, restoring, replaying, and all.
+    /// Seconds: scanning a long log, restoring, replaying, and in all.
     pub scan: f64,
     pub restore: f64,
     pub replay: f64,
@@ -108,19 +108,19 @@ impl Subject {
         self.process.stop(at_most).await
     }
 
-    /// The same as [`Subject::kill`] for one that is replaced.
+    /// The same as [`Subject::kill`] for a server that is replaced.
     pub fn end(&mut self) {
         self.process.kill();
     }
 
-    /// MiB resident now and at the most so far.
+    /// Resident memory now and at its peak, in MiB.
     pub fn resident_mib(&self) -> anyhow::Result<(f64, f64)> {
         let (now, most) = machine::resident_bytes(self.process.pid())?;
         let mib = |bytes| bytes as f64 / f64::from(1 << 20);
         Ok((mib(now), mib(most)))
     }
 
-    /// Waits until it has used nearly no processor for a second, or `at_most` has passed.
+    /// Waits until it has used almost no processor time for a second, or `at_most` has passed.
     pub async fn settle(&self, at_most: Duration) {
         let deadline = Instant::now() + at_most;
         let ticks = || machine::cpu_ticks(self.process.pid()).unwrap_or_default();
@@ -163,7 +163,7 @@ impl Subject {
         Ok(self.metrics().await?.get(name).copied().unwrap_or_default())
     }
 
-    /// Waits until a metric is as wanted.
+    /// Waits until a metric satisfies a condition.
     ///
     /// # Errors
     ///
@@ -196,11 +196,11 @@ impl Subject {
         Ok(self.process.logged(LOG_AT_MOST)?)
     }
 
-    /// What its start said.
+    /// Parses the log of its start.
     ///
     /// # Errors
     ///
-    /// If it did not say it.
+    /// If the lines are not in the log.
     pub fn said(&self) -> anyhow::Result<Said> {
         let text = self.logged()?;
         let line = |what: &str| text.lines().find(|line| line.contains(what));
@@ -231,7 +231,7 @@ impl Subject {
 }
 
 impl Said {
-    /// Where the time went, in short.
+    /// The parts of the time, in short.
     pub fn parts(&self) -> String {
         let Self {
             scan,
@@ -244,7 +244,7 @@ impl Said {
     }
 }
 
-/// As Rust writes durations: `1.5s`, `12.3ms`, `7µs`.
+/// Parses a duration as Rust writes it: `1.5s`, `12.3ms`, `7µs`.
 fn seconds(text: &str) -> Option<f64> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
     let (number, unit) = text.split_at(digits);

@@ -1,4 +1,4 @@
-//! Bytes uploaded for each one newly written, over a number of snapshots.
+//! Bytes uploaded per newly written byte, over a number of snapshots.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const RECORDS: usize = 8;
 const BODY: usize = 1024;
 /// Batches that each stream gets in one delta.
 const BATCHES: usize = 15;
-/// Deltas that there are before counting begins, and that streams keep where they are trimmed.
+/// Deltas before counting begins, and the deltas that trimmed streams keep.
 const KEPT: usize = 20;
 const SNAPSHOTS: usize = 20;
 
@@ -66,7 +66,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
 async fn run(bench: &Bench, trims: bool, name: &str) -> anyhow::Result<Vec<f64>> {
     let (setup, store) = bench.place(&format!("uploads-{name}")).await?;
     let in_delta = STREAMS * BATCHES;
-    // A little less than what a delta has: its last entries may be those of the streams' making.
+    // A little less than a delta: its last entries may be those of the creation of streams.
     let due = in_delta * 99 / 100;
     let setup = setup.with([
         "partitions=1".to_owned(),
@@ -90,7 +90,7 @@ async fn run(bench: &Bench, trims: bool, name: &str) -> anyhow::Result<Vec<f64>>
     let (server, _) = setup.start(&[]).await?;
     server.settle(Duration::from_secs(20)).await;
     let streams = Streams::open(&server.url(), STREAMS).await?;
-    // What the base has is due at once, and is not counted.
+    // The base is due at once, and is not counted.
     let snapshot = async |before: f64| {
         server
             .wait(COUNT, Duration::from_secs(60), |now| now > before)
@@ -98,7 +98,7 @@ async fn run(bench: &Bench, trims: bool, name: &str) -> anyhow::Result<Vec<f64>>
         server.settle(Duration::from_secs(20)).await;
         server.metric(COUNT).await
     };
-    // The root of a new store has none yet, or the one of a new partition.
+    // A new repository has no snapshot yet, or that of a new partition.
     let mut count = snapshot(0.0).await?;
     let mut bytes = server.metric(BYTES).await?;
     let snapshots = if bench.run.quick { 3 } else { SNAPSHOTS };

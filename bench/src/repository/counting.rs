@@ -1,4 +1,4 @@
-//! A store that counts the requests that S3 would get.
+//! An object store that counts the requests that S3 would get.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ const BULK: u64 = 1000;
 /// Bytes of a part as S3 would get it.
 const PART: u64 = 8 << 20;
 
-/// See the module.
+/// An object store that counts requests: see the module.
 #[derive(Debug)]
 pub struct Counting {
     inner: Arc<dyn ObjectStore>,

@@ -1,8 +1,8 @@
-//! Puts, restores and sweeps of snapshots, beside what one would use instead.
+//! Puts, restores and sweeps of snapshots, compared with common alternatives.
 //!
-//! Every measured operation runs in a process of its own ([`step`]), so that its memory is its own;
-//! the peers are `restic` and `cp` with an fsync of every file. All write to the same disk, take
-//! turns, and begin with the same caches: cold where the table says so.
+//! Every measured operation runs in its own process ([`step`]), so that its memory can be measured; the
+//! alternatives are `restic` and `cp` with an fsync of every file. All write to the same disk, take turns,
+//! and start with the same caches: cold where the table has it so.
 
 pub mod counting;
 pub mod step;
@@ -99,14 +99,14 @@ struct Bench<'a> {
     args: &'a Args,
     data: PathBuf,
     scratch: PathBuf,
-    /// MiB beyond what a process has before it begins.
+    /// Memory beyond that of the process before the operation, in MiB.
     memory: Vec<(Operation, f64)>,
     changes: u64,
 }
 
 impl Bench<'_> {
     fn write_file(&self, i: usize, seed: u64) -> anyhow::Result<()> {
-        // Written anew, as immutable files are: another inode.
+        // Written as a new file, as immutable files are: with another inode.
         let path = self.data.join(format!("{i:06}.sst"));
         let new = path.with_extension("new");
         let mut file = File::create(&new)?;
@@ -121,7 +121,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// One percent of the files, at least one, get other bytes.
+    /// Changes the content of one percent of the files, at least one.
     fn change(&mut self) -> anyhow::Result<usize> {
         let count = self.args.files.div_ceil(100).max(1);
         for _ in 0..count {
@@ -173,7 +173,7 @@ impl Bench<'_> {
         for run in 0..self.args.runs {
             let changed = self.change()?;
             let fresh = (changed * self.args.file_mib) as f64 * 1024.0 * 1024.0;
-            // Both find the files in the operating system's cache, or not, alike: dropped.
+            // Both start with the same state of the page cache: dropped, if permitted.
             let first_ours = run % 2 == 0;
             for turn in 0..2 {
                 drop_caches();
@@ -255,7 +255,7 @@ impl Bench<'_> {
         let (mut ours, mut theirs) = (vec![], vec![]);
         for run in 0..self.args.runs {
             let repository = self.place("full")?;
-            // Nothing is known of the files beforehand.
+            // No digest of the files is cached.
             let _ = fs::remove_file(self.scratch.join("digests.json"));
             for turn in 0..2 {
                 drop_caches();
@@ -421,7 +421,7 @@ impl Restic {
     }
 }
 
-/// Empties the operating system's cache; notes once if that is not allowed.
+/// Empties the page cache; prints a note once if that is not permitted.
 fn drop_caches() {
     if !machine::drop_caches() {
         static NOTED: std::sync::Once = std::sync::Once::new();

@@ -1,4 +1,4 @@
-//! One measured operation, in a process of its own.
+//! One measured operation, in its own process.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -48,7 +48,7 @@ pub struct Step {
     pub objects: usize,
 }
 
-/// What came of it.
+/// The result of an operation.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Done {
     pub seconds: f64,
@@ -59,7 +59,7 @@ pub struct Done {
 }
 
 impl Step {
-    /// Runs it in a process of its own.
+    /// Runs the operation in a new process.
     pub fn run(&self) -> anyhow::Result<Done> {
         let operation = self.operation.to_possible_value();
         let mut command = Command::new(std::env::current_exe()?);
@@ -96,7 +96,7 @@ fn memory() -> (f64, f64) {
     (kib("VmHWM:") / 1024.0, kib("VmRSS:") / 1024.0)
 }
 
-/// Does it, here.
+/// Runs the operation in this process.
 pub async fn run(step: Step) -> anyhow::Result<ExitCode> {
     let done = perform(&step).await?;
     println!("{}", json!(done));
@@ -111,7 +111,7 @@ fn options(kind: Kind) -> Options {
             node_name: "bench".to_owned(),
         }),
         kind,
-        // Retention is measured apart; nothing is cut off here.
+        // Retention is measured separately; no snapshot is released here.
         num_retained: std::num::NonZeroU32::new(100),
         orphan_min_age: Duration::ZERO,
         ..Options::default()
@@ -188,7 +188,7 @@ impl Source for One {
     }
 }
 
-/// One snapshot, and orphans.
+/// Measures a sweep of one snapshot and orphans.
 async fn sweep(objects: usize) -> anyhow::Result<Done> {
     let memory_store = InMemory::new();
     for i in 0..objects {
@@ -206,7 +206,7 @@ async fn sweep(objects: usize) -> anyhow::Result<Done> {
         100,
     )];
     let checkpoint = Checkpoint::new(Arc::new(One), files, Lsn(1));
-    // A root where there are objects: made on a prefix of its own and copied.
+    // A root beside existing objects: it is created below another prefix and copied.
     let seed: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let elsewhere = Destination::of_store(seed.clone(), Default::default(), "memory://".to_owned());
     Repository::new(&elsewhere, PartitionId(0), options(Kind::Incremental))

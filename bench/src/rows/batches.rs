@@ -1,7 +1,7 @@
-//! Small records in batches, by several append sessions at once: records in a second.
+//! Small records in batches, by several concurrent append sessions: records per second.
 //!
-//! Each session has a connection and a stream of its own, as if it belonged to a program of its
-//! own, and keeps a bounded number of batches unacknowledged.
+//! Each session has its own connection and stream, as if it belonged to a separate program, and keeps a
+//! bounded number of batches unacknowledged.
 
 use std::{cell::Cell, time::Instant};
 

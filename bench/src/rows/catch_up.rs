@@ -1,9 +1,8 @@
 //! Catch-up reads: MiB/s of record bodies, read from the first record to the last.
 //!
-//! Once of one long stream that was written in one go, and once of streams that were written
-//! interleaved with many others, which is where a store pays for how it lays data out. Of the
-//! interleaved ones, some are read completely, one after the other on one connection, so that the
-//! cost of beginning a read counts too.
+//! Once from one long stream that was written without interruption, and once from streams that were written
+//! interleaved with many others, where the layout of a store matters. Of the interleaved ones, some are read
+//! completely, one after the other on one connection, so that the cost of the start of a read counts, too.
 
 use std::time::{Duration, Instant};
 
@@ -23,8 +22,8 @@ const BODY_BYTES: usize = 1024;
 /// Records in a batch of the long stream: half a MiB.
 const LONG_BATCH_RECORDS: usize = 500;
 
-/// Records in a batch of an interleaved stream: small enough that the streams do lie between each
-/// other, some 16 batches in each.
+/// Records in a batch of an interleaved stream: small enough for the streams to be interleaved, with some 16
+/// batches in each.
 const INTERLEAVED_BATCH_RECORDS: usize = 16;
 
 /// Measures both kinds of reads.
@@ -44,7 +43,7 @@ async fn one(load: &Load<'_>) -> anyhow::Result<f64> {
 
     let connection = Connection::open(load.client, &url, BASIN).await?;
     let stream = connection.stream("long")?;
-    // The SDK connects with its first request; let that not be the measured one.
+    // The SDK connects with its first request, which is not to be the measured one.
     stream.read(0, 1).await?;
     let before = Instant::now();
     let totals = stream.read(0, (count * LONG_BATCH_RECORDS) as u64).await?;

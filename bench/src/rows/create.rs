@@ -1,4 +1,4 @@
-//! Making streams: how fast a server takes on ten thousand of them.
+//! Creation of streams: the rate at which a server creates ten thousand of them.
 
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ pub async fn measure(load: &Load<'_>) -> anyhow::Result<Vec<Reading>> {
         let url = &url;
         async move {
             let connection = Connection::open(load.client, url, BASIN).await?;
-            // The SDK connects with its first request; let that not be a measured one.
+            // The SDK connects with its first request, which is not to be a measured one.
             connection.create_stream(&format!("warm-{number}")).await?;
             anyhow::Ok(connection)
         }

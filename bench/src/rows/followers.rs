@@ -1,9 +1,9 @@
-//! Followers of one stream that is written as fast as it is acknowledged: how old records are when they
-//! arrive, by one follower and by several.
+//! Followers of one stream that is written as fast as it is acknowledged: the age of records when they
+//! arrive, with one follower and with several.
 //!
-//! One append session writes 8 KiB records, as `s2 bench` does; each follower has a connection and a
-//! read session of its own. The age of a record is the time from the submission of its batch to the
-//! arrival of the batch that it was read in, so it includes what the append takes.
+//! One append session writes 8 KiB records, as `s2 bench` does; each follower has its own connection and read
+//! session. The age of a record is the time from the submission of its batch to the arrival of the batch in
+//! which it was read, so it includes the time of the append.
 
 use std::{cell::RefCell, time::Duration, time::Instant};
 
@@ -26,7 +26,7 @@ const BODY_BYTES: usize = 8 * 1024 - 8;
 /// Unacknowledged batches: 5 MiB, the default of the SDK.
 const IN_FLIGHT: usize = 10;
 
-/// The longest that followers may take to get what is there when the last append is acknowledged.
+/// Time limit for followers to get all records after the last append is acknowledged.
 const CATCH_UP_AT_MOST: Duration = Duration::from_secs(60);
 
 /// Measures the ages with one follower, then with several.
@@ -54,7 +54,7 @@ async fn run(load: &Load<'_>, name: &str, followers: usize) -> anyhow::Result<(f
     let followed = followed.collect::<anyhow::Result<Vec<_>>>()?;
 
     let until = Instant::now() + load.sizes.duration;
-    // When each batch was submitted, and how many records there are once that is known.
+    // The time of submission of each batch, and the number of records once that is known.
     let submitted = RefCell::new(Vec::<Instant>::new());
     let total = RefCell::new(None);
     let ages = RefCell::new(Latencies::default());

@@ -1,4 +1,4 @@
-//! Writing much, quickly, before the clock of a row runs.
+//! Fast preparation of data, before a row is measured.
 
 use anyhow::Context;
 use futures::future::try_join_all;
@@ -6,8 +6,8 @@ use futures::future::try_join_all;
 use super::BASIN;
 use crate::client::{Batches, Connection, Kind};
 
-/// Connections that a load comes over: more than one, so that one connection's task in the server
-/// is not the bottleneck, and few, since they say nothing about the result.
+/// Connections of a load: more than one, so that one connection's task in the server is not the bottleneck,
+/// and few, because they do not affect the result.
 const CONNECTIONS: usize = 4;
 
 /// Appends under way at once.
@@ -20,7 +20,7 @@ const IN_FLIGHT: usize = 16;
 pub struct Streams<'a> {
     /// URL of the server.
     pub url: &'a str,
-    /// What their names begin with.
+    /// The prefix of their names.
     pub prefix: &'a str,
     /// How many there are.
     pub count: usize,
@@ -32,7 +32,7 @@ impl Streams<'_> {
         format!("{}-{index}", self.prefix)
     }
 
-    /// Makes them.
+    /// Creates the streams.
     ///
     /// # Errors
     ///
@@ -42,8 +42,8 @@ impl Streams<'_> {
             .await
     }
 
-    /// Appends batch number `round` of `batches` to each of them. Called for one round after the
-    /// other, this interleaves the streams.
+    /// Appends batch number `round` of `batches` to each stream. Calls for consecutive rounds interleave the
+    /// streams.
     ///
     /// # Errors
     ///

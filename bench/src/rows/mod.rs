@@ -1,9 +1,8 @@
 //! The rows of the table, one file each.
 //!
-//! A row puts one kind of load on one running server and returns [`Reading`]s. It knows nothing of
-//! the other server, of runs or of medians: [`crate::streams`] calls it once per server and run.
-//! Each server is new in each run, so a row finds no streams but those of earlier rows, which have
-//! names of their own.
+//! A row puts one kind of load on one running server and returns [`Reading`]s. It does not depend on the
+//! other server, on runs or on medians: [`crate::streams`] calls it once per server and run. Each server is
+//! new in each run, so the only streams are those of earlier rows, which have other names.
 
 mod batches;
 mod catch_up;
@@ -73,13 +72,13 @@ impl Row {
         }
     }
 
-    /// The client that carries the row's load unless the user wants another; `None` if the row
-    /// brings its own or has none.
+    /// The client of the row's load unless the user selects another; `None` if the row brings its own or has
+    /// none.
     pub fn client(self) -> Option<Kind> {
         match self {
             Self::One | Self::Create => Some(Kind::Sdk),
-            // Tens of thousands of requests or hundreds of thousands of records in a second: the
-            // SDK alone would need half of a small machine to make and decode them.
+            // Tens of thousands of requests or hundreds of thousands of records per second: the SDK alone
+            // would need half of a small machine to encode and decode them.
             Self::Many | Self::Followers | Self::Batches | Self::CatchUp => Some(Kind::Wire),
             Self::S2Bench | Self::Memory | Self::Restart => None,
         }
@@ -106,19 +105,19 @@ impl Row {
     }
 }
 
-/// What a row needs to know.
+/// The parameters of a row.
 pub struct Load<'a> {
     /// The server under load.
     pub server: &'a Server,
     /// The client that carries the load.
     pub client: Kind,
-    /// How much of it.
+    /// The sizes of the load.
     pub sizes: &'a Sizes,
     /// The peer's command line program, for the row that runs it against either server.
     pub s2: PathBuf,
     /// A directory of the row's own on the measured disk.
     pub scratch: PathBuf,
-    /// Decides the contents of records.
+    /// The seed of the contents of records.
     pub seed: u64,
 }
 

@@ -1,11 +1,11 @@
 //! Restart after SIGKILL with millions of records: from the start of the process to service.
 //!
-//! The server is killed right after its last acknowledgement, without warning, and started again
-//! on the same directory. It serves when it is healthy, answers a check of a tail with everything
-//! that was acknowledged, and delivers the last record. Between two restarts every stream gets
-//! some more records, so that none of them finds a log that the one before has just tidied up.
-//! The slowest of the restarts is the figure. Afterwards, outside the clock, the tails of all
-//! streams are compared with what was acknowledged.
+//! The server is killed right after its last acknowledgement, without warning, and started again on the same
+//! directory. It serves when it is healthy, answers a request for a tail with everything that was
+//! acknowledged, and delivers the last record. Between two restarts every stream gets some more records, so
+//! that no restart finds a log that was just cleaned up by the one before. The figure is that of the slowest
+//! restart. Afterwards, outside the measured time, the tails of all streams are compared with what was
+//! acknowledged.
 //!
 //! The operating system's cache stays warm: the machine is not restarted, the process is.
 
@@ -35,10 +35,10 @@ const BATCH_RECORDS: usize = 1000;
 /// Records that each stream gets between two restarts.
 const RECORDS_BETWEEN: usize = 100;
 
-/// Bound on one start.
+/// Time limit of one start.
 const READY_AT_MOST: Duration = Duration::from_secs(120);
 
-/// Checks of tails under way at once.
+/// Concurrent checks of tails.
 const CHECKS: usize = 16;
 
 /// Measures restarts of `program` in the new directory `data`.

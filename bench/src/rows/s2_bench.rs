@@ -17,10 +17,10 @@ const RECORD_BYTES: &str = "8192";
 /// Throttle in MiB/s, far above what any disk does.
 const UNTHROTTLED: &str = "1000000";
 
-/// What it may take beyond its duration: reading everything again, on a slow server.
+/// Time that it may take beyond its duration: for reading everything again, on a slow server.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// Runs `s2 bench` and takes over its figures.
+/// Runs `s2 bench` and returns its figures.
 pub async fn measure(load: &Load<'_>) -> anyhow::Result<Vec<Reading>> {
     let url = load.server.url();
     let run = tokio::process::Command::new(&load.s2)
@@ -38,7 +38,7 @@ pub async fn measure(load: &Load<'_>) -> anyhow::Result<Vec<Reading>> {
         .env("S2_ACCESS_TOKEN", "bench")
         .env("S2_NO_UPDATE_CHECK", "1")
         .env("NO_COLOR", "1")
-        // The user's own settings for it do not belong here.
+        // The user's settings of the program must not apply.
         .env("HOME", &load.scratch)
         .stdin(Stdio::null())
         .kill_on_drop(true)

@@ -1,7 +1,7 @@
-//! Unary appends of single 100-byte records: what a request that waits for its answer costs.
+//! Unary appends of single 100-byte records: the cost of a request that waits for its answer.
 //!
-//! One client shows the latency of the whole path, request to durable answer. Many clients, each
-//! with a connection and a stream of its own, show how well the server shares one sync among them.
+//! One client shows the latency of the whole path, from request to durable answer. Many clients, each with
+//! its own connection and stream, show how well the server shares one sync among them.
 
 use std::time::{Duration, Instant};
 
@@ -76,8 +76,8 @@ async fn new_stream(load: &Load<'_>, name: &str) -> anyhow::Result<Stream> {
     connection.stream(name)
 }
 
-/// Appends one batch after the other until `count` are done or `deadline` has passed. The append
-/// that is under way then is waited for and not counted.
+/// Appends one batch after the other until `count` are done or `deadline` has passed. The append that is
+/// under way at that time is awaited and not counted.
 async fn append_until(
     stream: &Stream,
     batches: &Batches,

@@ -1,11 +1,11 @@
-//! Those who write while the server is being killed.
+//! The writers that append while the server is killed.
 //!
-//! Each appender is a writer with an identity of its own, new in each round. It notes every append
-//! in the stream's history before it sends it, and the answer afterwards, so that it may be cut
-//! off at any moment: what has no answer is unknown. Requests are never repeated.
+//! Each appender is a writer with its own identity, new in each round. It records every append in the
+//! stream's history before it sends it, and the answer afterwards, so that it may be ended at any moment: an
+//! append without an answer is unknown. Requests are never repeated.
 //!
-//! Some answers are wrong whatever the stream holds, for instance an append that is accepted
-//! although its condition was false; these are noted at once.
+//! Some answers are wrong whatever the stream holds, for instance the acceptance of an append whose condition
+//! was false; these are recorded at once.
 
 use std::{
     collections::VecDeque,
@@ -34,17 +34,16 @@ use testkit_server::history::{
 
 use super::subject::Subject;
 
-/// Records in one append at the most. With bodies of 32 KiB at the most they stay under the
-/// API's limit of 1 MiB.
+/// Most records in one append. With bodies of at most 32 KiB they stay below the API's limit of 1 MiB.
 const BATCH_RECORDS: u64 = 10;
 
-/// Unacknowledged appends of a session: what a kill leaves unknown at once.
+/// Unacknowledged appends of a session: the most that a kill leaves unknown.
 const SESSION_IN_FLIGHT: u32 = 16;
 
 /// Appends after which a session is closed and the next one opened.
 const SESSION_APPENDS: usize = 200;
 
-/// Pause after an error, so that a server that refuses everything is not run over.
+/// Pause after an error, so that a server that refuses everything is not overloaded.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(10);
 
 /// Set when the server has been killed and appenders should end.
@@ -59,13 +58,13 @@ pub struct Appender {
     stop: Stop,
 }
 
-/// What became of an append.
+/// The outcome of an append.
 enum Answer {
     Acked(AppendAck),
     ConditionFailed(AppendConditionFailed),
-    /// It has no effect, for another reason.
+    /// It had no effect, for another reason.
     Refused,
-    /// It may have an effect.
+    /// It may have had an effect.
     Lost,
 }
 
@@ -120,7 +119,7 @@ impl Appender {
                 break;
             }
             let (attempt, input) = self.batch(Some(number))?;
-            // What an error leaves in flight stays unknown: it may have arrived.
+            // Appends in flight at an error stay unknown: they may have arrived.
             let Ok(ticket) = session.submit(input).await else {
                 return Ok(ControlFlow::Break(()));
             };
@@ -245,7 +244,7 @@ impl Appender {
         Ok(())
     }
 
-    /// Sets a new fencing token; `None` if it is not certain that it is in force.
+    /// Sets a new fencing token; `None` if it is uncertain whether it is in force.
     async fn take_fence(&mut self) -> anyhow::Result<Option<String>> {
         let first = self.take_ids(1);
         let token = record::fencing_token(self.subject.tag, first);
@@ -337,8 +336,8 @@ impl Appender {
         let answer = match self.stream.append(input).await {
             Ok(ack) => Answer::Acked(ack),
             Err(AppendError::ConditionFailed(condition)) => Answer::ConditionFailed(condition),
-            // This trusts the server where it says that nothing happened: if something did, the
-            // check finds a refused append that is there.
+            // This relies on the server's answer that nothing happened: if something did, the check finds a
+            // refused append in the stream.
             Err(error) if error.has_no_side_effects() => Answer::Refused,
             Err(_) => Answer::Lost,
         };
@@ -369,7 +368,7 @@ impl Appender {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Up to 3 ms: a check reads everything that was written, so there is no use in more.
+    /// Pauses up to 3 ms: a check reads everything that was written, so a higher rate is of no use.
     async fn pause(&mut self) {
         let micros = self.random.random_range(0..3000);
         tokio::time::sleep(Duration::from_micros(micros)).await;

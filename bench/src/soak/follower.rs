@@ -1,4 +1,4 @@
-//! Those who read while the server is being killed.
+//! The readers that follow streams while the server is killed.
 
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
@@ -15,10 +15,10 @@ use super::{appender::Stop, subject::Subject};
 /// Pause before a session that failed is opened again.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(10);
 
-/// Bound on reading a whole stream.
+/// Time limit for reading a whole stream.
 const READ_AT_MOST: Duration = Duration::from_secs(120);
 
-/// Follows a stream from `start` on and notes what it sees, until the server is killed.
+/// Follows a stream from `start` on and records what it reads, until the server is killed.
 pub async fn follow(
     subject: Arc<Subject>,
     stream: S2Stream,

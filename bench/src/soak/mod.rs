@@ -1,17 +1,17 @@
-//! The subcommand `soak`: kill the server, start it again, check that it kept its word. Endlessly.
+//! The subcommand `soak`: kills the server, starts it again, and checks every promise, in an endless loop.
 //!
-//! A *round*: appenders and followers work on several streams; at a random moment the server is
-//! killed with SIGKILL; it is started again on the same data directory, sometimes killed once more
-//! while it recovers; then every stream is read completely and judged by the
-//! [checker](testkit_server::history::checker). The
-//! streams live for a *generation* of several rounds, so that records survive several kills, and
-//! are then deleted and created again, so that a soak can run for days.
+//! A *round*: appenders and followers work on several streams; at a random moment the server is killed with
+//! SIGKILL; it is started again on the same data directory, and sometimes killed once more during its
+//! recovery; then every stream is read completely and checked by the
+//! [checker](testkit_server::history::checker). The streams live for a *generation* of several rounds, so
+//! that records survive several kills, and are then deleted and created again, so that a soak can run for
+//! days.
 //!
-//! What a kill cannot show: the operating system keeps what the process has written, synced or
-//! not. A missing sync is found only by losing power, or by a file system that forgets.
+//! A kill does not show missing syncs: the operating system keeps what the process has written, synced or
+//! not. They are found only by a loss of power, or with a file system that discards unsynced data.
 //!
-//! Roles: [`appender`] and [`follower`] make the load, [`subject`] is a stream and what is known
-//! of it.
+//! Roles: [`appender`] and [`follower`] make the load, [`subject`] is a stream and what its clients know of
+//! it.
 
 mod appender;
 mod follower;
@@ -53,19 +53,19 @@ const BASIN: &str = "soak-basin";
 /// Rounds in a generation. Bounds the memory of a check and the records that it reads.
 const GENERATION_ROUNDS: u64 = 10;
 
-/// Bound on one start, recovery included.
+/// Time limit of one start, recovery included.
 const READY_AT_MOST: Duration = Duration::from_secs(60);
 
-/// How long a request may take while the server lives. A kill ends it at once.
+/// Time limit of a request. A kill ends it at once.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long appenders and followers are given to notice a kill before they are cut off.
+/// Time limit for appenders and followers to notice a kill, after which they are ended.
 const END_AT_MOST: Duration = Duration::from_secs(3);
 
-/// One round in so many kills the server again while it recovers.
+/// In one of this many rounds the server is killed again during its recovery.
 const KILL_IN_RECOVERY: u32 = 4;
 
-/// The longest that a recovery is given before that second kill.
+/// Longest time before that second kill.
 const RECOVERY_KILL_AT_MOST: Duration = Duration::from_millis(400);
 
 /// Arguments of `soak`.
@@ -131,7 +131,7 @@ struct Soak {
     done: Totals,
 }
 
-/// What a soak did so far.
+/// The totals of a soak so far.
 #[derive(Default)]
 struct Totals {
     rounds: u64,
@@ -185,7 +185,7 @@ impl Soak {
         Ok(true)
     }
 
-    /// Deletes the streams of the generation before and makes new ones.
+    /// Deletes the streams of the previous generation and creates new ones.
     async fn new_generation(&mut self) -> anyhow::Result<()> {
         let basin = self.basin()?;
         for old in self.subjects.drain(..) {
@@ -204,7 +204,7 @@ impl Soak {
         ];
         for (number, usage) in (0..self.args.sets).flat_map(|_| usages).enumerate() {
             let name = format!("soak-{generation}-{number}").parse()?;
-            // Unlike the tag of any other stream of this soak, and most likely of other soaks.
+            // Different from the tag of any other stream of this soak, and most likely of other soaks.
             let tag = (self.seed ^ (generation << 8) ^ number as u64) as u32;
             let subject = Subject::new(name, tag, usage);
             basin
@@ -272,7 +272,7 @@ impl Soak {
         let mut actors = JoinSet::new();
         for subject in &self.subjects {
             let mut appender = || -> anyhow::Result<Appender> {
-                // A client of its own, so that appenders do not share a connection.
+                // Each appender has its own client, so that they do not share a connection.
                 let stream = self.basin()?.stream(subject.name.clone());
                 let seed = random.next_u64();
                 Ok(Appender::new(subject.clone(), stream, seed, stop.clone()))
@@ -317,14 +317,14 @@ impl Soak {
     /// Replaces the server by a new one on the same directory, by way of SIGKILL.
     fn kill(&mut self, stop: &Stop) -> anyhow::Result<()> {
         self.server.kill();
-        // From here on no appender begins anything new: a round judges one life of the server.
+        // From here on no appender starts an append: a round checks one life of the server.
         stop.store(true, Ordering::Relaxed);
         self.done.kills += 1;
         self.server = self.program.start(&self.data, self.port)?;
         Ok(())
     }
 
-    /// Reads every stream and judges it. Returns what is wrong, in words, and the sums.
+    /// Reads and checks every stream. Returns descriptions of what is wrong, and the sums.
     async fn check(&self) -> anyhow::Result<(Vec<String>, Verdict)> {
         let basin = self.basin()?;
         let mut faults = Vec::new();
@@ -361,7 +361,7 @@ impl Soak {
     }
 }
 
-/// Says what was done, also when a Ctrl-C ends the soak.
+/// Prints the totals, also when Ctrl-C ends the soak.
 impl Drop for Soak {
     fn drop(&mut self) {
         let Totals {
@@ -381,8 +381,8 @@ impl Drop for Soak {
     }
 }
 
-/// Waits for the actors to notice the kill, cuts off those who do not, and passes on an error that
-/// is the soak's own.
+/// Waits until appenders and followers have noticed the kill, ends those that have not, and returns an error
+/// of the soak itself.
 async fn finish(actors: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
     let deadline = tokio::time::Instant::now() + END_AT_MOST;
     while let Ok(Some(ended)) = tokio::time::timeout_at(deadline, actors.join_next()).await {

@@ -1,4 +1,4 @@
-//! A stream under soak: its name, its history, and what is known of it across kills.
+//! A stream under soak: its name, its history, and what its clients know of it across kills.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -22,22 +22,22 @@ pub enum Usage {
 pub struct Subject {
     /// Name of the stream.
     pub name: StreamName,
-    /// What is written into its records.
+    /// The tag in its records.
     pub tag: StreamTag,
     /// How it is written to.
     pub usage: Usage,
-    /// What was sent, answered and seen.
+    /// What was sent, answered and read.
     pub history: Mutex<History>,
     /// The fencing token that is in force, if that is certain.
     pub fence: Mutex<Option<String>>,
-    /// Answers that were wrong by themselves, whatever the stream holds.
+    /// Answers that were wrong whatever the stream holds.
     pub wrong_answers: Mutex<Vec<String>>,
     /// Numbers for writers and sessions. Both are unique within the stream.
     next_number: AtomicU32,
 }
 
 impl Subject {
-    /// A stream that nothing was sent to yet.
+    /// A stream to which nothing was sent yet.
     pub fn new(name: StreamName, tag: StreamTag, usage: Usage) -> Self {
         Self {
             name,
@@ -63,9 +63,9 @@ impl Subject {
         }
     }
 
-    /// Notes an answer that no server may give.
+    /// Records an answer that no server may give.
     pub fn wrong_answer(&self, what: String) {
-        /// Enough to tell the story.
+        /// Most wrong answers that are recorded; the first ones show the fault.
         const NOTED_AT_MOST: usize = 20;
         let mut answers = self.wrong_answers.lock();
         if answers.len() < NOTED_AT_MOST {

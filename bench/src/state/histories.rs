@@ -1,4 +1,4 @@
-//! Restarts by the length of the history, and the disk that a long one takes.
+//! Restarts by the length of the history, and the disk space that a long one takes.
 
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,7 +14,7 @@ use bench_harness::page::{Figure, Section};
 const CLIENTS: u64 = 128;
 /// Commits of the history that is cut.
 const HOT: u64 = 1_000_000;
-/// Longest for a history.
+/// Time limit for making a history.
 const AT_MOST: Duration = Duration::from_secs(1200);
 
 pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Section> {
@@ -29,7 +29,7 @@ pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         let deed = Deed::Commit { keys: 1000 };
         let done = load::clients(&running.url(), CLIENTS, deed, commits - made, AT_MOST).await?;
         made += done.count as u64;
-        // A moment such as any other.
+        // The kill comes at an ordinary moment.
         tokio::time::sleep(Duration::from_secs(2)).await;
         running.kill();
         let (running, took) = bench.setup("history", &[]).start(&[]).await?;
@@ -70,7 +70,7 @@ pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     })
 }
 
-/// Bytes of all files below a directory, those with several names once.
+/// Bytes of all files below a directory; a file with several hard links counts once.
 fn disk_bytes(directory: &Path) -> anyhow::Result<u64> {
     fn add(directory: &Path, seen: &mut HashSet<u64>) -> anyhow::Result<u64> {
         let mut sum = 0;
@@ -91,7 +91,7 @@ fn disk_bytes(directory: &Path) -> anyhow::Result<u64> {
     add(directory, &mut HashSet::new())
 }
 
-/// One hot key, of which little history is kept.
+/// Measures the disk space of one hot key, of which little history is kept.
 async fn disk(bench: &Bench) -> anyhow::Result<Figure> {
     let repository = bench.run.scratch.join("hot-repository");
     let destination = format!("snapshots.destination={}", repository.display());

@@ -1,4 +1,4 @@
-//! What clients do: transactions, reads, empty calls. The same code for both servers.
+//! The operations of clients: transactions, reads, empty calls. The code is the same for both servers.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use tonic::transport::{Channel, Endpoint};
 
 use bench_harness::stats::Latencies;
 
-/// A connection of its own.
+/// A client with its own connection.
 pub type Client = StatehouseServiceClient<Channel>;
 
-/// Connects; the server may have been started just now.
+/// Connects; the server may still be starting.
 pub async fn connect(url: &str) -> anyhow::Result<Client> {
     let endpoint = Endpoint::from_shared(url.to_owned())?.tcp_nodelay(true);
     let until = Instant::now() + Duration::from_secs(60);
@@ -47,7 +47,7 @@ pub fn value(n: u64) -> Struct {
     }
 }
 
-/// One transaction that writes these keys; how long its commit took.
+/// Runs one transaction that writes these keys. Returns how long its commit took.
 pub async fn transaction(
     client: &mut Client,
     agent: &str,
@@ -74,7 +74,7 @@ pub async fn transaction(
     Ok(at.elapsed())
 }
 
-/// What clients did.
+/// The measurements of clients.
 #[derive(Debug)]
 pub struct Done {
     pub count: usize,
@@ -83,32 +83,34 @@ pub struct Done {
 }
 
 impl Done {
-    /// A second.
+    /// Operations per second.
     pub fn rate(&self) -> f64 {
         self.count as f64 / self.took.as_secs_f64()
     }
 
-    /// Milliseconds.
+    /// A percentile of the latencies, in milliseconds.
     pub fn percentile_ms(&self, percentile: f64) -> f64 {
         let sorted = self.latencies.clone().sorted();
         sorted.map_or(0.0, |sorted| sorted.percentile_ms(percentile))
     }
 }
 
-/// What a client does again and again.
+/// The operation that a client repeats.
 #[derive(Clone, Copy, Debug)]
 pub enum Deed {
-    /// A transaction that writes one of this many keys of the client's own; its commit is timed.
+    /// A transaction that writes one of the client's own keys, of which there are this many; its commit is
+    /// timed.
     Commit { keys: u64 },
-    /// The same of one key that all clients share.
+    /// The same with one key that all clients share.
     Hot,
-    /// A point read of one of so many keys of one agent.
+    /// A point read of one of an agent's keys, of which there are this many.
     Read { keys: u64 },
     /// A call that does nothing.
     Empty,
 }
 
-/// Clients, each with a connection of its own, that do something for a time, or so often in all.
+/// Runs clients, each with its own connection, which repeat an operation for a time, or a number of times in
+/// all.
 pub async fn clients(
     url: &str,
     clients: u64,
@@ -158,7 +160,7 @@ async fn one(client: &mut Client, deed: Deed, number: u64, n: u64) -> anyhow::Re
             return transaction(client, "agent", key, n).await;
         }
         Deed::Read { keys } => {
-            // Not in the order in which they were written.
+            // Keys are read in another order than they were written.
             let key = n.wrapping_mul(2_654_435_761).wrapping_add(number * 7919) % keys;
             let read = client
                 .get_state(GetStateRequest {
@@ -176,7 +178,7 @@ async fn one(client: &mut Client, deed: Deed, number: u64, n: u64) -> anyhow::Re
     Ok(at.elapsed())
 }
 
-/// Gives one agent so many keys, 300 with each commit.
+/// Writes this many keys of one agent, 300 with each commit.
 pub async fn fill(url: &str, keys: u64) -> anyhow::Result<()> {
     const AT_A_TIME: u64 = 300;
     let mut tasks = tokio::task::JoinSet::new();

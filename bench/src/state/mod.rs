@@ -1,9 +1,9 @@
-//! The state store beside the one whose clients it serves: durable transactions, reads, snapshots that
-//! are written meanwhile, restarts, rebuilding, disk.
+//! The state store, compared with the one whose clients it serves: durable transactions, reads, snapshots
+//! during commits, restarts, rebuilding, disk space.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`load`] | what clients do, the same for both servers |
+//! | [`load`] | the operations of clients, the same for both servers |
 //! | [`peer`] | `statehoused` |
 //! | [`rates`] | transactions and reads, side by side |
 //! | [`snapshots`] | commits and memory while a snapshot is written; rebuilding from one |
@@ -54,7 +54,7 @@ pub enum Part {
     Histories,
 }
 
-/// What parts work with.
+/// The context of the parts.
 struct Bench {
     setup: Setup,
     statehoused: PathBuf,
@@ -67,14 +67,14 @@ impl Bench {
         if self.run.quick { full / 100 } else { full }
     }
 
-    /// How a server of its own is started.
+    /// The setup of a server with its own data directory.
     fn setup(&self, name: &str, settings: &[&str]) -> Setup {
         let mut setup = self.setup.with(settings.iter().copied());
         setup.data = self.run.scratch.join(name);
         setup
     }
 
-    /// A server with an empty data directory of its own.
+    /// Starts a server with its own empty data directory.
     async fn serve(&self, name: &str, settings: &[&str]) -> anyhow::Result<Subject> {
         Ok(self.setup(name, settings).start(&[]).await?.0)
     }

@@ -1,5 +1,4 @@
-//! Where the peer's program comes from: `statehoused`, of the crate `statehouse-daemon`, in a version
-//! that is pinned here.
+//! Installation of the peer's program: `statehoused`, of the crate `statehouse-daemon`, in a pinned version.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -42,7 +41,7 @@ pub fn program(path: Option<PathBuf>) -> anyhow::Result<PathBuf> {
         ])
         .arg(&root)
         .stdin(Stdio::null())
-        // The table alone goes to standard output.
+        // Standard output is for the table alone.
         .stdout(Stdio::from(std::io::stderr()))
         .status()
         .context("cannot execute cargo")?;
@@ -58,7 +57,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts it on an empty directory, durable as it can be.
+    /// Starts it on an empty directory, with its most durable settings.
     pub async fn start(program: &Path, data: &Path) -> anyhow::Result<Peer> {
         let port = free_port()?;
         std::fs::create_dir_all(data)?;
@@ -70,7 +69,7 @@ impl Peer {
             .env("STATEHOUSE_LISTEN_ADDR", &address)
             .env("STATEHOUSE_DATA_DIR", data)
             .env("STATEHOUSE_FSYNC_ON_COMMIT", "1")
-            // A line for each request costs it a good deal; it is spared that.
+            // A log line per request would cost the peer much time.
             .env("RUST_LOG", "warn");
         let log = data.with_extension("log");
         let peer = Peer {

@@ -14,7 +14,7 @@ const MANY: u64 = 64;
 /// Keys that are read.
 const KEYS: u64 = 10_000;
 
-/// What one server does.
+/// The rates of one server.
 #[derive(Default)]
 struct Rates {
     one: Vec<f64>,

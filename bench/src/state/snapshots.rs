@@ -23,7 +23,7 @@ const AFTER: u64 = 1_000;
 
 pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     let keys = bench.size(KEYS);
-    // Snapshots only when they are asked for.
+    // Snapshots are made only on request.
     let settings = ["state.snapshot-interval=0"];
     let server = bench.serve("snapshots", &settings).await?;
     load::fill(&server.url(), keys).await?;
@@ -99,7 +99,7 @@ async fn snapshot(url: &str) -> anyhow::Result<Duration> {
     Ok(begun.elapsed())
 }
 
-/// Seconds of a start that has to make the store anew, and what it says.
+/// Measures a start that has to rebuild the store. Returns the seconds, and its log line.
 async fn rebuild(bench: &Bench, server: Subject, keys: u64) -> anyhow::Result<(f64, String)> {
     snapshot(&server.url()).await?;
     load::clients(
@@ -129,7 +129,7 @@ async fn rebuild(bench: &Bench, server: Subject, keys: u64) -> anyhow::Result<(f
     Ok((took.as_secs_f64(), said.trim().to_owned()))
 }
 
-/// Removes the row of the database that says where the store stands.
+/// Removes the row of the database that holds the position of the store.
 fn forget(db: &Path) -> anyhow::Result<()> {
     /// The key of that row.
     const STATE_META: [u8; 1] = [0x40];

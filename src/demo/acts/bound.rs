@@ -1,8 +1,9 @@
 //! The same history recovered twice: once from its beginning, once from a snapshot and the tail.
 //!
-//! A server of its own takes many small appends, and local snapshots as it goes. It is killed, and its
-//! data directory copied twice: without database and local snapshots, so that only the snapshot of the
-//! empty partition is left, which the repository got at the beginning; and without database alone.
+//! A separate server takes many small appends, and makes local snapshots meanwhile. It is killed, and its
+//! data directory is copied twice: once without the database and without local snapshots, so that only the
+//! snapshot of the empty partition is left, which was put into the repository at the beginning; and once
+//! without the database alone.
 
 use std::fs;
 use std::num::NonZeroU32;
@@ -21,7 +22,7 @@ use crate::term::{count, rate, took};
 
 /// Appends of the history, one record each, so that each is an entry of the log...
 const APPENDS: u64 = 200_000;
-/// ...but no more than a machine takes in this time.
+/// ...but no more than a machine appends in this time.
 const LONGEST: Duration = Duration::from_secs(10);
 /// Appends under way at a time.
 const WINDOW: NonZeroU32 = NonZeroU32::new(2_000).unwrap();
@@ -49,7 +50,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
 
     let server = ServerProcess::start(&history, log("history.log"), &arguments).await?;
     cast.server = Some(server);
-    // Not the lines of a file, which may be large.
+    // The lines of a file are not used here, because they may be large.
     cast.records = Records::flights().repeated(APPENDS).into();
     let appended = append(cast).await?;
     let length = appended.acknowledged;
@@ -100,7 +101,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
     );
     stage.say("become. The rest is the start of a process, and the check of every byte loaded.");
     for name in ["history", "history-repository"] {
-        // It goes with the scratch directory anyway.
+        // If this fails, the directory is removed with the scratch directory.
         let _ = fs::remove_dir_all(cast.scratch.join(name));
     }
     Ok(())
@@ -119,7 +120,7 @@ async fn append(cast: &Cast) -> Result<appender::Appended, Failure> {
         .create_stream(CreateStreamInput::new(cast.target.stream.clone()))
         .await
         .map_err(|e| asked.request(&e))?;
-    // Until there is a first snapshot, nothing says that the rest comes after it.
+    // Appends before the first snapshot might be in that snapshot.
     let repository = cast.scratch.join("history-repository");
     cast.wait_for_snapshots(&repository, 1).await?;
     let pace = Pace {
@@ -144,13 +145,14 @@ async fn append(cast: &Cast) -> Result<appender::Appended, Failure> {
 struct Recovered {
     /// From exec to the first answer.
     took: Duration,
-    /// The LSN that it began with.
+    /// The LSN of the snapshot that it started from.
     lsn: u64,
     replayed: u64,
     replay: Duration,
 }
 
-/// Starts a server on a copy of the history without some of its directories, and compares what it has.
+/// Starts a server on a copy of the data directory without some of its subdirectories, and compares what it
+/// recovers.
 async fn recover(
     cast: &mut Cast,
     name: &str,

@@ -11,7 +11,7 @@ use crate::demo::log_events::Told;
 use crate::failure::Failure;
 use crate::term::{bytes, count, took};
 
-/// Records that come after the snapshot: so many times fewer than those before.
+/// Divisor of the number of records before the snapshot: the records after it are this many times fewer.
 const SHARE: u64 = 10;
 
 pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
@@ -26,7 +26,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
     cast.wait_for_snapshots(&cast.repository(), PARTITIONS)
         .await?;
     let waited = began.elapsed();
-    // The server says so a moment later.
+    // The server logs it a moment later.
     let mut told = cast.server()?.told();
     while told.put.is_empty() && began.elapsed() < WAIT_TIMEOUT {
         tokio::time::sleep(LOOK_EVERY).await;

@@ -1,5 +1,5 @@
-//! The whole data directory is lost, and restored from the repository: with a loss that is named, and
-//! without a number that is given out twice.
+//! The whole data directory is lost and restored from the repository. The loss is reported, and no sequence
+//! number is given out twice.
 
 use std::fs::remove_dir_all;
 use std::ops::Range;
@@ -17,7 +17,7 @@ use crate::term::{bytes, count, took};
 
 /// What a restore with a loss adds to the next sequence number: 2^40.
 const STEP: u64 = 1 << 40;
-/// How a server refuses to begin anew beside somebody's snapshots.
+/// The code with which a server refuses to begin a new cluster beside the snapshots of another.
 const REFUSAL: &str = "repository_holds_cluster";
 
 pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
@@ -121,7 +121,8 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a reader with an old cursor gets first: it has to be the first of the new ones.
+/// The sequence number of the first record that a reader with an old cursor gets. Fails unless the reader
+/// gets the records of `new`, without a gap.
 async fn read_first(cast: &Cast, cursor: u64, new: &Range<u64>) -> Result<u64, Failure> {
     let connection = cast.connect().await?;
     let asked = connection.asked_stream(&cast.target);

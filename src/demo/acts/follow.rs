@@ -1,7 +1,7 @@
-//! A service that keeps a state of its own, made of a stream: it counts the flights of each airport.
+//! A service that folds a stream into its own state: it counts the flights of each airport.
 //!
-//! Its snapshot goes into the stream itself. Then the server is killed, more flights are appended, and
-//! the service begins again: with the snapshot, and the flights that came after it.
+//! Its snapshot goes into the stream itself. Then the server is killed, more flights are appended, and the
+//! service starts again: from the snapshot and the flights after it.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -24,9 +24,9 @@ const BEFORE: u64 = 200_000;
 const AFTER: u64 = 2_000;
 /// Appends under way at a time.
 const WINDOW: NonZeroU32 = NonZeroU32::new(8).unwrap();
-/// Records of each.
+/// Records of each append.
 const BATCH: u64 = 500;
-/// What the flights are counted by.
+/// JSON pointer to the key that flights are counted by.
 const BY: &str = "/origin";
 
 pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
@@ -107,7 +107,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
     let mut server = cast.server.take().ok_or_else(|| missing("server"))?;
     server.kill()?;
     server.gone().await?;
-    // It goes with the scratch directory anyway.
+    // If this fails, the directory is removed with the scratch directory.
     let _ = std::fs::remove_dir_all(&data);
     Ok(())
 }
@@ -144,7 +144,8 @@ async fn append(cast: &Cast, numbers: std::ops::Range<u64>) -> Result<(), Failur
     whole(&connection, cast, &appended?)
 }
 
-/// Appends records whose numbers are no sequence numbers any more: the snapshot has taken some.
+/// Appends records whose numbers differ from their sequence numbers, because the snapshot has taken some of
+/// those.
 async fn append_more(cast: &Cast, numbers: std::ops::Range<u64>) -> Result<(), Failure> {
     let connection = cast.connect().await?;
     let asked = connection.asked_stream(&cast.target);
@@ -161,7 +162,7 @@ async fn append_more(cast: &Cast, numbers: std::ops::Range<u64>) -> Result<(), F
     Ok(())
 }
 
-/// Follows the stream until it is caught up, and says how long that took.
+/// Follows the stream until it is caught up. Returns the follower, and how long that took.
 async fn follow(cast: &Cast) -> Result<(Follower<Count>, Duration), Failure> {
     let invalid = |e: &dyn std::fmt::Display| Failure::wrong("demo", e);
     let url = cast.server()?.address().to_string();
@@ -181,7 +182,7 @@ fn failure(error: &Error) -> Failure {
     Failure::wrong("demo", error)
 }
 
-/// What the records themselves say.
+/// The state computed from the records themselves.
 fn expected(records: &Records) -> Result<BTreeMap<String, u64>, Failure> {
     let mut counts = BTreeMap::new();
     for number in 0..records.count() {

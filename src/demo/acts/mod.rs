@@ -1,5 +1,5 @@
-//! The acts of the demo, in order. Each has a file of its own, and gets the [`Cast`]: what is on the
-//! stage, and what earlier acts have found out.
+//! The acts of the demo, in order. Each has a file of its own, and gets the [`Cast`]: the running processes,
+//! the directories and the results of earlier acts.
 
 mod bound;
 mod crash;
@@ -27,34 +27,34 @@ use crate::failure::Failure;
 use crate::stream_cmd::connection::Connection;
 use crate::stream_cmd::target::StreamTarget;
 
-/// Stream partitions of a server that nobody configured.
+/// Stream partitions of a server with the default configuration.
 const PARTITIONS: u64 = 8;
 /// Longest wait for a first snapshot of each partition.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often it is looked whether they are there.
+/// Interval between checks for these snapshots.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// What is on the stage.
+/// What the acts share: processes, directories, records and results.
 pub struct Cast {
-    /// Where the story is told.
+    /// Where the text of the demo is printed.
     pub stage: Stage,
     /// Scratch directory: the server's data and its logs.
     pub scratch: PathBuf,
-    /// What is appended.
+    /// The records that are appended.
     pub records: Arc<Records>,
-    /// The stream that it is appended to.
+    /// The stream that they are appended to.
     pub target: StreamTarget,
     /// The server that runs now.
     pub server: Option<ServerProcess>,
     /// The follower.
     pub follower: Option<Follower>,
-    /// What the crash left.
+    /// What was sent and acknowledged when the server was killed.
     pub crash: Option<Crash>,
     /// Records before this number are in the repository.
     pub covered: u64,
 }
 
-/// What was known when the server was gone.
+/// What the demo knew when the server had ended.
 pub struct Crash {
     /// Records before this number were acknowledged.
     pub acknowledged: u64,
@@ -68,7 +68,7 @@ impl Cast {
         self.scratch.join("data")
     }
 
-    /// Where snapshots are kept, from the act on that needs them.
+    /// The repository's directory, used from the act on that puts snapshots.
     pub fn repository(&self) -> PathBuf {
         self.scratch.join("repository")
     }
@@ -97,8 +97,8 @@ impl Cast {
         Ok(self.server.insert(server))
     }
 
-    /// Waits until a repository has a snapshot of so many stream partitions and of the catalog, and the
-    /// server has said so.
+    /// Waits until a repository has a snapshot of this many stream partitions and of the catalog, and the
+    /// server has logged it.
     async fn wait_for_snapshots(&self, repository: &Path, partitions: u64) -> Result<(), Failure> {
         let began = Instant::now();
         let missing = || (0..=partitions).find(|p| !has_snapshot(&repository.join(p.to_string())));
@@ -135,7 +135,7 @@ fn has_snapshot(partition: &Path) -> bool {
     root.is_some_and(|root| root["retained_snapshots"].get(0).is_some())
 }
 
-/// Fails unless every record that was to be appended is.
+/// Fails unless every record was appended.
 fn whole(connection: &Connection, cast: &Cast, appended: &Appended) -> Result<(), Failure> {
     let Some(error) = &appended.broke else {
         return Ok(());
@@ -150,8 +150,8 @@ fn whole(connection: &Connection, cast: &Cast, appended: &Appended) -> Result<()
     ))
 }
 
-/// Reads the stream from its first record to its end, and compares: these many records, each once, in
-/// order. How long that took.
+/// Reads the stream from its first record to its end, and checks that it has these `count` records, each
+/// once, in order. Returns how long that took.
 async fn expect_records(cast: &Cast, count: u64) -> Result<Duration, Failure> {
     let connection = cast.connect().await?;
     let asked = connection.asked_stream(&cast.target);
@@ -185,7 +185,7 @@ fn io(operation: &str, path: &Path, error: &std::io::Error) -> Failure {
     Failure::wrong("io", format!("{operation} {}: {error}", path.display()))
 }
 
-/// An act that came too early.
+/// The failure of an act that needs the result of an earlier one.
 fn missing(what: &str) -> Failure {
     Failure::wrong("demo", format!("there is no {what} in this act"))
 }
@@ -197,7 +197,7 @@ pub enum Act {
     Opening,
     /// The server is killed in mid-append.
     Crash,
-    /// It comes back, and the append goes on.
+    /// The server is started again, and the append continues.
     Recovery,
     /// Everything is read back and compared.
     Proof,
@@ -205,9 +205,9 @@ pub enum Act {
     Database,
     /// The whole data directory is lost.
     Disk,
-    /// The same history is recovered from zero, and from a snapshot.
+    /// The same history is recovered from its beginning, and from a snapshot.
     Bound,
-    /// A service that follows a stream begins again with a snapshot of its own.
+    /// A service that follows a stream restarts from its own snapshot.
     Follow,
     /// An agent keeps its state in transactions.
     State,
@@ -242,11 +242,11 @@ impl Act {
         }
     }
 
-    /// Plays it.
+    /// Runs it.
     ///
     /// # Errors
     ///
-    /// What does not hold, and where.
+    /// What was checked and does not hold.
     pub async fn play(self, cast: &mut Cast) -> Result<(), Failure> {
         match self {
             Act::Opening => opening::play(cast).await,

@@ -1,4 +1,4 @@
-//! Starts a server, makes a stream, and lets somebody follow it.
+//! Starts a server, creates a stream, and starts the follower.
 
 use s2_sdk::types::{CreateBasinInput, CreateStreamInput};
 
@@ -48,7 +48,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
     Ok(())
 }
 
-/// As much of a record as fits on a line.
+/// The part of a record that fits on a line.
 fn excerpt(record: &[u8]) -> String {
     const WIDTH: usize = 90;
     let text: String = String::from_utf8_lossy(record)

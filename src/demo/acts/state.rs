@@ -1,7 +1,7 @@
 //! An agent that keeps its state in transactions: each flight updates three keys, or none.
 //!
-//! The server is killed in mid-commit. What was acknowledged is whole; and the state that a JSON snapshot
-//! and the commits after it give is the one that is there.
+//! The server is killed in mid-commit. Every acknowledged commit is complete afterwards, and a JSON snapshot
+//! with the commits after it gives the state that the server has.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +28,7 @@ use crate::term::{bytes, count, rate, took};
 const KILL_AFTER: u64 = 500;
 /// The agent.
 const AGENT: &str = "tower";
-/// The key that says how far it is; the others are airports.
+/// The key that holds the agent's progress; the other keys are airports.
 const PROGRESS: &str = "progress";
 
 pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
@@ -57,7 +57,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
     server.kill()?;
     server.gone().await?;
     let elapsed = began.elapsed();
-    // It ends with the connection.
+    // The task ends when the connection is lost.
     let _ = working.await;
     let known = acknowledged.load(Ordering::Relaxed);
     cast.stage.figure(
@@ -78,7 +78,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
         took(began.elapsed()),
         format_args!("after exec; the agent is at flight {}", count(version)),
     );
-    // One commit more than is known may have happened: its answer got lost.
+    // One commit more than was acknowledged may have been applied: its answer was lost.
     let at = progress["flights"].as_u64().unwrap_or_default();
     if at != version || !(known..=known + 1).contains(&at) {
         return Err(Failure::wrong(
@@ -134,7 +134,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
     let mut server = cast.server.take().ok_or_else(|| missing("server"))?;
     server.kill()?;
     server.gone().await?;
-    // It goes with the scratch directory anyway.
+    // If this fails, the directory is removed with the scratch directory.
     let _ = std::fs::remove_dir_all(&data);
     Ok(())
 }
@@ -151,7 +151,7 @@ fn failed(status: Status) -> Failure {
     Failure::wrong("demo", status.message().to_owned())
 }
 
-/// Flights, one transaction each, until the server is gone.
+/// Commits flights, one transaction each, until the server is gone.
 async fn work(mut client: Client, flights: Arc<Records>, acknowledged: Arc<AtomicU64>) {
     let mut number = 1;
     while transaction(&mut client, number, &flights).await.is_ok() {
@@ -160,7 +160,7 @@ async fn work(mut client: Client, flights: Arc<Records>, acknowledged: Arc<Atomi
     }
 }
 
-/// Counts a flight.
+/// Commits one flight: its origin, its destination and the progress.
 async fn transaction(client: &mut Client, number: u64, flights: &Records) -> Result<(), Status> {
     let begun = client
         .begin_transaction(BeginTransactionRequest { timeout_ms: None })

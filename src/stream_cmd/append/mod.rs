@@ -1,20 +1,21 @@
 //! `esker stream append`.
 //!
-//! Batches go over one append session, several under way at a time; acknowledgements come back in
-//! order. The session repeats a batch only if it cannot have been appended. When it breaks because the
-//! server is away, the server is waited for, what was under way is looked for in the stream
-//! ([`resumption`]), and a new session goes on. Otherwise the message says what was acknowledged, and how
-//! many records may be in the stream or not.
+//! Batches are sent over one append session, several under way at a time; acknowledgements arrive in order.
+//! The session repeats a batch only if it certainly was not appended. When it breaks because the server is
+//! unreachable, the command waits for the server, searches the stream for the batches that were under way
+//! ([`resumption`]), and continues with a new session. Otherwise the message reports what was acknowledged,
+//! and how many records may or may not be in the stream.
 //!
-//! A batch that is still on its way over the lost connection may reach the server after that look. So each
-//! batch is sent on the condition that it gets the sequence number that follows the one before: what was
-//! repeated has taken that number, and the late one is refused. The condition also fails when others
-//! append to the stream. After [`MAX_MISMATCHES`](session) of these, batches are sent without it.
+//! A batch that is still in transit over the lost connection may reach the server after that search. So each
+//! batch is sent on the condition that it gets the sequence number that follows the previous batch: a
+//! repeated batch has taken that number, and the late one is refused. The condition also fails when other
+//! clients append to the stream. After [`MAX_MISMATCHES`](session) such failures, batches are sent without
+//! it.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`source`] | where lines come from |
-//! | [`session`] | batches on their way |
+//! | [`source`] | the input: a file or standard input |
+//! | [`session`] | batches under way |
 //! | [`summary`] | what was acknowledged |
 
 mod session;
@@ -40,9 +41,9 @@ use crate::failure::Failure;
 use crate::interrupts::Interrupts;
 use crate::json;
 
-/// How long a server that went away is waited for, unless it is said.
+/// How long the command waits for an unreachable server by default.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(60);
-/// What an append leaves that ends without an account.
+/// What an append may leave behind when it ends without a summary.
 const IN_DOUBT: &str = "records that were on their way may be in the stream: `esker stream check-tail` \
                         shows where it ends";
 
@@ -141,7 +142,7 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
     let Appending { done, .. } = appending;
     let summary = match end {
         Ok(End::Input) => return done.print(&args),
-        // Whoever types has said that this is all.
+        // For typed input, Ctrl-C is a regular end.
         Ok(End::Interrupted) if is_typed => return done.print(&args),
         Ok(End::Interrupted) => {
             Failure::wrong("interrupted", "interrupted before the end of the input")
@@ -158,7 +159,7 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
     }
 }
 
-/// Makes the stream if that was asked for; else says early if there is none. Returns where it ends.
+/// Creates the stream if `--create` was given; otherwise fails early if it does not exist. Returns its tail.
 async fn prepare(connection: &Connection, args: &Args) -> Result<u64, Failure> {
     let target = &args.stream;
     if args.create {
@@ -175,7 +176,7 @@ async fn prepare(connection: &Connection, args: &Args) -> Result<u64, Failure> {
     let code = error
         .request_error()
         .and_then(|e| e.server_error()?.known_code());
-    // The basin may be one that makes streams when they are appended to.
+    // The basin may create streams on append.
     if code == Some(ErrorCode::StreamNotFound) {
         let config = connection
             .account()

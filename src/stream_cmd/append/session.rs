@@ -1,4 +1,4 @@
-//! Batches on their way over append sessions.
+//! Batches under way over append sessions.
 
 use std::collections::VecDeque;
 
@@ -18,33 +18,33 @@ use crate::stream_cmd::lines::{Batch, LineError};
 use crate::stream_cmd::resumption::{self, Doubtful, Resumption, Settled};
 use crate::term::{plain_lines, records};
 
-/// Bytes of batches that are under way, which is also what this keeps in memory of them.
+/// Limit of the bytes of batches under way, and of the memory for them.
 const UNACKNOWLEDGED_BYTES: u32 = 8 * 1024 * 1024;
-/// How often others may append between this command's batches until these are sent without a condition on
-/// their sequence numbers: each time, what was under way is sent again.
+/// How often other clients may append between this command's batches before these are sent without a
+/// condition on their sequence numbers: each time, the batches under way are sent again.
 const MAX_MISMATCHES: u32 = 3;
 
-/// Why it ended without failing.
+/// How an append ended that did not fail.
 pub enum End {
     /// The input ended, and everything is acknowledged.
     Input,
-    /// Ctrl-C; what was under way is acknowledged.
+    /// Ctrl-C; the batches under way are acknowledged.
     Interrupted,
 }
 
-/// Batches on their way.
+/// An append: the batches under way, and those to be sent.
 pub struct Appending<'a> {
     connection: &'a Connection,
     args: &'a Args,
     bar: ProgressBar,
-    /// The sequence number that the next batch has to get, if that matters.
+    /// The sequence number that the next batch has to get, if `--match-seq-num` was given.
     expected: Option<u64>,
     /// Where the stream ended before the first batch.
     tail: u64,
-    /// The sequence number that the next batch gets if nobody else appends; none if that is not made a
-    /// condition.
+    /// The sequence number that the next batch gets if no other client appends; `None` if batches are sent
+    /// without this condition.
     next: Option<u64>,
-    /// How often others have appended in between.
+    /// How often other clients have appended in between.
     mismatches: u32,
     /// Batches that are certainly not in the stream, and are sent before the next line is read.
     again: VecDeque<Doubtful>,
@@ -55,7 +55,7 @@ pub struct Appending<'a> {
     open: bool,
     bad_line: Option<LineError>,
     signals: Interrupts,
-    /// Those that came.
+    /// Signals that arrived.
     interrupts: u32,
     pub done: Done,
 }
@@ -68,12 +68,12 @@ struct Under {
 
 /// Why a session ended before everything was acknowledged.
 enum Broken {
-    /// The server is away; what was under way is in doubt.
+    /// The server is unreachable or takes nothing; the batches under way are in doubt.
     Away(Failure),
-    /// Others have appended, up to this sequence number; what was under way is not in the stream, or in
-    /// doubt.
+    /// Other clients have appended, up to this sequence number; the batches under way are not in the stream,
+    /// or in doubt.
     Others(u64),
-    /// There is no point in going on.
+    /// A retry would not help.
     Over(Failure),
 }
 
@@ -85,7 +85,7 @@ impl<'a> Appending<'a> {
         tail: u64,
         signals: Interrupts,
     ) -> Self {
-        // Nothing is repeated if nobody waits for a server that goes away.
+        // With a reconnect timeout of zero nothing is repeated, so no condition is needed.
         let repeats = !args.patience().is_zero() && args.match_seq_num.is_none();
         Appending {
             connection,
@@ -142,7 +142,7 @@ impl<'a> Appending<'a> {
                     } else {
                         format!("[lost {address}; waiting for it]")
                     });
-                    // Without a line to append there is no need of a server.
+                    // Without a line to append, the server is not needed.
                     if self.doubtful.is_empty() && !self.next_batch(&mut batches).await {
                         break;
                     }
@@ -160,8 +160,8 @@ impl<'a> Appending<'a> {
         }
     }
 
-    /// Whether the server took nothing of the first batch, and nobody has said how long it is waited for:
-    /// whoever begins wants to know why. Who is in the middle waits.
+    /// Whether the server refused the first batch, and `--reconnect` was not given. Such a refusal ends the
+    /// command, so that the user learns the reason; a later one is retried.
     fn is_refused_at_once(&self, failure: &Failure) -> bool {
         let is_first = self.done.records == 0 && self.args.reconnect.is_none();
         is_first && resumption::is_refusal(failure)
@@ -179,7 +179,7 @@ impl<'a> Appending<'a> {
             .connection
             .session(&self.args.stream)
             .append_session(config);
-        // It waits until what is under way leaves room for it.
+        // A batch that waits until the batches under way leave room for it.
         let mut waiting: Option<Doubtful> = None;
         loop {
             waiting = waiting.or_else(|| self.again.pop_front());
@@ -245,7 +245,7 @@ impl<'a> Appending<'a> {
         }
     }
 
-    /// Only acknowledgements are waited for any more.
+    /// Prints how many records the command still waits for.
     fn say_what_is_under_way(&self) {
         let under_way = self.under_way.iter().map(|under| under.batch.records.len());
         match under_way.sum::<usize>() as u64 {
@@ -257,7 +257,7 @@ impl<'a> Appending<'a> {
         }
     }
 
-    /// What was not sent comes behind what was.
+    /// Puts batches that were not sent behind those that were.
     fn never_sent(&mut self, batch: Option<Doubtful>) {
         self.doubtful.extend(batch);
         self.doubtful.append(&mut self.again);
@@ -283,7 +283,7 @@ impl<'a> Appending<'a> {
         self.under_way.push_back(Under { ticket, batch });
     }
 
-    /// A batch that is not sent yet, with the sequence number that it has to get.
+    /// A batch that was not sent yet, with the sequence number that it has to get.
     fn numbered(&mut self, batch: Batch) -> Doubtful {
         let expected = self.expected;
         if let Some(expected) = &mut self.expected {
@@ -297,7 +297,7 @@ impl<'a> Appending<'a> {
         }
     }
 
-    /// Waits for the next batch of the input; whether there is one.
+    /// Waits for the next batch of the input. Returns whether there is one.
     async fn next_batch(&mut self, batches: &mut mpsc::Receiver<Result<Batch, LineError>>) -> bool {
         let batch = match self.open {
             false => None,
@@ -350,7 +350,7 @@ impl<'a> Appending<'a> {
         });
     }
 
-    /// The session is over: looks at what else was under way.
+    /// Ends the session: sorts the other batches under way into acknowledged and in doubt.
     fn broken(&mut self, error: &AppendSessionError) -> Broken {
         for mut under in std::mem::take(&mut self.under_way) {
             match (&mut under.ticket).now_or_never() {
@@ -362,7 +362,7 @@ impl<'a> Appending<'a> {
                 }),
             }
         }
-        // A condition that nobody asked for.
+        // The failed condition was this command's own, not the user's.
         if let (Some(tail), None) = (mismatch(error), self.args.match_seq_num) {
             return Broken::Others(tail);
         }
@@ -374,7 +374,7 @@ impl<'a> Appending<'a> {
         }
     }
 
-    /// Waits for the server, and brings what was under way into the stream.
+    /// Waits for the server, and ensures that the batches in doubt are in the stream.
     async fn resume(&mut self) -> Result<(), Failure> {
         let resumption = Resumption {
             connection: self.connection,
@@ -402,7 +402,7 @@ impl<'a> Appending<'a> {
         Ok(())
     }
 
-    /// Nothing more is tried: what is in doubt stays so.
+    /// Gives up: counts the records that stay in doubt.
     fn given_up(&mut self, failure: Failure) -> Failure {
         let unknown = self.doubtful.iter().filter(|batch| batch.may_be_there);
         self.done.unknown = unknown.map(|batch| batch.records.len() as u64).sum();
@@ -410,8 +410,8 @@ impl<'a> Appending<'a> {
     }
 }
 
-/// Where the stream ends, if an append was refused because its records would not have got the sequence number
-/// that was asked for.
+/// The tail of the stream, if an append was refused because its records would not have got the expected
+/// sequence number.
 fn mismatch(error: &AppendSessionError) -> Option<u64> {
     match error {
         AppendSessionError::Append(AppendError::ConditionFailed(
@@ -432,7 +432,7 @@ fn remark(text: &str) {
     remark!("{text}");
 }
 
-/// The answer to the oldest batch under way. Safe to drop before it answers.
+/// The answer to the oldest batch under way. Cancel safe.
 async fn next(under_way: &mut VecDeque<Under>) -> (Under, Result<AppendAck, AppendSessionError>) {
     let answer = match under_way.front_mut() {
         Some(under) => (&mut under.ticket).await,
@@ -440,7 +440,7 @@ async fn next(under_way: &mut VecDeque<Under>) -> (Under, Result<AppendAck, Appe
     };
     match under_way.pop_front() {
         Some(under) => (under, answer),
-        // There was one a moment ago.
+        // Unreachable: the batch was there before the wait.
         None => std::future::pending().await,
     }
 }

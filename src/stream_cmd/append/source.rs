@@ -1,4 +1,4 @@
-//! Where lines come from.
+//! The input of an append: a file or standard input.
 
 use std::fs::File;
 use std::io::{IsTerminal as _, Read};
@@ -9,17 +9,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::failure::Failure;
 use crate::output;
 
-/// Where lines come from.
+/// The input of an append: a file or standard input.
 pub struct Source {
     pub input: Box<dyn Read + Send>,
-    /// Bytes, if it is a file.
+    /// Size in bytes, if it is a file.
     size: Option<u64>,
-    /// A person types them.
+    /// Whether a person types the lines.
     pub is_typed: bool,
 }
 
 impl Source {
-    /// Opens a file, or takes standard input.
+    /// Opens a file, or standard input without a path.
     pub fn open(path: Option<&Path>) -> Result<Source, Failure> {
         let Some(path) = path.filter(|path| *path != "-") else {
             return Ok(Source {

@@ -1,4 +1,4 @@
-//! What was acknowledged, as it is printed at the end.
+//! The summary that is printed at the end: what was acknowledged.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::output::print;
 use crate::stream_cmd::target::StreamTarget;
 use crate::term::{bytes, count, rate, records, took};
 
-/// Records from which on the summary shows their rate.
+/// Fewest records for which the summary shows a rate.
 const RATE_FROM: u64 = 1000;
 
 /// What was acknowledged so far.
@@ -22,7 +22,7 @@ pub struct Done {
     bytes: u64,
     /// The first sequence number, and the one after the last.
     pub range: Option<(u64, u64)>,
-    /// Records that may be in the stream or not.
+    /// Records that may or may not be in the stream.
     pub unknown: u64,
 }
 
@@ -69,7 +69,7 @@ impl Done {
         if self.records == 0 {
             return print("nothing to append: the input has no line");
         }
-        // Of a few records it would say nothing.
+        // A rate of a few records would mean nothing.
         let rate = match self.records {
             0..RATE_FROM => String::new(),
             n => format!(", {}", rate(n, self.took)),
@@ -95,7 +95,7 @@ impl Done {
         })
     }
 
-    /// For the message of a failure.
+    /// The summary as a part of a failure's message.
     pub fn so_far(&self, target: &StreamTarget) -> String {
         let before = match self.records {
             0 => "before that, nothing was appended".to_owned(),

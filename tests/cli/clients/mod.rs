@@ -1,5 +1,5 @@
-//! The programs on the pages of `docs/guides/clients`, as they stand. That of curl is in
-//! [`transcripts`](crate::transcripts), and Go's is run by nobody.
+//! Runs the programs on the pages of `docs/guides/clients` unchanged. The one of curl is in
+//! [`transcripts`](crate::transcripts), and the one of Go is not run.
 
 mod orders;
 
@@ -13,7 +13,7 @@ fn page(name: &str) -> String {
     std::fs::read_to_string(dir.join(name)).unwrap()
 }
 
-/// The blocks of a page that are in this language.
+/// The code blocks of a page in a language.
 fn blocks(page: &str, language: &str) -> Vec<String> {
     let begin = format!("```{language}\n");
     page.split(&begin)
@@ -22,14 +22,14 @@ fn blocks(page: &str, language: &str) -> Vec<String> {
         .collect()
 }
 
-/// Programs of a page, each with what the page says that it prints.
+/// Programs of a page, each with its output as the page shows it.
 fn programs(page: &str, language: &str) -> Vec<(String, String)> {
     let (programs, printed) = (blocks(page, language), blocks(page, "text"));
     assert_eq!(programs.len(), printed.len());
     programs.into_iter().zip(printed).collect()
 }
 
-/// Runs a program against a server of its own, whose URL or address is the argument.
+/// Runs a program against a new server, whose URL or address is the argument, and checks its output.
 fn prints(interpreter: &Path, name: &str, program: &str, printed: &str) {
     let server = Server::start();
     let dir = tempfile::tempdir().unwrap();
@@ -69,7 +69,7 @@ fn the_programs_on_the_page_of_python_print_what_it_says() {
     }
 }
 
-/// Where Node is installed: it is no prerequisite of the project.
+/// Runs where Node is installed, which is no prerequisite of the project.
 #[test]
 fn the_module_on_the_page_of_typescript_prints_what_it_says() {
     let mut node = Command::new("node");

@@ -6,7 +6,7 @@ use s2_sdk::types::{
 
 type Anything = Box<dyn std::error::Error>;
 
-/// Appends two records to a new stream, and answers what is read of it.
+/// Appends two records to a new stream, and returns what is read from it.
 pub async fn orders(server: &str) -> Result<Vec<(u64, String)>, Anything> {
     // Esker looks at no token.
     let config = S2Config::new("none").with_endpoints(S2Endpoints::for_endpoint(server)?);

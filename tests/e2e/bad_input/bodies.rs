@@ -1,4 +1,4 @@
-//! Bodies that are too large, of another kind, or nested without end.
+//! Bodies that are too large, of another type, or nested without end.
 
 use std::time::{Duration, Instant};
 
@@ -105,7 +105,7 @@ async fn nesting_without_end_is_refused() {
                 .await
                 .refused(400, "bad_json");
         }
-        // What is not known is skipped, however deep it is.
+        // Unknown fields are skipped, however deep they are.
         for body in [&nested, &objects] {
             http.put("/v1/streams/other")
                 .basin("test-basin")
@@ -116,7 +116,7 @@ async fn nesting_without_end_is_refused() {
             http.get("/health").send().await.expect(200);
         }
     }
-    // A message that claims to be longer than it is, or nests where nothing nests.
+    // A message whose length is beyond its end, or that nests where nothing nests.
     let http = server.http2();
     for body in [
         &[0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f][..],
@@ -171,7 +171,7 @@ async fn a_body_of_another_kind_than_it_says_is_refused() {
                 .await
                 .refused(415, "bad_header");
         }
-        // Protobuf without anything in it is a batch of no records.
+        // Empty protobuf is a batch without records.
         post("application/protobuf")
             .send()
             .await

@@ -1,4 +1,4 @@
-//! Frames of append sessions that are none.
+//! Invalid frames of append sessions.
 
 use bytes::Bytes;
 use s2_api::v1::stream::proto::AppendAck;

@@ -1,4 +1,5 @@
-//! Input that breaks a rule: refused with a status and a code that say so, and nothing is appended.
+//! Input that breaks a rule: it is refused with a status and a code that name the rule, and nothing is
+//! appended.
 
 mod bodies;
 mod frames;
@@ -21,7 +22,7 @@ async fn orders() -> (Server, S2Stream) {
     (server, stream)
 }
 
-/// The server is well, and nothing was appended.
+/// Checks that the server works, and nothing was appended.
 async fn untouched(server: &Server, stream: &S2Stream) {
     let health = server.http1().get("/health").send().await;
     assert_eq!(health.expect(200).text(), "OK");

@@ -6,7 +6,7 @@ use crate::support::Server;
 use crate::support::http::TRANSPORTS;
 use crate::support::sdk;
 
-/// A name as a path segment: every byte that is not plain is encoded.
+/// A name as a path segment: every reserved byte is percent-encoded.
 fn encoded(name: &str) -> String {
     use std::fmt::Write as _;
     let mut path = String::new();

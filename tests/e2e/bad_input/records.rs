@@ -1,4 +1,4 @@
-//! Batches and records that break a rule, in every form that an append takes.
+//! Batches and records that break a rule, in every form of an append.
 
 use bytes::Bytes;
 use s2_api::v1::stream::proto::{AppendAck, AppendInput, AppendRecord, Header};
@@ -205,7 +205,7 @@ async fn json_that_is_not_an_append_is_refused_with_its_place() {
             assert_eq!(answer.status, 400, "{body}: {}", answer.text());
             assert_eq!(answer.code(), "bad_json", "{body}");
         }
-        // Bodies that are not the base64 that they are said to be.
+        // Bodies that are declared as base64 and are not.
         for body in ["x", "====", "AAA", "AA==\n", "not base64!", "__--"] {
             http.post(RECORDS)
                 .basin("test-basin")
@@ -291,7 +291,7 @@ async fn settings_that_cannot_be_meant_are_refused() {
         let config = http.get("/v1/basins/test-basin").send().await.expect(200);
         assert_eq!(config.json()["default_stream_config"], json!(null));
     }
-    // Ages beyond all reason do no harm.
+    // Extremely large ages do no harm.
     for age in [u64::MAX, u64::MAX / 1000, 1 << 53] {
         let answer = server
             .http1()

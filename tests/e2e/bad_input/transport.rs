@@ -1,4 +1,4 @@
-//! Bytes that are no HTTP, or HTTP at its limits.
+//! Bytes that are not HTTP, and HTTP at its limits.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use super::{orders, untouched};
 use crate::support::{Server, soon};
 
-/// Sends bytes on a connection of their own, closes its sending side, and collects the answer.
+/// Sends bytes on a new connection, closes its sending side, and returns the answer.
 async fn raw(server: &Server, bytes: &[u8]) -> String {
     let mut connection = TcpStream::connect(server.address()).await.unwrap();
     // The server may close before it has read everything.
@@ -98,7 +98,7 @@ async fn a_refusal_also_reaches_a_client_that_sends_everything_before_it_listens
         let answer = String::from_utf8_lossy(&answer[..read.unwrap()]).into_owned();
         assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
         assert!(answer.contains(r#""code":"bad_json""#), "{answer}");
-        // The connection is as good as new.
+        // The connection can still be used.
         connection
             .write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
             .await

@@ -1,25 +1,24 @@
-//! Is there one order of events that explains all answers?
+//! Checks whether one order of events explains all answers.
 //!
-//! The stream is a log, so the order of its appends is known: their positions. What is not known is
-//! when each took effect: at some moment between its question and its answer, later than the one
-//! before it, earlier than the one behind it. An answer that names the tail `v` says that at some
-//! moment between its question and its answer exactly the first `v` appends had taken effect. So
-//! every answer is a bound on moments:
+//! The stream is a log, so the order of its appends is known: their positions. What is not known is the
+//! moment at which each took effect: it lies between its request and its answer, after the append before it
+//! and before the append after it. An answer that names the tail `v` means that at some moment between its
+//! request and its answer exactly the first `v` appends had taken effect. So every answer is a bound on
+//! moments:
 //!
-//! - append `p` took effect no earlier than it was asked for and no later than it was answered;
-//! - tail `v`, asked at `a` and answered at `b`: append `v − 1` took effect no later than `b`,
+//! - append `p` took effect no earlier than its request and no later than its answer;
+//! - tail `v`, requested at `a` and answered at `b`: append `v − 1` took effect no later than `b`,
 //!   append `v` no earlier than `a`;
 //! - a record read at position `p`: append `p` took effect no later than the answer.
 //!
-//! Together with the order of positions these bounds can be met or not, which two passes over the
-//! positions show: the earliest possible moments from the front, the latest from the back. (For a
-//! tail, meeting both of its bounds is enough: the later of `a` and the moment of append `v − 1` is
-//! a moment that fits.)
+//! Two passes over the positions show whether these bounds can be met in the order of positions: the earliest
+//! possible moments from the front, the latest from the back. (For a tail, meeting both of its bounds is
+//! enough: the later of `a` and the moment of append `v − 1` is a moment that fits.)
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// What a client was told.
+/// An answer to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Its append of record `id` is at position `at`; the tail is at least this.
@@ -43,7 +42,7 @@ pub enum Answer {
         /// The tail.
         tail: u64,
     },
-    /// These records are at `from` and after; behind them is the tail, if it was reached.
+    /// These records are at `from` and after; if the read reached the tail, it is `reached`.
     Read {
         /// Position of the first one.
         from: u64,
@@ -55,7 +54,7 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// A tail that it names or implies.
+    /// The tail that the answer names or implies.
     pub fn tail_seen(&self) -> Option<u64> {
         match self {
             Answer::Appended { tail, .. }
@@ -66,14 +65,14 @@ impl Answer {
     }
 }
 
-/// A question and its answer, with the moments of both on one clock.
+/// A request and its answer, with the moments of both on one clock.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// When it was asked.
+    /// The moment of the request.
     pub asked: Duration,
-    /// When it was answered.
+    /// The moment of the answer.
     pub answered: Duration,
-    /// What.
+    /// The answer.
     pub answer: Answer,
 }
 
@@ -155,8 +154,8 @@ fn index(at: u64) -> Option<usize> {
     usize::try_from(at).ok()
 }
 
-/// What was appended is where it was said to be, once; what was refused is not there; what was read
-/// is what is there.
+/// Checks that appended records are at their acknowledged positions, once; that refused ones are absent; and
+/// that what was read is what the stream holds.
 fn check_contents(events: &[Event], contents: &[u64]) -> Result<(), String> {
     let mut places: HashMap<u64, usize> = HashMap::new();
     for (at, id) in contents.iter().enumerate() {
@@ -203,7 +202,7 @@ fn check_contents(events: &[Event], contents: &[u64]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    //! That it finds each fault, and none where there is none.
+    //! Tests that the checker finds each fault, and none where there is none.
 
     use super::*;
 
@@ -233,7 +232,7 @@ mod tests {
         event(asked, answered, Answer::Read { from, ids, reached })
     }
 
-    /// Three appends one after the other: records 10, 11, 12.
+    /// Three consecutive appends: records 10, 11, 12.
     fn three() -> Vec<Event> {
         vec![
             appended(0, 10, 10, 0),
@@ -262,12 +261,12 @@ mod tests {
     fn answers_that_one_order_explains_are_fine() {
         fine([]);
         fine([tail(11, 19, 1), tail(31, 39, 2), tail(51, 60, 3)]);
-        // While an append is under way, either tail will do, and from one to the next it may rise.
+        // While an append is under way, either tail is possible, and it may rise from one answer to the next.
         fine([tail(21, 22, 1), tail(23, 24, 2), tail(25, 29, 2)]);
         fine([refused(21, 29, 99, 1), refused(22, 28, 98, 2)]);
         fine([read(45, 46, 0, &[10, 11, 12], Some(3))]);
         fine([read(60, 70, 1, &[11], None)]);
-        // Many at the same time, in any order of positions.
+        // Many concurrent appends, in any order of positions.
         let events = [
             appended(0, 100, 12, 0),
             appended(0, 100, 10, 1),
@@ -309,7 +308,7 @@ mod tests {
 
     #[test]
     fn positions_against_real_time_are_found() {
-        // The one at 0 was asked for after the one at 1 had been answered.
+        // The append at 0 was requested after the one at 1 had been answered.
         let events = [appended(20, 30, 10, 0), appended(0, 10, 11, 1)];
         assert!(check(&events, &[10, 11]).is_err());
     }
@@ -328,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_tail_that_goes_back_is_found() {
-        // Both lie within the time of an append, but in this order no moment fits.
+        // Both answers fall within the time of an append, but in this order no moment fits.
         faulty([tail(21, 22, 2), tail(23, 24, 1)]);
     }
 

@@ -1,8 +1,8 @@
-//! A stream is one log, whoever asks and whenever.
+//! A stream is linearizable: it is one log for all clients at any time.
 //!
-//! Many clients append (with and without an expected sequence number), ask for the tail and read,
-//! all at once, and note when they asked and when they were answered. The [`checker`] then looks
-//! whether there is any one order of events that explains all answers.
+//! Many clients append (with and without an expected sequence number), request the tail and read, all at
+//! once, and record the moments of requests and answers. The [`checker`] then searches for an order of events
+//! that explains all answers.
 
 mod checker;
 
@@ -31,7 +31,7 @@ async fn client(stream: S2Stream, began: Instant, client: u64, seed: u64) -> Vec
         let asked = began.elapsed();
         let answer = match rng.random_range(0..10) {
             0..5 => {
-                // Mostly where it believes the tail to be.
+                // Mostly at the tail that it assumes.
                 let expected = believed_tail + u64::from(rng.random_ratio(1, 10));
                 let input = sdk::input([id.to_string()]).with_match_seq_num(expected);
                 append(&stream, input, id).await
@@ -96,7 +96,7 @@ async fn history(server: &Server, seed: u64) -> (Vec<Event>, Vec<u64>) {
     let began = Instant::now();
     let clients: Vec<_> = (0..CLIENTS)
         .map(|number| {
-            // A connection for each.
+            // Each client has its own connection.
             let s2 = Arc::new(server.sdk());
             let stream = s2
                 .basin(sdk::basin_name("test-basin"))

@@ -41,7 +41,7 @@ async fn events_have_cumulative_ids_and_a_resumed_read_deducts_what_was_delivere
         let rest = events.rest().await;
         assert_eq!(rest.len(), 1, "the limit is used up: {rest:?}");
     }
-    // Made-up numbers count as they are, and the largest do no harm.
+    // Invented counters in the id are used as they are, and the largest ones do no harm.
     sdk::append(&stream, ["x", "x"]).await;
     let huge = format!("0,{},{}", usize::MAX - 1, usize::MAX);
     let mut events = Events::open(

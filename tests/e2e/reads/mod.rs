@@ -92,7 +92,7 @@ async fn a_unary_read_answers_at_most_1000_records_and_1_mib() {
         let answer = get(&http, query).await.expect(200).json();
         assert_eq!(seq_nums(&answer), [2100, 2101], "{query}");
     }
-    // The largest record fits alone.
+    // A batch can have the largest record alone.
     sdk::append(&stream, [vec![b'y'; 1024 * 1024 - 8]]).await;
     let answer = get(&http, "tail_offset=1").await.expect(200).json();
     assert_eq!(seq_nums(&answer), [2103]);
@@ -129,7 +129,7 @@ async fn only_one_start_can_be_given_and_it_has_to_be_a_number() {
     ] {
         get(&http, query).await.refused(400, "bad_query");
     }
-    // What is not known is not meant for us.
+    // Unknown parameters are ignored.
     get(&http, "seq_num=0&unheard=of").await.expect(200);
 }
 

@@ -12,7 +12,7 @@ use crate::support::events::Events;
 use crate::support::frames::{self, Output};
 use crate::support::http::{Answer, TRANSPORTS};
 
-/// What a stream holds, and what a read of it is to answer.
+/// The content of a stream, and the expected answers to reads of it.
 struct Model {
     /// Sequence number, timestamp, metered bytes.
     records: Vec<(u64, u64, usize)>,
@@ -64,8 +64,8 @@ impl Query {
 }
 
 impl Model {
-    /// A read that does not wait, within the limits of one batch if it is `unary`. One that is not
-    /// and has no limits either would follow, and so may begin at the tail.
+    /// The answer to a read that does not wait, within the limits of one batch if it is `unary`. A read that
+    /// is not unary and has no limits either would follow, and so may begin at the tail.
     fn read(&self, query: Query, unary: bool) -> Expected {
         if let (From::Timestamp(from), Some(until)) = (query.from, query.until)
             && from >= until
@@ -117,8 +117,8 @@ impl Model {
     }
 }
 
-/// A stream with batches of all sizes, equal timestamps within and over batches, gaps between them,
-/// and a trim point inside of a batch.
+/// A stream with batches of all sizes, equal timestamps within and across batches, gaps between them, and a
+/// trim point inside a batch.
 async fn varied(server: &Server, rng: &mut StdRng) -> Model {
     let stream = orders(server).await;
     let mut records = Vec::new();

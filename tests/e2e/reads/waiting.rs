@@ -24,7 +24,7 @@ async fn a_read_at_the_tail_waits_for_what_comes_and_no_longer_than_it_said() {
         within(took, Duration::from_millis(1800))
     })
     .await;
-    // Not in vain, on each transport, with and without limits.
+    // Reads that are woken, on each transport, with and without limits.
     for (transport, limits) in TRANSPORTS.into_iter().zip(["", "&count=10&bytes=1000"]) {
         let http = server.http(transport);
         in_time("a wait not in vain", async |_| {
@@ -38,7 +38,7 @@ async fn a_read_at_the_tail_waits_for_what_comes_and_no_longer_than_it_said() {
             assert_eq!(seq_nums(&answer.expect(200).json()), [next, next + 1]);
             let took = started.elapsed();
             assert!(took >= Duration::from_millis(150), "{took:?}");
-            // Far from the thirty seconds of one that is not woken.
+            // Much less than the thirty seconds of a read that is not woken.
             within(took, Duration::from_secs(10))
         })
         .await;
@@ -73,7 +73,7 @@ async fn new_records_put_the_end_of_a_sessions_wait_off() {
                 let sent = Instant::now();
                 sdk::append(&stream, [format!("{i}")]).await;
                 longest = longest.max(put_off.elapsed());
-                // Not before this, at least.
+                // The deadline moves at least to this moment.
                 put_off = sent;
             }
             longest
@@ -81,7 +81,7 @@ async fn new_records_put_the_end_of_a_sessions_wait_off() {
         let outputs = soon("the end of a session", session.rest());
         let (outputs, longest) = tokio::join!(outputs, append);
         let waited = put_off.elapsed();
-        // Otherwise it may have ended before a record came, and rightly so.
+        // With a longer delay, the read may have ended before a record arrived, correctly.
         within(longest, WAIT)?;
         let records: Vec<u64> = outputs
             .iter()
@@ -117,7 +117,7 @@ async fn a_waiting_read_ends_at_its_limits_also_within_a_batch_that_comes_live()
     let mut by_bytes = open("bytes=20").await;
     let mut too_small = open("bytes=8").await;
     let mut until = open(&format!("until={LATE}")).await;
-    // All of them have reached the tail.
+    // All sessions have reached the tail.
     for session in [&mut by_count, &mut by_bytes, &mut too_small, &mut until] {
         let heartbeat = session.next().await.message();
         assert!(heartbeat.records.is_empty());

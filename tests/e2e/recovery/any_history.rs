@@ -1,8 +1,8 @@
-//! Any history, snapshots anywhere, losses anywhere: what is there afterwards is what a model says.
+//! Random histories, snapshots and losses: the state afterwards has to agree with a model.
 //!
-//! The model knows what each partition had after each step. A plain start has to bring back all of it;
-//! one that may lose something has to end at one of those moments, not before the newest copy that is
-//! left, with every stream of the partition at the same moment.
+//! The model has the state of each partition after each step. A plain start has to recover the last one; a
+//! start that may lose something has to end at one of these moments, not before the newest copy that is left,
+//! with every stream of the partition at the same moment.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -25,7 +25,7 @@ use crate::support::{Server, eventually};
 
 const BASIN: &str = "model-basin";
 
-/// What a stream has, by the model.
+/// The content of a stream in the model.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Acknowledged {
     records: BTreeMap<u64, Vec<u8>>,
@@ -35,15 +35,15 @@ struct Acknowledged {
 /// Streams of one partition, by name.
 type Moment = BTreeMap<String, Acknowledged>;
 
-/// What a partition had after each step, in its present lineage.
+/// The states of a partition after each step, in its present lineage.
 #[derive(Debug)]
 struct Line {
     moments: Vec<Moment>,
-    /// Where in `moments` the lineage began: a log reaches back no further.
+    /// Index in `moments` at which the lineage began: a log reaches back no further.
     begun: usize,
-    /// Where each snapshot in the repository is in `moments`.
+    /// Index in `moments` of each snapshot in the repository.
     snapshots: BTreeMap<String, usize>,
-    /// How far the database's files go at least.
+    /// Index in `moments` up to which the database's files go at least.
     durable: usize,
 }
 
@@ -52,7 +52,7 @@ impl Line {
         self.moments.len() - 1
     }
 
-    /// Where the newest snapshot is that ends at or below an LSN.
+    /// Index in `moments` of the newest snapshot that ends at or below an LSN.
     fn as_of(&self, lsn: &str) -> Option<usize> {
         let ends = |dir: &str| dir.split_once('-').map(|(lsn, _)| lsn.to_owned());
         let below = |(dir, _): &(&String, &usize)| ends(dir).is_some_and(|end| end.as_str() <= lsn);
@@ -60,7 +60,7 @@ impl Line {
         below.map(|(_, moment)| *moment).max()
     }
 
-    /// What a step makes of the newest moment.
+    /// Adds the moment that a change makes of the newest one.
     fn step(&mut self, change: impl FnOnce(&mut Moment)) {
         let mut next = self.moments[self.last()].clone();
         change(&mut next);
@@ -80,11 +80,11 @@ struct World {
     rng: StdRng,
     node: Node,
     server: Server,
-    /// By partition; of the catalog nothing changes after the beginning.
+    /// By partition; the catalog does not change after the beginning.
     lines: BTreeMap<u64, Line>,
-    /// Of all streams that ever were.
+    /// The partition of every stream that ever existed.
     partition_of: BTreeMap<String, u64>,
-    /// Sequence numbers that were acknowledged, ever.
+    /// All sequence numbers that were ever acknowledged.
     given: BTreeMap<String, BTreeSet<u64>>,
     /// Objects of the repository that were damaged.
     damaged: BTreeSet<String>,
@@ -116,7 +116,7 @@ impl World {
             losses: 0,
         };
         world.node.target.roots().await;
-        // The first ones may be from before the basin.
+        // The first snapshots may be older than the basin.
         for partition in 0..=PARTITIONS {
             world.put_snapshot(partition).await;
         }
@@ -167,7 +167,7 @@ impl World {
         let before = log_ends(&self.server).await;
         let basin = self.server.sdk().basin(basin_name(BASIN));
         sdk::stream(&basin, &name).await;
-        // Nothing else is going on, so that tells where it is.
+        // Nothing else happens, so the partition with one more entry is the stream's.
         let partition = eventually("a partition with one entry more", async || {
             let now = log_ends(&self.server).await;
             (1..=PARTITIONS).find(|p| now[*p as usize] > before[*p as usize])
@@ -248,7 +248,7 @@ impl World {
         line.durable = newest;
     }
 
-    /// Snapshots that were put unasked, since nothing was done.
+    /// Records the snapshots that were put without a request since the last step.
     fn note_snapshots(&mut self) {
         for (partition, line) in &mut self.lines {
             let newest = line.last();
@@ -260,7 +260,7 @@ impl World {
         }
     }
 
-    /// The moments of the snapshots in the repository that are whole, of the newest one first.
+    /// The moments of the undamaged snapshots in the repository, newest first.
     fn whole(&self, partition: u64) -> Vec<usize> {
         let root = self.node.target.root(partition).expect("a root");
         let retained = root.retained().into_iter().enumerate();
@@ -274,15 +274,15 @@ impl World {
         whole.collect()
     }
 
-    /// Those of the present lineage: without one, a lineage that has just begun is taken
-    /// for somebody else's.
+    /// The number of those of the present lineage: without one, a lineage that has just begun is taken for
+    /// another cluster's.
     fn whole_of_line(&self, partition: u64) -> usize {
         let begun = self.lines[&partition].begun;
         let whole = self.whole(partition).into_iter();
         whole.filter(|moment| *moment >= begun).count()
     }
 
-    /// Damages some of the newest snapshots, and leaves at least one of the lineage whole.
+    /// Damages some of the newest snapshots, but leaves at least one of the lineage intact.
     fn damage(&mut self, partition: u64) {
         let left = self.whole_of_line(partition);
         for at in 0..self.rng.random_range(0..left) {
@@ -293,7 +293,7 @@ impl World {
                 false => self.damaged.extend(target.damage_or_forget(partition, at)),
             }
             if self.whole_of_line(partition) == 0 {
-                // Older ones have a file of it: that is put right again.
+                // Older snapshots share a damaged file, which is repaired.
                 for key in self.damaged.difference(&before) {
                     let mut content = target.get(key).unwrap();
                     let middle = content.len() / 2;
@@ -313,7 +313,7 @@ impl World {
             local_snapshots: self.rng.random_bool(0.5),
         };
         let everything = self.rng.random_bool(0.2);
-        // Incremental snapshots take over damage that was not noticed: nothing may be whole.
+        // Incremental snapshots inherit damage that was not noticed, so none may be intact.
         if (0..=PARTITIONS).any(|p| self.whole_of_line(p) == 0) {
             return;
         }
@@ -340,7 +340,7 @@ impl World {
             self.damage(partition);
         }
         self.note(&format!("lose {lost:?}"));
-        // What each partition has at least, and whether it is everything by promise.
+        // The least that each partition has to have, and whether everything is promised.
         let mut least = BTreeMap::new();
         let mut all_kept = true;
         for partition in 0..=PARTITIONS {
@@ -384,7 +384,8 @@ impl World {
         self.check(None).await;
     }
 
-    /// Everything is there; or, if something may be lost, each partition as of one moment.
+    /// Checks that everything is there; or, if something may be lost, that each partition is as of one
+    /// moment.
     async fn check(&mut self, least: Option<&BTreeMap<u64, usize>>) {
         let found = contents(&self.server.sdk()).await;
         let mut by_partition: BTreeMap<u64, Moment> = BTreeMap::new();
@@ -430,7 +431,7 @@ impl World {
     }
 }
 
-/// Names in a directory, if it is there.
+/// Names in a directory; none if it does not exist.
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten();
     let names = entries.map(|entry| entry.unwrap().file_name());
@@ -439,7 +440,7 @@ fn names(dir: &Path) -> Vec<String> {
         .collect()
 }
 
-/// The same records, and tails that are the same or moved on by whole gaps.
+/// Whether two moments have the same records, and tails that are the same or advanced by whole gaps.
 fn same_but_for_gaps(found: &Moment, told: &Moment) -> bool {
     let same = |(a, b): (&Acknowledged, &Acknowledged)| {
         a.records == b.records && a.tail >= b.tail && (a.tail - b.tail).is_multiple_of(GAP)

@@ -1,4 +1,4 @@
-//! Basins and the streams in them: a stream is found by its basin, which another partition has.
+//! Basins and the streams in them: a stream is found through its basin, which is in another partition.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use super::history::quiet;
 use super::target::{Kind, Node, PARTITIONS};
 use crate::support::{Server, eventually, sdk};
 
-/// The stream of these tests, whose basin no snapshot has at first.
+/// The stream of these tests. No snapshot has its basin at first.
 const STREAM: &str = "late-basin/orders";
 
 async fn status(server: &Server) -> Value {
@@ -15,7 +15,7 @@ async fn status(server: &Server) -> Value {
     status.expect(200).json()
 }
 
-/// A basin, and a stream in it with three records; the partition that has them.
+/// Creates a basin, and a stream in it with three records. Returns the stream's partition.
 async fn append(server: &Server) -> u64 {
     let before = ends(&status(server).await);
     let basin = sdk::basin(&server.sdk(), "late-basin").await;
@@ -39,7 +39,7 @@ async fn put_snapshot(server: &Server, partition: u64) {
     put.expect(200);
 }
 
-/// Every partition has its first snapshot, and none is due.
+/// A server on which every partition has its first snapshot, and none is due.
 async fn started(node: &Node) -> Server {
     let server = node.setup.start(&node.data()).await;
     node.target.roots().await;
@@ -66,16 +66,16 @@ async fn a_stream_survives_the_disk_once_its_own_partition_has_a_snapshot() {
 async fn a_stream_whose_basin_no_snapshot_has_is_at_risk() {
     let node = Node::new(Kind::Directory, quiet()).await;
     let mut server = started(&node).await;
-    // Nothing can be put of the catalog.
+    // No snapshot of the catalog can be put.
     let root = node.target.get("0/latest.json").unwrap();
     node.target.remove("0/latest.json");
     let partition = append(&server).await;
     put_snapshot(&server, partition).await;
     let of = |status: &Value, name: &str| status["partitions"][partition as usize][name].as_u64();
     let at_risk = of(&status(&server).await, "entries_at_risk").unwrap();
-    // The stream and what was appended to it.
+    // The stream, and its records.
     assert!(at_risk >= 2, "{at_risk}");
-    // It is put as soon as that is possible, also after a restart.
+    // The snapshot is put as soon as possible, also after a restart.
     server.kill();
     node.target.replace("0/latest.json", root);
     server.restart(&node.setup).await;
@@ -95,7 +95,7 @@ async fn streams_whose_basin_is_unknown_after_a_restore_are_reported_and_come_ba
     let partition = append(&server).await;
     put_snapshot(&server, partition).await;
     server.kill();
-    // The catalog as it was before the basin was made, as an earlier release left it.
+    // The catalog as of before the basin's creation, as an earlier release left it.
     for key in node
         .target
         .keys()
@@ -137,7 +137,7 @@ async fn streams_whose_basin_is_unknown_after_a_restore_are_reported_and_come_ba
         .and_then(|(_, rest)| rest.split_once(','))
         .and_then(|(id, _)| id.parse().ok())
         .unwrap();
-    // A basin of that name would not have it, and others are not given its id.
+    // A new basin of that name would not have the stream, and other basins do not get its id.
     sdk::basin(&server.sdk(), "other-basin").await;
     let adopt = async |basin: &str, id: u64| {
         let path = format!("/esker/v1/basins/{basin}/adopt");

@@ -1,4 +1,4 @@
-//! All that a client can read, and how two such sights compare.
+//! Everything that a client can read, and comparisons of it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use s2_sdk::{S2, S2Stream};
 
 use crate::support::sdk::{self, basin_name, stream_name};
 
-/// A sequence number is moved on by so much for each lineage that begins.
+/// Sequence numbers advance by this much for each new lineage.
 pub const GAP: u64 = 1 << 40;
 
 /// A record.
@@ -32,7 +32,7 @@ pub struct StreamContents {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents(pub BTreeMap<String, StreamContents>);
 
-/// Everything that a server has.
+/// Reads everything that a server has.
 pub async fn contents(s2: &S2) -> Contents {
     let mut all = BTreeMap::new();
     let basins = s2.list_basins(ListBasinsInput::new()).await.unwrap();
@@ -67,7 +67,7 @@ async fn stream_contents(stream: &S2Stream, created_at: String) -> StreamContent
     }
 }
 
-/// All records of a stream, gaps left out.
+/// All records of a stream, without gaps.
 pub async fn records(stream: &S2Stream) -> Vec<Kept> {
     let mut records: Vec<Kept> = Vec::new();
     loop {
@@ -93,7 +93,7 @@ pub fn stream(s2: &S2, at: &str) -> S2Stream {
 }
 
 impl Contents {
-    /// The same after lineages began: the tails are moved on.
+    /// The same after `forks` new lineages: the tails are advanced.
     pub fn after_forks(&self, forks: u64) -> Contents {
         let mut moved = self.clone();
         for stream in moved.0.values_mut() {
@@ -104,7 +104,7 @@ impl Contents {
 
     /// # Panics
     ///
-    /// If `self` is not what was wanted; with what differs.
+    /// If `self` differs from `wanted`; the message has the difference.
     pub fn are(&self, wanted: &Contents, context: &str) {
         let mut differences = String::new();
         for name in self.0.keys().chain(wanted.0.keys()) {

@@ -1,7 +1,7 @@
-//! Damaged blocks of the database, wherever they are met: open, scan, replay, reads.
+//! Damaged blocks of the database, found by an open, a scan, a replay or a read.
 //!
-//! The database's largest file holds settings, names and records of thousands of streams. Which of its
-//! blocks a start reads depends on the offset that is damaged, so several are tried.
+//! The database's largest file has settings, names and records of thousands of streams. Which of its blocks a
+//! start reads depends on the offset of the damage, so several are tried.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -23,14 +23,16 @@ const BASIN: &str = "many-streams";
 const STREAMS: usize = 3_000;
 /// Requests at a time.
 const AT_A_TIME: usize = 32;
-/// Every so many-th stream gets another record after the snapshot, so that replay reads many blocks.
+/// Each stream whose number is a multiple of this gets another record after the snapshot, so that replay
+/// reads many blocks.
 const LATE: usize = 4;
 /// Bytes that are flipped.
 const FLIPPED: usize = 64;
 /// Per mille of a file's length. The last is in its footer, which is read when it is opened.
 const OFFSETS: &[usize] = &[50, 300, 600, 920, 999];
 
-/// Servers whose log begins after the one snapshot that is retained, and is no way back by itself.
+/// Servers whose log begins after the one retained snapshot, so that the log alone is not enough for a
+/// recovery.
 fn setup() -> Setup {
     quiet().set("snapshots.num-retained=1")
 }
@@ -87,11 +89,11 @@ pub(super) async fn snapshot_all(server: &Server) {
     }
 }
 
-/// Reads everything that was acknowledged; what a read failed with.
+/// Reads everything that was acknowledged. The error is that of a read.
 ///
 /// # Panics
 ///
-/// If anything else is read.
+/// If anything but the acknowledged records is read.
 async fn read_all(s2: &S2, context: &str) -> Result<(), String> {
     let failure = Mutex::new(None);
     for_each(0..STREAMS, async |number| {
@@ -140,7 +142,7 @@ fn flipped(content: &[u8], per_mille: usize) -> Vec<u8> {
     content
 }
 
-/// Flips bytes of the database's file alone: checkpoints keep theirs.
+/// Flips bytes of the database's file alone: checkpoints keep the original.
 pub(super) fn damage_alone(path: &Path, per_mille: usize) {
     let content = flipped(&fs::read(path).unwrap(), per_mille);
     fs::remove_file(path).unwrap();
@@ -166,7 +168,8 @@ async fn a_damaged_block_wherever_it_is_met_costs_nothing_and_needs_nobody() {
     }
 }
 
-/// A start recovers from what it meets itself; for what a read meets, the server restarts itself.
+/// Checks that a server serves everything in the end: a start recovers from damage that it finds itself;
+/// after damage that a read finds, the server restarts itself.
 async fn serves_all_in_the_end(node: &Node, setup: &Setup, context: &str) {
     let server = setup.start(&node.data()).await;
     let starts = server.starts();
@@ -241,14 +244,14 @@ async fn damage_of_every_copy_ends_a_start_with_what_was_tried_and_what_to_do() 
                 node.target.replace(&key, flipped(&content, per_mille));
             }
         }
-        // What a start does not read itself is met by a read, and noted.
+        // Damage in blocks that the start does not read is found by a read, and recorded.
         let mut refused = None;
         for _ in 0..2 {
             match node.setup.try_start(&node.data()).await {
                 Ok(mut server) => {
                     let seen = read_all(&server.sdk(), "before").await;
                     assert!(seen.is_err(), "{per_mille}: no damage");
-                    // A start would end: the partitions that are well are served on.
+                    // A start would fail, so the undamaged partitions continue to be served.
                     let held = server.problem("restart_held_back").await;
                     assert!(held.contains("repository snapshot"), "{per_mille}: {held}");
                     let health = server.http1().get("/health").send().await.expect(503);
@@ -282,7 +285,7 @@ async fn damage_of_every_copy_ends_a_start_with_what_was_tried_and_what_to_do() 
 #[tokio::test]
 async fn a_lossy_restore_begins_no_lineage_with_a_damaged_block_of_the_database() {
     let node = killed_with_many_streams().await;
-    // What came after the snapshots is in the database and in the log, and then in the database alone.
+    // Records after the snapshots are in the database and in the log, and then in the database alone.
     let mut server = node.setup.start(&node.data()).await;
     server.stop().await;
     fs::remove_dir_all(node.data().join("log")).unwrap();
@@ -300,7 +303,7 @@ async fn a_lossy_restore_begins_no_lineage_with_a_damaged_block_of_the_database(
             assert_eq!(sdk::bodies(&read.records)[0], body(number), "{context}");
         })
         .await;
-        // What was acknowledged last may be in the damaged files alone.
+        // The last acknowledged records may be in the damaged files alone.
         let aside = fs::read_dir(node.data().join("damaged")).unwrap();
         let aside = aside.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         assert!(
@@ -340,7 +343,7 @@ async fn a_local_snapshot_that_cannot_be_read_now_is_not_passed_over_for_an_olde
         fs::remove_dir_all(node.data().join(lost)).unwrap();
     }
     let restoring = node.setup.clone().bootstrap("restore");
-    // No database can be made where blocks of local copies are compared.
+    // The directory in which blocks of local copies are compared is unusable for a database.
     let checks = |partition| node.data().join(format!("restore/{partition}/check"));
     for partition in 0..=PARTITIONS {
         fs::create_dir_all(checks(partition).parent().unwrap()).unwrap();

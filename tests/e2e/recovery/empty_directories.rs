@@ -1,4 +1,4 @@
-//! What an empty data directory means, and what of one in use cannot be meant.
+//! The meaning of an empty data directory, and options that do not fit one in use.
 
 use testkit_s3::Fault;
 
@@ -23,7 +23,7 @@ async fn refused_and_empty(setup: &Setup, node: &Node, code: &str) {
     assert!(found.is_empty(), "{code}: {found:?}");
 }
 
-/// Refused, and nothing is left of a directory that was not there; what it said.
+/// Checks that a start is refused, and leaves nothing of a directory that did not exist. Returns its output.
 async fn refused_and_gone(setup: &Setup, node: &Node, code: &str) -> String {
     let data = node.path("made/by-the-start");
     let (exit, log) = setup.start_refused(&data).await;
@@ -44,7 +44,7 @@ async fn a_restore_with_another_number_of_partitions_names_both_and_leaves_nothi
     assert!(log.contains("`partitions = 2`"), "{log}");
     refused_and_gone(&node.setup, node, "repository_holds_cluster").await;
 
-    // The same of what is left on the disk.
+    // The same with the local snapshots that are left on the disk.
     let node = only_checkpoints_are_left(&history).await;
     node.target.empty();
     let before = what_is_there(&node);
@@ -87,7 +87,7 @@ async fn an_empty_directory_is_never_taken_for_a_new_cluster_beside_an_old_one()
     node.target.s3().heal();
     assert!(node.target.all() == there, "the repository was changed");
 
-    // One in use is neither new nor anybody else's.
+    // A directory in use is neither new nor another node's.
     refused(&new, node, "data", "data_dir_not_empty").await;
     let join = node.setup.clone().bootstrap("join");
     refused(&join, node, "data", "join_unsupported").await;
@@ -152,7 +152,7 @@ async fn a_restore_that_found_everything_damaged_is_gone_on_with_once_that_is_me
     .await;
 }
 
-/// Of a node that has lost everything but its local snapshots.
+/// A copy of a node that has lost everything but its local snapshots.
 pub async fn only_checkpoints_are_left(history: &History) -> Node {
     let node = history.copy().await;
     for what in [
@@ -192,7 +192,7 @@ async fn local_snapshots_are_restored_by_the_name_of_their_cluster_and_by_no_oth
         assert_eq!(what_is_there(&node), before);
         let (server, _) = start_and_read(&restore, &node).await;
         drop(server);
-        // And it is opened by it.
+        // The next start opens the directory.
         start_and_read(&node.setup, &node).await;
     }
 }
@@ -215,7 +215,7 @@ async fn local_snapshots_of_one_cluster_are_not_mixed_with_the_repository_of_ano
         assert!(log.contains("error [nothing_to_restore]"), "{log}");
         assert!(log.contains("local snapshots"), "{log}");
         assert_eq!(what_is_there(&node), before);
-        // Without them, it is an ordinary restore.
+        // Without checkpoints, it is an ordinary restore.
         if is_catalog_there {
             std::fs::remove_dir_all(node.data()).unwrap();
             let (_server, after) = start_and_read(&restore, &node).await;

@@ -1,4 +1,4 @@
-//! Partitions of which no copy is left: they begin empty if the operator names them, and the others come back.
+//! Partitions without any copy: they begin empty if the operator names them, and the others are recovered.
 
 use std::fs;
 use std::time::Duration;
@@ -16,7 +16,7 @@ fn restore(node: &Node) -> Setup {
     node.setup.clone().bootstrap("restore")
 }
 
-/// Everything that the repository has of a partition is gone.
+/// Removes everything of a partition from the repository.
 fn forget_partition(target: &Target, partition: u64) {
     let below = format!("{partition}/");
     for key in target.keys() {
@@ -26,7 +26,7 @@ fn forget_partition(target: &Target, partition: u64) {
     }
 }
 
-/// Refused with this code, and the repository is as it was; what it said.
+/// Checks that a start is refused with this code, and the repository is unchanged. Returns its output.
 async fn refused(setup: &Setup, node: &Node, code: &str) -> String {
     let keys = node.target.keys();
     let (exit, log) = setup.start_refused(&node.data()).await;
@@ -41,14 +41,15 @@ async fn status(server: &Server) -> Value {
     status.expect(200).json()
 }
 
-/// What the last start did with a partition: its source, and after which LSN something is lost.
+/// How the last start recovered a partition: its source, and the LSN after which something is lost.
 async fn recovered(server: &Server, partition: usize) -> (String, Option<u64>) {
     let recovered = status(server).await["recovery"]["partitions"][partition].clone();
     let source = recovered["source"].as_str().unwrap().to_owned();
     (source, recovered["lost_after"].as_u64())
 }
 
-/// The streams of `wanted` that are there, exactly as they are wanted; and the names of the others.
+/// Checks that the streams of `wanted` that exist are exactly as in `wanted`. Returns the names of the
+/// others.
 fn some_of(found: &Contents, wanted: &Contents, context: &str) -> Vec<String> {
     let there = wanted.0.iter();
     let there = there.filter(|(name, _)| found.0.contains_key(*name));
@@ -65,7 +66,7 @@ async fn one_partition_begins_empty(destination: Kind) {
     let node = history.eager_copy().await;
     inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
     forget_partition(&node.target, 2);
-    // The plain restore names what lacks a copy, and the way out.
+    // The plain restore names the partitions without a copy, and the option.
     for _ in 0..2 {
         let log = refused(&restore(&node), &node, "nothing_usable").await;
         assert!(log.contains("is left of partition 2"), "{log}");
@@ -87,7 +88,7 @@ async fn one_partition_begins_empty(destination: Kind) {
         "{shown}"
     );
 
-    // A lost stream is gone as if it was deleted: made again, it is another one.
+    // A lost stream is like a deleted one: created again, it is another stream.
     let (basin, name) = lost[0].split_once('/').unwrap();
     let again = server.sdk().basin(sdk::basin_name(basin));
     let again = sdk::stream(&again, name).await;
@@ -100,14 +101,15 @@ async fn one_partition_begins_empty(destination: Kind) {
     is_healthy(&server, "after an empty partition").await;
     server.kill();
 
-    // It counted for one start.
+    // The option counted for one start only.
     let (mut server, again) = start_and_read(&named, &node).await;
     again.are(&appended, "started again");
     server.logged("--empty-partitions: it was said").await;
     is_healthy(&server, "started again").await;
     server.kill();
 
-    // What has begun empty has a copy like the others, and is not given up for that it was named once.
+    // A partition that has begun empty has copies like the others, and does not begin empty again because it
+    // was named once.
     inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
     let log = refused(&named, &node, "empty_partitions").await;
     assert!(log.contains("there is a copy of it: repository"), "{log}");
@@ -152,7 +154,7 @@ async fn a_partition_of_which_all_copies_are_damaged_begins_empty_and_they_stay(
     refused(&node.setup, &node, "nothing_usable").await;
     let log = refused(&restore(&node), &node, "nothing_usable").await;
     assert!(log.contains("--empty-partitions 1:"), "{log}");
-    // All that are named begin empty, or none does.
+    // All named partitions begin empty, or none does.
     let both = restore(&node).empty_partitions("1,2");
     let log = refused(&both, &node, "empty_partitions").await;
     assert!(log.contains("partition 2"), "{log}");
@@ -163,7 +165,7 @@ async fn a_partition_of_which_all_copies_are_damaged_begins_empty_and_they_stay(
         aside.iter().filter(|name| name.ends_with(".sst")).count(),
         tables.len()
     );
-    // The log leads the others to the present.
+    // The log brings the others up to date.
     let lost = some_of(&after, history.full(), "without partition 1");
     assert!(!lost.is_empty());
     assert_eq!(recovered(&server, 1).await.0, "empty");
@@ -186,7 +188,7 @@ async fn a_partition_of_which_all_copies_are_damaged_begins_empty_and_they_stay(
 #[tokio::test]
 async fn no_partition_begins_empty_of_which_a_copy_is_there_or_cannot_be_read_now() {
     let history = History::new(Kind::Directory, "incremental").await;
-    // In a directory that is well.
+    // The same in an undamaged directory.
     let node = history.copy().await;
     let named = restore(&node).empty_partitions("2");
     let log = refused(&named, &node, "empty_partitions").await;
@@ -226,7 +228,7 @@ async fn no_partition_begins_empty_of_which_a_copy_is_there_or_cannot_be_read_no
     };
     run_concurrently([
         scenario("unreadable", "repository_unreadable"),
-        // The snapshots are there: the root was removed.
+        // The snapshots exist: only the root was removed.
         scenario("without its root", "repository_unreadable"),
     ])
     .await;
@@ -263,7 +265,7 @@ async fn a_catalog_without_any_copy_begins_empty_and_its_basins_are_adopted() {
     }
     assert_eq!(back, 2);
     contents(&server.sdk()).await.are(&lost, "adopted");
-    // A basin that is created now has none of the streams that are left.
+    // A basin that is created now has none of the remaining streams.
     let made = sdk::basin(&server.sdk(), "made-after-the-loss").await;
     sdk::append(&sdk::stream(&made, "first").await, ["mine"]).await;
     is_healthy(&server, "after an empty catalog").await;
@@ -288,7 +290,7 @@ async fn kills_amid_the_beginning_of_an_empty_partition_change_nothing_of_what_c
                 break;
             }
         }
-        // What was decided is gone on with, without being said again.
+        // The decision is carried out by the next start, without the option.
         let setup = match decided().await {
             true => node.setup.clone(),
             false => named,
@@ -322,7 +324,7 @@ async fn the_log_of_a_partition_that_began_empty_is_a_copy_of_it_like_any_other(
     sdk::append(&again, ["first", "second"]).await;
     let appended = contents(&server.sdk()).await;
     server.kill();
-    // No snapshot of it was put, and the database is lost: the log goes back to where it began.
+    // No snapshot of the partition was put, and the database is lost: the log goes back to its beginning.
     forget_partition(&node.target, 2);
     inflict(
         &node,

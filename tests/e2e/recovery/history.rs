@@ -1,5 +1,5 @@
-//! A cluster with a past: three phases of work with a snapshot after each, and a fourth that only the
-//! log has, because the server was killed.
+//! A cluster with a history: three phases of work with a snapshot after each, and a fourth that only the log
+//! has, because the server was killed.
 
 use std::process::Command;
 
@@ -15,17 +15,17 @@ use super::target::{Kind, Node, PARTITIONS, Root, Target, copy_dir};
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Server, Setup, eventually};
 
-/// The basin that is there from the first to the last phase.
+/// The basin that exists from the first to the last phase.
 pub const BASIN: &str = "kept-basin";
 /// Streams in it.
 const STREAMS: usize = 6;
 
-/// A stream that is there from the first to the last phase.
+/// The name of a stream that exists from the first to the last phase.
 pub fn kept(i: usize) -> String {
     format!("{BASIN}/orders-{i}")
 }
 
-/// Work of every sort: appends, a trim, a stream made and one deleted, a basin made and one deleted.
+/// Work of every kind: appends, a trim, a stream created and one deleted, a basin created and one deleted.
 pub async fn work(s2: &S2, phase: usize) {
     let basin = match phase {
         1 => sdk::basin(s2, BASIN).await,
@@ -72,10 +72,10 @@ pub async fn work(s2: &S2, phase: usize) {
 /// The node after the kill.
 pub struct History {
     pub node: Node,
-    /// What there was at the end of each phase: after the third it was snapshotted for the last time,
-    /// after the fourth everything was acknowledged and the server killed.
+    /// The contents at the end of each phase: the last snapshot was put after the third; after the fourth,
+    /// everything was acknowledged and the server killed.
     pub phases: Vec<Contents>,
-    /// As they were.
+    /// The roots at that time.
     pub roots: Vec<Root>,
 }
 
@@ -86,7 +86,7 @@ pub fn quiet() -> Setup {
         .set("snapshots.num-retained=3")
 }
 
-/// Servers that put one as soon as anything is new.
+/// Servers that put a snapshot as soon as anything is new.
 pub fn eager() -> Setup {
     quiet().set("snapshots.snapshot-interval=500ms")
 }
@@ -102,7 +102,7 @@ impl History {
             work(&server.sdk(), phase).await;
             phases.push(contents(&server.sdk()).await);
             if phase == 1 {
-                // Each partition puts its first snapshot unasked; what counts are those of the stops.
+                // Each partition puts its first snapshot without a request; the ones of the stops count here.
                 node.target.roots().await;
             }
             server.stop().await;
@@ -130,18 +130,18 @@ impl History {
         &self.phases[3]
     }
 
-    /// A copy to break, where servers are quiet.
+    /// A copy to damage, whose servers put snapshots on request only.
     pub async fn copy(&self) -> Node {
         self.node.copy(quiet()).await
     }
 
-    /// A copy to break, where servers put snapshots soon.
+    /// A copy to damage, whose servers put snapshots soon.
     pub async fn eager_copy(&self) -> Node {
         self.node.copy(eager()).await
     }
 }
 
-/// Lets scenarios run, several at a time: they are waiting most of the time.
+/// Runs scenarios, several at a time: they mostly wait.
 pub async fn run_concurrently(scenarios: impl IntoIterator<Item = impl Future<Output = ()>>) {
     const AT_A_TIME: usize = 4;
     futures::stream::iter(scenarios)
@@ -150,13 +150,13 @@ pub async fn run_concurrently(scenarios: impl IntoIterator<Item = impl Future<Ou
         .await;
 }
 
-/// What each partition's root says.
+/// The lineage in each partition's root.
 pub fn lineages(roots: &[Root]) -> Vec<String> {
     assert_eq!(roots.len() as u64, PARTITIONS + 1);
     roots.iter().map(Root::lineage).collect()
 }
 
-/// What a server has that is expected to start.
+/// Starts a server, which has to serve, and reads everything that it has.
 pub async fn start_and_read(setup: &Setup, node: &Node) -> (Server, Contents) {
     let server = setup.start(&node.data()).await;
     let seen = contents(&server.sdk()).await;
@@ -188,8 +188,8 @@ pub async fn caught_up(server: &Server, target: &Target) {
     .await;
 }
 
-/// The last LSN in each partition's log, now: what was acknowledged is not above it. Metrics are as old
-/// as the last round of the log's upkeep.
+/// The last LSN in each partition's log: nothing that was acknowledged is above it. Metrics are as old as the
+/// last maintenance of the log.
 pub async fn log_ends(server: &Server) -> Vec<u64> {
     let status = server.http1().get("/esker/v1/status").send().await;
     let status = status.expect(200).json();
@@ -201,7 +201,7 @@ pub async fn log_ends(server: &Server) -> Vec<u64> {
         .collect()
 }
 
-/// Waits until `esker status` says that nothing needs action, and so does `/health`.
+/// Waits until `esker status` and `/health` report that nothing needs action.
 pub async fn is_healthy(server: &Server, context: &str) {
     let what = format!("{context}: `esker status` ends with 0");
     eventually(&what, async || {

@@ -1,5 +1,5 @@
-//! Kill -9, again and again, with everything going on at once: appends, trims, snapshots, uploads,
-//! compaction, recovery.
+//! Repeated kill -9 during concurrent work of every kind: appends, trims, snapshots, uploads, compaction,
+//! recovery.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -19,14 +19,14 @@ use super::losses::{Loss, RepositoryLoss, inflict};
 use super::target::{Kind, Node};
 use crate::support::{Setup, eventually, sdk};
 
-/// What is known of a stream that one writer writes to.
+/// What the one writer of a stream knows of it.
 struct Acknowledged {
     at: String,
     /// By sequence number.
     acked: BTreeMap<u64, String>,
-    /// Sent, and never answered.
+    /// Records that were sent and never answered.
     unknown: HashSet<String>,
-    /// Records below are not promised any more.
+    /// The highest trim point: records below it may be gone.
     trimmed: u64,
     count: u64,
 }
@@ -42,7 +42,7 @@ impl Acknowledged {
         }
     }
 
-    /// Appends, and trims from time to time, until the server is gone; counts what is acknowledged.
+    /// Appends and sometimes trims until the server is gone; adds the acknowledged records to `total`.
     async fn write(mut self, s2: S2, seed: u64, total: Arc<AtomicU64>) -> Acknowledged {
         let mut rng = StdRng::seed_from_u64(seed);
         let stream = stream(&s2, &self.at);
@@ -77,7 +77,8 @@ impl Acknowledged {
         }
     }
 
-    /// Everything acknowledged is there, once; what is unknown may be. After a loss, up to somewhere.
+    /// Checks that everything acknowledged is there, once, and nothing else but what is unknown; after a
+    /// loss, up to some point.
     async fn check(&mut self, s2: &S2, lost: bool, context: &str) {
         let found = records(&stream(s2, &self.at)).await;
         let end = found.last().map_or(0, |r| r.seq + 1);
@@ -124,7 +125,7 @@ fn busy() -> Setup {
         .set("log.flush-after=128KiB")
 }
 
-/// `ESKER_TEST_KILLS` and `ESKER_SEED` choose others.
+/// `ESKER_TEST_KILLS` and `ESKER_SEED` override the defaults.
 fn rounds_and_seed() -> (u64, u64) {
     let rounds = seeds::number("ESKER_TEST_KILLS").unwrap_or(12);
     (rounds, seeds::chosen().unwrap_or_else(seeds::random))
@@ -151,7 +152,7 @@ async fn killed_over_and_over(removes: bool) {
             .map(|one| tokio::spawn(one.write(server.sdk(), rng.random(), total.clone())))
             .collect();
         tokio::time::sleep(Duration::from_millis(rng.random_range(50..1500))).await;
-        // However slow the machine is, something is going on.
+        // Even on a slow machine, each round has some appends.
         eventually("some appends a round", async || {
             let enough = total.load(Ordering::Relaxed) >= 10 * (round + 1);
             let over = writers.iter().all(tokio::task::JoinHandle::is_finished);
@@ -194,7 +195,7 @@ async fn killed_over_and_over(removes: bool) {
         }
         server.restart(&setup).await;
         if lost {
-            // Before that, the repository has no snapshot of its present lineage.
+            // Until then, the repository has no snapshot of its present lineage.
             wait_for_new_lineage(&node.target).await;
         }
         for one in &mut told {

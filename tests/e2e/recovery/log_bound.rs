@@ -1,4 +1,4 @@
-//! The log is bounded, though the repository that it is kept for cannot be reached.
+//! The log is bounded, even while the repository for which it is kept cannot be reached.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -30,13 +30,14 @@ fn log_bytes(data: &Path) -> u64 {
     sizes.map(|metadata| metadata.len()).sum()
 }
 
-/// A stream, and a client that does not repeat refused appends.
+/// A stream, through a client that does not repeat refused appends.
 async fn stream(server: &Server) -> S2Stream {
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     sdk::stream(&basin, "orders").await
 }
 
-/// The stream, and a client that appends again what was refused because the log was not trimmed in time.
+/// The stream, through a client that repeats appends that were refused because the log was not trimmed in
+/// time.
 fn persistent(server: &Server) -> S2Stream {
     super::contents::stream(&server.persistent_sdk(), "test-basin/orders")
 }
@@ -51,7 +52,7 @@ async fn under_trim_anyway_the_log_stays_within_its_bound_while_the_repository_i
     node.target.s3().fail(Fault::Disconnect);
     let mut appended = 0;
     let began = Instant::now();
-    // Some seconds of work, as much as twenty logs in all.
+    // Some seconds of work, up to twenty times the log's bound.
     while appended < 20 * BOUND / (100 * 1024) && began.elapsed() < Duration::from_secs(6) {
         sdk::append(&stream, ["x".repeat(100 * 1024)]).await;
         appended += 1;
@@ -84,7 +85,7 @@ async fn under_refuse_appends_appends_are_refused_until_a_snapshot_is_archived()
         appended += 1;
         assert!(appended < 50 * BOUND / (100 * 1024), "never refused");
     }
-    // A refused append had no effect, so it is tried again. Files without use may be deleted late.
+    // A refused append had no effect, so it is repeated. Unused files may be deleted late.
     eventually("an append is refused", async || {
         let answer = server
             .http1()
@@ -104,7 +105,7 @@ async fn under_refuse_appends_appends_are_refused_until_a_snapshot_is_archived()
     let bytes = log_bytes(&node.data());
     let most = limit(BOUND, SEGMENT, MIB);
     assert!(bytes <= most, "{bytes} bytes, not {most}");
-    // Reads go on, and so does the refusal over a restart.
+    // Reads continue, and the refusal stays in force after a restart.
     assert_eq!(records(&stream).await.len() as u64, appended);
     server.kill();
     server.restart(&node.setup).await;
@@ -129,12 +130,12 @@ async fn under_refuse_appends_appends_are_refused_until_a_snapshot_is_archived()
     assert_eq!(records(&stream).await.len() as u64, appended);
 }
 
-/// What the log may have on disk: see ARCHITECTURE.md.
+/// The bound of the log on disk: see ARCHITECTURE.md.
 fn limit(most: u64, segment: u64, inflight: u64) -> u64 {
     (most + 2 * segment) * 5 / 4 + most / 2 + inflight
 }
 
-/// Bytes of blocks, as `du` counts them.
+/// Bytes of allocated blocks, as `du` counts them.
 fn blocks(data: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     let files = std::fs::read_dir(data.join("log")).into_iter().flatten();
@@ -189,7 +190,7 @@ async fn under_refuse_appends_snapshots_go_on_until_appends_are_taken_again() {
     let server = node.setup.start(&node.data()).await;
     node.target.roots().await;
     let basin = sdk::basin(&server.persistent_sdk(), "test-basin").await;
-    // In both partitions; all but one of the streams are idle from here on.
+    // Streams in both partitions; all but one of them are idle from here on.
     for number in 0..8 {
         let idle = sdk::stream(&basin, &format!("idle-{number}")).await;
         for _ in 0..4 {

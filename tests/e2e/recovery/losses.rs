@@ -1,4 +1,4 @@
-//! What is lost or broken, in turn.
+//! The kinds of losses and damage, and functions that inflict them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,11 +17,11 @@ pub enum Loss {
     ManifestFlipped,
     TableTruncated,
     TableMissing,
-    /// The one from the end of the first phase is there instead.
+    /// The database from the end of the first phase replaces the current one.
     OldDatabase,
     Log,
     LogDamaged,
-    /// As [`Loss::OldDatabase`].
+    /// The log from the end of the first phase replaces the current one.
     OldLog,
     LogAndDatabase,
     LogAndDatabaseAndLocalSnapshots,
@@ -36,7 +36,7 @@ pub enum RepositoryLoss {
     NewestWithoutDescription,
     AllButOldest,
     All,
-    /// Of one partition, the newest.
+    /// The newest snapshot of one partition.
     OneNewest,
     Gone,
     Emptied,
@@ -45,7 +45,7 @@ pub enum RepositoryLoss {
 impl Loss {
     pub fn inflict(self, data: &Path) {
         let remove = |what: &str| {
-            // There may be no local snapshots.
+            // Local snapshots may not exist.
             let _ = fs::remove_dir_all(data.join(what));
         };
         let replace = |what: &str| {
@@ -68,7 +68,7 @@ impl Loss {
                 let table = newest(&data.join("db"), |name| name.ends_with(".sst"));
                 let mut content = fs::read(&table).unwrap();
                 content.truncate(content.len() / 2);
-                // Checkpoints have the same file.
+                // Checkpoints have a hard link to the same file.
                 fs::remove_file(&table).unwrap();
                 fs::write(&table, content).unwrap();
             }
@@ -122,7 +122,7 @@ impl RepositoryLoss {
         match (self, target) {
             (RepositoryLoss::Gone, Target::S3(s3)) => s3.fail(Fault::Disconnect),
             (RepositoryLoss::Gone, Target::Directory(dir)) => {
-                // It is not a file, and it is not missing: it cannot be read.
+                // The path is neither a file nor missing, so it cannot be read.
                 for partition in 0..=PARTITIONS {
                     let root = dir.join(format!("{partition}/latest.json"));
                     fs::rename(&root, root.with_extension("away")).unwrap();
@@ -134,7 +134,7 @@ impl RepositoryLoss {
         }
     }
 
-    /// What was [`RepositoryLoss::Gone`] is there again.
+    /// Undoes [`RepositoryLoss::Gone`].
     pub fn restore_access(target: &Target) {
         match target {
             Target::S3(s3) => s3.heal(),
@@ -149,17 +149,17 @@ impl RepositoryLoss {
     }
 }
 
-/// Both.
+/// Inflicts both.
 pub fn inflict(node: &Node, loss: Loss, harm: RepositoryLoss) {
     loss.inflict(&node.data());
     harm.inflict(&node.target);
     if matches!(harm, RepositoryLoss::Emptied) {
-        // On purpose: else it would count as one that is not mounted.
+        // Removed, too, because otherwise the destination would count as not mounted.
         let _ = fs::remove_file(node.data().join("destination.json"));
     }
 }
 
-/// The last file of that name.
+/// The last file, by name, that is wanted.
 pub fn newest(dir: &Path, wanted: impl Fn(&str) -> bool) -> PathBuf {
     let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
     let wanted = names.filter(|entry| wanted(&entry.file_name().to_string_lossy()));

@@ -1,4 +1,4 @@
-//! Losses that cost nothing: a copy is left, and the log goes on where it ends.
+//! Losses without loss of data: a copy is left, and the log continues from it.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use super::losses::{Loss, RepositoryLoss, inflict};
 use super::target::{Kind, PARTITIONS};
 use crate::support::{eventually, sdk};
 
-/// Each is recovered from by a plain start, to everything that was acknowledged.
+/// A plain start recovers everything acknowledged after each of these.
 const LOSSES: &[(Loss, RepositoryLoss, &str)] = &[
     (Loss::Nothing, RepositoryLoss::Gone, "local database"),
     (Loss::Nothing, RepositoryLoss::All, "local database"),
@@ -125,12 +125,12 @@ async fn a_flipped_byte_in_a_table_is_found_by_a_read_and_healed_by_the_next_sta
         }
     }
     server.kill();
-    // A start removes what it says of partitions that it has rebuilt.
+    // A start removes its report of partitions that it has rebuilt.
     let reported = || {
         let report = |partition| node.data().join(format!("damaged/partition-{partition}"));
         (0..=PARTITIONS).any(|partition| report(partition).exists())
     };
-    // The rest is found by the same token, one partition at a time.
+    // The remaining damage is found in the same way, one partition at a time.
     for round in 0.. {
         let mut server = node.setup.start(&node.data()).await;
         let s2 = server.sdk();

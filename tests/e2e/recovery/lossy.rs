@@ -1,4 +1,4 @@
-//! Losses that cost something: `--bootstrap restore` accepts that, and a new lineage begins.
+//! Losses of data: `--bootstrap restore` accepts them, and a new lineage begins.
 
 use s2_sdk::S2;
 use s2_sdk::error::{AppendConditionFailed, AppendError, ReadError};
@@ -12,12 +12,12 @@ use super::losses::{Loss, RepositoryLoss, inflict};
 use super::target::{Kind, Node, PARTITIONS};
 use crate::support::{Setup, eventually, sdk};
 
-/// What is restored, of the phases.
+/// Which phase is restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Back {
     /// The state after this one, exactly.
     To(usize),
-    /// At least that, and at most what was acknowledged.
+    /// At least the state after this one, and at most what was acknowledged.
     AtLeast(usize),
     /// One partition to the state after this one, the others to the one after.
     OneTo(usize),
@@ -79,7 +79,7 @@ async fn each_begins_a_new_line(destination: Kind, kind: &str) {
         let appended = contents(&server.sdk()).await;
         goes_on_in_the_repository(&node, history, harm, back, &context).await;
         caught_up(&server, &node.target).await;
-        // What is damaged in the repository is a problem until somebody removes it.
+        // Damage in the repository is a problem until someone removes it.
         if harm == RepositoryLoss::Nothing {
             is_healthy(&server, &context).await;
         }
@@ -95,7 +95,7 @@ async fn each_begins_a_new_line(destination: Kind, kind: &str) {
         }
         server.kill();
 
-        // And all of that once more.
+        // The same a second time.
         inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
         let (server, twice) = start_and_read(&restore(&node.setup), &node).await;
         twice.are(&appended.after_forks(1), &format!("{context}, lost twice"));
@@ -109,7 +109,7 @@ async fn each_begins_a_new_line(destination: Kind, kind: &str) {
     .await;
 }
 
-/// A reader from before the loss gets a gap or an error, never other data.
+/// Checks that a reader from before the loss gets a gap or an error, never other data.
 async fn nothing_is_given_out_twice(s2: &S2, after: &Contents, full: &Contents, context: &str) {
     let at = kept(0);
     let (now, before) = (&after.0[&at], &full.0[&at]);
@@ -137,7 +137,7 @@ async fn nothing_is_given_out_twice(s2: &S2, after: &Contents, full: &Contents, 
         assert_eq!(sdk::seq_nums(&batch.records), [now.tail], "{context}");
         assert_eq!(batch.records[0].body, "of the new line", "{context}");
     }
-    // A stream that is created again is another one.
+    // A stream that is created again is another stream.
     let basin = s2.basin(sdk::basin_name(super::history::BASIN));
     let anew = sdk::stream(&basin, "made-after-the-loss").await;
     let ack = sdk::append(&anew, ["first"]).await;
@@ -215,6 +215,6 @@ async fn a_snapshot_of_an_earlier_lineage_is_named_as_one_when_it_is_to_be_prove
     for lineage in [&history.roots[2].lineage(), &root.lineage()] {
         assert!(message.contains(lineage.as_str()), "{message}");
     }
-    // It says nothing about what is in it.
+    // The status does not depend on the content.
     is_healthy(&server, "after all that").await;
 }

@@ -8,13 +8,13 @@ use super::history::{caught_up, eager};
 use super::target::{Kind, Node};
 use crate::support::{SOON, Server, sdk};
 
-/// No append takes so long, whatever the repository does: one that waited for a silent one would wait
-/// until the request to it is given up.
+/// No append takes this long, whatever the repository does: one that waited for a silent repository would
+/// wait until the request to it times out.
 const LONGEST: Duration = Duration::from_secs(55);
-/// Half of them take less than this, which is what a few requests to a slow repository take.
+/// Half of the appends take less than this, which is the time of a few requests to a slow repository.
 const USUAL: Duration = Duration::from_secs(1);
 
-/// Appends for some time, and until something holds; how often.
+/// Appends for some time, and until a condition holds. Returns the number of appends.
 async fn append_for(
     server: &Server,
     stream: &str,
@@ -47,7 +47,7 @@ async fn a_node_that_starts_without_its_repository_serves_and_catches_up_when_it
     sdk::stream(&basin, "orders").await;
     let time = Duration::from_millis(500);
     let mut count = append_for(&server, "test-basin/orders", time, || true).await;
-    // A restart makes no difference.
+    // The same holds after a restart.
     server.kill();
     server.restart(&node.setup).await;
     count += append_for(&server, "test-basin/orders", time, || true).await;

@@ -1,5 +1,5 @@
-//! The position of a stream, before and after losses: the owner of a state can tell whether it is of the
-//! stream's history.
+//! The position of a stream, before and after losses: the owner of a state can determine whether the state is
+//! of the stream's history.
 
 use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord};
 use serde_json::{Value, json};
@@ -14,14 +14,14 @@ const BASIN: &str = "states-basin";
 const STREAM: &str = "state/of orders";
 const ENCODED: &str = "state%2Fof%20orders";
 
-/// The position of a stream; its name is percent-encoded.
+/// Requests the position of a stream; its name is percent-encoded.
 pub async fn position(server: &Server, basin: &str, stream: &str) -> Value {
     let path = format!("/esker/v1/streams/{stream}/position");
     let answer = server.http1().get(&path).basin(basin).send().await;
     answer.expect(200).json()
 }
 
-/// A fork, as a position lists it.
+/// A fork in the form in which a position lists it.
 pub fn fork(parent: &str, seq_num: u64, resumes_at: u64) -> Value {
     json!({ "parent": parent, "seq_num": seq_num, "resumes_at": resumes_at })
 }
@@ -57,7 +57,7 @@ async fn a_fork_is_listed_with_where_it_cut_a_history_off_and_where_numbers_go_o
         "gaps": [],
     });
     assert_eq!(before, expected);
-    // These have no copy.
+    // These records have no copy.
     sdk::append(&stream, (0..15).map(|i| format!("lost {i}"))).await;
     let later = position(&server, BASIN, ENCODED).await;
     assert_eq!(
@@ -77,20 +77,20 @@ async fn a_fork_is_listed_with_where_it_cut_a_history_off_and_where_numbers_go_o
     expected["lineage"] = json!(second);
     expected["forks"] = json!([first_fork]);
     assert_eq!(after, expected);
-    // That is where numbers go on.
+    // The numbers continue there.
     let stream = server.sdk().basin(sdk::basin_name(BASIN));
     let stream = stream.stream(sdk::stream_name(STREAM));
     let ack = sdk::append(&stream, ["of the second line"]).await;
     assert_eq!(ack.start.seq_num, 25 + GAP);
     let read = stream.read(sdk::from_seq(24, 10)).await.unwrap();
     assert_eq!(sdk::seq_nums(&read.records), [24, 25 + GAP]);
-    // A stream that is made now has not seen the fork.
+    // A stream that is created now was not part of the fork.
     let basin = server.sdk().basin(sdk::basin_name(BASIN));
     sdk::stream(&basin, "late").await;
     let late = position(&server, BASIN, "late").await;
     assert_eq!((&late["tail"], &late["forks"]), (&json!(0), &json!([])));
 
-    // Trimmed up to the fork, by a record of its own: it is listed all the same, also after a kill.
+    // The stream is trimmed up to the fork, by a new record: the fork is still listed, also after a kill.
     let trim: AppendRecord = CommandRecord::trim(25).into();
     let trim = AppendRecordBatch::try_from_iter([trim]).unwrap();
     stream.append(AppendInput::new(trim)).await.unwrap();
@@ -101,7 +101,7 @@ async fn a_fork_is_listed_with_where_it_cut_a_history_off_and_where_numbers_go_o
     assert_eq!(trimmed["tail"], json!(27 + GAP));
     assert_eq!(trimmed["forks"], json!([first_fork]));
 
-    // Lost twice more, with nothing appended in between.
+    // Two more losses, with no append in between.
     for partition in 0..=PARTITIONS {
         let path = format!("/esker/v1/partitions/{partition}/snapshots");
         server.http1().post(&path).send().await.expect(200);

@@ -1,4 +1,4 @@
-//! What a plain start refuses: it changes nothing and serves nothing less than was acknowledged.
+//! Losses that a plain start refuses: it changes nothing, and does not serve less than was acknowledged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -42,8 +42,8 @@ const REFUSED: &[(Loss, RepositoryLoss, &str)] = &[
     ),
 ];
 
-/// All files but the lock, which has the process's id in it; what was fetched of snapshots, which the
-/// next start goes on with; and what a database notes of its own when it is opened to be looked at.
+/// All files except the lock, which has the process's id in it; the fetched parts of snapshots, which the
+/// next start reuses; and files that a database changes when it is opened for inspection.
 fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let names = files(dir).into_iter();
     let names = names.filter(|name| {
@@ -53,7 +53,7 @@ fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let read = |name: String| {
         let mut content = fs::read(dir.join(&name)).unwrap();
         if name.ends_with(".raftlog") {
-            // Space that is reserved behind what is written comes and goes.
+            // Space that is reserved behind the written bytes varies.
             let written = content.iter().rposition(|byte| *byte != 0);
             content.truncate(written.map_or(0, |last| last + 1));
         }
@@ -62,7 +62,7 @@ fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     names.map(read).collect()
 }
 
-/// All objects; of roots, what they name: pins come and go.
+/// All objects; of roots, what they name, because pins change.
 fn objects(target: &Target) -> BTreeMap<String, Vec<u8>> {
     let mut objects = target.all();
     for (key, content) in &mut objects {
@@ -77,7 +77,7 @@ fn objects(target: &Target) -> BTreeMap<String, Vec<u8>> {
     objects
 }
 
-/// Refused with this code, and nothing is changed; what it said.
+/// Checks that a start is refused with this code, and nothing is changed. Returns its output.
 async fn refused(setup: &Setup, node: &Node, code: &str, context: &str) -> String {
     let before = (content(&node.data()), objects(&node.target));
     let (exit, log) = setup.start_refused(&node.data()).await;
@@ -106,7 +106,7 @@ async fn each_changes_nothing(destination: Kind, kind: &str) {
     let history = &history;
     let scenario = async |loss: Loss, harm: RepositoryLoss, code: &str| {
         let code = match (loss, harm, destination) {
-            // It can be listed, so it is known that there is something.
+            // The directory can be listed, so its content is known to exist.
             (Loss::Everything, RepositoryLoss::Gone, Kind::Directory) => "repository_holds_cluster",
             _ => code,
         };
@@ -118,7 +118,7 @@ async fn each_changes_nothing(destination: Kind, kind: &str) {
         for round in ["once", "twice"] {
             refused(&node.setup, &node, code, &format!("{context}, {round}")).await;
         }
-        // What was missing is brought back: nothing has happened.
+        // The missing part is brought back: everything is as before.
         if node.data().exists() {
             fs::remove_dir_all(node.data()).unwrap();
         }
@@ -159,7 +159,7 @@ async fn snapshots_of_another_cluster_are_never_taken_for_ones_own() {
     for (key, content) in theirs.node.target.all() {
         node.target.replace(&key, content);
     }
-    // As long as nothing is needed from there, its own work goes on; but nothing is written there.
+    // As long as nothing is needed from the repository, the server works, but nothing is written there.
     let there = node.target.all();
     let (mut server, after) = start_and_read(&node.setup, &node).await;
     after.are(ours.full(), "beside another cluster");
@@ -212,11 +212,11 @@ async fn an_option_to_restore_that_is_left_in_the_environment_accepts_no_later_l
             "{log}"
         );
     }
-    // The option is given again to confirm it.
+    // The option has to be given again as a confirmation.
     let (_, log) = node.setup.start_refused(&node.data()).await;
     assert!(log.contains("error [log_missing]"), "{log}");
     starts(true).await;
-    // Also where it had nothing to do.
+    // The same where the option had no effect.
     start_and_read(&node.setup, &node).await;
     starts(true).await;
     lose();

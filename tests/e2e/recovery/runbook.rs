@@ -1,5 +1,5 @@
-//! The runbook: each of its situations is made, what it documents is done, and status and health show what
-//! is the case then: nothing, or exactly the problem that the row names.
+//! The runbook: each of its situations is created, its instructions are followed, and status and health are
+//! checked: they report nothing, or exactly the problem that the row names.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -22,7 +22,7 @@ const ROWS: &[&str] = &[
     "Killed, or a power cut",
     "The database is lost or damaged",
     "The log is lost",
-    // It takes a merge: `damage_that_a_merge_meets_is_repaired_by_the_server_and_other_partitions_go_on`.
+    // It needs a merge: `damage_that_a_merge_meets_is_repaired_by_the_server_and_other_partitions_go_on`.
     "A running server meets damage",
     "The log is damaged",
     "Something cannot be read",
@@ -37,9 +37,9 @@ const ROWS: &[&str] = &[
     "The repository is not mounted, or was emptied",
     "A copy of the data directory",
     "The repository of another cluster",
-    // It takes a small disk: `a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_itself`.
+    // It needs a small disk: `a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_itself`.
     "Disk full",
-    // And this a file system that can be frozen:
+    // It needs a file system that can be frozen:
     // `a_disk_that_hangs_makes_the_server_unhealthy_and_appends_go_on_when_it_answers`.
     "The disk hangs",
     "The log is larger than max-log-bytes",
@@ -62,9 +62,9 @@ fn row(name: &str) -> &str {
     name
 }
 
-/// Waits until the status names exactly these problems; then whether it is healthy, and what `esker status`
-/// ends with, follow from whether they are advice. That no snapshot was restored and compared yet is always
-/// advised.
+/// Waits until the status names exactly these problems; then checks health and the last line of `esker
+/// status`, which depend on whether the problems are advice. The advice that no snapshot was restored and
+/// compared yet is always there.
 pub async fn expect_problems(server: &Server, problems: &[&str], context: &str) {
     let deadline = Instant::now() + SOON;
     let found = loop {
@@ -133,7 +133,7 @@ async fn problem(server: &Server, code: &str) -> Value {
     found.unwrap_or_else(|| panic!("{code}: {status}"))
 }
 
-/// The same server, started again, has what it had, and the same problems.
+/// Restarts the server, and checks that it has the same content and the same problems.
 async fn and_again(mut server: Server, node: &Node, problems: &[&str], context: &str) {
     let before = contents(&server.sdk()).await;
     server.kill();
@@ -162,7 +162,7 @@ async fn database_lost(history: &History, loss: Loss) {
     and_again(server, &node, &[], context).await;
 }
 
-/// What is refused is accepted, from the copies that are left.
+/// The refused loss is accepted, and restored from the remaining copies.
 async fn restored(history: &History, name: &str, loss: Loss, code: &str) {
     let context = row(name);
     let node = history.copy().await;
@@ -229,7 +229,7 @@ async fn newest_damaged(history: &History) {
     after.are(history.full(), context);
     expect_problems(&server, &[], context).await;
     and_again(server, &node, &[], context).await;
-    // Found because somebody looks: a new snapshot shares nothing with what is damaged.
+    // The damage is found by a verification: a new snapshot shares no object with the damaged one.
     let node = history.copy().await;
     let (server, _) = start_and_read(&node.setup, &node).await;
     expect_problems(&server, &[], context).await;
@@ -237,7 +237,7 @@ async fn newest_damaged(history: &History) {
     let verify = ["snapshot", "verify", "--data", "--server", server.url()];
     for round in 0..4 {
         let verified = esker(&verify).await;
-        // Until the damaged one is not retained any more.
+        // Until the damaged snapshot is no longer retained.
         assert_eq!(
             verified.status.success(),
             round == 3,
@@ -249,7 +249,7 @@ async fn newest_damaged(history: &History) {
                 advice.contains("esker snapshot create"),
                 "{context}: {advice}"
             );
-            // Something new in every partition.
+            // Every partition gets something new.
             sdk::basin(&server.sdk(), &format!("made-in-round-{round}")).await;
             for i in 0..6 {
                 sdk::append(&stream(&server.sdk(), &kept(i)), ["more"]).await;
@@ -261,7 +261,7 @@ async fn newest_damaged(history: &History) {
     }
     expect_problems(&server, &[], context).await;
     and_again(server, &node, &[], context).await;
-    // With the data directory lost as well, what is damaged is abandoned.
+    // If the data directory is lost as well, the damaged snapshot is abandoned.
     let node = history.copy().await;
     inflict(&node, Loss::Everything, RepositoryLoss::NewestFlipped);
     let (server, after) = start_and_read(&restore(&node), &node).await;
@@ -332,7 +332,7 @@ async fn root_removed(history: &History) {
     caught_up(&server, &node.target).await;
     let partition = partition_of_kept(&server).await;
     caught_up(&server, &node.target).await;
-    // A root: it is brought back.
+    // A root is missing, and is brought back.
     let key = format!("{partition}/latest.json");
     let root = node.target.get(&key).unwrap();
     node.target.remove(&key);
@@ -341,7 +341,7 @@ async fn root_removed(history: &History) {
     node.target.replace(&key, root);
     caught_up(&server, &node.target).await;
     expect_problems(&server, &[], context).await;
-    // Or there is none, and the partition's directory is moved away.
+    // Or no copy of it exists, and the partition's directory is moved away.
     node.target.remove(&key);
     append(&server).await;
     expect_problems(&server, &["repository_root_missing"], context).await;
@@ -349,7 +349,7 @@ async fn root_removed(history: &History) {
     fs::rename(&dir, node.path("moved-away")).unwrap();
     caught_up(&server, &node.target).await;
     expect_problems(&server, &[], context).await;
-    // Everything of it is gone.
+    // The partition's directory is removed.
     fs::remove_dir_all(&dir).unwrap();
     server.kill();
     server.restart(&node.setup).await;
@@ -361,7 +361,7 @@ async fn root_removed(history: &History) {
     and_again(server, &node, &[], context).await;
 }
 
-/// The root is gone when the sweep after a snapshot looks for it.
+/// The root is missing when the sweep after a snapshot reads it.
 async fn root_removed_before_a_sweep() {
     let context = row("The repository was emptied, or a root removed");
     let setup = eager().set("snapshots.snapshot-interval=1h");
@@ -376,7 +376,7 @@ async fn root_removed_before_a_sweep() {
     assert!(created.status.success(), "{context}: {created:?}");
     expect_problems(&server, &["repository_root_missing"], context).await;
     assert!(node.target.get(key).is_none(), "{context}");
-    // Brought back, it is found well by the next look, although nothing is swept for an hour.
+    // After it is brought back, the next check finds it, although nothing is swept for an hour.
     let root = s3.removed().expect("it was removed");
     node.target.replace(key, root);
     expect_problems(&server, &[], context).await;
@@ -405,7 +405,7 @@ async fn not_mounted(history: &History) {
     fs::rename(&disk, directory(&node)).unwrap();
     caught_up(&server, &node.target).await;
     expect_problems(&server, &[], context).await;
-    // Removed on purpose.
+    // The repository is emptied on purpose.
     node.target.empty();
     append(&server).await;
     expect_problems(&server, &["repository_missing"], context).await;
@@ -429,7 +429,7 @@ async fn copied(history: &History) {
     append(&copy).await;
     expect_problems(&copy, &["repository_other_writer"], context).await;
     expect_problems(&server, &[], context).await;
-    // A destination of its own.
+    // A destination of its own is configured for the copy.
     copy.stop().await;
     let own = format!("snapshots.destination={}", node.path("own").display());
     let own = node.setup.clone().set(&own);
@@ -477,7 +477,7 @@ async fn log_too_large() {
         sdk::append(&stream, ["x".repeat(100 * 1024)]).await;
     }
     expect_problems(&server, &["log_trimmed"], context).await;
-    // As many snapshots as are retained, also of partitions to which nothing happens meanwhile.
+    // As many snapshots as are retained, also of partitions without changes.
     for _ in 0..3 {
         let created = esker(&["snapshot", "create", "--server", server.url()]).await;
         assert!(created.status.success(), "{context}: {created:?}");

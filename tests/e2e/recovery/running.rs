@@ -1,5 +1,4 @@
-//! Damage that a running server meets: it is recovered from without anybody, and the other partitions go
-//! on.
+//! Damage that a running server finds: the server recovers by itself, and the other partitions continue.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
@@ -20,14 +19,14 @@ const BASIN: &str = "merged-basin";
 const KIB: usize = 1024;
 /// Batches of 900 KiB in the stream that stays.
 const KEPT: usize = 6;
-/// The same in the one that is trimmed: files are rewritten once 8 MiB, and half of all, are deleted.
+/// The same in the stream that is trimmed: files are rewritten once 8 MiB, and half of all, are deleted.
 const TRIMMED: usize = 12;
 
 fn setup() -> Setup {
     quiet().set("snapshots.num-retained=1")
 }
 
-/// What the test is about: two streams of one partition, and one of another.
+/// The streams of the test: two of one partition, and one of another.
 struct Streams {
     partition: u64,
     kept: String,
@@ -36,7 +35,7 @@ struct Streams {
 }
 
 impl Streams {
-    /// Makes streams until two are in one partition and one is in another.
+    /// Creates streams until two are in one partition and one is in another.
     async fn make(server: &Server) -> Streams {
         let basin = sdk::basin(&server.sdk(), BASIN).await;
         let mut found: Vec<(u64, String)> = Vec::new();
@@ -84,8 +83,8 @@ async fn fill(s2: &S2, name: &str, batches: usize) {
     }
 }
 
-/// A server that was stopped, and whose database has a damaged block that no start reads: among the
-/// records of a stream. There are whole copies, and one stream is about to be trimmed.
+/// A stopped server whose database has a damaged block that no start reads: among the records of a stream.
+/// There are undamaged copies, and one stream is about to be trimmed.
 async fn stopped_with_damage() -> (Node, Streams) {
     let node = Node::new(Kind::Directory, setup()).await;
     let mut server = node.setup.start(&node.data()).await;
@@ -110,7 +109,7 @@ async fn stopped_with_damage() -> (Node, Streams) {
     (node, streams)
 }
 
-/// Lets the files of the partition be rewritten, which meets the damage.
+/// Trims the stream, so that the files of the partition are rewritten, which finds the damage.
 async fn trim(stream: &S2Stream) {
     let tail = TRIMMED as u64 + 1;
     let record: AppendRecord = CommandRecord::trim(tail).into();
@@ -118,7 +117,7 @@ async fn trim(stream: &S2Stream) {
     stream.append(AppendInput::new(batch)).await.unwrap();
 }
 
-/// Everything of the stream whose records were damaged, if it can be read.
+/// All records of the stream with the damage, if it can be read.
 async fn read_kept(server: &Server, streams: &Streams) -> Option<Vec<String>> {
     let kept = stream(&server.sdk(), &streams.kept);
     let mut records = Vec::new();
@@ -154,7 +153,7 @@ async fn damage_that_a_merge_meets_is_repaired_by_the_server_and_other_partition
     let pid = server.pid();
     let other = stream(&server.sdk(), &streams.other);
     trim(&stream(&server.sdk(), &streams.trimmed)).await;
-    // One after the other, also while the damage is met and while the server restarts itself.
+    // Appends, one after the other, also while the damage is found and while the server restarts itself.
     let mut acknowledged = vec!["first".to_owned()];
     let mut refused = 0;
     eventually("the server restarts itself", async || {
@@ -197,7 +196,7 @@ async fn damage_that_a_merge_meets_is_repaired_by_the_server_and_other_partition
         .join(format!("damaged/partition-{}", streams.partition));
     assert!(!noted.exists(), "the partition has another database");
 
-    // It is a process like any other.
+    // The restarted process can be stopped like any other.
     server.stop().await;
     let server = node.setup.start(&node.data()).await;
     kept_is_whole(&server, &streams).await;
@@ -208,8 +207,8 @@ async fn damage_that_a_merge_meets_is_repaired_by_the_server_and_other_partition
 #[tokio::test]
 async fn a_server_that_is_asked_to_stop_while_it_restarts_itself_stays_stopped() {
     let (node, streams) = stopped_with_damage().await;
-    // In milliseconds from when the restart begins: while the node stops, around the replacement of the process,
-    // in the start after it, and when it serves again.
+    // In milliseconds from the beginning of the restart: while the node stops, around the replacement of the
+    // process, in the start after it, and when it serves again.
     for moment in [0, 50, 150, 400, 1_000] {
         let node = node.copy(setup()).await;
         let mut server = node.setup.start(&node.data()).await;
@@ -218,7 +217,7 @@ async fn a_server_that_is_asked_to_stop_while_it_restarts_itself_stays_stopped()
         tokio::time::sleep(Duration::from_millis(moment)).await;
         server.signal(Signal::TERM);
         let status = server.wait().await;
-        // The new process is ended by the signal before it listens for signals: nothing was promised yet.
+        // The signal may end the new process before it listens for signals: nothing was acknowledged yet.
         let is_asked = status.success() || status.signal() == Some(Signal::TERM.as_raw());
         assert!(is_asked, "after {moment} ms: {status}");
         let server = node.setup.start(&node.data()).await;
@@ -232,7 +231,7 @@ async fn a_server_that_is_asked_to_stop_while_it_restarts_itself_stays_stopped()
 #[tokio::test]
 async fn a_restart_by_itself_that_is_killed_at_any_moment_costs_nothing() {
     let (node, streams) = stopped_with_damage().await;
-    // In milliseconds; `None` is when the restart begins, however fast the machine is.
+    // In milliseconds; `None` is the beginning of the restart, independent of the machine's speed.
     for moment in [Some(0), Some(300), None, Some(1_000), Some(1_400)] {
         let node = node.copy(setup()).await;
         let mut server = node.setup.start(&node.data()).await;
@@ -245,7 +244,7 @@ async fn a_restart_by_itself_that_is_killed_at_any_moment_costs_nothing() {
         }
         server.kill();
         let server = node.setup.start(&node.data()).await;
-        // A start that does not read the block leaves it to the first read of it.
+        // A start that does not read the block leaves the damage to the first read of it.
         let read = eventually("everything can be read", async || {
             read_kept(&server, &streams).await
         });

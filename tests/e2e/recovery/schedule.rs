@@ -1,4 +1,4 @@
-//! When snapshots are put.
+//! The times at which snapshots are put.
 
 use std::time::Duration;
 
@@ -65,7 +65,7 @@ async fn a_stop_puts_what_is_new_if_that_is_configured() {
     }
 }
 
-/// Only time tells, so a restart that knows nothing of it would reset the count.
+/// The interval is short, so that the number of records decides when a snapshot is due.
 fn by_records(records: u64) -> Setup {
     let count = format!("snapshots.snapshot-interval-num-records={records}");
     eager().set("snapshots.snapshot-interval=100ms").set(&count)
@@ -142,7 +142,7 @@ async fn a_snapshot_of_a_clock_that_was_ahead_is_reported_and_puts_off_nothing()
     server
         .logged("the newest snapshot is from the future")
         .await;
-    // What was new is put at once, although the interval is an hour.
+    // New content is put at once, although the interval is an hour.
     caught_up(&server, &node.target).await;
     eventually("no snapshot is from the future", async || {
         let status = server.http1().get("/esker/v1/status").send().await.json();

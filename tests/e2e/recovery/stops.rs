@@ -1,4 +1,4 @@
-//! A stop while the repository answers nothing, and what a restart shows of partitions that are idle.
+//! A stop while the repository does not answer, and the status of idle partitions after a restart.
 
 use std::time::{Duration, Instant};
 

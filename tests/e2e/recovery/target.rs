@@ -1,6 +1,7 @@
-//! Where snapshots go: a directory or an S3 server; and a node, which is a data directory beside it.
+//! The destination of snapshots: a directory or an S3 server; and a node, which is a data directory beside
+//! it.
 //!
-//! What a test reads and breaks there it reads and breaks behind the server's back.
+//! Tests read and damage the destination without the server's knowledge.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,10 +15,10 @@ use testkit_s3::objects::Objects;
 
 use crate::support::{Setup, eventually};
 
-/// Stream partitions of all scenes; the catalog comes on top.
+/// Stream partitions of all scenarios; the catalog comes in addition.
 pub const PARTITIONS: u64 = 2;
 
-/// Which kind of destination.
+/// The kind of a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A directory on the data directory's file system.
@@ -40,7 +41,7 @@ impl Target {
         }
     }
 
-    /// Servers that use it.
+    /// Configures servers to use it.
     pub fn setup(&self, setup: Setup) -> Setup {
         match self {
             Target::Directory(dir) => {
@@ -77,7 +78,7 @@ impl Target {
         }
     }
 
-    /// Another file takes the place of the old one, whose hard links keep their content.
+    /// Replaces an object by a new file; hard links to the old file keep its content.
     pub fn replace(&self, key: &str, content: Vec<u8>) {
         match self {
             Target::Directory(dir) => {
@@ -107,7 +108,7 @@ impl Target {
         }
     }
 
-    /// Everything that is there.
+    /// All objects with their content.
     pub fn all(&self) -> BTreeMap<String, Vec<u8>> {
         let keys = self.keys().into_iter();
         keys.filter_map(|key| Some((key.clone(), self.get(&key)?)))
@@ -123,7 +124,7 @@ impl Target {
         })
     }
 
-    /// The roots of all partitions, as soon as all have a snapshot.
+    /// Waits until all partitions have a snapshot, and returns their roots.
     pub async fn roots(&self) -> Vec<Root> {
         eventually("every partition has a snapshot", async || {
             let roots = (0..=PARTITIONS).map(|p| self.root(p).filter(|r| r.newest() > 0));
@@ -132,7 +133,7 @@ impl Target {
         .await
     }
 
-    /// Keys of a retained snapshot's files, 0 being the newest.
+    /// Keys of a retained snapshot's files; 0 is the newest.
     fn files_of(&self, root: &Root, at: usize) -> BTreeSet<String> {
         let dir = &root.retained()[at];
         let Some(metadata) = self.get(&format!("{dir}/metadata.json")) else {
@@ -155,14 +156,13 @@ impl Target {
             .collect()
     }
 
-    /// Flips a byte in a file of a retained snapshot, 0 being the newest: one that no older snapshot
-    /// has.
+    /// Flips a byte in a file of a retained snapshot (0 is the newest) that no older snapshot has.
     pub fn damage(&self, partition: u64, at: usize) {
         let damaged = self.damage_or_forget(partition, at);
         assert!(damaged.is_some(), "no file that no older one has");
     }
 
-    /// The same; if there is no such file, the description is removed. The file's key.
+    /// The same; if there is no such file, the description is removed. Returns the file's key.
     pub fn damage_or_forget(&self, partition: u64, at: usize) -> Option<String> {
         let root = self.root(partition).unwrap();
         let mut files = self.files_of(&root, at);
@@ -187,7 +187,7 @@ impl Target {
         described.is_some() && self.files_of(root, at).is_disjoint(damaged)
     }
 
-    /// Removes the description of a retained snapshot, 0 being the newest.
+    /// Removes the description of a retained snapshot; 0 is the newest.
     pub fn forget(&self, partition: u64, at: usize) {
         let root = self.root(partition).unwrap();
         let description = format!("{}/metadata.json", root.retained()[at]);
@@ -205,7 +205,7 @@ pub struct Root {
 }
 
 impl Root {
-    /// Directories of the retained snapshots with the partition's, newest first.
+    /// Directories of the retained snapshots, with the partition's directory, newest first.
     pub fn retained(&self) -> Vec<String> {
         self.dirs("retained_snapshots")
     }
@@ -235,7 +235,7 @@ impl Root {
     }
 }
 
-/// A data directory beside a repository, in a directory that goes with it.
+/// A data directory beside a repository, in a temporary directory.
 pub struct Node {
     dir: tempfile::TempDir,
     pub target: Target,
@@ -262,7 +262,7 @@ impl Node {
         self.dir.path().join(name)
     }
 
-    /// The same again, elsewhere; files that were one are one there, too.
+    /// Copies the node elsewhere; hard links are preserved.
     pub async fn copy(&self, setup: Setup) -> Node {
         let kind = match self.target {
             Target::Directory(_) => Kind::Directory,
@@ -278,14 +278,14 @@ impl Node {
         copy
     }
 
-    /// Starts with other settings besides.
+    /// The setup with further settings.
     pub fn with(&self, settings: &[&str]) -> Setup {
         let setup = self.setup.clone();
         settings.iter().fold(setup, |setup, one| setup.set(one))
     }
 }
 
-/// Copies what is in a directory, hard links as hard links.
+/// Copies the content of a directory, with hard links as hard links.
 pub fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     let from = from.join(".");
@@ -297,7 +297,7 @@ pub fn copy_dir(from: &Path, to: &Path) {
 /// Paths of all files below a directory.
 pub fn files(dir: &Path) -> BTreeSet<String> {
     fn walk(dir: &Path, base: &Path, found: &mut BTreeSet<String>) {
-        // It may be changing.
+        // The directory may change meanwhile.
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let path = entry.path();
             if path.is_dir() {

@@ -1,4 +1,4 @@
-//! Two that believe to be the same: one goes on, and the other does not spoil it.
+//! Two copies of the same node: one continues, and the other does not damage its snapshots.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -25,8 +25,8 @@ async fn of_two_restores_at_once_at_most_one_serves(kind: Kind) {
         let (server, log) = match (one, other) {
             (Ok(server), Err(log)) | (Err(log), Ok(server)) => (server, log),
             (Ok(one), Ok(other)) => {
-                // One was done, with a snapshot of its lineage, before the other looked: that is a restore
-                // of a cluster that lives, and the earlier one is of a stale lineage now.
+                // One restore was complete, with a snapshot of its lineage, before the other read the root:
+                // that one is then a restore of a live cluster, and the earlier lineage is stale.
                 for root in node.target.roots().await {
                     let before = &root.json["parent"]["parent"]["lineage"];
                     assert!(before.is_string(), "{context}: both serve one line");
@@ -35,7 +35,7 @@ async fn of_two_restores_at_once_at_most_one_serves(kind: Kind) {
                 continue;
             }
             (Err(one), Err(other)) => {
-                // They may have stopped each other; the next restore goes on.
+                // Both restores may have failed because of each other; the next one succeeds.
                 for log in [one, other] {
                     let codes = ["error [other_lineage]", "error [lineage_begins]"];
                     assert!(codes.iter().any(|c| log.contains(c)), "{context}: {log}");
@@ -72,7 +72,7 @@ async fn a_directory_whose_cluster_was_restored_elsewhere_puts_no_snapshots_any_
         let (new, _) = start_and_read(&restore, &node).await;
         sdk::append(&stream(&new.sdk(), &kept(0)), ["new"]).await;
         caught_up(&new, &node.target).await;
-        // Whatever changes from here on is not its work.
+        // Any later change is not the work of the new server.
         drop(new);
         let before = node.target.roots().await;
         let there = node.target.all();
@@ -84,7 +84,7 @@ async fn a_directory_whose_cluster_was_restored_elsewhere_puts_no_snapshots_any_
         dead.logged("stale lineage").await;
         tokio::time::sleep(Duration::from_millis(2500)).await;
         drop(dead);
-        // Neither after a stop nor with `--bootstrap restore`: it is not the cluster any more.
+        // Neither a stop nor `--bootstrap restore` changes that: the directory is no longer the cluster's.
         let told = node.setup.clone().set("snapshots.snapshot-on-stop=true");
         let mut dead = told.start(&old).await;
         sdk::append(&stream(&dead.sdk(), &kept(1)), ["dead"]).await;
@@ -102,7 +102,7 @@ async fn a_directory_whose_cluster_was_restored_elsewhere_puts_no_snapshots_any_
 async fn one_loss_after_the_other_is_recovered_from_however_long_the_interval_is() {
     run_concurrently([Kind::Directory, Kind::S3].map(async |kind| {
         let history = History::new(kind, "incremental").await;
-        // The interval of an hour does not matter here: a new lineage puts its first snapshot at once.
+        // The interval of an hour does not apply: a new lineage puts its first snapshot at once.
         let node = history.copy().await;
         let restore = node.setup.clone().bootstrap("restore");
         let mut before = history.phases[2].clone();
@@ -130,7 +130,7 @@ async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
     let lost = position(&server, BASIN, "orders-0").await;
     first.are(&history.phases[2].after_forks(1), "once");
     server.kill();
-    // As if only the beginning of the new lineage had been put, a while ago.
+    // The state as if only the beginning of the new lineage had been put, some time ago.
     inflict(&node, Loss::Everything, RepositoryLoss::Nothing);
     let change = |key: &str, change: &dyn Fn(&mut serde_json::Value)| {
         let mut root = serde_json::from_slice(&node.target.get(key).unwrap()).unwrap();
@@ -153,7 +153,7 @@ async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
             node.target.replace(key, content.clone());
         }
     }
-    // A start that comes too soon waits up to a minute: the other copy may be alive.
+    // A start that comes too soon waits up to a minute, because the other copy may be alive.
     let now = Command::new("date")
         .args(["-u", "+%Y-%m-%dT%H:%M:%SZ"])
         .output();
@@ -165,7 +165,7 @@ async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
     assert!(log.contains("error [lineage_begins]"), "{log}");
     for key in &roots {
         change(key, &|root| {
-            // Or by a clock that was ahead.
+            // Or in the future, by a clock that was ahead.
             let begun_at = match key.as_str() {
                 "1/latest.json" => "2999-01-01T00:00:00Z",
                 _ => "2026-01-01T00:00:00Z",
@@ -175,9 +175,9 @@ async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
     }
     std::fs::remove_dir_all(node.data()).unwrap();
     let (server, second) = start_and_read(&restore, &node).await;
-    // Sequence numbers that the lineage in between may have assigned are not assigned again either.
+    // Sequence numbers that the intermediate lineage may have assigned are not assigned again either.
     second.are(&history.phases[2].after_forks(2), "twice");
-    // The position of a reader of that lineage shows where it was cut off.
+    // The position for a reader of that lineage shows where it was cut off.
     let now = position(&server, BASIN, "orders-0").await;
     let cut = history.phases[2].0[&kept(0)].tail;
     let lines = [&lost["forks"][0]["parent"], &lost["lineage"]];
@@ -225,7 +225,8 @@ async fn of_two_copies_of_a_data_directory_the_second_puts_no_snapshots() {
         copy_dir(&node.data(), &copied);
         let (mut original, _) = start_and_read(&node.setup, &node).await;
         append_and_wait_for_snapshot(&original, &node.target, &kept(0)).await;
-        // In order: what it puts of other partitions is there, and no request of it is on its way.
+        // A regular stop: its snapshots of other partitions are complete, and none of its requests is in
+        // transit.
         original.stop().await;
         let mut there = node.target.all();
 
@@ -242,21 +243,21 @@ async fn of_two_copies_of_a_data_directory_the_second_puts_no_snapshots() {
             objects.retain(|key, _| !key.starts_with(".tmp/"));
         }
         assert!(now == there, "{kind:?}: nothing is put by the copy");
-        // It is still the first one that puts, after a restart.
+        // After a restart, the original is still the one that puts.
         let (original, _) = start_and_read(&node.setup, &node).await;
         append_and_wait_for_snapshot(&original, &node.target, &kept(1)).await;
     }))
     .await;
 }
 
-/// A data directory and a copy of it that have gone on differently: the copy put the newest snapshots, the
-/// original was refused.
+/// A data directory and its copy, which have diverged: the copy put the newest snapshots, the original was
+/// refused.
 struct Twins {
     node: Node,
     copied: PathBuf,
-    /// What was acknowledged by the original.
+    /// What the original acknowledged.
     original: Contents,
-    /// What was acknowledged by the copy.
+    /// What the copy acknowledged.
     copy: Contents,
 }
 
@@ -337,7 +338,7 @@ async fn where_only_snapshots_of_another_copy_are_left_a_start_names_them_and_us
         Loss::DatabaseAndLocalSnapshots,
         RepositoryLoss::Nothing,
     );
-    // None that both have in common.
+    // No snapshot that both have in common.
     for partition in 1..=PARTITIONS {
         for at in [1, 2] {
             node.target.damage(partition, at);
@@ -354,7 +355,7 @@ async fn where_only_snapshots_of_another_copy_are_left_a_start_names_them_and_us
         );
         assert!(log.contains("move its log/ away"), "{log}");
     }
-    // Elsewhere, from what the repository has.
+    // In another directory, from the repository.
     let restore = node.setup.clone().bootstrap("restore");
     let server = restore.start(&node.path("empty")).await;
     let after = contents(&server.sdk()).await;
@@ -386,7 +387,7 @@ async fn a_database_and_local_snapshots_that_the_log_contradicts_are_not_used_an
         let tail = aside(partition);
         assert!(tail["entry"].is_string(), "{tail}");
     }
-    // It is over with.
+    // The restore is complete.
     let (server, after) = start_and_read(&node.setup, node).await;
     after.are(&twins.original, "again");
     let log = server.log().join("\n");
@@ -399,7 +400,7 @@ async fn a_repository_that_is_unmounted_while_serving_is_not_begun_again_on_the_
     let node = history.node.copy(eager()).await;
     let (mut server, _) = start_and_read(&node.setup, &node).await;
     append_and_wait_for_snapshot(&server, &node.target, &kept(0)).await;
-    // Nothing is on its way there.
+    // No upload is under way.
     caught_up(&server, &node.target).await;
     let Target::Directory(dir) = &node.target else {
         unreachable!("it is one");
@@ -411,7 +412,7 @@ async fn a_repository_that_is_unmounted_while_serving_is_not_begun_again_on_the_
     let missing = problem(&server, "repository_missing").await;
     let what = missing["what"].as_str().unwrap();
     assert!(what.contains("cluster.json"), "{what}");
-    // Nor after a restart.
+    // The same holds after a restart.
     server.stop().await;
     let mut server = node.setup.start(&node.data()).await;
     sdk::append(&stream(&server.sdk(), &kept(0)), ["meanwhile"]).await;

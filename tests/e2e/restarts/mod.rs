@@ -1,4 +1,4 @@
-//! Restarts: what a start finds, what a stop waits for, and what is refused.
+//! Restarts: what a start finds, what a stop waits for, and refusals.
 
 mod refusals;
 mod shutdown;
@@ -18,7 +18,7 @@ use s2_sdk::types::{
 
 use crate::support::sdk;
 
-/// All that a client can see of a server, as text: basins, streams, settings, records, tails and
+/// Everything that a client can see of a server, as text: basins, streams, settings, records, tails and
 /// fencing tokens.
 async fn everything(s2: &S2) -> String {
     let mut seen = String::new();
@@ -47,7 +47,7 @@ async fn everything(s2: &S2) -> String {
                         for record in &batch.records {
                             writeln!(seen, "    {record:?}").unwrap();
                         }
-                        // An empty answer below the tail: everything was trimmed.
+                        // An empty answer below the tail means that everything was trimmed.
                         let Some(last) = batch.records.last() else {
                             break;
                         };

@@ -1,4 +1,4 @@
-//! What a start refuses, in words that say what to do. A refused start changes nothing.
+//! Refused starts: the message names what to do, and nothing is changed.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use super::{copy_dir, everything};
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Server, Setup};
 
-/// A server that had something to do and was stopped; its directory lives as long as it.
+/// A server that was used and stopped; it owns its directory.
 async fn used(setup: &Setup, kill: bool) -> Server {
     let mut server = setup.start_fresh().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
@@ -32,7 +32,7 @@ async fn a_second_process_on_a_data_directory_is_refused_with_the_pid_of_the_fir
     assert_eq!(code, 1, "{log}");
     assert!(log.contains("[data_dir_in_use]"), "{log}");
     assert!(log.contains(&format!("pid {}", server.pid())), "{log}");
-    // The first one is not disturbed.
+    // The first server is not affected.
     sdk::basin(&server.sdk(), "test-basin").await;
 }
 
@@ -109,7 +109,7 @@ async fn a_lost_part_stops_the_start_and_nothing_is_made_in_its_place() {
             assert!(!path.exists(), "{lost} was created again");
             fs::rename(&aside, &path).unwrap();
         }
-        // An empty directory in the place of a lost one is no better.
+        // An empty directory in the place of a lost one is refused, too.
         let path = data_dir.join("log");
         fs::rename(&path, &aside).unwrap();
         fs::create_dir(&path).unwrap();
@@ -123,7 +123,7 @@ async fn a_lost_part_stops_the_start_and_nothing_is_made_in_its_place() {
     }
 }
 
-/// What [`used`] has appended.
+/// Checks that everything that [`used`] has appended is there.
 async fn all_is_there(server: &Server) {
     let basin = server.sdk().basin(basin_name("test-basin"));
     for i in 0..4 {
@@ -153,7 +153,7 @@ async fn a_database_that_is_lost_or_lost_a_file_is_recovered_from_snapshot_and_l
             }
             server.restart(&setup).await;
             all_is_there(&server).await;
-            // And it goes on.
+            // New records can be appended.
             let basin = server.sdk().basin(basin_name("test-basin"));
             let stream = basin.stream(stream_name("orders-0"));
             sdk::append(&stream, ["three"]).await;
@@ -191,7 +191,7 @@ async fn a_log_or_a_database_from_another_time_stops_the_start() {
     let new = data_dir.with_extension("new");
     copy_dir(&data_dir, &new);
 
-    // The old log lacks what the database says was applied: it was acknowledged.
+    // The old log lacks entries that the database has applied and that were acknowledged.
     fs::remove_dir_all(data_dir.join("log")).unwrap();
     copy_dir(&old.join("log"), &data_dir.join("log"));
     let (exit, log) = setup.start_refused(&data_dir).await;
@@ -261,7 +261,7 @@ async fn a_damaged_block_of_the_database_is_an_error_and_never_other_data() {
         }
     }
     assert!((1..10).contains(&errors), "{errors}");
-    // The rest of it works.
+    // The other streams work.
     let basin = server.sdk().basin(basin_name("test-basin"));
     let healthy = sdk::stream(&basin, "healthy").await;
     sdk::append(&healthy, ["well"]).await;
@@ -283,7 +283,7 @@ async fn a_changed_cluster_name_is_refused() {
 
 #[tokio::test]
 async fn a_new_cluster_never_begins_over_the_last_local_copies() {
-    // What the checkpoints of the stop cover is everything.
+    // The checkpoints of the stop cover everything.
     let setup = Setup::default()
         .set("snapshots.snapshot-interval=1h")
         .set("snapshots.snapshot-on-stop=true");
@@ -299,7 +299,7 @@ async fn a_new_cluster_never_begins_over_the_last_local_copies() {
             false => fs::remove_file(path).unwrap(),
         }
     }
-    // And the repository with it.
+    // The repository is lost as well.
     let elsewhere = tempfile::tempdir().unwrap();
     let destination = format!("snapshots.destination={}", elsewhere.path().display());
     let setup = setup.set(&destination);
@@ -314,7 +314,7 @@ async fn a_new_cluster_never_begins_over_the_last_local_copies() {
         assert!(log.contains("partitions 0, 1, 2"), "{log}");
     }
     assert!(!data_dir.join("db").exists());
-    // The way out that it names. A new lineage begins, so what is appended next has other numbers.
+    // The option that the message names. A new lineage begins, so later appends have other numbers.
     for setup in [setup.clone().bootstrap("restore"), setup] {
         server.restart(&setup).await;
         for i in 0..4 {

@@ -1,4 +1,4 @@
-//! A stop: what is in flight is finished, what is new is refused, sessions end with a reason.
+//! A stop: requests in flight are finished, new ones are refused, sessions end with a reason.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +21,7 @@ async fn a_stop_answers_what_is_in_flight_and_refuses_what_is_new() {
         let mut server = setup.start_fresh().await;
         let basin = sdk::basin(&server.sdk(), "test-basin").await;
         sdk::stream(&basin, "orders").await;
-        // Many clients append as fast as they can; then comes the stop.
+        // Many clients append as fast as possible during the stop.
         let count = Arc::new(AtomicU64::new(0));
         let clients: Vec<_> = (0..8)
             .map(|client| {
@@ -49,7 +49,7 @@ async fn a_stop_answers_what_is_in_flight_and_refuses_what_is_new() {
                                 assert_eq!(answer.code(), "server_draining");
                                 refused.push(body);
                             }
-                            // The connection was closed between two requests, or none opens any more.
+                            // The connection was closed between two requests, or no new one can be opened.
                             Err(_) => break,
                         }
                         if refused.len() > 100 {
@@ -89,7 +89,7 @@ async fn a_stop_answers_what_is_in_flight_and_refuses_what_is_new() {
 
 #[tokio::test]
 async fn a_stop_ends_every_session_with_the_reason_after_the_acks_it_owes() {
-    // The grace period neither cuts a request off nor lets one through.
+    // The grace period neither ends a request in flight nor admits a new one.
     let setup = Setup::default().set("shutdown-grace=1h");
     let mut server = setup.start_fresh().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
@@ -104,14 +104,14 @@ async fn a_stop_ends_every_session_with_the_reason_after_the_acks_it_owes() {
         .open()
         .await;
     let http1 = server.http1();
-    // So that its connection is there, whenever its request comes.
+    // Opens its connection before its request is made.
     http1.get("/health").send().await.expect(200);
     let waiting = http1
         .get("/v1/streams/orders/records?tail_offset=0&wait=60")
         .basin("test-basin");
     let appended = tokio::sync::Notify::new();
     let waiting = async {
-        // It begins to wait after the appends below.
+        // The read begins to wait after the appends below.
         appended.notified().await;
         waiting.send().await
     };
@@ -125,7 +125,7 @@ async fn a_stop_ends_every_session_with_the_reason_after_the_acks_it_owes() {
             seen += reader.next().await.message().records.len();
         }
         appended.notify_one();
-        // Nothing says that it waits.
+        // Nothing shows that the read waits, so this sleeps.
         tokio::time::sleep(Duration::from_secs(2)).await;
         let started = Instant::now();
         server.signal(Signal::TERM);
@@ -163,14 +163,14 @@ async fn a_stop_ends_every_session_with_the_reason_after_the_acks_it_owes() {
     let status = server.wait().await;
     assert!(status.success());
     let took = started.elapsed();
-    // Which is how long the read would have waited.
+    // The read would have waited for a minute.
     assert!(took < Duration::from_secs(55), "{took:?}");
 }
 
 #[tokio::test]
 async fn the_official_client_follows_over_a_restart() {
     let mut server = Setup::default().start_fresh().await;
-    // The same port, so that the client finds the server again.
+    // The same port, so that the client reconnects.
     let setup = Setup::default().listen(server.address());
     let s2 = sdk::client(server.url(), 50);
     let basin = sdk::basin(&s2, "test-basin").await;
@@ -228,11 +228,11 @@ async fn idle_connections_do_not_hold_up_a_stop() {
     for http in &clients {
         http.get("/health").send().await.expect(200);
     }
-    // One that never says anything, and one in the middle of a head.
+    // One connection that never sends anything, and one in the middle of a head.
     let _silent = tokio::net::TcpStream::connect(server.address())
         .await
         .unwrap();
-    // For a head it waits for an hour.
+    // The server waits an hour for a head.
     server.stop().await;
 }
 
@@ -263,7 +263,7 @@ async fn a_client_that_does_not_read_holds_up_a_stop_no_longer_than_the_grace_pe
         within(took, Duration::from_secs(9))
     })
     .await;
-    // Nothing was lost by it.
+    // Nothing was lost.
     server.restart(&setup).await;
     let stream = server
         .sdk()

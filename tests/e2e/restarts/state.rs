@@ -1,4 +1,4 @@
-//! What was acknowledged is there after every kind of end.
+//! Everything acknowledged is there after every kind of end.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::everything;
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Server, Setup, eventually};
 
-/// One of everything.
+/// Makes one of everything.
 async fn fill(s2: &S2, round: usize) {
     let config = BasinConfig::new()
         .with_create_stream_on_append(true)
@@ -124,7 +124,7 @@ async fn everything_is_the_same_after_a_stop_and_nothing_is_replayed() {
     }
 }
 
-/// Equal, or the first line that is not.
+/// Fails with the first line that differs.
 #[track_caller]
 fn pretty_eq(before: &str, after: &str) {
     for (before, after) in before.lines().zip(after.lines()) {
@@ -145,7 +145,7 @@ async fn every_start_says_what_it_loads_how_much_it_replays_and_when_it_is_done(
     for i in 0..50 {
         sdk::append(&stream, [format!("{i}")]).await;
     }
-    // Snapshots flush, so what has to be replayed differs; in all it is what the log has.
+    // Snapshots flush, so the number of entries to replay varies; the number of entries in the log does not.
     let status = server.http1().get("/esker/v1/status").send().await.json();
     let partitions = status["partitions"].as_array().unwrap();
     let last = |one: &serde_json::Value| one["last"].as_u64().unwrap();
@@ -166,7 +166,7 @@ async fn every_start_says_what_it_loads_how_much_it_replays_and_when_it_is_done(
         .and_then(|(_, rest)| rest.split_once(" log entries of the partitions"))
         .map(|(n, _)| n.parse().unwrap())
         .unwrap();
-    // The appends, a basin, a stream, and what a leader begins its term with.
+    // The appends, a basin, a stream, and the first entries of a leader's term.
     assert!((52..60).contains(&logged), "{status}");
     assert_eq!(events, logged - applied, "{loading} {replaying}");
     server.logged("Partitions recovered").await;
@@ -175,7 +175,7 @@ async fn every_start_says_what_it_loads_how_much_it_replays_and_when_it_is_done(
         "log entries of the partitions",
         "Partitions recovered",
     ];
-    // Of the state store there is nothing: no commit is counted, whatever the partitions replay.
+    // The state store is empty: no commit is counted, whatever the partitions replay.
     let of_state = [
         "Loading snapshot: none",
         "Replaying 0 events since snapshot",
@@ -257,7 +257,7 @@ async fn what_was_decided_before_a_restart_is_decided_the_same_after_it() {
             .unwrap();
         assert_eq!(ack.start.seq_num, tail.seq_num);
         assert!(ack.start.timestamp >= tail.timestamp);
-        // A timestamp never decreases, also below one of the far future.
+        // A timestamp never decreases, even after one in the far future.
         let future = basin.stream(stream_name("future"));
         assert_eq!(future.check_tail().await.unwrap().timestamp, far);
         let ack = sdk::append(&future, ["now"]).await;
@@ -267,7 +267,7 @@ async fn what_was_decided_before_a_restart_is_decided_the_same_after_it() {
 
 #[tokio::test]
 async fn a_restart_with_more_flushed_than_not_replays_only_the_rest() {
-    // The database is flushed at every turn, so that replay begins somewhere in the middle.
+    // The database is flushed often, so that replay begins somewhere in the middle.
     let setup = Setup::default()
         .set("log.flush-after=64KiB")
         .set("log.segment-size=1MiB")

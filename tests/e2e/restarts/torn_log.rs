@@ -10,7 +10,7 @@ use super::{everything, last_log_file};
 use crate::support::sdk;
 use crate::support::{Server, Setup};
 
-/// A server that was killed with everything in its log and nothing flushed.
+/// A killed server with everything in its log and nothing flushed.
 async fn killed(setup: &Setup) -> (Server, String) {
     let mut server = setup.start_fresh().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
@@ -25,7 +25,7 @@ async fn killed(setup: &Setup) -> (Server, String) {
     (server, before)
 }
 
-/// Where the bytes of a file end that are not zero: behind it is space that was only reserved.
+/// The offset after the last byte of a file that is not zero: the space behind it is only reserved.
 fn written(path: &Path) -> u64 {
     let bytes = fs::read(path).unwrap();
     let last = bytes.iter().rposition(|byte| *byte != 0).unwrap();
@@ -38,7 +38,7 @@ async fn garbage_behind_the_log_is_cut_and_reported_in_bytes() {
     let (mut server, before) = killed(&setup).await;
     for garbage in [&b"\x01"[..], &[0xFF; 100], &[0x5A; 70_000]] {
         let path = last_log_file(server.data_dir());
-        // Some zeros further on, because a checksum may end in one.
+        // Some zeros later, because a checksum may end in zero.
         let at = written(&path) + 16;
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         file.write_all_at(garbage, at).unwrap();
@@ -77,7 +77,7 @@ async fn half_a_write_at_the_end_of_the_log_is_cut_and_the_rest_is_there() {
     server.kill();
     let end = written(&path);
     assert!(end > before_last + 5_000, "one append, one write");
-    // As if the machine had stopped in the middle of the last write, before it was acknowledged.
+    // The state as if the machine had stopped in the middle of the last write, before it was acknowledged.
     truncate(&path, before_last + 3_000);
     server.restart(&setup).await;
     server.logged("bytes removed").await;
@@ -85,7 +85,7 @@ async fn half_a_write_at_the_end_of_the_log_is_cut_and_the_rest_is_there() {
     let stream = basin.stream(sdk::stream_name("orders"));
     let expected: Vec<String> = (0..10).map(|i| i.to_string()).collect();
     assert_eq!(sdk::bodies(&sdk::read_all(&stream).await), expected);
-    // It goes on from there, and over another crash.
+    // Appends continue from there, also after another crash.
     let ack = sdk::append(&stream, ["10"]).await;
     assert_eq!(ack.start.seq_num, 10);
     server.kill();
@@ -146,7 +146,7 @@ async fn a_missing_log_file_stops_the_start() {
         .collect();
     files.sort();
     assert!(files.len() >= 4, "{files:?}");
-    // Any but the last, whose loss cannot be distinguished from a log that ended before it.
+    // Any file but the last, whose loss cannot be distinguished from a log that ended before it.
     for file in &files[..files.len() - 1] {
         let aside = file.with_extension("aside");
         fs::rename(file, &aside).unwrap();

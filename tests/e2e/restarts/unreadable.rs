@@ -1,5 +1,5 @@
-//! What cannot be read now is neither damaged nor missing: the start ends with the cause, and the next
-//! one, without it, has everything.
+//! Files that cannot be read now are neither damaged nor missing: the start ends with the cause, and the next
+//! one, after the cause has gone, has everything.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,8 +9,8 @@ use super::everything;
 use crate::support::sdk;
 use crate::support::{Server, Setup};
 
-/// A server that was killed with several log files, a checkpoint of each partition and files of the
-/// database; and all that it had.
+/// A killed server with several log files, a checkpoint of each partition and files of the database; and all
+/// that it had.
 async fn killed(setup: &Setup) -> (Server, String) {
     let mut server = setup.start_fresh().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
@@ -48,7 +48,7 @@ fn files(dir: &Path, is_one: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     found
 }
 
-/// Whatever the user, the operating system refuses to open what is there: a link to itself.
+/// Runs `start` while a path is unreadable for every user, root included: it is a link to itself.
 async fn while_unreadable(path: &Path, start: impl AsyncFnOnce()) {
     let aside = path.with_extension("aside");
     fs::rename(path, &aside).unwrap();
@@ -96,7 +96,7 @@ async fn what_cannot_be_read_now_stops_a_start_and_costs_nothing() {
     for path in &needed {
         while_unreadable(path, async || {
             refused_as_unreadable(&setup, &data_dir, path).await;
-            // Accepting a loss is not accepting one that there is not.
+            // The acceptance of a loss does not include a loss that has not happened.
             refused_as_unreadable(&restore, &data_dir, path).await;
         })
         .await;
@@ -113,7 +113,7 @@ async fn no_limit_of_open_files_costs_anything() {
     let (mut server, before) = killed(&setup).await;
     let data_dir = server.data_dir().to_owned();
     let mut refused = 0;
-    // From what not even the libraries load with, to what is enough.
+    // From a limit with which not even the libraries load, to a sufficient one.
     for limit in (14..=60).step_by(2) {
         let limited = setup.clone().bootstrap("restore").open_files(limit);
         match limited.try_start(&data_dir).await {
@@ -127,7 +127,7 @@ async fn no_limit_of_open_files_costs_anything() {
                     !log.contains("put aside") && !log.contains("a new lineage begins"),
                     "{limit}: {log}"
                 );
-                // What is needed before anything is read has causes of its own.
+                // Files that are needed before anything is read have causes of their own.
                 if log.contains("error [log]") || log.contains("error [database]") {
                     panic!("{limit}: {log}");
                 }

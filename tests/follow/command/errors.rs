@@ -1,4 +1,4 @@
-//! What is refused, and in which words.
+//! Refusals and their messages.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -70,7 +70,7 @@ async fn a_server_that_is_not_there_is_told_at_once() {
         "{said}"
     );
     let took = begun.elapsed();
-    // One that is waited for has thirty seconds.
+    // A command that waits for a server would take thirty seconds.
     assert!(took < Duration::from_secs(15), "{took:?}");
 }
 

@@ -37,12 +37,12 @@ async fn inspect_shows_what_is_whole_torn_and_damaged_and_how_far_behind() {
         ack.start.seq_num
     };
     let (unfinished, damaged, gap) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4());
-    // At 20: a single one whose bytes are wrong.
+    // At 20: a single-record snapshot whose bytes are wrong.
     append(vec![
         record::single_record(damaged, &meta(20), &wrong, "abc".into()).unwrap(),
     ])
     .await;
-    // At 21 to 23: one whose fragment 1 is missing.
+    // At 21 to 23: a snapshot without its fragment 1.
     let fragment = |id, index, meta: Option<&Meta>| {
         record::fragment_record(id, index, meta, "abc".into()).unwrap()
     };
@@ -52,7 +52,7 @@ async fn inspect_shows_what_is_whole_torn_and_damaged_and_how_far_behind() {
         record::final_record(gap, 3, &wrong).unwrap(),
     ])
     .await;
-    // At 24 and 25: one that has no end.
+    // At 24 and 25: a snapshot without an end.
     append(vec![
         fragment(unfinished, 0, Some(&meta(24))),
         fragment(unfinished, 1, None),
@@ -82,10 +82,10 @@ async fn inspect_shows_what_is_whole_torn_and_damaged_and_how_far_behind() {
         "records for the fold, and nothing else"
     );
     assert_eq!(row(&found, "24")["recovery_seconds"], Value::Null);
-    // The end of the one with a gap comes after it was given up.
+    // The end of the snapshot with a gap comes after the snapshot was given up.
     assert_eq!(found["strays"], 1);
 
-    // None of them hurts: the history is there. And a whole one is taken behind them.
+    // None of them does harm: the history is complete. And a complete snapshot is taken behind them.
     let taken = json_of(
         &place,
         &[
@@ -144,7 +144,7 @@ async fn inspect_reads_objects_to_their_last_byte() {
         ok(&place, &arguments);
     }
     let newest = directory.path().join("20.json.zst");
-    // Of the state: what it adds up to comes after it.
+    // A byte of the state is changed: its checksum comes after it.
     change_in_place(&newest, |bytes| {
         let at = bytes.len() - 120;
         flip(bytes, at);
@@ -172,7 +172,7 @@ async fn inspect_reads_objects_to_their_last_byte() {
     assert_eq!(seen, expected, "{found:#}");
     assert_eq!(rows[2]["replay"], 10);
 
-    // The damaged one is passed over, and it is said so.
+    // The damaged snapshot is passed over, with a remark.
     let output = ok(&place, &["--by", "/id", "--snapshot", &external, "--once"]);
     let said = text(&output.stderr);
     assert!(

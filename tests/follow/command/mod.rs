@@ -1,11 +1,11 @@
-//! `esker follow` as people and programs meet it.
+//! `esker follow` as people and programs use it.
 //!
 //! | module | what it shows |
 //! |---|---|
-//! | [`output`] | what one run prints |
+//! | [`output`] | the output of one run |
 //! | [`snapshots`] | snapshots that runs write, restore and pass over |
-//! | [`pipes`] | runs that go on, and whoever reads what they print |
-//! | [`errors`] | what is refused, and in which words |
+//! | [`pipes`] | runs that continue until they are interrupted, and readers of their output |
+//! | [`errors`] | refusals and their messages |
 //! | [`inspect`] | `--inspect` |
 
 mod errors;
@@ -46,7 +46,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Runs it, which has to succeed.
+/// Runs `esker follow`, which has to succeed.
 fn ok(place: &Place, arguments: &[&str]) -> Output {
     let output = follow(place, arguments).output().unwrap();
     let said = text(&output.stderr);
@@ -61,7 +61,7 @@ fn json_of(place: &Place, arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Runs it, which has to fail with this exit code, and answers what it said.
+/// Runs `esker follow`, which has to fail with this exit code. Returns its standard error.
 fn fails(place: &Place, code: i32, arguments: &[&str]) -> String {
     let output = follow(place, arguments).output().unwrap();
     let said = text(&output.stderr);
@@ -69,7 +69,7 @@ fn fails(place: &Place, code: i32, arguments: &[&str]) -> String {
     said
 }
 
-/// A run that goes on.
+/// A run that continues until it is interrupted.
 struct Running {
     child: Child,
     lines: BufReader<ChildStdout>,
@@ -94,7 +94,7 @@ impl Running {
         serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line:?}: {e}"))
     }
 
-    /// Interrupts it; answers its exit code, the rest of what it printed, and what it said.
+    /// Interrupts it. Returns its exit code, the rest of its standard output, and its standard error.
     fn interrupt(mut self) -> (Option<i32>, String, String) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         kill_process(pid, Signal::INT).unwrap();

@@ -1,4 +1,4 @@
-//! What one run prints.
+//! The output of one run.
 
 use std::process::{Command, Stdio};
 
@@ -57,7 +57,7 @@ async fn the_json_document_has_everything_and_bodies_as_they_were_written() {
     )
     .await;
     let output = ok(&place, &["--by", "/id", "--once", "--json"]);
-    // No number was made another on the way.
+    // Large numbers are unchanged.
     assert!(text(&output.stdout).contains("123456789012345678901234567890"));
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
     let without_state: Vec<&String> = document.as_object().unwrap().keys().collect();
@@ -106,7 +106,7 @@ async fn a_read_of_the_stream_shows_snapshots_in_brackets_and_not_as_bytes() {
     let snapshot = ["--by", "/id", "--snapshot", "in-stream", "--every", "50"];
     ok(&place, &[&snapshot[..], &["--once"]].concat());
     place.append(100..101, 7).await;
-    // Of one in many records, and of one that makes no sense.
+    // The description of a snapshot in many records, and one that makes no sense.
     let meta = Meta {
         format: FORMAT,
         fold: "latest by /\u{1b}[31m".to_owned(),
@@ -160,7 +160,7 @@ async fn a_read_of_the_stream_shows_snapshots_in_brackets_and_not_as_bytes() {
             "[snapshot, 1 B: it is neither single nor fragment nor final]",
         ]
     );
-    // All of it is there for programs.
+    // The JSON output has everything.
     let (lines, said) = read(&["--json"]);
     assert_eq!(said, "");
     assert_eq!(lines.lines().count(), 6);

@@ -1,4 +1,4 @@
-//! Runs that go on, and whoever reads what they print.
+//! Runs that continue until they are interrupted, and readers of their output.
 
 use serde_json::json;
 

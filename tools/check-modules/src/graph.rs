@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Names that one module takes from another, by the two.
+/// Names that one module uses from another, by the pair of modules.
 pub type References = BTreeMap<(usize, usize), BTreeSet<String>>;
 
-/// The sets of more than one module of which each reaches each other one.
+/// The strongly connected components of more than one module.
 pub fn cycles(modules: usize, references: &References) -> Vec<Vec<usize>> {
     let mut next = vec![Vec::new(); modules];
     let mut previous = vec![Vec::new(); modules];
@@ -13,7 +13,7 @@ pub fn cycles(modules: usize, references: &References) -> Vec<Vec<usize>> {
         next[*from].push(*to);
         previous[*to].push(*from);
     }
-    // Kosaraju: in the reverse of the order in which they are left, each search backwards is a component.
+    // Kosaraju: in the reverse of the order in which modules are left, each backward search is a component.
     let mut order = Vec::new();
     let mut seen = vec![false; modules];
     for start in 0..modules {
@@ -33,7 +33,7 @@ pub fn cycles(modules: usize, references: &References) -> Vec<Vec<usize>> {
     found
 }
 
-/// Searches in depth, and notes modules in the order in which they are left.
+/// Searches depth-first, and records modules in the order in which they are left.
 fn search(start: usize, next: &[Vec<usize>], seen: &mut [bool], order: &mut Vec<usize>) {
     if std::mem::replace(&mut seen[start], true) {
         return;

@@ -1,8 +1,8 @@
 //! Finds cycles between the modules of a crate: `check-modules NAME=DIRECTORY[:MOST]...`
 //!
-//! For each crate it prints how many modules are part of a cycle, and the cycles. It exits with 1 if
-//! there are more than `MOST` (0 if it is left out), or fewer, so that the number in the script goes down
-//! with each improvement; and with 2 if a source cannot be read.
+//! For each crate it prints how many modules are part of a cycle, and the cycles. It exits with 1 if there
+//! are more than `MOST` (0 if it is left out), or fewer, so that the number in the script decreases with each
+//! improvement; and with 2 if a source cannot be read.
 
 mod graph;
 mod source;
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(failed))
 }
 
-/// Checks a crate. Returns whether it has as many modules in cycles as it may.
+/// Checks a crate. Returns whether the number of modules in cycles is `most`.
 fn check(name: &str, dir: &Path, most: usize) -> Result<bool, String> {
     let source = Crate::read(dir)?;
     let references = source.references();

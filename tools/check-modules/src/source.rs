@@ -1,8 +1,8 @@
-//! The modules of a crate, what they define, and what they take from each other.
+//! The modules of a crate, the names that they define, and the names that they use from each other.
 //!
-//! A name counts as taken from the module that defines it, also where it comes by way of a `pub use`.
-//! Code for tests does not count, and neither does what a module and one below it take from each other:
-//! they are one thing in several files.
+//! A name counts as used from the module that defines it, even if it is imported through a `pub use`. Code
+//! for tests does not count, and neither do uses between a module and one below it: they are one unit in
+//! several files.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -16,16 +16,16 @@ use crate::graph::References;
 /// A module: a file, or a part of one in braces.
 pub struct Module {
     parent: Option<usize>,
-    /// Names of the modules above it and its own, but for the crate's.
+    /// Names of the modules above it and its own, without the crate's.
     names: Vec<String>,
     children: HashMap<String, usize>,
-    /// Names of what it defines.
+    /// Names that it defines.
     defined: HashSet<String>,
-    /// Names that a `use` brings into it, and what they stand for.
+    /// Names that a `use` imports, and the paths that they refer to.
     imported: HashMap<String, Vec<String>>,
-    /// Modules of which everything public is brought into it.
+    /// Modules that a glob imports.
     globs: Vec<Vec<String>>,
-    /// Paths in its code, each with the first segments of what a `use` names.
+    /// Paths in its code, each with the first segments of an imported name resolved.
     paths: BTreeSet<Vec<String>>,
 }
 
@@ -43,11 +43,11 @@ pub struct Crate {
     pub modules: Vec<Module>,
 }
 
-/// Most `pub use` that a name is followed through.
+/// Most `pub use` declarations through which a name is followed.
 const MAX_STEPS: usize = 20;
 
 impl Crate {
-    /// Reads the crate of which the sources lie in a directory, from `lib.rs` or `main.rs` on.
+    /// Reads the crate whose sources are in a directory, from `lib.rs` or `main.rs` on.
     pub fn read(dir: &Path) -> Result<Crate, String> {
         let mut it = Crate {
             modules: Vec::new(),
@@ -59,7 +59,7 @@ impl Crate {
         Ok(it)
     }
 
-    /// Reads a file; `dir` is where the modules that it declares lie.
+    /// Reads a file; `dir` has the modules that it declares.
     fn read_file(
         &mut self,
         file: &Path,
@@ -164,7 +164,7 @@ impl Crate {
         module.imported.insert(name, path);
     }
 
-    /// What each module takes from each other one.
+    /// The names that each module uses from each other one.
     pub fn references(&self) -> References {
         let mut references: References = BTreeMap::new();
         for (from, module) in self.modules.iter().enumerate() {
@@ -196,7 +196,8 @@ impl Crate {
         false
     }
 
-    /// The module that defines what a path in `module` names, and its name; none if it is of another crate.
+    /// The module that defines the target of a path in `module`, and its name; `None` if it is of another
+    /// crate.
     fn resolve(&self, module: usize, path: &[String], steps: usize) -> Option<(usize, String)> {
         if steps > MAX_STEPS {
             return None;
@@ -211,7 +212,7 @@ impl Crate {
                 if it.children.contains_key(name) || it.defined.contains(name) {
                     return self.within(module, path, steps);
                 }
-                // One that names itself is of another crate.
+                // An import whose path equals its name is of another crate.
                 let imported = it.imported.get(name).filter(|to| to.as_slice() != path);
                 if let Some(imported) = imported {
                     let whole: Vec<_> = imported.iter().chain(rest).cloned().collect();
@@ -264,7 +265,7 @@ fn file_of(dir: &Path, name: &str) -> Result<PathBuf, String> {
     file.ok_or_else(|| format!("{} has no module {name}", dir.display()))
 }
 
-/// Whether something is there for tests alone.
+/// Whether an item exists for tests alone.
 fn is_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         let words = |tokens: &TokenStream| {
@@ -347,7 +348,7 @@ impl<'a> Visit<'a> for Paths {
     }
 
     fn visit_macro(&mut self, it: &'a syn::Macro) {
-        // Paths within a macro's words: names with `::` between them.
+        // Paths among a macro's tokens: names with `::` between them.
         collect_paths(it.tokens.clone(), &mut self.found);
         syn::visit::visit_macro(self, it);
     }
@@ -448,7 +449,7 @@ mod tests {
             ("b/mod.rs", "pub mod inner; pub use inner::B; use crate::A;"),
             ("b/inner.rs", "pub struct B;"),
         ];
-        // `a` takes from the child what the parent hands on, and the parent from `a`.
+        // `a` uses a name of the child that the parent re-exports, and the parent uses `a`.
         assert!(found(&files).is_empty());
         let files = [
             ("lib.rs", "mod a; mod b; pub use a::A;"),

@@ -1,2 +1,3 @@
-//! No code: this crate asks for the features of dependencies that the tests and benchmarks of the workspace
-//! turn on, so that a build of the binary alone chooses the same, and Cargo compiles each dependency once.
+//! This crate has no code: it enables the features of dependencies that the tests and benchmarks of the
+//! workspace enable, so that a build of the binary alone selects the same, and Cargo compiles each dependency
+//! once.

@@ -1,7 +1,7 @@
-//! Damage to bytes and files, as a disk or a careless hand does it.
+//! Damage to bytes and files, as by a disk or a mistake of an operator.
 //!
-//! Files of a database and of its checkpoints are one file with several names. Damage *in place* is seen
-//! under all of them; damage *alone* is seen under this name only: the others keep the whole file.
+//! A file of a database and of its checkpoints has several hard links. Damage *in place* affects all of them;
+//! damage *alone* affects one name only, and the others keep the original file.
 
 use std::fs;
 use std::path::Path;
@@ -36,7 +36,7 @@ pub fn change_in_place(path: &Path, change: impl FnOnce(&mut [u8])) {
     fs::write(path, content).unwrap();
 }
 
-/// Puts a changed copy in a file's place.
+/// Replaces a file by a changed copy.
 ///
 /// # Panics
 ///

@@ -1,6 +1,6 @@
 //! The program `esker`, and its processes.
 //!
-//! A [`Process`] keeps what it writes; when the test that owns it fails, the end of that is printed.
+//! A [`Process`] collects its output; when the test that owns it fails, the end of the output is printed.
 //! Dropping a [`Process`] kills it with SIGKILL and waits for it, so that no test leaves one behind.
 
 use std::io::{BufRead as _, BufReader, Read};
@@ -17,12 +17,12 @@ use crate::wait::SOON;
 /// Lines of the log that are printed when a test fails.
 const QUOTED_LINES: usize = 60;
 
-/// The program under test. Cargo names it to the tests of its package; elsewhere it is the one beside
+/// The program under test. Cargo sets its path for the tests of its package; elsewhere it is the one beside
 /// the directory of the test's own program.
 ///
 /// # Panics
 ///
-/// If it is not there.
+/// If it does not exist.
 pub fn program() -> PathBuf {
     if let Some(program) = std::env::var_os("CARGO_BIN_EXE_esker") {
         return program.into();
@@ -53,7 +53,7 @@ pub fn without_configuration(mut command: Command) -> Command {
 ///
 /// # Panics
 ///
-/// If it is gone and was waited for.
+/// If it has ended and was reaped.
 pub fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
@@ -66,7 +66,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it. Its standard input is what the command says.
+    /// Starts it. Its standard input is that of the command.
     ///
     /// # Panics
     ///
@@ -87,7 +87,7 @@ impl Process {
         }
     }
 
-    /// Its number.
+    /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -108,7 +108,7 @@ impl Process {
         lines.iter().find(|line| line.contains(text)).cloned()
     }
 
-    /// Where it serves, `http://HOST:PORT`, if it does by now.
+    /// The URL at which it serves, `http://HOST:PORT`, if it does by now.
     pub fn url(&self) -> Option<String> {
         let line = self.line_with(" serves http://")?;
         let url = line
@@ -117,19 +117,19 @@ impl Process {
         url.map(str::to_owned)
     }
 
-    /// How it ended, if it has; all that it wrote is collected then.
+    /// Its exit status, if it has ended; all its output is collected then.
     ///
     /// # Panics
     ///
-    /// If the system cannot say.
+    /// If the system call fails.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         let status = self.child.try_wait().unwrap()?;
         self.join();
         Some(status)
     }
 
-    /// Whether it serves by now: then where, or how it ended and all that it wrote; `None` if it does
-    /// neither yet.
+    /// Its URL if it serves, or its exit status and all its output if it has ended; `None` if neither is the
+    /// case yet.
     pub fn started(&mut self) -> Option<Result<String, String>> {
         if let Some(url) = self.url() {
             return Some(Ok(url));
@@ -138,7 +138,7 @@ impl Process {
         Some(Err(format!("{status}\n{}", self.lines().join("\n"))))
     }
 
-    /// Waits until it serves, or has ended: then all that it wrote.
+    /// Waits until it serves, or has ended; the error is all its output.
     ///
     /// # Panics
     ///
@@ -163,9 +163,9 @@ impl Process {
     ///
     /// # Panics
     ///
-    /// If the system cannot say.
+    /// If the system call fails.
     pub fn wait(&mut self) -> ExitStatus {
-        // Waiting would close its standard input, which may be what it waits for.
+        // `Child::wait` would close its standard input, on which the process may be waiting.
         let stdin = self.child.stdin.take();
         let status = self.child.wait().unwrap();
         drop(stdin);
@@ -181,7 +181,7 @@ impl Process {
         self.join();
     }
 
-    /// Waits until everything that it wrote is collected.
+    /// Waits until all its output is collected.
     fn join(&mut self) {
         for reader in self.readers.drain(..) {
             reader.join().unwrap();
@@ -199,13 +199,13 @@ impl Drop for Process {
                 eprintln!("    {line}");
             }
         }
-        // The readers are not waited for: a child of the process may hold its output open.
+        // The readers are not awaited, because a child of the process may keep its output open.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Lines that a process wrote.
+/// The lines of a process's output.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<String>>>);
 

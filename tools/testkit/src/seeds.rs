@@ -1,19 +1,19 @@
 //! The seeds of randomised tests.
 //!
-//! One convention for all: `ESKER_SEED=N` runs seed N alone, `ESKER_SEEDS=N` runs so many, beginning
-//! with `ESKER_SEED` or where the test usually begins; where a test can go on for as long as one likes,
-//! `ESKER_SEED_SECONDS=N` says for how long. A failure prints the variable and the command
-//! that repeat it: see [`again`].
+//! All such tests have the same variables: `ESKER_SEED=N` runs seed N alone; `ESKER_SEEDS=N` runs N seeds,
+//! from `ESKER_SEED` or the test's usual first one on; where a test can run for any time,
+//! `ESKER_SEED_SECONDS=N` sets the time. A failure prints the variable and the command that repeat it: see
+//! [`again`].
 
 use std::ops::Range;
 
 /// The seed to run, or to begin with.
 pub const SEED: &str = "ESKER_SEED";
 
-/// How many seeds to run.
+/// The number of seeds to run.
 pub const SEEDS: &str = "ESKER_SEEDS";
 
-/// For how many seconds to run seeds that were never tried.
+/// The number of seconds for which new seeds are run.
 pub const SECONDS: &str = "ESKER_SEED_SECONDS";
 
 /// A number from the environment.
@@ -29,19 +29,19 @@ pub fn number(variable: &str) -> Option<u64> {
     }
 }
 
-/// The seed that the environment asks for.
+/// The seed that the environment sets.
 pub fn chosen() -> Option<u64> {
     number(SEED)
 }
 
-/// A seed that was hardly ever tried.
+/// A random seed, which most likely was not tried before.
 pub fn random() -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
     // Short, so that it can be typed, and so that many more can follow it.
     RandomState::new().hash_one(std::process::id()) >> 24
 }
 
-/// The seeds that the environment asks for; by default those in `usual`.
+/// The seeds that the environment sets; by default those in `usual`.
 pub fn range(usual: Range<u64>) -> Range<u64> {
     range_of(chosen(), number(SEEDS), usual)
 }

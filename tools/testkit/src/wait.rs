@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-/// Longest that anything in a test may take that should happen soon. Generous, because the machine
-/// may be busy; only a failing test waits this long.
+/// Time limit for anything in a test that should happen soon. It is generous, because the machine may be
+/// busy; only a failing test waits this long.
 pub const SOON: Duration = Duration::from_secs(90);
 
-/// Waits until something holds, looking every few milliseconds.
+/// Waits until a condition holds, with a check every few milliseconds.
 ///
 /// # Panics
 ///

@@ -1,12 +1,12 @@
-//! Puts keys into etcd as fast as so many clients can: each has a connection of its own to the leader
-//! and waits for its answer before it asks again.
+//! Puts keys into etcd as fast as a number of clients can: each has its own connection to the leader and
+//! waits for an answer before the next request.
 //!
 //! ```text
 //! esker-bench-etcd-load CLIENTS VALUE_BYTES KEYS WARM_MILLISECONDS MILLISECONDS ENDPOINT...
 //! ```
 //!
-//! Says `begin` when the measured time begins, and `end PUTS MICROSECONDS` when it is over; the caller
-//! looks at the servers' processor time in between. The protocol of the other side's load is the same:
+//! It prints `begin` when the measured time begins, and `end PUTS MICROSECONDS` when it is over; the caller
+//! reads the servers' processor time at both. The load on `esker-raft` has the same protocol:
 //! `bench/raft/src/load.rs`.
 
 use std::error::Error;
@@ -18,7 +18,7 @@ use etcd_client::Client;
 
 type Anything<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// The endpoint of the member that leads.
+/// The endpoint of the leader.
 async fn leader(endpoints: &[String]) -> Anything<String> {
     for _ in 0..100 {
         for endpoint in endpoints {

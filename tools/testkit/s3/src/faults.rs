@@ -1,8 +1,8 @@
-//! What can go wrong with an S3 server, under a test's control.
+//! Faults of an S3 server, under a test's control.
 //!
-//! A *fault* concerns the next requests that match, or all of them; a *lie* is a promise of S3 that the
-//! server breaks until the faults are cleared. Faults are at the level of HTTP, so that the client under
-//! test is the real one. Lies about conditions and deletes need a server that is started with
+//! A *fault* affects the next requests that match, or all of them; a *lie* is a promise of S3 that the server
+//! breaks until the faults are cleared. Faults are at the level of HTTP, so that the client under test is the
+//! real one. Lies about conditions and deletes need a server that is started with
 //! [`S3Server::start`](crate::S3Server::start).
 
 use std::collections::{HashMap, HashSet};
@@ -21,59 +21,59 @@ use tokio::sync::oneshot;
 
 use crate::request::{Operation, Received};
 
-/// How long a put waits for the other one of its pair.
+/// Longest time that a put waits for the other one of its pair.
 const RIVAL_WITHIN: Duration = Duration::from_secs(10);
 
-/// What happens to a request.
+/// The treatment of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing is done and this is answered: a status, with a code of S3 that belongs to it.
+    /// The request is not executed, and this is answered: a status, with a code of S3 that belongs to it.
     Status(u16),
-    /// It is done, and this is answered.
+    /// The request is executed, and this is answered.
     AppliedThen(u16),
-    /// Nothing is done and nothing answered, until the client goes away.
+    /// The request is neither executed nor answered, until the client disconnects.
     Silence,
-    /// It is done, and nothing is answered.
+    /// The request is executed and not answered.
     AppliedThenSilence,
-    /// It is done, and the connection breaks off after half of the answer's body (or before it, if it
-    /// has none).
+    /// The request is executed, and the connection breaks off after half of the answer's body (or before it,
+    /// if it has none).
     BrokenBody,
-    /// It is done, and the body of the answer ends after its first half, as if that were all of it.
+    /// The request is executed, and the body of the answer ends after its first half, as if it were complete.
     ShortBody,
-    /// It is done, and the byte in the middle of the answer's body is another.
+    /// The request is executed, and the byte in the middle of the answer's body is changed.
     FlippedBit,
-    /// It is done, so much later.
+    /// The request is executed after this delay.
     Late(Duration),
-    /// It is done when the test lets it go: see [`Faults::held`] and [`Faults::release`].
+    /// The request is executed when the test releases it: see [`Faults::held`] and [`Faults::release`].
     Held,
-    /// Nothing is done, and the connection breaks off without an answer.
+    /// The request is not executed, and the connection breaks off without an answer.
     Disconnect,
-    /// By chance: a quarter of the requests is not done, another is done, and both are answered with
-    /// 503; the others go well.
+    /// At random: a quarter of the requests is not executed, another quarter is executed, and both are
+    /// answered with 503; the others succeed.
     Overloaded,
 }
 
 /// A promise of S3 that the server breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lie {
-    /// Puts with `If-None-Match: *` replace.
+    /// Puts with `If-None-Match: *` replace existing objects.
     IgnoresIfNoneMatch,
-    /// Puts with `If-Match` replace whatever is there.
+    /// Puts with `If-Match` replace any version.
     IgnoresIfMatch,
     /// Puts with `If-Match` are refused.
     RefusesIfMatch,
-    /// Of two puts at once with the same `If-Match`, both replace. A put with the ETag that an update
-    /// was answered with waits for another one: a probe sends those in pairs.
+    /// Two concurrent puts with the same `If-Match` both replace. A put with the ETag that an update was
+    /// answered with waits for another one: a probe sends those in pairs.
     RacyIfMatch,
-    /// Lists lack what was written since this began.
+    /// Lists lack objects that were written since this began.
     StaleLists,
-    /// Reads return what they returned first since this began.
+    /// Reads return what they first returned since this began.
     StaleReads,
-    /// Deletes are answered with success and not done.
+    /// Deletes are answered with success and not executed.
     KeepsDeleted,
 }
 
-/// Which requests.
+/// A selection of requests.
 #[derive(Clone, Debug, Default)]
 pub struct Matching {
     operation: Option<Operation>,
@@ -81,12 +81,12 @@ pub struct Matching {
 }
 
 impl Matching {
-    /// All of them.
+    /// All requests.
     pub fn any() -> Matching {
         Matching::default()
     }
 
-    /// Those of one operation.
+    /// The requests of one operation.
     pub fn operation(operation: Operation) -> Matching {
         Matching {
             operation: Some(operation),
@@ -94,7 +94,7 @@ impl Matching {
         }
     }
 
-    /// And whose key (percent-encoded) has this in it.
+    /// Restricts the selection to keys (percent-encoded) that contain `part`.
     pub fn key(mut self, part: &str) -> Matching {
         self.part_of_key = Some(part.to_owned());
         self
@@ -109,7 +109,7 @@ impl Matching {
     }
 }
 
-/// The control. Clones are the same one.
+/// The control of faults. Clones share their state.
 #[derive(Clone, Debug, Default)]
 pub struct Faults(Arc<Mutex<State>>);
 
@@ -119,14 +119,14 @@ struct State {
     lies: HashSet<Lie>,
     /// Keys written since lists became stale.
     unlisted: HashSet<String>,
-    /// What reads returned first since they became stale.
+    /// What reads first returned since they became stale.
     first_reads: HashMap<String, (http::response::Parts, Bytes)>,
-    /// Conditional puts on their way, by key and ETag, and those that met another.
+    /// Conditional puts under way, by key and ETag, and those that met another.
     racing: HashMap<(String, HeaderValue), usize>,
     met: HashSet<(String, String)>,
     /// Keys and ETags that updates were answered with.
     updated: HashSet<(String, HeaderValue)>,
-    /// Requests that are held: dropped, they go on.
+    /// Requests that are held: a drop of the sender releases them.
     held: Vec<oneshot::Sender<()>>,
     /// Parts of keys that bulk deletes refuse, and the keys that the last one refused.
     kept: Vec<String>,
@@ -137,18 +137,18 @@ struct State {
 struct Rule {
     matching: Matching,
     fault: Fault,
-    /// Matching requests that pass before it begins.
+    /// Matching requests that pass before the fault begins.
     spare: usize,
     left: usize,
 }
 
 impl Faults {
-    /// The next `count` matching requests.
+    /// The fault affects the next `count` matching requests.
     pub fn next(&self, count: usize, matching: Matching, fault: Fault) {
         self.after(0, count, matching, fault);
     }
 
-    /// As many after the first `spare` matching ones.
+    /// The fault affects `count` requests after the first `spare` matching ones.
     pub fn after(&self, spare: usize, count: usize, matching: Matching, fault: Fault) {
         self.state().rules.push(Rule {
             matching,
@@ -158,41 +158,41 @@ impl Faults {
         });
     }
 
-    /// All matching requests from now on.
+    /// The fault affects all matching requests from now on.
     pub fn always(&self, matching: Matching, fault: Fault) {
         self.next(usize::MAX, matching, fault);
     }
 
-    /// From now on.
+    /// The server breaks this promise from now on.
     pub fn lie(&self, lie: Lie) {
         self.state().lies.insert(lie);
     }
 
-    /// Bulk deletes succeed as a whole, and refuse the keys that have this in them.
+    /// Bulk deletes succeed as a whole, but refuse the keys that contain this.
     pub fn keep(&self, part_of_key: &str) {
         self.state().kept.push(part_of_key.to_owned());
     }
 
-    /// Nothing goes wrong any more.
+    /// Removes all faults and lies.
     pub fn clear(&self) {
         *self.state() = State::default();
     }
 
-    /// Requests that faults still wait for; without those that wait for ever.
+    /// The number of requests that faults still affect, without unlimited ones.
     pub fn pending(&self) -> usize {
         let state = self.state();
         let rules = state.rules.iter().filter(|rule| rule.left < usize::MAX / 2);
         rules.map(|rule| rule.left).sum()
     }
 
-    /// Requests that are held now.
+    /// The number of requests that are held now.
     pub fn held(&self) -> usize {
         let state = self.state();
         let waiting = state.held.iter().filter(|held| !held.is_closed());
         waiting.count()
     }
 
-    /// Lets go what is held.
+    /// Releases the held requests.
     pub fn release(&self) {
         self.state().held.clear();
     }
@@ -224,7 +224,7 @@ impl Faults {
         taken
     }
 
-    /// Serves a request, or does not.
+    /// Serves a request with the faults that match it.
     pub(crate) async fn around(
         &self,
         received: &Received,
@@ -334,7 +334,7 @@ impl Faults {
         }
     }
 
-    /// Gives another put time to come along, and lets both win if one does.
+    /// Gives another put time to arrive, and lets both succeed if one does.
     async fn race(
         &self,
         put: (String, HeaderValue),
@@ -358,7 +358,7 @@ impl Faults {
         response
     }
 
-    /// Whether a put need not wait for another one: it is there, or was, or none is to be expected.
+    /// Whether a put need not wait for another one: that one is under way, or was, or none is expected.
     fn meets(&self, put: &(String, HeaderValue), met: &(String, String)) -> bool {
         let mut state = self.state();
         if state.racing[put] > 1 {
@@ -416,7 +416,7 @@ impl S3Access for Access {
     }
 }
 
-/// An answer with an error, as S3 words it.
+/// An answer with an error, in S3's form.
 pub(crate) fn answer(status: u16, code: &str, message: &str) -> HttpResponse {
     let body = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\
@@ -476,7 +476,7 @@ async fn damage(response: HttpResponse, fault: Fault) -> HttpResponse {
     Response::from_parts(head, body)
 }
 
-/// A connection that is to break off.
+/// The error that breaks a connection off.
 #[derive(Debug)]
 pub(crate) struct Broken;
 
@@ -534,7 +534,7 @@ async fn without_keys(response: HttpResponse, keys: &HashSet<String>) -> HttpRes
     Response::from_parts(head, Body::from(left))
 }
 
-/// The answer to a bulk delete that did not delete all.
+/// The answer to a bulk delete that did not delete all keys.
 async fn with_refusals(response: HttpResponse, keys: &[String]) -> HttpResponse {
     let (mut head, body) = collect(response).await;
     let text = String::from_utf8(body.to_vec()).unwrap();

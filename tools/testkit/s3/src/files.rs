@@ -1,8 +1,8 @@
-//! Objects kept by `s3s-fs` over a temporary directory, one directory per bucket. `s3s` checks
-//! signatures and the form of requests, and is not our code.
+//! Objects stored by `s3s-fs` in a temporary directory, one directory per bucket. `s3s`, an independent
+//! implementation, checks signatures and the form of requests.
 //!
-//! `s3s-fs` checks the condition of a put and then writes. So that a conditional put is one step, each
-//! request here holds a lock of its key, and bulk deletes and lists hold all of them.
+//! `s3s-fs` checks the condition of a put and then writes. To make a conditional put atomic, each request
+//! here holds a lock of its key, and bulk deletes and lists hold all locks.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -20,12 +20,12 @@ use crate::faults::{Access, Faults, answer};
 use crate::request::Operation;
 use crate::store::Store;
 
-/// The only key that the server knows.
+/// The only access key that the server accepts.
 pub const ACCESS_KEY_ID: &str = "AKIATESTESTESTESTEST";
 /// Its secret.
 pub const SECRET_ACCESS_KEY: &str = "very/secret+very/secret+very/secret+very";
 
-/// The store. Its directory goes with it.
+/// The store. Its directory is removed when it is dropped.
 pub struct Files {
     root: tempfile::TempDir,
     s3: S3Service,
@@ -95,7 +95,7 @@ impl Store for Files {
     }
 }
 
-/// The answer to a read whose conditions `s3s-fs` does not know.
+/// The answer to a read with conditions that `s3s-fs` does not support.
 fn conditional(response: HttpResponse, conditions: Option<HeaderMap>) -> HttpResponse {
     let (Some(conditions), Some(etag)) = (conditions, response.headers().get("etag")) else {
         return response;

@@ -3,11 +3,11 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`server`] | [`S3Server`]: connections, the log of requests, and the faults around them |
-//! | [`request`] | what a request asks for |
-//! | [`faults`] | what can go wrong with a request, and habits of stores that break their promises |
-//! | [`files`] | objects kept by `s3s`, an implementation that is not ours and checks signatures |
+//! | [`request`] | the operation and the key of a request |
+//! | [`faults`] | faults of requests, and stores that break their promises |
+//! | [`files`] | objects stored by `s3s`, an independent implementation that checks signatures |
 //! | [`objects`] | objects of one bucket, in memory or synced to disk, without signatures: fast |
-//! | [`store`] | what a server needs of either |
+//! | [`store`] | the interface between a server and either store |
 //! | [`slow_link`] | a network with a limited rate |
 //!
 //! [`S3Server::start`] runs the first kind of store, [`S3Server::in_memory`] and

@@ -1,8 +1,9 @@
-//! Objects of one bucket, in memory or synced to disk: what a repository asks for, and no more.
+//! Objects of one bucket, in memory or synced to disk: the operations of S3 that a repository uses, and no
+//! others.
 //!
-//! That is conditional puts, multipart uploads, ranges, lists and bulk deletes. Signatures are not
-//! looked at. On disk, a body is synced before its request is answered, as an object store does. Which
-//! objects there are is kept in memory alone.
+//! These are conditional puts, multipart uploads, ranges, lists and bulk deletes. Signatures are not checked.
+//! On disk, a body is synced before its request is answered, as an object store does. The list of objects is
+//! kept in memory alone.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -37,7 +38,7 @@ const LONG_AGO: i64 = 1_640_995_200;
 
 /// The store.
 pub struct Objects {
-    /// For the bytes of objects; without one they are in memory.
+    /// The directory for the bytes of objects; without one they are in memory.
     directory: Option<PathBuf>,
     inner: Mutex<Inner>,
 }
@@ -49,11 +50,11 @@ struct Inner {
     last_name: u64,
     /// Before the next list of keys below the first, the object with the second key is removed.
     removed_at_list: Option<(String, String)>,
-    /// What was removed in that way.
+    /// The object that was removed in that way.
     removed: Option<Object>,
 }
 
-/// All objects of a moment.
+/// All objects as of a moment.
 pub struct Saved(BTreeMap<String, Object>);
 
 /// Bytes of a put, or of a part of an upload.
@@ -74,7 +75,7 @@ impl Piece {
         }
     }
 
-    /// Reads `length` bytes from `offset` on, which are there.
+    /// Reads `length` bytes from `offset` on, which must exist.
     fn read(&self, offset: u64, length: u64) -> io::Result<Bytes> {
         let (begin, length) = (index(offset)?, index(length)?);
         match self {
@@ -100,7 +101,7 @@ impl Drop for Piece {
     }
 }
 
-/// What was put under a key, in one piece or several.
+/// The object of a key, in one piece or several.
 #[derive(Clone)]
 struct Object {
     pieces: Vec<Arc<Piece>>,
@@ -137,7 +138,7 @@ const NO_SUCH_UPLOAD: Refusal = Refusal(StatusCode::NOT_FOUND, "NoSuchUpload");
 const PRECONDITION_FAILED: Refusal = Refusal(StatusCode::PRECONDITION_FAILED, "PreconditionFailed");
 const NOT_IMPLEMENTED: Refusal = Refusal(StatusCode::NOT_IMPLEMENTED, "NotImplemented");
 
-/// Under which condition an object is put.
+/// The condition of a put.
 enum Condition {
     None,
     Absent,
@@ -323,7 +324,7 @@ impl Objects {
         format!("{:08}", inner.last_name)
     }
 
-    /// Keeps a request's body; on disk in a file of its own, synced.
+    /// Stores a request's body; on disk in its own file, synced.
     async fn receive(&self, request: Request<Bytes>) -> Result<Arc<Piece>, Refusal> {
         let body = request.into_body();
         let Some(directory) = &self.directory else {
@@ -482,7 +483,7 @@ impl Objects {
     }
 }
 
-/// Reads a part of an object and passes it on, as fast as it is taken.
+/// Reads a part of an object and sends it, as fast as the receiver takes it.
 fn send(object: Object, wanted: std::ops::Range<u64>) -> mpsc::Receiver<io::Result<Frame<Bytes>>> {
     let (mut sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
@@ -533,7 +534,7 @@ fn tagged(etag: &str) -> HttpResponse {
     response
 }
 
-/// As HTTP writes it: `Sat, 21 Nov 2026 13:35:07 GMT`.
+/// A date in the form of HTTP: `Sat, 21 Nov 2026 13:35:07 GMT`.
 fn http_date(at: OffsetDateTime) -> String {
     let (weekday, month) = (at.weekday().to_string(), at.month().to_string());
     format!(
@@ -548,7 +549,7 @@ fn http_date(at: OffsetDateTime) -> String {
     )
 }
 
-/// Without percent-encoding.
+/// The text without percent-encoding.
 fn decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -1,8 +1,8 @@
-//! What a request to an S3 server asks for.
+//! The operation, the key and the credential of a request to an S3 server.
 
 use http::{HeaderMap, Method, Uri};
 
-/// What a request asks for.
+/// The operation of a request.
 #[allow(missing_docs, reason = "the names are S3's")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
@@ -53,9 +53,9 @@ pub(crate) fn key_of(uri: &Uri) -> &str {
 /// A request that was received.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// What it asks for.
+    /// The operation.
     pub operation: Operation,
-    /// Percent-encoded; empty for operations on a bucket.
+    /// The key, percent-encoded; empty for operations on a bucket.
     pub key: String,
     /// Bytes of its body.
     pub bytes: u64,

@@ -1,7 +1,7 @@
 //! An S3 server in this process, on a port of the loopback interface.
 //!
-//! The body of a request is read before anything is done, so that a slow client stops nobody. The
-//! server counts what is asked of it, and a test can make it fail: see [`crate::faults`].
+//! The body of a request is read before the request is executed, so that a slow client blocks no other. The
+//! server counts requests, and a test can make it fail: see [`crate::faults`].
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ use crate::store::Store;
 /// Bytes of a request's body, at most.
 const MAX_BODY_BYTES: usize = 512 * 1024 * 1024;
 
-/// How long to wait after a connection could not be accepted, for instance for want of descriptors.
+/// Pause after a connection could not be accepted, for instance because no descriptor was free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A running server. It stops when dropped.
@@ -43,7 +43,7 @@ impl<S> Drop for S3Server<S> {
 }
 
 impl S3Server<Files> {
-    /// Starts one that checks signatures, with its objects in a temporary directory.
+    /// Starts a server that checks signatures, with its objects in a temporary directory.
     pub async fn start() -> S3Server {
         let faults = Faults::default();
         S3Server::serve(Files::new(&faults), faults, true)
@@ -51,14 +51,14 @@ impl S3Server<Files> {
             .unwrap()
     }
 
-    /// Makes a bucket, if need be; its directory.
+    /// Creates a bucket if necessary. Returns its directory.
     pub fn bucket(&self, name: &str) -> PathBuf {
         let dir = self.root().join(name);
         std::fs::create_dir_all(&dir).unwrap();
         dir
     }
 
-    /// Where an object's content is on disk, for reading and for damaging it behind the server's back.
+    /// The file with an object's content, which tests read and damage without the server's knowledge.
     pub fn file(&self, bucket: &str, key: &str) -> PathBuf {
         self.root().join(bucket).join(key)
     }
@@ -82,7 +82,7 @@ impl S3Server<Files> {
 }
 
 impl S3Server<Objects> {
-    /// Starts one with a single bucket, [`BUCKET`], in memory. Its objects are dated long ago, so that
+    /// Starts a server with a single bucket, [`BUCKET`], in memory. Its objects are dated long ago, so that
     /// none is too young to be swept. It checks no signatures.
     pub async fn in_memory() -> S3Server<Objects> {
         S3Server::serve(Objects::in_memory(), Faults::default(), true)
@@ -90,18 +90,18 @@ impl S3Server<Objects> {
             .unwrap()
     }
 
-    /// Starts one for measurements: as [`S3Server::in_memory`], but the bytes of objects lie in
-    /// `directory` and are synced before a put is answered, and it keeps no log of requests. Which
-    /// objects there are ends with it.
+    /// Starts a server for measurements: like [`S3Server::in_memory`], but the bytes of objects are in
+    /// `directory` and are synced before a put is answered, and it keeps no log of requests. The list of
+    /// objects ends with the server.
     ///
     /// # Errors
     ///
-    /// If there is no port.
+    /// If no port is free.
     pub async fn on_disk(directory: PathBuf) -> std::io::Result<S3Server<Objects>> {
         S3Server::serve(Objects::on_disk(directory), Faults::default(), false).await
     }
 
-    /// The settings of an Esker server that has its snapshots here, `key=value` each.
+    /// The settings of an Esker server that puts its snapshots here, `key=value` each.
     pub fn settings(&self) -> Vec<String> {
         vec![
             format!("snapshots.destination=s3://{BUCKET}/esker"),
@@ -123,37 +123,37 @@ impl S3Server<Objects> {
         self.service.store.content(key)
     }
 
-    /// Replaces an object behind the writers' backs.
+    /// Replaces an object without a request.
     pub fn put(&self, key: &str, content: Vec<u8>) {
         self.service.store.insert(key, content.into());
     }
 
-    /// Removes one.
+    /// Removes an object.
     pub fn remove(&self, key: &str) {
         self.service.store.remove(key);
     }
 
-    /// Removes an object when keys that begin with `prefix` are listed next, before they are.
+    /// Removes an object when keys that begin with `prefix` are listed next, before the list is made.
     pub fn remove_at_list(&self, prefix: &str, key: &str) {
         self.service.store.remove_at_list(prefix, key);
     }
 
-    /// The content of what was removed in that way.
+    /// The content of the object that was removed in that way.
     pub fn removed(&self) -> Option<Vec<u8>> {
         self.service.store.removed()
     }
 
-    /// What there is now.
+    /// The present objects.
     pub fn saved(&self) -> Saved {
         self.service.store.saved()
     }
 
-    /// Goes back to that.
+    /// Restores saved objects.
     pub fn back_to(&self, saved: &Saved) {
         self.service.store.back_to(saved);
     }
 
-    /// Objects and their bytes.
+    /// The number of objects and their bytes.
     pub fn size(&self) -> (usize, u64) {
         self.service.store.size()
     }
@@ -170,7 +170,7 @@ impl<S: Store> S3Server<S> {
         let address = listener.local_addr()?;
         let serving = service.clone();
         let task = tokio::spawn(async move {
-            // Connections end with it.
+            // Connections end with the server.
             let mut connections = JoinSet::new();
             loop {
                 let Ok((socket, _)) = listener.accept().await else {
@@ -188,7 +188,7 @@ impl<S: Store> S3Server<S> {
         })
     }
 
-    /// Opens a way in for one client alone; its endpoint is `http://127.0.0.1:port`.
+    /// Opens a listener for one client alone; its endpoint is `http://127.0.0.1:port`.
     pub async fn door(&self) -> Door {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -206,7 +206,7 @@ impl<S: Store> S3Server<S> {
                     _ = &mut closing => break,
                 }
             }
-            // Those that have come and were not let in yet.
+            // Connections that have arrived and were not accepted yet.
             let listener = listener.into_std().unwrap();
             while let Ok((socket, _)) = listener.accept() {
                 socket.set_nonblocking(true).unwrap();
@@ -227,39 +227,39 @@ impl<S: Store> S3Server<S> {
         format!("http://{}", self.address)
     }
 
-    /// What is to go wrong.
+    /// The control of faults.
     pub fn faults(&self) -> &Faults {
         &self.service.faults
     }
 
-    /// From now on, every request meets this fault and no other.
+    /// From now on, this fault and no other affects every request.
     pub fn fail(&self, fault: Fault) {
         self.faults().clear();
         self.faults().always(Matching::any(), fault);
     }
 
-    /// From now on, nothing goes wrong.
+    /// Removes all faults.
     pub fn heal(&self) {
         self.faults().clear();
     }
 
-    /// What was asked since the start or the last [`forget`](S3Server::forget), failed requests included.
+    /// The requests since the start or the last [`forget`](S3Server::forget), failed ones included.
     pub fn log(&self) -> Vec<Received> {
         self.service.log().lock().unwrap().clone()
     }
 
-    /// Begins to count anew.
+    /// Clears the log of requests.
     pub fn forget(&self) {
         self.service.log().lock().unwrap().clear();
     }
 
-    /// Requests of one operation.
+    /// The number of requests of one operation.
     pub fn requests(&self, operation: Operation) -> usize {
         let log = self.service.log().lock().unwrap();
         log.iter().filter(|r| r.operation == operation).count()
     }
 
-    /// All requests.
+    /// The number of all requests.
     pub fn total(&self) -> usize {
         self.service.log().lock().unwrap().len()
     }
@@ -275,7 +275,8 @@ impl<S: Store> S3Server<S> {
     }
 }
 
-/// A way in for one client. What comes through it is done, also when the client has gone meanwhile.
+/// A listener for one client. Requests that arrive through it are executed, even if the client has
+/// disconnected meanwhile.
 pub struct Door {
     address: SocketAddr,
     close: oneshot::Sender<()>,
@@ -288,7 +289,7 @@ impl Door {
         format!("http://{}", self.address)
     }
 
-    /// Waits until everything is done that came in. The client must be gone, with its connections.
+    /// Waits until all requests are executed. The client must have closed its connections.
     pub async fn close(self) {
         let _ = self.close.send(());
         let closed = tokio::time::timeout(Duration::from_secs(60), self.task).await;
@@ -296,9 +297,9 @@ impl Door {
     }
 }
 
-/// Serves a connection; if need be to the end of a request whose client has gone.
+/// Serves a connection; with `to_the_end`, up to the end of a request whose client has disconnected.
 async fn connection<S: Store>(service: Arc<Service<S>>, socket: TcpStream, to_the_end: bool) {
-    // Head and body of an answer are two writes: the second must not wait for an ACK.
+    // Head and body of an answer are two writes, and the second must not wait for an ACK.
     let _ = socket.set_nodelay(true);
     let serve = service_fn(move |request| {
         let service = service.clone();
@@ -306,7 +307,7 @@ async fn connection<S: Store>(service: Arc<Service<S>>, socket: TcpStream, to_th
     });
     let mut connection = hyper::server::conn::http1::Builder::new();
     connection.half_close(to_the_end);
-    // Broken off by a client, or on purpose.
+    // An error here is a connection that the client or a fault broke off.
     let _ = connection
         .serve_connection(TokioIo::new(socket), serve)
         .await;

@@ -1,5 +1,4 @@
-//! A network that takes so many bytes a second from all connections together, between a client and a
-//! server on this machine.
+//! A network with a limited rate for all connections together, between a client and a server on this machine.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,12 +11,12 @@ use tokio::sync::Mutex;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-/// Bytes that are taken at a time.
+/// Bytes that are read at a time.
 const PIECE: usize = 16 * 1024;
 
 /// The link. It is cut when dropped.
 pub struct SlowLink {
-    /// Where clients connect.
+    /// The address for clients.
     pub address: SocketAddr,
     taken: Arc<AtomicU64>,
     stalled: Arc<AtomicBool>,
@@ -31,11 +30,11 @@ impl Drop for SlowLink {
 }
 
 impl SlowLink {
-    /// To `server`, as `http://host:port`.
+    /// A link to `server`, given as `http://host:port`, with this rate in bytes.
     pub async fn to(server: &str, per_second: u64) -> SlowLink {
         let server = server.strip_prefix("http://").unwrap().to_owned();
         let socket = TcpSocket::new_v4().unwrap();
-        // Else this machine's buffers take whole parts at once.
+        // Without this limit, socket buffers would hold whole parts.
         socket.set_recv_buffer_size(64 * 1024).unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let listener = socket.listen(64).unwrap();
@@ -100,7 +99,7 @@ impl SlowLink {
         self.taken.load(Ordering::SeqCst)
     }
 
-    /// Takes nothing from now on, or goes on.
+    /// Stops reading from clients, or continues.
     pub fn stall(&self, stalled: bool) {
         self.stalled.store(stalled, Ordering::SeqCst);
     }

@@ -1,4 +1,4 @@
-//! What a server needs of a store.
+//! The interface between a server and a store.
 
 use bytes::Bytes;
 use http::Request;
@@ -6,9 +6,9 @@ use s3s::HttpResponse;
 
 use crate::request::Operation;
 
-/// What keeps the objects.
+/// A store of objects.
 pub trait Store: Send + Sync + 'static {
-    /// Does what a request asks for.
+    /// Executes a request.
     fn apply(
         &self,
         operation: Operation,

@@ -1,4 +1,4 @@
-//! gzip and zstd, as bodies use them.
+//! gzip and zstd, for bodies.
 
 use async_compression::tokio::bufread::{GzipDecoder, GzipEncoder, ZstdDecoder, ZstdEncoder};
 use tokio::io::AsyncReadExt as _;

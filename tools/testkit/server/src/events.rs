@@ -11,12 +11,12 @@ pub struct Event {
     pub event: String,
     /// Its id, if it has one.
     pub id: Option<String>,
-    /// What it says.
+    /// Its data.
     pub data: String,
 }
 
 impl Event {
-    /// What it says, as JSON.
+    /// Its data, as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.data).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
@@ -32,7 +32,7 @@ impl Event {
     }
 }
 
-/// Events as they come.
+/// Events as they arrive.
 pub struct Events {
     exchange: Exchange,
     text: String,

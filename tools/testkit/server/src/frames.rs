@@ -20,7 +20,7 @@ pub fn compressed(algorithm: CompressionAlgorithm, message: &impl prost::Message
         .encode()
 }
 
-/// A frame of any length, flags and payload, right or wrong.
+/// A frame with any flags and payload, valid or not.
 pub fn raw_frame(flags: u8, payload: &[u8]) -> Bytes {
     let length = u32::try_from(payload.len() + 1).unwrap();
     let mut frame = BytesMut::from(&length.to_be_bytes()[1..]);
@@ -45,14 +45,14 @@ pub fn input<B: Into<Bytes>>(bodies: impl IntoIterator<Item = B>) -> AppendInput
     }
 }
 
-/// What a session answered.
+/// An output of a session.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output<M> {
     /// A message.
     Message(M),
     /// The session ended with an error: its status and body.
     Error(u16, Value),
-    /// The session ended well.
+    /// The session ended with success.
     End,
 }
 
@@ -107,12 +107,12 @@ impl<M: prost::Message + Default> Session<M> {
         }
     }
 
-    /// Sends bytes as they are; whether the server still takes them.
+    /// Sends bytes unchanged. Returns whether the server still accepts them.
     pub async fn send(&self, bytes: impl Into<Bytes>) -> bool {
         self.exchange.send(bytes).await
     }
 
-    /// Ends the request; the answer may go on.
+    /// Ends the request; the answer may continue.
     pub fn finish(&mut self) {
         self.exchange.finish();
     }

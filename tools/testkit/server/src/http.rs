@@ -1,9 +1,8 @@
 //! Raw requests over HTTP/1.1 and HTTP/2 with prior knowledge.
 //!
-//! Each [`Http`] has one connection, opened when it is needed; over HTTP/1.1 another one if an answer
-//! is still under way on it. [`Request::send`] waits
-//! for the whole answer; [`Request::open`] gives the answer's head and its body as it comes, and
-//! lets the caller go on sending.
+//! Each [`Http`] has one connection, opened when it is needed; over HTTP/1.1 it opens another one while an
+//! answer is still under way on the first. [`Request::send`] waits for the whole answer; [`Request::open`]
+//! gives the answer's head and its body as it arrives, and lets the caller continue to send.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -24,7 +23,7 @@ use crate::{SOON, soon};
 
 type Body = BoxBody<Bytes, Infallible>;
 
-/// Which HTTP.
+/// A version of HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// HTTP/1.1.
@@ -36,7 +35,7 @@ pub enum Transport {
 /// Both.
 pub const TRANSPORTS: [Transport; 2] = [Transport::Http1, Transport::Http2];
 
-/// No answer came: the connection could not be made, or was lost.
+/// The error of a request without an answer: the connection could not be opened, or was lost.
 pub type Lost = Box<dyn std::error::Error + Send + Sync>;
 
 enum Connection {
@@ -48,13 +47,13 @@ enum Connection {
 pub struct Http {
     address: String,
     transport: Transport,
-    /// What HTTP/2 may receive ahead on one stream, and on the connection.
+    /// Flow control windows of HTTP/2: of one stream, and of the connection.
     windows: Option<(u32, u32)>,
     connection: Mutex<Option<Connection>>,
 }
 
 impl Http {
-    /// Of the server at `address`.
+    /// A client of the server at `address`.
     pub fn new(address: &str, transport: Transport) -> Http {
         Http {
             address: address.to_owned(),
@@ -64,7 +63,7 @@ impl Http {
         }
     }
 
-    /// As [`Http::new`] over HTTP/2, taking at most `window` bytes ahead of the reader.
+    /// Like [`Http::new`] over HTTP/2, with flow control windows of `window` bytes.
     pub fn with_window(address: &str, window: u32) -> Http {
         Http {
             windows: Some((window, window.max(65_535))),
@@ -114,7 +113,7 @@ impl Http {
     ) -> Result<http::Response<Incoming>, Lost> {
         let mut slot = self.connection.lock().await;
         let usable = match slot.as_mut() {
-            // HTTP/1.1 cannot share a connection: one with an answer under way is left to it.
+            // HTTP/1.1 cannot share a connection, so one with an answer under way is not used.
             Some(Connection::Http1(sender)) => {
                 tokio::time::timeout(Duration::from_millis(20), sender.ready())
                     .await
@@ -165,7 +164,7 @@ impl Http {
     }
 }
 
-/// A request in the making.
+/// A request that is not sent yet.
 pub struct Request<'a> {
     http: &'a Http,
     method: Method,
@@ -183,7 +182,7 @@ impl Request<'_> {
         self
     }
 
-    /// Of this basin.
+    /// Sets the basin.
     pub fn basin(self, name: &str) -> Self {
         self.header("s2-basin", name)
     }
@@ -218,7 +217,7 @@ impl Request<'_> {
             .unwrap_or_else(|e| panic!("{what}: {e:?}"))
     }
 
-    /// As [`Request::send`], but a lost connection is an error.
+    /// Like [`Request::send`], but a lost connection is an error.
     pub async fn try_send(self) -> Result<Answer, Lost> {
         let http = self.http;
         let body = http_body_util::Full::new(self.body.clone()).boxed();
@@ -226,7 +225,8 @@ impl Request<'_> {
         let (head, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
         if http.transport == Transport::Http1 && !head.status.is_success() {
-            // It may have been refused before it was read, and the connection with it.
+            // The request may have been refused before it was read completely; the connection cannot be used
+            // again then.
             http.connection.lock().await.take();
         }
         Ok(Answer {
@@ -236,7 +236,7 @@ impl Request<'_> {
         })
     }
 
-    /// Sends the head and what body there is, and leaves the request open.
+    /// Sends the head and the body so far, and leaves the request open.
     ///
     /// # Panics
     ///
@@ -254,7 +254,7 @@ impl Request<'_> {
             .await
             .unwrap_or_else(|e| panic!("{what}: {e:?}"));
         if http.transport == Transport::Http1 {
-            // The connection is this exchange's alone.
+            // No other request uses this connection.
             http.connection.lock().await.take();
         }
         let (head, body) = response.into_parts();
@@ -350,14 +350,14 @@ impl Answer {
         body["code"].as_str().unwrap().to_owned()
     }
 
-    /// This status, or the test fails.
+    /// Fails the test unless the status is this.
     #[track_caller]
     pub fn expect(self, status: u16) -> Answer {
         assert_eq!(self.status.as_u16(), status, "{}", self.text());
         self
     }
 
-    /// This status with this code, or the test fails.
+    /// Fails the test unless the status and the code are these.
     #[track_caller]
     pub fn refused(self, status: u16, code: &str) -> Answer {
         assert_eq!(self.status.as_u16(), status, "{}", self.text());
@@ -377,13 +377,13 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Sends more of the request; whether the server still takes it.
+    /// Sends more of the request. Returns whether the server still accepts it.
     pub async fn send(&self, bytes: impl Into<Bytes>) -> bool {
         let to_server = self.to_server.as_ref().unwrap();
         to_server.send(bytes.into()).await.is_ok()
     }
 
-    /// Ends the request; the answer may go on.
+    /// Ends the request; the answer may continue.
     pub fn finish(&mut self) {
         self.to_server = None;
     }
@@ -392,14 +392,14 @@ impl Exchange {
     ///
     /// # Panics
     ///
-    /// If neither comes soon.
+    /// If neither arrives soon.
     pub async fn chunk(&mut self) -> Option<Bytes> {
         self.chunk_within(SOON)
             .await
             .expect("a piece of the answer or its end")
     }
 
-    /// As [`Exchange::chunk`]; an error if nothing comes in time.
+    /// Like [`Exchange::chunk`], but an error if nothing arrives in time.
     pub async fn chunk_within(
         &mut self,
         time: Duration,
@@ -414,7 +414,7 @@ impl Exchange {
                             return Some(data);
                         }
                     }
-                    // An answer that is cut short has no end that a test could rely on.
+                    // A test cannot rely on the end of a truncated answer.
                     Some(Err(error)) => panic!("the answer was cut short: {error:?}"),
                     None => return None,
                 }
@@ -430,7 +430,7 @@ impl Exchange {
         collected.map(http_body_util::Collected::to_bytes)
     }
 
-    /// What follows on the rest of the answer's body.
+    /// The trailers after the rest of the answer's body.
     ///
     /// # Panics
     ///

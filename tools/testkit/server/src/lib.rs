@@ -1,4 +1,4 @@
-//! Esker servers as processes, and what tests do with them.
+//! Esker servers as processes, with clients and checks for tests.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -6,9 +6,9 @@
 //! | [`http`] | raw requests over HTTP/1.1 and HTTP/2 with prior knowledge |
 //! | [`frames`] | frames of sessions |
 //! | [`events`] | server-sent events |
-//! | [`sdk`] | the official client, and short forms of what tests do with it |
+//! | [`sdk`] | the official client, and helpers of the tests |
 //! | [`codec`] | gzip and zstd |
-//! | [`history`] | what was sent and answered, and whether a stream agrees with it |
+//! | [`history`] | what was sent and answered, and the check of a stream against it |
 
 #![allow(
     clippy::unwrap_used,
@@ -30,10 +30,10 @@ pub use http::{Http, Transport};
 pub use server::{Server, Setup};
 pub use testkit::wait::SOON;
 
-/// How often something may be tried that is to be quick.
+/// Most tries of an operation that has to be fast.
 const TRIES: u32 = 5;
 
-/// Asks every few milliseconds until the answer is `Some`.
+/// Calls `ask` every few milliseconds until the answer is `Some`.
 ///
 /// # Panics
 ///
@@ -61,10 +61,10 @@ pub async fn soon<T>(what: &str, wait: impl Future<Output = T>) -> T {
     }
 }
 
-/// Tries something that is to be quick, with other data each time, until a try is in time; what came of
-/// it. A stall of the machine spoils one try, what is really slow spoils all of them. A try gets its
-/// number, and answers what came too late, or that it was too slow to tell; it asserts whatever holds at
-/// any speed.
+/// Tries an operation that has to be fast, with other data each time, until a try is in time, and returns its
+/// result. A stall of the machine spoils one try; an operation that is really slow spoils all. A try gets its
+/// number, and its error is what was too late, or that the machine was too slow for an answer; it asserts
+/// everything that holds at any speed.
 ///
 /// # Panics
 ///
@@ -80,7 +80,7 @@ pub async fn in_time<T>(what: &str, mut attempt: impl AsyncFnMut(u32) -> Result<
     panic!("never in time: {what}: {late:?}");
 }
 
-/// Whether something took less than that; for [`in_time`].
+/// An error unless something took less than `most`; for [`in_time`].
 pub fn within(took: Duration, most: Duration) -> Result<(), String> {
     match took < most {
         true => Ok(()),

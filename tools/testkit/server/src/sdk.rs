@@ -1,4 +1,4 @@
-//! The official client, and short forms of what tests do with it.
+//! The official client, and helpers of the tests.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use s2_sdk::{S2, S2Basin, S2Stream};
 
 use crate::SOON;
 
-/// A client that tries everything `attempts` times.
+/// A client that tries every request up to `attempts` times.
 pub fn client(url: &str, attempts: u32) -> S2 {
     S2::new(config(url, attempts)).unwrap()
 }
 
-/// A client that tries again for a minute or more whatever certainly had no effect, such as an append
-/// that the server refuses because space is not back yet.
+/// A client that retries for a minute or more everything that certainly had no effect, such as an append that
+/// the server refuses because space is not free yet.
 pub fn persistent_client(url: &str) -> S2 {
     let retry = RetryConfig::new()
         .with_max_attempts(NonZeroU32::new(100).unwrap())
@@ -27,11 +27,11 @@ pub fn persistent_client(url: &str) -> S2 {
     S2::new(config(url, 1).with_retry(retry)).unwrap()
 }
 
-/// The configuration of a client that tries everything `attempts` times.
+/// The configuration of a client that tries every request up to `attempts` times.
 pub fn config(url: &str, attempts: u32) -> S2Config {
     S2Config::new("token")
         .with_endpoints(S2Endpoints::for_endpoint(url).unwrap())
-        // As patient as the tests: a slow machine is no reason to try again.
+        // The same time limit as in the tests: a slow machine is no reason for a retry.
         .with_connection_timeout(SOON)
         .with_request_timeout(SOON)
         .with_retry(
@@ -110,7 +110,7 @@ pub fn from_seq(seq_num: u64, count: usize) -> ReadInput {
         .with_stop(ReadStop::new().with_limits(ReadLimits::new().with_count(count)))
 }
 
-/// All records that the stream has.
+/// Reads all records of a stream.
 pub async fn read_all(stream: &S2Stream) -> Vec<SequencedRecord> {
     let tail = stream.check_tail().await.unwrap().seq_num;
     let mut records = Vec::new();

@@ -1,7 +1,7 @@
 //! A real `esker server` process.
 //!
-//! It listens on a free loopback port. What it logs is kept, and printed when the test that owns
-//! it fails. Dropping a [`Server`] kills it: see [`Process`].
+//! It listens on a free loopback port. Its log is collected, and printed when the test that owns it fails.
+//! Dropping a [`Server`] kills it: see [`Process`].
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -14,7 +14,7 @@ use crate::SOON;
 use crate::http::{Http, Transport};
 use crate::sdk;
 
-/// How a server is to be started: by default small, with two partitions.
+/// The parameters of a server's start: by default small, with two partitions.
 #[derive(Clone, Debug)]
 pub struct Setup {
     partitions: u32,
@@ -40,7 +40,7 @@ impl Default for Setup {
                 "store.write-buffer=4MiB",
                 "store.write-buffers-total=16MiB",
                 "retention.interval=50ms",
-                // A stop on a slow machine is not cut short either.
+                // The grace period is long enough for a slow machine.
                 "shutdown-grace=60s",
             ]
             .map(str::to_owned)
@@ -94,7 +94,7 @@ impl Setup {
         self
     }
 
-    /// With the right to so many open files, and half of them to begin with.
+    /// With this limit of open files, and half of it in force at the start.
     pub fn open_files(mut self, limit: u32) -> Setup {
         self.open_files = Some(limit);
         self
@@ -149,7 +149,7 @@ impl Setup {
         }
     }
 
-    /// Starts a server and waits until it serves, or has ended: then all that it wrote.
+    /// Starts a server and waits until it serves. The error is all that it wrote, if it ends instead.
     ///
     /// # Panics
     ///
@@ -172,7 +172,7 @@ impl Setup {
         })
     }
 
-    /// Starts a server on a data directory of its own, which goes with it.
+    /// Starts a server on a temporary data directory.
     pub async fn start_fresh(&self) -> Server {
         let temporary = tempfile::tempdir().unwrap();
         let mut server = self.start(&temporary.path().join("data")).await;
@@ -187,7 +187,7 @@ impl Setup {
         process.kill();
     }
 
-    /// Starts a server that is expected not to serve; its exit code and all that it wrote.
+    /// Starts a server that is expected to refuse. Returns its exit code and all that it wrote.
     ///
     /// # Panics
     ///
@@ -219,7 +219,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A small server on a data directory of its own.
+    /// A small server on a temporary data directory.
     pub async fn fresh() -> Server {
         Setup::default().start_fresh().await
     }
@@ -244,12 +244,12 @@ impl Server {
         self.process.id()
     }
 
-    /// The official client, which tries everything once.
+    /// The official client, without retries.
     pub fn sdk(&self) -> s2_sdk::S2 {
         sdk::client(&self.url, 1)
     }
 
-    /// The official client, which tries again whatever certainly had no effect.
+    /// The official client, which retries everything that certainly had no effect.
     pub fn persistent_sdk(&self) -> s2_sdk::S2 {
         sdk::persistent_client(&self.url)
     }
@@ -274,13 +274,13 @@ impl Server {
         self.process.lines()
     }
 
-    /// How often it began to serve: more than once if it has restarted itself.
+    /// The number of times that it began to serve: more than one if it has restarted itself.
     pub fn starts(&self) -> usize {
         let serves = |line: &&String| line.contains(" serves http://");
         self.process.lines().iter().filter(serves).count()
     }
 
-    /// Waits until its status has a problem of this code; what is wrong.
+    /// Waits until its status has a problem with this code. Returns the problem's text.
     pub async fn problem(&self, code: &str) -> String {
         crate::eventually(&format!("there is the problem {code}"), async || {
             let status = self.http1().get("/esker/v1/status").try_send().await.ok()?;
@@ -342,7 +342,7 @@ impl Server {
         }
     }
 
-    /// Asks it to stop with SIGTERM, and waits until it has.
+    /// Sends SIGTERM, and waits until it has stopped.
     ///
     /// # Panics
     ///
@@ -353,8 +353,8 @@ impl Server {
         assert!(status.success(), "a stop ended with {status}");
     }
 
-    /// The same data directory, served again. The process must have ended. Whoever took a fixed port
-    /// meanwhile gets time to go.
+    /// Starts a server on the same data directory. The process must have ended. If another process took a
+    /// fixed port meanwhile, this retries.
     pub async fn restart(&mut self, setup: &Setup) {
         let started = Instant::now();
         while let Err(log) = self.try_restart(setup).await {
@@ -367,7 +367,7 @@ impl Server {
         }
     }
 
-    /// The same, if the server does not end instead: then all that it wrote.
+    /// The same, but with an error if the server ends instead: all that it wrote.
     pub async fn try_restart(&mut self, setup: &Setup) -> Result<(), String> {
         let mut next = setup.try_start(&self.data_dir).await?;
         next.temporary = self.temporary.take();

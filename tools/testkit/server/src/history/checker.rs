@@ -1,10 +1,9 @@
-//! Does a stream hold what the server answered for?
+//! Checks that a stream agrees with the server's answers.
 //!
-//! Whoever uses it only collects. Appenders note each append in a [`History`] before they
-//! send it ([`History::begin`]) and what became of it afterwards ([`History::settle`]); an append
-//! whose answer was lost stays [`Outcome::Unknown`]. Followers note what they saw
-//! ([`History::saw`]). When the server is back after a kill, the whole stream is read, and
-//! [`History::check`] compares:
+//! The caller only collects events. Appenders record each append in a [`History`] before they send it
+//! ([`History::begin`]) and its outcome afterwards ([`History::settle`]); an append whose answer was lost
+//! stays [`Outcome::Unknown`]. Followers record what they read ([`History::saw`]). When the server is back
+//! after a kill, the whole stream is read, and [`History::check`] compares:
 //!
 //! - every acknowledged record is at the sequence number that was acknowledged, exactly once;
 //! - an append with a lost answer is there as a whole, once, or not at all, and what it turned out
@@ -17,15 +16,15 @@
 //! - followers saw these records and no others, without holes;
 //! - nothing is there that nobody sent.
 //!
-//! This module knows no network and no clock. Its tests show that it finds each of these faults.
+//! This module uses no network and no clock. Its tests show that it finds each of these faults.
 
 use std::collections::HashMap;
 
 use super::record_id::RecordId;
 use super::violation::Violation;
 
-/// Violations reported by one check at the most: the first ones tell the story, and a lost stream
-/// must not print a line for each of its records.
+/// Most violations that one check reports: the first ones show the fault, and a lost stream must not print a
+/// line for each of its records.
 const REPORTED_AT_MOST: usize = 8;
 
 /// One append of one or more consecutive records of one writer.
@@ -50,16 +49,15 @@ pub enum Outcome {
     Unknown,
 }
 
-/// Names an attempt of a [`History`].
+/// Identifies an attempt of a [`History`].
 #[derive(Debug, Clone, Copy)]
 pub struct AttemptId(usize);
 
-/// Names the reading of one follower in a [`History`].
+/// Identifies one follower in a [`History`].
 #[derive(Debug, Clone, Copy)]
 pub struct FollowerId(usize);
 
-/// A record as it was read. `id` is `None` if its body is nothing that a writer sent to this
-/// stream.
+/// A record as it was read. `id` is `None` if no writer sent its body to this stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
     /// Its sequence number.
@@ -70,14 +68,14 @@ pub struct Seen {
     pub id: Option<RecordId>,
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Debug, Default)]
 pub struct Verdict {
     /// The first broken promises; empty if none is.
     pub violations: Vec<Violation>,
     /// How many there are in all.
     pub violation_count: usize,
-    /// Records that were looked at.
+    /// Records that were checked.
     pub records: u64,
     /// Appends with a lost answer that turned out to be there.
     pub landed: u64,
@@ -94,7 +92,7 @@ impl Verdict {
     }
 }
 
-/// Everything known about one stream from the outside.
+/// Everything that clients know about one stream.
 ///
 /// Grows with the appends; the soak takes a new stream, and with it a new history, every few
 /// rounds.
@@ -107,13 +105,13 @@ pub struct History {
 }
 
 impl History {
-    /// Notes an append that is about to be sent. Its outcome is unknown until it is settled.
+    /// Records an append that is about to be sent. Its outcome is unknown until it is settled.
     pub fn begin(&mut self, attempt: Attempt) -> AttemptId {
         self.attempts.push((attempt, Outcome::Unknown));
         AttemptId(self.attempts.len() - 1)
     }
 
-    /// Notes what the server answered.
+    /// Records the server's answer.
     pub fn settle(&mut self, id: AttemptId, outcome: Outcome) {
         let (attempt, known) = &mut self.attempts[id.0];
         *known = outcome;
@@ -122,13 +120,13 @@ impl History {
         }
     }
 
-    /// Notes that a follower begins to read.
+    /// Records that a follower begins to read.
     pub fn follower(&mut self) -> FollowerId {
         self.followers.push(Vec::new());
         FollowerId(self.followers.len() - 1)
     }
 
-    /// Notes a record that a follower saw.
+    /// Records what a follower read.
     pub fn saw(&mut self, follower: FollowerId, record: Seen) {
         self.tail = self.tail.max(record.seq_num + 1);
         self.followers[follower.0].push(record);
@@ -143,10 +141,10 @@ impl History {
         self.attempts.iter().map(acked).sum()
     }
 
-    /// Compares the whole stream, read from its first record to `tail`, with what is known.
+    /// Compares the whole stream, read from its first record to `tail`, with the history.
     ///
-    /// Afterwards nothing is unknown any more: an append with a lost answer counts from now on as
-    /// acknowledged where it was found, or as refused. What followers saw is forgotten.
+    /// Afterwards no outcome is unknown: an append with a lost answer counts from now on as acknowledged
+    /// where it was found, or as refused. What followers read is discarded.
     pub fn check(&mut self, contents: &[Seen], tail: u64) -> Verdict {
         let mut verdict = Verdict {
             records: contents.len() as u64,
@@ -169,7 +167,7 @@ impl History {
         verdict
     }
 
-    /// Every record there was sent, and not refused.
+    /// Checks that every record was sent, and not refused.
     fn check_origins(&self, contents: &[Seen], verdict: &mut Verdict) {
         let sent = self.by_writer();
         for record in contents {
@@ -185,7 +183,8 @@ impl History {
         }
     }
 
-    /// What was acknowledged is where it was acknowledged; the rest is there whole or not at all.
+    /// Checks that acknowledged appends are at their positions, and each other append is there completely or
+    /// not at all.
     fn check_attempts(&self, stream: &Contents, verdict: &mut Verdict) {
         for (attempt, outcome) in &self.attempts {
             match *outcome {
@@ -208,17 +207,17 @@ impl History {
                         }),
                     }
                 }
-                // Found by its origin.
+                // `check_origins` finds these.
                 Outcome::Refused => {}
             }
         }
     }
 
-    /// The records of a writer, and the appends of a session, are in the order of sending.
+    /// Checks that the records of a writer, and the appends of a session, are in the order of sending.
     fn check_order(&self, stream: &Contents, verdict: &mut Verdict) {
         let mut last_of_writer: HashMap<u32, u64> = HashMap::new();
         let mut missing_of_session: HashMap<u32, RecordId> = HashMap::new();
-        // Attempts stand in the order of sending, for each writer and each session.
+        // Attempts are in the order of sending, for each writer and each session.
         for (attempt, _) in &self.attempts {
             let mut present = false;
             for id in attempt.ids() {
@@ -255,7 +254,7 @@ impl History {
         }
     }
 
-    /// Followers saw what is there, in order and without holes.
+    /// Checks that followers read what the stream holds, in order and without holes.
     fn check_followers(&self, stream: &Contents, verdict: &mut Verdict) {
         for seen in &self.followers {
             let mut next = None;
@@ -281,7 +280,7 @@ impl History {
         }
     }
 
-    /// Settles what was unknown by what is there.
+    /// Settles unknown outcomes by the content of the stream.
     fn resolve(&mut self, stream: &Contents) {
         for (attempt, outcome) in &mut self.attempts {
             if *outcome == Outcome::Unknown {
@@ -326,7 +325,8 @@ fn find<'a>(
     (id.index < found.0.first.index + found.0.count).then_some(found)
 }
 
-/// Sequence numbers begin at 0 and have no holes; the tail follows the last; time does not go back.
+/// Checks that sequence numbers begin at 0 and have no holes, the tail follows the last one, and timestamps
+/// do not decrease.
 fn check_positions(contents: &[Seen], tail: u64, verdict: &mut Verdict) {
     let mut expected = 0;
     let mut timestamp = 0;
@@ -348,7 +348,7 @@ fn check_positions(contents: &[Seen], tail: u64, verdict: &mut Verdict) {
     }
 }
 
-/// A stream's records, to be found by position and by identity.
+/// A stream's records, indexed by position and by identity.
 struct Contents {
     by_position: HashMap<u64, Seen>,
     by_id: HashMap<RecordId, u64>,
@@ -377,12 +377,12 @@ impl Contents {
         self.by_position.get(&seq_num)
     }
 
-    /// Where a record is first.
+    /// The first position of a record.
     fn position(&self, id: RecordId) -> Option<u64> {
         self.by_id.get(&id).copied()
     }
 
-    /// Where an append begins, if all its records lie together in order.
+    /// The first position of an append, if all its records are consecutive and in order.
     fn start_of(&self, attempt: &Attempt) -> Option<u64> {
         let start = self.position(attempt.first)?;
         let together = (start..)

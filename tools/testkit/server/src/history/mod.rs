@@ -1,11 +1,11 @@
-//! What was sent to a stream and answered, and whether the stream agrees with it.
+//! The history of a stream: what was sent and answered, and the check of the stream against it.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | [`record_id`] | the name of a record |
-//! | [`record`] | bodies of records that say who sent them |
+//! | [`record`] | bodies of records that contain their identity |
 //! | [`checker`] | the history of a stream as its clients know it, and the check |
-//! | [`violation`] | what the check finds |
+//! | [`violation`] | the faults that the check finds |
 //!
 //! The soak of the bench and the end-to-end tests use it.
 

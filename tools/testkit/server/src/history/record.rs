@@ -1,9 +1,9 @@
-//! Records that say who sent them.
+//! Records whose bodies contain their identity.
 //!
-//! The body of a record names the stream, the writer and the index, and is filled up with bytes
-//! that follow from these. So a reader knows for each body whether it is exactly what was sent to
-//! this stream, and which record it is, without keeping what was sent. Fence commands carry their
-//! identity in the token, which is all the body they may have.
+//! The body of a record has the stream's tag, the writer and the index, and is filled up with bytes that are
+//! computed from these. So a reader can determine for each body whether it is exactly what was sent to this
+//! stream, and which record it is, without a copy of what was sent. Fence commands have their identity in the
+//! token, which is all the body they may have.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use s2_sdk::types::SequencedRecord;
@@ -11,13 +11,13 @@ use s2_sdk::types::SequencedRecord;
 use super::checker::Seen;
 use super::record_id::RecordId;
 
-/// Begins every body.
+/// The first bytes of every body.
 const MAGIC: u32 = 0x4573_6b72;
 
 /// Bytes before the filling: magic, stream, writer, index.
 const HEAD_BYTES: usize = 4 + 4 + 4 + 8;
 
-/// What tells the streams of a soak apart, also those of other runs of it.
+/// Distinguishes the streams of a soak, also from those of other runs.
 pub type StreamTag = u32;
 
 /// The body of a record.
@@ -35,12 +35,12 @@ pub fn body(stream: StreamTag, id: RecordId) -> Bytes {
     body.freeze()
 }
 
-/// The fencing token of the fence command that is record `id`: at most 36 bytes, as the API wants.
+/// The fencing token of the fence command that is record `id`: at most 36 bytes, the API's limit.
 pub fn fencing_token(stream: StreamTag, id: RecordId) -> String {
     format!("{stream:x}.{:x}.{:x}", id.writer, id.index)
 }
 
-/// What a record read from stream `stream` is.
+/// Identifies a record that was read from the stream with tag `stream`.
 pub fn seen(stream: StreamTag, record: &SequencedRecord) -> Seen {
     let id = if record.is_command_record() {
         identify_token(stream, &record.body)
@@ -75,7 +75,7 @@ fn identify_token(stream: StreamTag, found: &[u8]) -> Option<RecordId> {
     (fencing_token(stream, id) == text).then_some(id)
 }
 
-/// Bytes that follow from the identity of a record (xorshift64*).
+/// Bytes that are computed from the identity of a record (xorshift64*).
 struct Filling(u64);
 
 impl Filling {
@@ -83,7 +83,7 @@ impl Filling {
         let mixed = (u64::from(stream) << 32 | u64::from(id.writer))
             .wrapping_mul(0x9e37_79b9_7f4a_7c15)
             ^ id.index.wrapping_mul(0xd1b5_4a32_d192_ed03);
-        // The generator stands still at 0.
+        // The generator would stay at 0.
         Self(mixed | 1)
     }
 

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-/// One record, wherever it ends up: the `index`-th that `writer` sent.
+/// One record, independent of its position: the `index`-th that `writer` sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RecordId {
-    /// Who sent it. Unique within a stream.
+    /// The writer that sent it. Unique within a stream.
     pub writer: u32,
     /// Counts the writer's records, without gaps.
     pub index: u64,

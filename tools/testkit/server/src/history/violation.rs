@@ -1,4 +1,4 @@
-//! The ways in which a server can break its word, as the [checker](super::checker) names them.
+//! The promises that a server can break, as the [checker](super::checker) reports them.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use super::record_id::RecordId;
 /// A promise that was broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Violation {
-    /// An acknowledged record is nowhere.
+    /// An acknowledged record is missing.
     Lost {
         /// Which record.
         id: RecordId,
@@ -36,7 +36,7 @@ pub enum Violation {
     Foreign {
         /// The position.
         seq_num: u64,
-        /// What it says it is, if it can be read at all.
+        /// The identity in its body, if it can be read.
         id: Option<RecordId>,
     },
     /// A record of a refused append is there.
@@ -46,7 +46,7 @@ pub enum Violation {
         /// Where it is.
         seq_num: u64,
     },
-    /// Of one append, some records are there and some are not, or they do not lie together.
+    /// An append is in the stream in part, or its records are not consecutive.
     Torn {
         /// Its first record.
         first: RecordId,
@@ -55,7 +55,7 @@ pub enum Violation {
         /// How many are there.
         present: u64,
     },
-    /// A writer's record lies before one that it sent earlier.
+    /// A writer's record is before one that it sent earlier.
     Reordered {
         /// The later one.
         id: RecordId,
@@ -97,11 +97,11 @@ pub enum Violation {
         /// The position.
         seq_num: u64,
     },
-    /// A follower saw what is not there now.
+    /// A follower read a record that is no longer there.
     FollowerSaw {
         /// The position.
         seq_num: u64,
-        /// What it saw.
+        /// What it read.
         saw: Option<RecordId>,
         /// What is there; `None` if nothing is.
         found: Option<RecordId>,

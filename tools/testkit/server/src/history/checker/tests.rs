@@ -1,5 +1,4 @@
-//! Each fault that a server can make, and that the checker finds it; and that it finds none where
-//! there is none.
+//! Tests that the checker finds each fault that a server can have, and none where there is none.
 
 use super::*;
 
@@ -78,7 +77,7 @@ fn a_lost_record_at_the_end_is_found() {
 
 #[test]
 fn a_lost_record_in_the_middle_is_found() {
-    // The server closed the gap: what followed moved up.
+    // The server closed the gap: later records moved up.
     let contents = stream(&[id(1, 0), id(1, 2)]);
     let found = violations(&mut three_acked(), &contents, 2);
     let lost = Violation::Lost {
@@ -258,7 +257,7 @@ fn half_an_append_is_found() {
     for contents in [
         vec![id(1, 0), id(1, 1)],
         vec![id(1, 1), id(1, 2)],
-        // Whole, but another record lies within.
+        // Complete, but with another record in between.
         vec![id(1, 0), id(2, 0), id(1, 1), id(1, 2)],
     ] {
         let found = torn(&contents);
