@@ -23,7 +23,9 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Writes until nothing more fits.
 pub fn fill_up(disk: &SmallDisk) {
-    let mut ballast = fs::File::create(disk.path("ballast")).unwrap();
+    let mut ballast = fs::OpenOptions::new();
+    let ballast = ballast.append(true).create(true);
+    let mut ballast = ballast.open(disk.path("ballast")).unwrap();
     for size in [64 * 1024, 4096, 512, 1] {
         while ballast.write_all(&vec![1; size]).is_ok() {}
     }
