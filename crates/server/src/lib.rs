@@ -6,6 +6,7 @@
 //! | [`server`] | the listener: connections, limits, start and graceful stop |
 //! | [`api`] | handlers: from requests to calls on a node, and back |
 //! | [`admin`] | the admin API: status, partition snapshots |
+//! | `auth` | who sends a request, and what they may do |
 //! | [`state`] | the state service, over gRPC |
 //! | [`telemetry`] | logs and metrics |
 //! | [`errors`] | `docs/reference/errors.md`, from the codes in the source |
@@ -16,6 +17,7 @@ mod activity;
 pub mod admin;
 mod answers;
 pub mod api;
+mod auth;
 pub mod config;
 pub mod errors;
 mod log_writer;

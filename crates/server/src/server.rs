@@ -37,6 +37,7 @@ use tower::ServiceExt as _;
 
 use crate::activity::{self, Activity};
 use crate::api::{self, App, Limits, ServiceError};
+use crate::auth::{self, PeerAddress};
 use crate::config::{
     Config, HumanDuration, OnLogFull, Secret, SnapshotKind, SnapshotsConfig, StateConfig,
 };
@@ -294,10 +295,12 @@ async fn bind(
 /// A router that accepts only requests for the server that listens on this address.
 fn guarded(router: axum::Router, config: &Config, address: SocketAddr) -> axum::Router {
     let guard = Arc::new(RequestGuard::new(config, address));
-    router.layer(axum::middleware::from_fn_with_state(
-        guard,
-        request_guard::check,
-    ))
+    router
+        .layer(axum::middleware::from_fn(auth::layer::identify))
+        .layer(axum::middleware::from_fn_with_state(
+            guard,
+            request_guard::check,
+        ))
 }
 
 /// What all listeners share.
@@ -344,8 +347,8 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
         };
-        let stream: TcpStream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer): (TcpStream, _) = match accepted {
+            Ok((stream, peer)) => (stream, PeerAddress(peer)),
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -377,7 +380,7 @@ async fn accept(listener: TcpListener, router: axum::Router, accepted: Accepted)
                 window.apply(&mut http);
             }
             let activity = Arc::new(Activity::default());
-            let service = service(router, activity.clone(), place.clone(), stall_timeout);
+            let service = service(router, peer, activity.clone(), place.clone(), stall_timeout);
             let connection = http.serve_connection(TokioIo::new(stream), service);
             let graceful = GracefulShutdown::new();
             let connection = graceful.watch(connection.into_owned());
@@ -433,6 +436,7 @@ fn is_of_reserve(path: &str) -> bool {
 /// The routes, for one connection.
 fn service(
     router: axum::Router,
+    peer: PeerAddress,
     activity: Arc<Activity>,
     place: Arc<Place>,
     stall_timeout: Duration,
@@ -443,7 +447,8 @@ fn service(
     Future: Send,
 > + Send
 + 'static {
-    hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+    hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer);
         let busy = activity.begin();
         let (router, place) = (router.clone(), place.clone());
         async move {
