@@ -22,6 +22,7 @@
 //! | `restarts` | restarts that the node requests of its host |
 //! | [`node`] | a running node; starting and stopping |
 //! | [`basins`], [`streams`] | operations on basins and streams |
+//! | `tokens` | access tokens |
 //! | `unknown_basins` | streams whose basin the catalog does not know |
 //! | [`position`] | the position of a stream, and the forks that it has passed |
 //! | [`append`] | submission of appends |
@@ -63,6 +64,7 @@ mod space;
 mod space_account;
 pub mod state;
 pub mod streams;
+mod tokens;
 mod unknown_basins;
 
 pub use append::{Ack, AppendSession, PendingAppend};
@@ -81,8 +83,12 @@ pub use snapshots::{
 };
 pub use state::{StateError, StateOptions, StateStore, ValueCheck};
 pub use streams::{CreateOn, StreamHandle, StreamListing};
+pub use tokens::{MAX_ACCESS_TOKENS, NewToken, TokenError, Tokens};
 
 // Types of the crates below that callers need.
+pub use esker_partition::token::{
+    NameSet, Names, OpGroups, ReadWrite, StoredToken, TokenHash, TokenScope,
+};
 pub use esker_partition::{Fork, StoreOptions};
 pub use esker_raft::{GroupStatus, Role};
 pub use esker_repository::inventory::{Inventory, State};

@@ -13,7 +13,7 @@ use crate::space::SpaceUse;
 /// How a command that is not an append uses the space of a nearly full disk.
 fn space_use(command: &Kind) -> SpaceUse {
     match command {
-        Kind::ProvisionBasin(_) | Kind::ProvisionStream(_) => SpaceUse::Takes,
+        Kind::ProvisionBasin(_) | Kind::ProvisionStream(_) | Kind::IssueToken(_) => SpaceUse::Takes,
         Kind::StateImport(import) => match import.step {
             Some(ImportStep::Begin(_) | ImportStep::Entries(_)) => SpaceUse::Takes,
             Some(ImportStep::Abort(_)) => SpaceUse::GivesBack,
@@ -25,8 +25,11 @@ fn space_use(command: &Kind) -> SpaceUse {
         | Kind::DeleteIfEmpty(_)
         | Kind::DropBasin(_)
         | Kind::ForgetBasin(_)
+        | Kind::RevokeToken(_)
+        | Kind::RemoveExpiredTokens(_)
         | Kind::StatePrune(_) => SpaceUse::GivesBack,
         Kind::SetBasinSettings(_)
+        | Kind::ConfirmTokens(_)
         | Kind::SetStreamSettings(_)
         | Kind::Append(_)
         | Kind::StateCommit(_) => SpaceUse::Keeps,

@@ -1,10 +1,13 @@
-//! Partition 0: the basins.
+//! Partition 0: the basins and the access tokens.
 //!
-//! All of them are in memory, in order of their names: there are far fewer basins than streams.
+//! All basins are in memory, in order of their names: there are far fewer basins than streams. So are all
+//! tokens (see [`tokens`]): each request looks one up.
 //!
 //! A basin is deleted in two commands: [`Kind::DeleteBasin`] marks it (it can no longer be used,
 //! but still has its name), and once every partition has dropped it, [`Kind::ForgetBasin`] frees
 //! the name. Absence from the catalog deletes nothing anywhere.
+
+mod tokens;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -25,6 +28,7 @@ use crate::lineage::GAP;
 use crate::settings::BasinSettings;
 use crate::store::{Applied, PartitionDb, Store, StoreError};
 use crate::streams;
+use tokens::{TokenStep, Tokens};
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 struct Counters {
@@ -79,6 +83,7 @@ type Basins = BTreeMap<String, Arc<Basin>>;
 pub struct CatalogReader {
     part: PartitionDb,
     basins: Arc<RwLock<Basins>>,
+    tokens: Arc<RwLock<Tokens>>,
 }
 
 impl CatalogReader {
@@ -146,6 +151,7 @@ pub struct Catalog {
     applied: Applied,
     counters: Counters,
     basins: Arc<RwLock<Basins>>,
+    tokens: Arc<RwLock<Tokens>>,
 }
 
 impl Catalog {
@@ -184,11 +190,13 @@ impl Catalog {
             }
             it.status().map_err(|e| part.error("reading basins", e))?;
         }
+        let tokens = Tokens::read(&part, forks)?;
         Ok(Catalog {
             part,
             applied,
             counters,
             basins: Arc::new(RwLock::new(basins)),
+            tokens: Arc::new(RwLock::new(tokens)),
         })
     }
 
@@ -197,6 +205,7 @@ impl Catalog {
         CatalogReader {
             part: self.part.clone(),
             basins: self.basins.clone(),
+            tokens: self.tokens.clone(),
         }
     }
 }
@@ -221,6 +230,7 @@ struct Step<'a> {
     /// Basins that are gone. Their ids are stored, so that a partition that is restored to a time when it
     /// had them can drop them again.
     forgotten: Vec<BasinId>,
+    tokens: TokenStep<'a>,
 }
 
 impl Step<'_> {
@@ -284,6 +294,16 @@ impl Step<'_> {
                 }
                 Ok(Outcome::BasinForgotten)
             }
+            Kind::IssueToken(issue) => {
+                let hash = issue.hash.as_slice().try_into();
+                let hash = hash.map_err(|e| self.part.malformed("the hash of a token", &e))?;
+                Ok(Outcome::TokenIssued(self.tokens.issue(issue, hash)))
+            }
+            Kind::RevokeToken(revoke) => Ok(Outcome::TokenRevoked(self.tokens.revoke(&revoke.id))),
+            Kind::ConfirmTokens(c) => Ok(Outcome::TokensConfirmed(self.tokens.confirm(c.forks))),
+            Kind::RemoveExpiredTokens(expired) => Ok(Outcome::ExpiredTokensRemoved(
+                self.tokens.remove_expired(&expired),
+            )),
             _ => Err(self
                 .part
                 .malformed("a command", &"it belongs to a stream partition")),
@@ -405,6 +425,7 @@ impl StateMachine for Catalog {
             counters: self.counters,
             changed: HashMap::new(),
             forgotten: Vec::new(),
+            tokens: TokenStep::new(&self.tokens),
         };
         for entry in entries {
             if let Some(command) = &entry.command {
@@ -420,8 +441,10 @@ impl StateMachine for Catalog {
             counters,
             changed,
             forgotten,
+            tokens,
             ..
         } = step;
+        let tokens = tokens.into_changes();
         let applied = self.applied.after(entries);
         let mut batch = self.part.batch();
         batch.put(keys::APPLIED, applied.encode_to_vec());
@@ -435,9 +458,11 @@ impl StateMachine for Catalog {
         for basin in forgotten {
             batch.put(keys::forgotten_basin(basin), []);
         }
+        tokens.add_to(&mut batch);
         batch.write().map_err(|e| streams::failed(&self.part, &e))?;
         self.applied = applied;
         self.counters = counters;
+        tokens.apply_to(&mut self.tokens.write());
         let mut basins = self.basins.write();
         for (name, meta) in changed {
             match meta {

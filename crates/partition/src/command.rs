@@ -14,6 +14,7 @@ use crate::state::command::{
     StateCommit, StateCommitted, StateImport, StateImportRefusal, StateImported, StatePrune,
     StateRefusal,
 };
+use crate::token::TokenScope;
 
 const VERSION: u8 = 1;
 
@@ -21,7 +22,10 @@ const VERSION: u8 = 1;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Command {
     /// The command; `None` if this version does not know its kind.
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 18, 19")]
+    #[prost(
+        oneof = "Kind",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 22, 23"
+    )]
     pub kind: Option<Kind>,
 }
 
@@ -70,6 +74,18 @@ pub enum Kind {
     /// Free the name of a basin that every partition has dropped. Catalog.
     #[prost(message, tag = "19")]
     ForgetBasin(ForgetBasin),
+    /// Store an access token. Catalog.
+    #[prost(message, tag = "20")]
+    IssueToken(IssueToken),
+    /// Remove an access token. Catalog.
+    #[prost(message, tag = "21")]
+    RevokeToken(RevokeToken),
+    /// Make the access tokens valid again that a fork has suspended. Catalog.
+    #[prost(message, tag = "22")]
+    ConfirmTokens(ConfirmTokens),
+    /// Remove access tokens that have expired. Catalog.
+    #[prost(message, tag = "23")]
+    RemoveExpiredTokens(RemoveExpiredTokens),
 }
 
 /// See [`Kind::Append`].
@@ -284,6 +300,63 @@ pub struct ForgetBasin {
     pub basin: u64,
 }
 
+/// See [`Kind::IssueToken`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct IssueToken {
+    /// The token's id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// SHA-256 of its text.
+    #[prost(bytes = "vec", tag = "2")]
+    pub hash: Vec<u8>,
+    /// From when on it is not valid, in milliseconds since the epoch; `None` for never.
+    #[prost(uint64, optional, tag = "3")]
+    pub expires_at_ms: Option<u64>,
+    /// See [`StoredToken::auto_prefix_streams`](crate::token::StoredToken::auto_prefix_streams).
+    #[prost(bool, tag = "4")]
+    pub auto_prefix_streams: bool,
+    /// What its holder may do.
+    #[prost(message, required, tag = "5")]
+    pub scope: TokenScope,
+    /// Time of the proposal, in milliseconds since the epoch.
+    #[prost(uint64, tag = "6")]
+    pub at_ms: u64,
+    /// Number of the catalog's forks that the proposer knew: later ones suspend the token.
+    #[prost(uint64, tag = "7")]
+    pub forks: u64,
+    /// Most tokens that there may be then. It is part of the command, so that a build with another bound
+    /// applies the log to the same end.
+    #[prost(uint64, tag = "8")]
+    pub max_tokens: u64,
+}
+
+/// See [`Kind::RevokeToken`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RevokeToken {
+    /// The token's id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+}
+
+/// See [`Kind::ConfirmTokens`].
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct ConfirmTokens {
+    /// Number of the catalog's forks that the proposer knew: later ones suspend tokens again.
+    #[prost(uint64, tag = "1")]
+    pub forks: u64,
+}
+
+/// See [`Kind::RemoveExpiredTokens`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RemoveExpiredTokens {
+    /// Ids of tokens. Another token may have one of them by now.
+    #[prost(string, repeated, tag = "1")]
+    pub ids: Vec<String>,
+    /// Only those that expired at or before this time are removed, in milliseconds since the epoch.
+    #[prost(uint64, tag = "2")]
+    pub expired_before_ms: u64,
+}
+
 impl Kind {
     /// Encodes the command for the log.
     pub fn into_bytes(self) -> Vec<u8> {
@@ -353,6 +426,23 @@ pub enum Outcome {
     BasinDeleted(Option<BasinId>),
     /// To [`Kind::ForgetBasin`].
     BasinForgotten,
+    /// To [`Kind::IssueToken`].
+    TokenIssued(Result<(), TokenRefusal>),
+    /// To [`Kind::RevokeToken`]: whether there was a token with the id.
+    TokenRevoked(bool),
+    /// To [`Kind::ConfirmTokens`]: number of tokens that are valid again.
+    TokensConfirmed(u64),
+    /// To [`Kind::RemoveExpiredTokens`]: number of tokens that were removed.
+    ExpiredTokensRemoved(u64),
+}
+
+/// Why no token was stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenRefusal {
+    /// A token has the id or the hash.
+    Exists,
+    /// There are as many tokens as there may be.
+    TooMany,
 }
 
 /// The positions of an append's records.

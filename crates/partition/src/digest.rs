@@ -57,6 +57,8 @@ impl PartitionDb {
         look.range(&from, &to)?;
         let (from, to) = keys::all_forgotten_basins();
         look.range(&from, &to)?;
+        let (from, to) = keys::all_of_tokens();
+        look.range(&from, &to)?;
         let (from, to) = keys::all_state();
         look.range(&from, &to)?;
         let (streams, batches) = look.streams(&dropped, &lineage)?;

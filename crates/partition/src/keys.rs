@@ -17,6 +17,8 @@
 //! | `21` | stream id, last timestamp, first sequence number | empty: index of batches by time |
 //! | `30` | basin name | `BasinMeta` (catalog) |
 //! | `31` | basin id | empty: the basin is gone, and its name is free (catalog) |
+//! | `32` | access token's id | `TokenMeta` (catalog) |
+//! | `33` | – | `Confirmation`: up to which fork tokens are confirmed (catalog) |
 //! | `40` | – | [`StateMeta`](crate::state::StateMeta) |
 //! | `41` | generation, names | the present entry of a key of the state store |
 //! | `42` | generation, names, version | an entry that a later one replaced |
@@ -40,6 +42,8 @@ const DATA: u8 = 0x20;
 const BY_TIME: u8 = 0x21;
 const BASIN: u8 = 0x30;
 const FORGOTTEN_BASIN: u8 = 0x31;
+const TOKEN: u8 = 0x32;
+pub const CONFIRMATION: [u8; 1] = [0x33];
 pub const STATE_META: [u8; 1] = [0x40];
 const STATE_KEY: u8 = 0x41;
 const STATE_HISTORY: u8 = 0x42;
@@ -112,6 +116,22 @@ pub fn all_forgotten_basins() -> (Vec<u8>, Vec<u8>) {
 
 pub fn all_basins() -> (Vec<u8>, Vec<u8>) {
     range_of(BASIN)
+}
+
+pub fn token(id: &str) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + id.len());
+    key.push(TOKEN);
+    key.extend_from_slice(id.as_bytes());
+    key
+}
+
+pub fn all_tokens() -> (Vec<u8>, Vec<u8>) {
+    range_of(TOKEN)
+}
+
+/// All tokens and their confirmation.
+pub fn all_of_tokens() -> (Vec<u8>, Vec<u8>) {
+    (vec![TOKEN], vec![CONFIRMATION[0] + 1])
 }
 
 /// The id or LSN in a key that consists of a kind and one number.

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`command`] | commands in a partition's log, and the answer to each |
 //! | [`store`] | the node's RocksDB: one column family per partition, flushing, what is durable |
-//! | [`catalog`] | partition 0: basins |
+//! | [`catalog`] | partition 0: basins and access tokens |
+//! | [`token`] | access tokens as they are stored: hash, scope |
 //! | [`streams`] | partitions 1…N: streams and their records |
 //! | [`stream`] | one stream as readers see it: tail, trim point |
 //! | [`recent`] | the newest batches of followed streams, in memory, within a budget |
@@ -43,6 +44,7 @@ pub mod state;
 pub mod store;
 pub mod stream;
 pub mod streams;
+pub mod token;
 
 pub use catalog::{Basin, Catalog, CatalogReader};
 pub use checkpoint::Checkpoint;

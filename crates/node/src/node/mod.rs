@@ -22,6 +22,7 @@ use crate::restarts;
 use crate::snapshots::{CreatedSnapshot, NodeStatus, Uploader};
 use crate::state::StateStore;
 use crate::state::background::Background;
+use crate::tokens::Tokens;
 
 /// How long tasks are waited for after the grace period: they end as soon as they detect the stop.
 const LAST_WAIT: Duration = Duration::from_millis(500);
@@ -83,6 +84,11 @@ impl Node {
     /// The state store.
     pub fn state(&self) -> &StateStore {
         &self.state
+    }
+
+    /// The access tokens.
+    pub fn tokens(&self) -> Tokens {
+        Tokens::new(self.inner.clone())
     }
 
     /// The status of the partitions, the catalog first.

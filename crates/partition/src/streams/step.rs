@@ -112,7 +112,11 @@ impl<'a> Step<'a> {
             Kind::ProvisionBasin(_)
             | Kind::SetBasinSettings(_)
             | Kind::DeleteBasin(_)
-            | Kind::ForgetBasin(_) => Err(self
+            | Kind::ForgetBasin(_)
+            | Kind::IssueToken(_)
+            | Kind::RevokeToken(_)
+            | Kind::ConfirmTokens(_)
+            | Kind::RemoveExpiredTokens(_) => Err(self
                 .part
                 .malformed("a command", &"it belongs to the catalog")),
         }
