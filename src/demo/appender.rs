@@ -18,7 +18,7 @@ use crate::failure::Failure;
 
 /// Size of the batches, and how many of them are under way.
 #[derive(Clone, Copy)]
-pub struct Pace {
+pub struct Load {
     /// Records of a batch.
     pub batch: u64,
     /// Batches under way at a time.
@@ -26,7 +26,7 @@ pub struct Pace {
 }
 
 /// Small batches, some of them under way.
-pub const STEADY: Pace = Pace {
+pub const STEADY: Load = Load {
     batch: BATCH,
     window: WINDOW,
 };
@@ -55,10 +55,10 @@ pub async fn append(
     stream: &S2Stream,
     records: &Records,
     numbers: Range<u64>,
-    pace: Pace,
+    load: Load,
     mut acknowledged: impl FnMut(u64) -> Result<bool, Failure>,
 ) -> Result<Appended, Failure> {
-    let config = AppendSessionConfig::new().with_max_unacked_batches(pace.window);
+    let config = AppendSessionConfig::new().with_max_unacked_batches(load.window);
     let session = stream.append_session(config);
     let began = Instant::now();
     let mut appended = Appended {
@@ -70,8 +70,8 @@ pub async fn append(
     let mut goes_on = true;
     let mut under_way: VecDeque<BatchSubmitTicket> = VecDeque::new();
     loop {
-        while under_way.len() < pace.window.get() as usize && goes_on && appended.broke.is_none() {
-            let next = appended.sent..numbers.end.min(appended.sent + pace.batch);
+        while under_way.len() < load.window.get() as usize && goes_on && appended.broke.is_none() {
+            let next = appended.sent..numbers.end.min(appended.sent + load.batch);
             let Some(batch) = batch(records, next).map_err(invalid)? else {
                 break;
             };

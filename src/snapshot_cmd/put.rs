@@ -207,7 +207,7 @@ async fn open(place: &Target, args: &Args) -> Result<Repository, Failure> {
         kind: args.kind.into(),
         num_retained: args.num_retained,
         reuse: !args.no_reuse,
-        pace: args
+        rate_limiter: args
             .rate
             .and_then(|rate| NonZeroU64::new(rate.as_u64()))
             .map(RateLimiter::new),

@@ -79,24 +79,24 @@ struct LogKeeper {
     /// When the gauges were last published.
     published: Option<Instant>,
     /// When partitions were last checked.
-    looked: Pace<()>,
+    looked: Throttle<()>,
     /// When the log's files were last listed, and which files raft-engine reported then.
-    listed: Pace<(u64, u64)>,
+    listed: Throttle<(u64, u64)>,
     /// When files were last deleted, and which entries were needed then.
-    purged: Pace<((u64, u64), Vec<u64>)>,
+    purged: Throttle<((u64, u64), Vec<u64>)>,
     /// Whether the last listing failed.
     is_unlisted: bool,
 }
 
 /// An action that is due at an interval, and at once if its input has changed.
 #[derive(Debug)]
-struct Pace<T> {
+struct Throttle<T> {
     last: Option<(T, Instant)>,
 }
 
-impl<T: PartialEq> Pace<T> {
-    fn new() -> Pace<T> {
-        Pace { last: None }
+impl<T: PartialEq> Throttle<T> {
+    fn new() -> Throttle<T> {
+        Throttle { last: None }
     }
 
     /// Whether the action is due; if so, it counts as done.
@@ -216,9 +216,9 @@ impl LogKeeper {
             space: SpaceWatch::default(),
             over: None,
             published: None,
-            looked: Pace::new(),
-            listed: Pace::new(),
-            purged: Pace::new(),
+            looked: Throttle::new(),
+            listed: Throttle::new(),
+            purged: Throttle::new(),
             is_unlisted: false,
         }
     }
@@ -467,12 +467,12 @@ mod tests {
     #[test]
     fn while_appends_wait_what_has_not_changed_is_looked_at_as_often_as_otherwise() {
         let started = Instant::now();
-        let mut pace = Pace::new();
+        let mut throttle = Throttle::new();
         let looks = 1000 / LOG_INTERVAL_IN_NEED.as_millis() as u32;
-        let due = (0..looks).filter(|look| pace.is_due(1, started + *look * LOG_INTERVAL_IN_NEED));
+        let due = (0..looks).filter(|look| throttle.is_due(1, started + *look * LOG_INTERVAL_IN_NEED));
         assert_eq!(due.count(), 4);
         let last = started + looks * LOG_INTERVAL_IN_NEED;
-        assert!(pace.is_due(2, last), "something has changed");
-        assert!(!pace.is_due(2, last));
+        assert!(throttle.is_due(2, last), "something has changed");
+        assert!(!throttle.is_due(2, last));
     }
 }

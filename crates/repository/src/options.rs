@@ -39,7 +39,7 @@ pub struct Options {
     pub buffer: usize,
     /// Limits the rate at which files are uploaded. Hard links, descriptions and the root are not limited.
     /// `None`: no limit.
-    pub pace: Option<RateLimiter>,
+    pub rate_limiter: Option<RateLimiter>,
     /// How often a request to the store is retried, and how long it may take.
     pub retries: Retries,
 }
@@ -62,7 +62,7 @@ impl Default for Options {
             parallel_files: 8,
             // Six parts. With the memory of allocators and connections, a process stays below 128 MiB.
             buffer: 48 << 20,
-            pace: None,
+            rate_limiter: None,
             retries: Retries::default(),
         }
     }

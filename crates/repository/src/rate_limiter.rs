@@ -32,9 +32,9 @@ const MAX_BURST: Duration = Duration::from_secs(1);
 /// use std::num::NonZeroU64;
 /// use esker_repository::{Options, RateLimiter};
 ///
-/// let pace = RateLimiter::new(NonZeroU64::new(64 << 20).unwrap());
+/// let limiter = RateLimiter::new(NonZeroU64::new(64 << 20).unwrap());
 /// let options = Options {
-///     pace: Some(pace.clone()),
+///     rate_limiter: Some(limiter.clone()),
 ///     ..Options::default()
 /// };
 /// # let _ = options;
@@ -247,28 +247,28 @@ mod tests {
         }
     }
 
-    fn pace(mib_per_second: u64) -> (Clock, RateLimiter) {
+    fn limiter(mib_per_second: u64) -> (Clock, RateLimiter) {
         let per_second = NonZeroU64::new(mib_per_second * MIB).unwrap();
         (Clock::default(), RateLimiter::new(per_second))
     }
 
-    fn wait(clock: &Clock, pace: &RateLimiter, bytes: u64) -> Waiter {
-        let (clock, pace) = (clock.clone(), pace.clone());
+    fn wait(clock: &Clock, limiter: &RateLimiter, bytes: u64) -> Waiter {
+        let (clock, limiter) = (clock.clone(), limiter.clone());
         Waiter {
-            turn: async move { pace.turn(&clock, bytes).await }.boxed(),
+            turn: async move { limiter.turn(&clock, bytes).await }.boxed(),
             woken: Arc::new(Woken(AtomicBool::new(true))),
         }
     }
 
-    fn may_send_at_once(clock: &Clock, pace: &RateLimiter, bytes: u64) -> bool {
-        wait(clock, pace, bytes).may_send()
+    fn may_send_at_once(clock: &Clock, limiter: &RateLimiter, bytes: u64) -> bool {
+        wait(clock, limiter, bytes).may_send()
     }
 
     #[test]
     fn one_part_goes_at_once_and_the_next_when_its_time_is_over() {
-        let (clock, pace) = pace(64);
-        assert!(may_send_at_once(&clock, &pace, PART));
-        let mut next = wait(&clock, &pace, PART);
+        let (clock, limiter) = limiter(64);
+        assert!(may_send_at_once(&clock, &limiter, PART));
+        let mut next = wait(&clock, &limiter, PART);
         assert!(!next.may_send());
         clock.pass(Duration::from_millis(124));
         assert!(!next.may_send());
@@ -279,8 +279,8 @@ mod tests {
 
     #[test]
     fn what_is_larger_than_a_burst_waits_until_only_a_burst_of_it_is_owed() {
-        let (clock, pace) = pace(2);
-        let mut part = wait(&clock, &pace, PART);
+        let (clock, limiter) = limiter(2);
+        let mut part = wait(&clock, &limiter, PART);
         assert!(!part.may_send());
         clock.pass(Duration::from_secs(3));
         assert!(
@@ -291,21 +291,21 @@ mod tests {
 
     #[test]
     fn a_pause_saves_up_one_burst_and_no_more() {
-        let (clock, pace) = pace(64);
-        assert!(may_send_at_once(&clock, &pace, PART));
+        let (clock, limiter) = limiter(64);
+        assert!(may_send_at_once(&clock, &limiter, PART));
         clock.pass(Duration::from_secs(3600));
         for _ in 0..8 {
-            assert!(may_send_at_once(&clock, &pace, MIB));
+            assert!(may_send_at_once(&clock, &limiter, MIB));
         }
-        assert!(!may_send_at_once(&clock, &pace, 1));
+        assert!(!may_send_at_once(&clock, &limiter, 1));
     }
 
     #[test]
     fn turns_come_in_the_order_in_which_they_are_asked_for_and_small_ones_overtake_nobody() {
-        let (clock, pace) = pace(8);
-        assert!(may_send_at_once(&clock, &pace, PART));
+        let (clock, limiter) = limiter(8);
+        assert!(may_send_at_once(&clock, &limiter, PART));
         let mut line: Vec<Waiter> = [PART, 1, 4 * MIB, 1]
-            .map(|bytes| wait(&clock, &pace, bytes))
+            .map(|bytes| wait(&clock, &limiter, bytes))
             .into();
         for waiter in &mut line {
             assert!(!waiter.may_send());
@@ -324,24 +324,24 @@ mod tests {
 
     #[test]
     fn whoever_gives_up_waiting_takes_nothing() {
-        let (clock, pace) = pace(8);
-        assert!(may_send_at_once(&clock, &pace, PART));
-        let mut line: Vec<Waiter> = (0..100).map(|_| wait(&clock, &pace, PART)).collect();
+        let (clock, limiter) = limiter(8);
+        assert!(may_send_at_once(&clock, &limiter, PART));
+        let mut line: Vec<Waiter> = (0..100).map(|_| wait(&clock, &limiter, PART)).collect();
         for waiter in &mut line {
             assert!(!waiter.may_send());
         }
         drop(line);
         clock.pass(Duration::from_secs(1));
-        assert!(may_send_at_once(&clock, &pace, PART));
+        assert!(may_send_at_once(&clock, &limiter, PART));
     }
 
     #[test]
     fn one_that_is_never_polled_again_stops_no_other() {
-        let (clock, pace) = pace(8);
-        assert!(may_send_at_once(&clock, &pace, PART));
-        let mut forgotten = wait(&clock, &pace, PART);
+        let (clock, limiter) = limiter(8);
+        assert!(may_send_at_once(&clock, &limiter, PART));
+        let mut forgotten = wait(&clock, &limiter, PART);
         assert!(!forgotten.may_send());
-        let mut next = wait(&clock, &pace, PART);
+        let mut next = wait(&clock, &limiter, PART);
         assert!(!next.may_send());
         clock.pass(Duration::from_secs(2));
         assert!(next.may_send());
@@ -349,11 +349,11 @@ mod tests {
 
     #[test]
     fn what_was_sent_again_is_paid_for_by_what_comes_later() {
-        let (clock, pace) = pace(8);
-        assert!(may_send_at_once(&clock, &pace, PART));
-        pace.charge(&clock, PART);
+        let (clock, limiter) = limiter(8);
+        assert!(may_send_at_once(&clock, &limiter, PART));
+        limiter.charge(&clock, PART);
         clock.pass(Duration::from_secs(1));
-        let mut next = wait(&clock, &pace, PART);
+        let mut next = wait(&clock, &limiter, PART);
         assert!(!next.may_send());
         clock.pass(Duration::from_secs(1));
         assert!(next.may_send());
@@ -361,14 +361,14 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_set_back_makes_nobody_wait_for_it() {
-        let (clock, pace) = pace(8);
-        assert!(may_send_at_once(&clock, &pace, PART));
-        let mut waiting = wait(&clock, &pace, PART);
+        let (clock, limiter) = limiter(8);
+        assert!(may_send_at_once(&clock, &limiter, PART));
+        let mut waiting = wait(&clock, &limiter, PART);
         assert!(!waiting.may_send());
         clock.set(-time::Duration::days(1));
         clock.pass(Duration::from_secs(1));
         assert!(waiting.may_send());
-        let mut next = wait(&clock, &pace, PART);
+        let mut next = wait(&clock, &limiter, PART);
         assert!(!next.may_send());
         clock.pass(Duration::from_secs(2));
         assert!(
@@ -379,21 +379,21 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_set_forward_lets_one_burst_more_through() {
-        let (clock, pace) = pace(8);
-        assert!(may_send_at_once(&clock, &pace, PART));
+        let (clock, limiter) = limiter(8);
+        assert!(may_send_at_once(&clock, &limiter, PART));
         clock.set(time::Duration::days(1));
-        assert!(may_send_at_once(&clock, &pace, PART));
-        assert!(!may_send_at_once(&clock, &pace, PART));
+        assert!(may_send_at_once(&clock, &limiter, PART));
+        assert!(!may_send_at_once(&clock, &limiter, PART));
     }
 
     #[test]
     fn a_bound_that_is_lifted_holds_nobody_back_not_even_those_who_wait() {
-        let (clock, pace) = pace(1);
-        let mut waiting = wait(&clock, &pace, 3600 * MIB);
+        let (clock, limiter) = limiter(1);
+        let mut waiting = wait(&clock, &limiter, 3600 * MIB);
         assert!(!waiting.may_send());
-        pace.lift();
+        limiter.lift();
         assert!(waiting.may_send());
-        assert!(may_send_at_once(&clock, &pace, 3600 * MIB));
+        assert!(may_send_at_once(&clock, &limiter, 3600 * MIB));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use s2_sdk::types::{CreateBasinInput, CreateStreamInput};
 
 use super::{Cast, expect_records, io, missing, whole};
-use crate::demo::appender::{self, Pace};
+use crate::demo::appender::{self, Load};
 use crate::demo::log_events::Told;
 use crate::demo::records::Records;
 use crate::demo::server::ServerProcess;
@@ -123,14 +123,14 @@ async fn append(cast: &Cast) -> Result<appender::Appended, Failure> {
     // Appends before the first snapshot might be in that snapshot.
     let repository = cast.scratch.join("history-repository");
     cast.wait_for_snapshots(&repository, 1).await?;
-    let pace = Pace {
+    let load = Load {
         batch: 1,
         window: WINDOW,
     };
     let bar = cast.stage.bar("appended", APPENDS);
     let began = Instant::now();
     let stream = connection.session(&cast.target);
-    let appended = appender::append(&stream, &cast.records, 0..APPENDS, pace, |acknowledged| {
+    let appended = appender::append(&stream, &cast.records, 0..APPENDS, load, |acknowledged| {
         bar.set_position(acknowledged);
         Ok(began.elapsed() < LONGEST)
     })

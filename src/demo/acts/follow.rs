@@ -12,7 +12,7 @@ use esker_follow::{Error, Follower, S2Endpoint};
 use s2_sdk::types::{AppendInput, CreateBasinInput, CreateStreamInput, S2Config, S2Endpoints};
 
 use super::{Cast, missing, whole};
-use crate::demo::appender::{self, Pace};
+use crate::demo::appender::{self, Load};
 use crate::demo::records::Records;
 use crate::demo::server::ServerProcess;
 use crate::failure::Failure;
@@ -129,13 +129,13 @@ async fn create(cast: &Cast) -> Result<(), Failure> {
 
 async fn append(cast: &Cast, numbers: std::ops::Range<u64>) -> Result<(), Failure> {
     let connection = cast.connect().await?;
-    let pace = Pace {
+    let load = Load {
         batch: BATCH,
         window: WINDOW,
     };
     let bar = cast.stage.bar("appended", numbers.end);
     let stream = connection.session(&cast.target);
-    let appended = appender::append(&stream, &cast.records, numbers, pace, |acknowledged| {
+    let appended = appender::append(&stream, &cast.records, numbers, load, |acknowledged| {
         bar.set_position(acknowledged);
         Ok(true)
     })

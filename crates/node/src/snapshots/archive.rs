@@ -39,7 +39,7 @@ pub(crate) struct Archive {
     destination: Destination,
     options: Arc<SnapshotOptions>,
     /// The limiter of the upload rate, shared by all partitions.
-    pace: Option<RateLimiter>,
+    rate_limiter: Option<RateLimiter>,
     /// The incarnations of this start and of earlier ones.
     incarnations: Arc<Incarnations>,
     /// The remembered destination; `None` if it is in the data directory itself, where nothing is mounted.
@@ -75,7 +75,7 @@ impl Archive {
             remembered,
             destination,
             options: Arc::new(options.clone()),
-            pace: options.upload_rate.map(RateLimiter::new),
+            rate_limiter: options.upload_rate.map(RateLimiter::new),
             is_default,
         })
     }
@@ -120,8 +120,8 @@ impl Archive {
 
     /// Lifts the limit of the upload rate, once there are no more appends that it could slow down.
     pub fn lift_pace(&self) {
-        if let Some(pace) = &self.pace {
-            pace.lift();
+        if let Some(limiter) = &self.rate_limiter {
+            limiter.lift();
         }
     }
 
@@ -154,7 +154,7 @@ impl Archive {
                 true => std::time::Duration::ZERO,
                 false => self.options.orphan_min_age,
             },
-            pace: self.pace.clone(),
+            rate_limiter: self.rate_limiter.clone(),
             ..Options::default()
         };
         Repository::new(&self.destination, partition_id(partition), options)

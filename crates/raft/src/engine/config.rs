@@ -20,7 +20,7 @@ pub struct Config {
     pub incarnation: Incarnation,
     /// The group is being founded, so an empty log is expected. If false, a voter in a group with others
     /// whose log is empty has lost it, and is not opened.
-    pub founding: bool,
+    pub creates_cluster: bool,
     /// Most bytes of log that are kept although a snapshot covers them, because a peer lacks them or is
     /// fetching a snapshot before them. Beyond it they are removed, and the peer is offered a (newer)
     /// snapshot.
@@ -70,7 +70,7 @@ impl Config {
             group: GroupId::default(),
             lineage: Lineage::default(),
             incarnation: Incarnation::default(),
-            founding: false,
+            creates_cluster: false,
             max_bytes_kept_for_peers: 1024 * 1024 * 1024,
             offer_retry_ticks: 20,
             transfer_idle_ticks: 600,

@@ -83,7 +83,7 @@ fn open_with(
     disk: &Disk,
     applied: u64,
 ) -> Result<Engine, OpenError> {
-    config.founding = disk.state().is_blank();
+    config.creates_cluster = disk.state().is_blank();
     Engine::open(
         config,
         disk.state(),

@@ -25,7 +25,7 @@ pub struct GroupOptions {
     /// Its history.
     pub lineage: Lineage,
     /// What it means if the node's log has nothing of the group.
-    pub founding: ClusterInit,
+    pub cluster_init: ClusterInit,
     /// Callback for the snapshots that this member takes.
     pub sink: Option<Arc<dyn SnapshotSink>>,
     /// For tests: faults of the disk under the snapshots.
@@ -57,7 +57,7 @@ impl GroupOptions {
         GroupOptions {
             id,
             lineage: Lineage::default(),
-            founding: ClusterInit::By(founders),
+            cluster_init: ClusterInit::By(founders),
             sink: None,
             faults: DiskFaults::default(),
         }
@@ -73,7 +73,7 @@ impl GroupOptions {
     /// fails with [`NodeError::LogLost`]: remove the member, and let it join under a new number.
     pub fn reopening(id: GroupId) -> GroupOptions {
         GroupOptions {
-            founding: ClusterInit::Never,
+            cluster_init: ClusterInit::Never,
             ..GroupOptions::founded_by(id, &[])
         }
     }

@@ -236,7 +236,7 @@ impl Node {
         };
         let dir = dir.join(format!("group-{id}"));
         if inner.log.tag(id).is_none() {
-            let ClusterInit::By(founders) = options.founding.clone() else {
+            let ClusterInit::By(founders) = options.cluster_init.clone() else {
                 return Err(NodeError::LogLost { group: id });
             };
             // A directory that cannot be looked up is not one that is absent.
@@ -262,7 +262,7 @@ impl Node {
         config.lineage = options.lineage;
         config.incarnation = others.incarnation;
         // The log has the tag, written when the group was begun. If it has nothing else, nothing is lost.
-        config.founding = true;
+        config.creates_cluster = true;
         config.seed = inner.config.id.0.wrapping_mul(0x9e37_79b9) ^ id.0;
         let engine = Engine::open(
             config,
@@ -415,8 +415,8 @@ fn tick(inner: &Weak<Inner>, interval: Duration) {
             others.snapshot_sender.tick();
             let bytes = others.snapshot_sender.counts().bytes_sent;
             metrics::counter!("esker_raft_snapshot_bytes_sent_total").absolute(bytes);
-            let paced = others.snapshot_sender.paced().as_millis() as u64;
-            metrics::counter!("esker_raft_snapshot_paced_milliseconds_total").absolute(paced);
+            let throttled = others.snapshot_sender.throttled().as_millis() as u64;
+            metrics::counter!("esker_raft_snapshot_paced_milliseconds_total").absolute(throttled);
         }
     }
 }

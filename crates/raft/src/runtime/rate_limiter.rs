@@ -55,14 +55,14 @@ mod tests {
     const MIB: u32 = 1024 * 1024;
 
     /// Sends chunks as soon as the limiter allows, on a simulated clock that is late by `late` each time.
-    fn send(pace: &mut RateLimiter, chunks: u32, mut now: Instant, late: Duration) -> Instant {
+    fn send(limiter: &mut RateLimiter, chunks: u32, mut now: Instant, late: Duration) -> Instant {
         for _ in 0..chunks {
-            match pace.wait(now) {
+            match limiter.wait(now) {
                 Duration::ZERO => {}
                 wait => now += wait + late,
             }
-            assert_eq!(pace.wait(now), Duration::ZERO, "it has waited");
-            pace.take(MIB, now);
+            assert_eq!(limiter.wait(now), Duration::ZERO, "it has waited");
+            limiter.take(MIB, now);
         }
         now
     }
@@ -71,9 +71,9 @@ mod tests {
     fn bytes_take_as_long_as_the_limit_demands_also_if_the_thread_wakes_late() {
         let start = Instant::now();
         for late in [0, 5, 40].map(Duration::from_millis) {
-            let mut pace = RateLimiter::new(10 * u64::from(MIB));
+            let mut limiter = RateLimiter::new(10 * u64::from(MIB));
             // The first one goes at once.
-            let took = send(&mut pace, 51, start, late) - start;
+            let took = send(&mut limiter, 51, start, late) - start;
             assert!(took >= Duration::from_secs(5), "{took:?}");
             assert!(took <= Duration::from_secs(5) + late, "{took:?}");
         }
@@ -82,11 +82,11 @@ mod tests {
     #[test]
     fn after_a_pause_a_tenth_of_a_second_is_made_up_for_and_no_more() {
         let start = Instant::now();
-        let mut pace = RateLimiter::new(100 * u64::from(MIB));
-        let now = send(&mut pace, 1, start, Duration::ZERO) + Duration::from_secs(60);
+        let mut limiter = RateLimiter::new(100 * u64::from(MIB));
+        let now = send(&mut limiter, 1, start, Duration::ZERO) + Duration::from_secs(60);
         let at_once = (0..).take_while(|_| {
-            let goes = pace.wait(now).is_zero();
-            pace.take(MIB, now);
+            let goes = limiter.wait(now).is_zero();
+            limiter.take(MIB, now);
             goes
         });
         assert_eq!(at_once.count(), 11, "of 100 in a second");
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn without_a_limit_nothing_waits() {
         let start = Instant::now();
-        let mut pace = RateLimiter::new(0);
-        assert_eq!(send(&mut pace, 10_000, start, Duration::ZERO), start);
+        let mut limiter = RateLimiter::new(0);
+        assert_eq!(send(&mut limiter, 10_000, start, Duration::ZERO), start);
     }
 }

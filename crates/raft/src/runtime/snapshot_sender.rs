@@ -37,7 +37,7 @@ pub(super) struct SnapshotSender {
     transport: Arc<dyn Transport>,
     thread: Mutex<Option<JoinHandle<()>>>,
     max_transfers: usize,
-    paced: AtomicU64,
+    throttled: AtomicU64,
     this: Weak<SnapshotSender>,
 }
 
@@ -175,7 +175,7 @@ impl SnapshotSender {
             transport,
             thread: Mutex::default(),
             max_transfers,
-            paced: AtomicU64::new(0),
+            throttled: AtomicU64::new(0),
             this: this.clone(),
         });
         let thread = std::thread::Builder::new()
@@ -281,8 +281,8 @@ impl SnapshotSender {
     }
 
     /// How long chunks have waited for the rate limit, in all.
-    pub fn paced(&self) -> Duration {
-        Duration::from_nanos(self.paced.load(Ordering::Relaxed))
+    pub fn throttled(&self) -> Duration {
+        Duration::from_nanos(self.throttled.load(Ordering::Relaxed))
     }
 
     fn step(&self, event: SenderEvent, member: Option<Identity>) {
@@ -387,7 +387,7 @@ impl SnapshotSender {
                     let since = Instant::now();
                     self.arrived.wait_for(&mut work, wait);
                     let waited = since.elapsed().as_nanos();
-                    self.paced.fetch_add(waited as u64, Ordering::Relaxed);
+                    self.throttled.fetch_add(waited as u64, Ordering::Relaxed);
                     // The work may have changed: it is evaluated again.
                     continue;
                 }

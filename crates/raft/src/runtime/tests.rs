@@ -7,7 +7,7 @@
 //! - [`faults`]: full disks, failed syncs, damaged logs, state machines that cannot apply;
 //! - [`reopening`]: groups that have halted, and go on;
 //! - [`members`]: groups of several members, for those that follow;
-//! - [`founding`]: which starts may begin a group, and which may not;
+//! - [`cluster_init`]: which starts may begin a group, and which may not;
 //! - [`installing`]: a state that is replaced by a peer's snapshot, or cannot be;
 //! - [`snapshots`]: hints and requests, what goes on meanwhile, failures;
 //! - [`purging`]: files of the log that no group needs are deleted, or the host does not want that;
@@ -21,7 +21,7 @@
 mod answers;
 mod damaged;
 mod faults;
-mod founding;
+mod cluster_init;
 mod installing;
 mod keeping;
 mod machine;

@@ -166,7 +166,7 @@ impl World {
         host.boot += 1;
         host.config.incarnation = Incarnation(host.boot);
         // A founder knows that it was founded; a node that was added later was not.
-        host.config.founding = !host.bootstrap.voters.is_empty() && host.ghost.is_none();
+        host.config.creates_cluster = !host.bootstrap.voters.is_empty() && host.ghost.is_none();
         host.state = host.durable.clone();
         if bootstrap && !host.bootstrap.voters.is_empty() {
             host.state.membership = host.bootstrap.clone();

@@ -58,7 +58,7 @@ pub(crate) struct Store {
     display_url: String,
     env: Arc<dyn Env>,
     retries: Retries,
-    pace: Option<RateLimiter>,
+    rate_limiter: Option<RateLimiter>,
     lanes: Lanes,
     left: Arc<AtomicU32>,
     /// Tasks that abort multipart uploads that were dropped.
@@ -90,7 +90,7 @@ impl Store {
             ),
             env,
             retries: options.retries,
-            pace: options.pace.clone(),
+            rate_limiter: options.rate_limiter.clone(),
             lanes: Lanes::new(),
             left: Arc::new(AtomicU32::new(options.retries.budget)),
             aborts: Arc::default(),
@@ -174,8 +174,8 @@ impl Store {
     /// Waits until the rate limiter admits so many bytes of files. Call it before the request begins, so
     /// that the wait is no part of the request's time limit.
     pub(crate) async fn turn(&self, bytes: u64) {
-        if let Some(pace) = &self.pace {
-            pace.turn(&*self.env, bytes).await;
+        if let Some(limiter) = &self.rate_limiter {
+            limiter.turn(&*self.env, bytes).await;
         }
     }
 
@@ -185,9 +185,9 @@ impl Store {
         let mut had_its_turn = true;
         move || {
             if !std::mem::take(&mut had_its_turn)
-                && let Some(pace) = &self.pace
+                && let Some(limiter) = &self.rate_limiter
             {
-                pace.charge(&*self.env, bytes);
+                limiter.charge(&*self.env, bytes);
             }
         }
     }

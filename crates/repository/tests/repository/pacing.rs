@@ -14,7 +14,7 @@ const MIB: usize = 1 << 20;
 /// Puts files at so many bytes a second, and checks them. Returns the time that it took.
 async fn time_of_put(place: &Place, per_second: usize, parallel: usize, files: &Files) -> Duration {
     let repository = place.with(Options {
-        pace: NonZeroU64::new(per_second as u64).map(RateLimiter::new),
+        rate_limiter: NonZeroU64::new(per_second as u64).map(RateLimiter::new),
         parallel_files: parallel,
         ..full()
     });

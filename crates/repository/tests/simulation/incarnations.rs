@@ -227,7 +227,7 @@ fn simulate(seed: u64, without: Without) -> Outcome {
         lsn: 1,
     }));
     let (life, first) = (world.clone(), original.clone());
-    let founding = async move {
+    let creation = async move {
         // The first snapshot, which all histories share.
         let id = IncarnationId(1);
         first.lock().unwrap().drawn.push(id);
@@ -235,7 +235,7 @@ fn simulate(seed: u64, without: Without) -> Outcome {
         let repository = life.repository(Incarnation { id, after }, Reading::default());
         while !life.put(&repository, 0, 1).await {}
     };
-    run(&world.clock, vec![founding.boxed()]);
+    run(&world.clock, vec![creation.boxed()]);
     world.store.is_to_fail(trouble);
     if !hot {
         run(&world.clock, vec![world.restarts(&original, starts)]);

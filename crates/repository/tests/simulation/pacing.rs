@@ -47,7 +47,7 @@ fn checkpoint(source: Zeros, sizes: &[u64]) -> Checkpoint {
     Checkpoint::new(Arc::new(source), files.collect(), Lsn(1))
 }
 
-fn pace(per_second: u64) -> Option<RateLimiter> {
+fn limiter(per_second: u64) -> Option<RateLimiter> {
     NonZeroU64::new(per_second).map(RateLimiter::new)
 }
 
@@ -63,7 +63,7 @@ impl World {
         World { clock, store }
     }
 
-    fn repository(&self, partition: PartitionId, pace: Option<RateLimiter>) -> Repository {
+    fn repository(&self, partition: PartitionId, rate_limiter: Option<RateLimiter>) -> Repository {
         let store: Arc<dyn object_store::ObjectStore> = Arc::new(self.store.clone());
         let destination = Destination::of_store(store, Path::default(), "sim://".to_owned());
         let options = Options {
@@ -73,7 +73,7 @@ impl World {
                 node_name: "n1".to_owned(),
             }),
             kind: Kind::Full,
-            pace,
+            rate_limiter,
             ..Options::default()
         };
         let env = Machine::new(&self.clock, time::Duration::ZERO, 7);
@@ -102,14 +102,14 @@ fn a_put_takes_as_long_as_its_bytes_at_this_pace_less_a_burst_and_hardly_longer(
     let world = World::new();
     // Files smaller and larger than a burst, one transfer at a time and many: 20 MiB in all.
     let sizes = &[4 * MIB, MIB, KIB, 7 * MIB - KIB, MIB, MIB, 6 * MIB];
-    let took = world.run(vec![put(world.repository(PARTITION, pace(MIB)), sizes)]);
+    let took = world.run(vec![put(world.repository(PARTITION, limiter(MIB)), sizes)]);
     assert!(took >= Duration::from_secs(19), "{took:?}");
     assert!(took < Duration::from_secs(20), "{took:?}");
 }
 
 #[test]
 fn without_a_pace_there_is_no_bound() {
-    assert!(Options::default().pace.is_none());
+    assert!(Options::default().rate_limiter.is_none());
     let world = World::new();
     let took = world.run(vec![put(world.repository(PARTITION, None), &[MIB; 20])]);
     assert!(took < Duration::from_secs(1), "{took:?}");
@@ -118,9 +118,9 @@ fn without_a_pace_there_is_no_bound() {
 #[test]
 fn uploads_that_are_given_one_pace_share_it() {
     let world = World::new();
-    let pace = pace(MIB);
+    let limiter = limiter(MIB);
     let puts = [PARTITION, PartitionId(8)]
-        .map(|partition| put(world.repository(partition, pace.clone()), &[MIB; 10]));
+        .map(|partition| put(world.repository(partition, limiter.clone()), &[MIB; 10]));
     let took = world.run(puts.into());
     assert!(took >= Duration::from_secs(19), "{took:?}");
     assert!(took < Duration::from_secs(20), "{took:?}");
@@ -138,7 +138,7 @@ fn an_upload_of_three_days_is_not_taken_for_dead() {
             assert_eq!((sweep.fenced, sweep.deleted), (0, 0));
         }
     };
-    let slow = put(world.repository(PARTITION, pace(8)), &[100 * KIB; 20]);
+    let slow = put(world.repository(PARTITION, limiter(8)), &[100 * KIB; 20]);
     let took = world.run(vec![slow, sweeps.boxed()]);
     assert!(took > 70 * HOUR, "{took:?}");
     assert!(took < 73 * HOUR, "{took:?}");
@@ -150,7 +150,7 @@ fn an_upload_of_three_days_is_not_taken_for_dead() {
 #[test]
 fn a_failure_is_not_kept_back_by_those_who_wait_for_their_turn() {
     let world = World::new();
-    let repository = world.repository(PARTITION, pace(1));
+    let repository = world.repository(PARTITION, limiter(1));
     let failure = Arc::new(Mutex::new(None));
     let failed = failure.clone();
     let fails = async move {

@@ -27,7 +27,7 @@ use super::error::FileError;
 pub(crate) use name::{Written, commit_of, name_of};
 pub(crate) use reader::read;
 pub(crate) use writer::Writer;
-use writer::{Paced, has_room};
+use writer::{RateLimitedFile, has_room};
 
 /// Bytes of the disk that snapshots leave free: commits need space in the log, and can do without snapshots.
 const LEAVE_FREE: u64 = 64 * 1024 * 1024;
@@ -154,7 +154,7 @@ impl Files {
         document::write_end(&mut writer.to)?;
         writer.to.flush()?;
         let keys = writer.keys;
-        let Paced {
+        let RateLimitedFile {
             file, bytes, hash, ..
         } = writer
             .to

@@ -18,13 +18,13 @@ const RATE: f64 = 48.0 * 1024.0 * 1024.0;
 
 /// Takes the entries of a snapshot.
 pub(crate) struct Writer {
-    pub(super) to: BufWriter<Paced>,
+    pub(super) to: BufWriter<RateLimitedFile>,
     pub(super) keys: u64,
 }
 
 impl Writer {
     pub(super) fn new(file: File, leave_free: u64) -> Writer {
-        let paced = Paced {
+        let file = RateLimitedFile {
             file,
             leave_free,
             bytes: 0,
@@ -33,7 +33,7 @@ impl Writer {
             since: Instant::now(),
         };
         Writer {
-            to: BufWriter::with_capacity(PIECE, paced),
+            to: BufWriter::with_capacity(PIECE, file),
             keys: 0,
         }
     }
@@ -52,7 +52,7 @@ impl Writer {
 }
 
 /// A file that is written no faster than [`RATE`], and synced every [`SYNC_EVERY`] bytes.
-pub(super) struct Paced {
+pub(super) struct RateLimitedFile {
     pub(super) file: File,
     leave_free: u64,
     pub(super) bytes: u64,
@@ -61,7 +61,7 @@ pub(super) struct Paced {
     since: Instant,
 }
 
-impl Write for Paced {
+impl Write for RateLimitedFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.file.write(bytes)?;
         self.hash.update(&bytes[..count]);

@@ -149,7 +149,7 @@ impl Cluster {
         for id in ids {
             let mut config = config(*id);
             adjust(&mut config);
-            config.founding = true;
+            config.creates_cluster = true;
             let host = Host::open(config, Disk::default(), LogFloor::default(), members(ids));
             cluster.hosts.insert(*id, host);
         }
@@ -410,7 +410,7 @@ impl Cluster {
         });
         let host = self.host_mut(id);
         host.up = true;
-        host.config.founding = false;
+        host.config.creates_cluster = false;
         host.config.incarnation = Incarnation(host.config.incarnation.0 + 1);
         let reader = host.disk.reader();
         let applied = host.applied;

@@ -51,7 +51,7 @@ fn voters_of(cluster: &Cluster, id: u64) -> Vec<u64> {
 fn a_sole_voter_sends_its_learners_nothing_before_its_term_is_durable() {
     let disk = Disk::default();
     let mut config = Config::new(NodeId(1));
-    config.founding = true;
+    config.creates_cluster = true;
     let membership = Membership {
         learners: vec![NodeId(2)],
         ..members(&[1])

@@ -13,7 +13,7 @@ const IT: CheckpointId = CheckpointId([6; 16]);
 fn follower() -> Engine {
     let disk = Disk::default();
     let mut config = Config::new(NodeId(1));
-    config.founding = true;
+    config.creates_cluster = true;
     let state = disk.state();
     Engine::open(config, state, Lsn(0), &members(&[1, 2]), disk.reader()).unwrap()
 }

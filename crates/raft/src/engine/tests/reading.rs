@@ -43,7 +43,7 @@ fn a_read_that_waits_for_what_is_never_applied_fails_in_the_end() {
     let mut engine = open_with(
         {
             let mut config = config(1);
-            config.founding = true;
+            config.creates_cluster = true;
             config
         },
         &[1],

@@ -123,7 +123,7 @@ fn all_receivers_together_get_no_more_bytes_a_second_than_the_limit() {
     let took = begun.elapsed();
     assert!(took >= Duration::from_millis(680), "40 at 50/s: {took:?}");
     // How much of that was waiting depends on how long it takes by itself.
-    assert!(node.sender.paced() > Duration::ZERO);
+    assert!(node.sender.throttled() > Duration::ZERO);
     // Both got chunks all the time, and not one after the other.
     let (two, three) = (node.chunks(2), node.chunks(3));
     assert!(two[0] < three[19] && three[0] < two[19]);
@@ -169,6 +169,6 @@ fn without_a_limit_nothing_waits() {
         node.fetch(2, chunk);
     }
     wait_for("all of it", || node.chunks(2).len() == 100);
-    assert_eq!(node.sender.paced(), Duration::ZERO);
+    assert_eq!(node.sender.throttled(), Duration::ZERO);
     node.sender.stop();
 }
