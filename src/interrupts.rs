@@ -204,12 +204,12 @@ fn spawn() -> Result<(), Failure> {
                 }
                 let came = CAME.fetch_add(1, Ordering::SeqCst) + 1;
                 wake();
-                let patience = if came == 1 {
+                let timeout = if came == 1 {
                     FIRST_TIMEOUT
                 } else {
                     LATER_TIMEOUT
                 };
-                let at = tokio::time::Instant::now() + patience;
+                let at = tokio::time::Instant::now() + timeout;
                 // A later signal never extends the deadline.
                 deadline = Some(deadline.map_or(at, |earlier| earlier.min(at)));
             }

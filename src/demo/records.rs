@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_records_begin_anew_after_the_last_one() {
+    fn repeated_records_start_over_after_the_last_one() {
         let records = Records::new("records", Bytes::from_static(b"a\nb")).repeated(3);
         let read: Vec<_> = (0..4).map(|n| records.get(n).map(|r| r[0])).collect();
         assert_eq!(read, [Some(b'a'), Some(b'b'), Some(b'a'), None]);

@@ -52,7 +52,7 @@ impl<'a> Following<'a> {
         let open = async {
             let (endpoint, tail) = server.open(stream).await?;
             let builder = Follower::builder(endpoint.clone(), fold.clone());
-            let mut builder = place.tell(builder);
+            let mut builder = place.configure(builder);
             if options.skip_malformed {
                 builder = builder.malformed(MalformedRecords::Skip);
             }
@@ -91,11 +91,11 @@ impl<'a> Following<'a> {
     }
 
     /// Waits until the state has caught up; `false` if that was interrupted. Fails if the server sends
-    /// nothing for `patience`.
+    /// nothing for `timeout`.
     pub async fn catch_up(
         &mut self,
         stop: &mut Stop,
-        patience: Option<Duration>,
+        timeout: Option<Duration>,
     ) -> Result<bool, Failure> {
         let status = self.follower.watch_status();
         let mut moved = (status.borrow().cursor, Instant::now());
@@ -113,7 +113,7 @@ impl<'a> Following<'a> {
                     if cursor != moved.0 {
                         moved = (cursor, Instant::now());
                     }
-                    if patience.is_some_and(|patience| moved.1.elapsed() >= patience) {
+                    if timeout.is_some_and(|timeout| moved.1.elapsed() >= timeout) {
                         break Err(self.silent(cursor, moved.1.elapsed()));
                     }
                 }

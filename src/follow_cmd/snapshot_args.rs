@@ -207,7 +207,7 @@ impl SnapshotArgs {
 
 impl SnapshotPlace {
     /// Configures a follower.
-    pub fn tell<F: Fold>(&self, builder: Builder<F>) -> Builder<F> {
+    pub fn configure<F: Fold>(&self, builder: Builder<F>) -> Builder<F> {
         let mut builder = builder
             .snapshots(self.snapshots.clone())
             .encoding(self.encoding);

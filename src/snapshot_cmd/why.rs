@@ -50,29 +50,31 @@ fn text(why: &Why) -> String {
         .size
         .map_or_else(String::new, |size| format!(" ({})", bytes(size)));
     let mut lines = vec![format!("{}{size}", plain(&why.key))];
-    let tell = |text: &str| format!("  {text}");
+    let indented = |text: &str| format!("  {text}");
     match &why.verdict {
-        Verdict::Root => lines.push(tell("is the root: it says what is kept, and never goes")),
-        Verdict::Foreign => lines.push(tell(
+        Verdict::Root => lines.push(indented(
+            "is the root: it says what is kept, and never goes",
+        )),
+        Verdict::Foreign => lines.push(indented(
             "is none of a repository's objects: it is never touched",
         )),
         Verdict::Kept => {}
-        Verdict::Lost => lines.push(tell("is missing, and is needed:")),
-        Verdict::Absent => lines.push(tell("does not exist, and nothing needs it")),
+        Verdict::Lost => lines.push(indented("is missing, and is needed:")),
+        Verdict::Absent => lines.push(indented("does not exist, and nothing needs it")),
         Verdict::Orphan { why } => {
-            lines.push(tell(&format!(
+            lines.push(indented(&format!(
                 "will go with the next sweep: {}",
                 orphan_reason(*why)
             )));
         }
-        Verdict::TooYoung { why, seconds_left } => lines.push(tell(&format!(
+        Verdict::TooYoung { why, seconds_left } => lines.push(indented(&format!(
             "will go with the first sweep in {} or later: {}, but it is young",
             took(std::time::Duration::from_secs(*seconds_left)),
             orphan_reason(*why)
         ))),
     }
     for holder in &why.kept_by {
-        lines.push(tell(&held_by(holder)));
+        lines.push(indented(&held_by(holder)));
     }
     lines.join("\n")
 }

@@ -55,7 +55,7 @@ pub struct Resumption<'a> {
     /// batch.
     pub from: u64,
     /// How long to wait for the server.
-    pub patience: Duration,
+    pub retry_timeout: Duration,
 }
 
 /// Why an attempt failed.
@@ -78,7 +78,7 @@ impl Resumption<'_> {
         batches: &mut VecDeque<Doubtful>,
         mut settled: impl FnMut(Settled),
     ) -> Result<u64, Failure> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.retry_timeout;
         loop {
             let failure = match self.attempt(batches, deadline, &mut settled).await {
                 Ok(tail) => return Ok(tail),

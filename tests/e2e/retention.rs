@@ -223,7 +223,7 @@ async fn records_that_expire_leave_an_empty_stream_that_goes_too() {
 }
 
 #[tokio::test]
-async fn a_stream_made_anew_is_not_hit_by_the_deadline_of_the_one_before() {
+async fn a_recreated_stream_is_not_deleted_by_the_deadline_of_the_one_before() {
     const MIN_AGE: Duration = Duration::from_secs(3);
     let server = Server::fresh().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;

@@ -75,12 +75,7 @@ pub fn small() -> Setup {
         .set("store.write-buffers-total=2MiB")
 }
 
-pub async fn append(
-    http: &Http,
-    number: usize,
-    bytes: usize,
-    patience: Duration,
-) -> Option<Answer> {
+pub async fn append(http: &Http, number: usize, bytes: usize, limit: Duration) -> Option<Answer> {
     let body = format!("{number} {}", "x".repeat(bytes));
     let sent = http
         .post(RECORDS)
@@ -88,7 +83,7 @@ pub async fn append(
         .json(&json!({"records": [{"body": body}]}))
         .try_send();
     // An append that waits is given up: its outcome is unknown.
-    let answer = tokio::time::timeout(patience, sent).await.ok()?;
+    let answer = tokio::time::timeout(limit, sent).await.ok()?;
     Some(answer.unwrap())
 }
 

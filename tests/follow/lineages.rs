@@ -190,7 +190,9 @@ async fn an_unreachable_server_is_waited_for_no_longer_than_was_said() {
         return;
     };
     server.kill();
-    let builder = place.latest().patience(Some(Duration::from_millis(300)));
+    let builder = place
+        .latest()
+        .restore_timeout(Some(Duration::from_millis(300)));
     let opened = tokio::time::timeout(SOON, builder.open()).await.unwrap();
     match opened {
         Err(Error::Endpoint { stream, .. }) => assert!(stream.ends_with("/orders"), "{stream}"),

@@ -281,7 +281,7 @@ async fn two_snapshotters_and_a_reader_agree() {
 }
 
 #[tokio::test]
-async fn a_stream_that_was_made_anew_is_not_taken_for_the_old_one() {
+async fn a_recreated_stream_is_not_taken_for_the_old_one() {
     let place = Place::new().await;
     place.append(0..100, 10).await;
     let follower = place

@@ -49,7 +49,7 @@ async fn three_snapshots() -> Server {
 }
 
 #[tokio::test]
-async fn a_store_that_cannot_be_used_is_made_anew_of_the_newest_valid_snapshot() {
+async fn a_store_that_cannot_be_used_is_rebuilt_from_the_newest_valid_snapshot() {
     let mut server = three_snapshots().await;
     let snapshots = server.data_dir().join("snapshots");
     wreck(server.data_dir());
@@ -82,7 +82,7 @@ async fn a_store_that_cannot_be_used_is_made_anew_of_the_newest_valid_snapshot()
 }
 
 #[tokio::test]
-async fn without_any_snapshot_the_stream_alone_makes_the_store_anew() {
+async fn without_any_snapshot_the_store_is_rebuilt_from_the_stream_alone() {
     let mut server = three_snapshots().await;
     wreck(server.data_dir());
     fs::remove_dir_all(server.data_dir().join("snapshots")).unwrap();

@@ -22,7 +22,7 @@ async fn history_begins(clients: &Clients) -> u64 {
 }
 
 #[tokio::test]
-async fn an_archived_snapshot_makes_the_store_anew_where_the_disk_has_none() {
+async fn the_store_is_rebuilt_from_an_archived_snapshot_where_the_disk_has_none() {
     let backups = tempfile::tempdir().unwrap();
     let destination = format!("snapshots.destination={}", backups.path().display());
     let setup = || {

@@ -242,16 +242,16 @@ async fn verifications_whose_clients_are_gone_keep_their_places_until_they_end()
     let verify = VerifyRequest { commit_ts: None };
     // Each reads 40 MB, four at a time. Their clients disconnect before the answers arrive. How long after
     // the request that is depends on the machine, so several delays are tried.
-    let mut patience = Duration::from_millis(1);
+    let mut limit = Duration::from_millis(1);
     eventually("one more is refused", async || {
         let asked = (0..4).map(|_| {
             let mut client = client.clone();
-            async move { tokio::time::timeout(patience, client.verify(verify)).await }
+            async move { tokio::time::timeout(limit, client.verify(verify)).await }
         });
         let answers = futures::future::join_all(asked).await;
-        patience = (patience * 3 / 2).max(patience + Duration::from_millis(1));
-        if patience > Duration::from_secs(4) {
-            patience = Duration::from_millis(1);
+        limit = (limit * 3 / 2).max(limit + Duration::from_millis(1));
+        if limit > Duration::from_secs(4) {
+            limit = Duration::from_millis(1);
         }
         if answers.iter().any(Result::is_ok) {
             // Not all clients disconnected before their answers.

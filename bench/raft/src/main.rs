@@ -119,10 +119,10 @@ fn measure(args: Args) -> anyhow::Result<ExitCode> {
 /// Waits until `so` returns a value.
 fn wait_for<T>(
     what: &str,
-    patience: Duration,
+    timeout: Duration,
     mut so: impl FnMut() -> anyhow::Result<Option<T>>,
 ) -> anyhow::Result<T> {
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + timeout;
     loop {
         if let Some(found) = so()? {
             return Ok(found);

@@ -58,7 +58,7 @@ pub fn count_records(message: &[u8], start: u64, totals: &mut ReadTotals) -> any
         // ReadBatch: records = 1, tail = 2.
         if let (1, Value::Bytes(record)) = field? {
             let expected = start + totals.records;
-            let (seq_num, body_bytes) = look_at_record(record)?;
+            let (seq_num, body_bytes) = parse_record(record)?;
             ensure!(
                 seq_num == expected,
                 "read sequence number {seq_num} where {expected} was due"
@@ -71,7 +71,7 @@ pub fn count_records(message: &[u8], start: u64, totals: &mut ReadTotals) -> any
 }
 
 /// Sequence number and length of the body of one encoded `SequencedRecord`.
-fn look_at_record(record: &[u8]) -> anyhow::Result<(u64, usize)> {
+fn parse_record(record: &[u8]) -> anyhow::Result<(u64, usize)> {
     // A field that has its default value is left out.
     let mut seq_num = 0;
     let mut body_bytes = 0;

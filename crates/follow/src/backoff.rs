@@ -9,9 +9,9 @@ use crate::endpoint::{Endpoint, EndpointError};
 use crate::error::Error;
 
 /// First pause.
-const FIRST: Duration = Duration::from_millis(50);
+const MIN_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause: a follower continues at most this much later than the server answers again.
-const LONGEST: Duration = Duration::from_secs(2);
+const MAX_PAUSE: Duration = Duration::from_secs(2);
 
 /// Pauses between attempts that grow, until there is an answer or the limit is reached.
 #[derive(Debug)]
@@ -27,14 +27,14 @@ impl Backoff {
         Backoff {
             limit,
             since: None,
-            pause: FIRST,
+            pause: MIN_PAUSE,
         }
     }
 
     /// Notes an answer: the pauses begin again with the shortest.
     pub fn reset(&mut self) {
         self.since = None;
-        self.pause = FIRST;
+        self.pause = MIN_PAUSE;
     }
 
     /// Waits before the next attempt.
@@ -56,7 +56,7 @@ impl Backoff {
         // Jitter, so that the followers of a server do not all reconnect at once.
         let pause = self.pause.mul_f64(rand::rng().random_range(0.5..1.0));
         tokio::time::sleep(pause).await;
-        self.pause = (self.pause * 2).min(LONGEST);
+        self.pause = (self.pause * 2).min(MAX_PAUSE);
         Ok(())
     }
 }

@@ -141,11 +141,11 @@ async fn ask<T, F>(endpoint: &dyn Endpoint, mut question: impl FnMut() -> F) -> 
 where
     F: Future<Output = Result<T, EndpointError>>,
 {
-    let mut patience = Backoff::new(Some(WAIT_TIMEOUT));
+    let mut backoff = Backoff::new(Some(WAIT_TIMEOUT));
     loop {
         match question().await {
             Ok(answer) => return Ok(answer),
-            Err(why) => patience.wait(endpoint, why).await?,
+            Err(why) => backoff.wait(endpoint, why).await?,
         }
     }
 }

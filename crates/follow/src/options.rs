@@ -24,7 +24,7 @@ pub struct Reading {
     pub malformed: MalformedRecords,
     /// How long to wait for a server that does not answer before the state is there. After that there is
     /// no limit.
-    pub patience: Option<Duration>,
+    pub restore_timeout: Option<Duration>,
 }
 
 impl Default for Reading {
@@ -32,7 +32,7 @@ impl Default for Reading {
         Reading {
             pass_over: false,
             malformed: MalformedRecords::Stop,
-            patience: Some(Duration::from_secs(30)),
+            restore_timeout: Some(Duration::from_secs(30)),
         }
     }
 }

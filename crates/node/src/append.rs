@@ -132,7 +132,7 @@ impl StreamHandle {
         let usage = self.space_use(&input.records)?;
         // This comes before the append takes part of the shared budget: other partitions do not wait for the
         // space of this one.
-        let part = self.partition.reader.part();
+        let part = self.partition.reader.partition_db();
         inner.wait_for_space(part, usage).await?;
         let options = &inner.options;
         let admitted = async {

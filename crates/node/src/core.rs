@@ -101,10 +101,10 @@ impl Inner {
     /// # Panics
     ///
     /// If there is no such partition.
-    pub fn part(&self, partition: u64) -> &PartitionDb {
+    pub fn partition_db(&self, partition: u64) -> &PartitionDb {
         match partition.checked_sub(1) {
-            None => self.catalog_reader.part(),
-            Some(at) => self.partitions[at as usize].reader.part(),
+            None => self.catalog_reader.partition_db(),
+            Some(at) => self.partitions[at as usize].reader.partition_db(),
         }
     }
 
@@ -137,8 +137,8 @@ impl Inner {
     }
 
     pub fn parts(&self) -> impl Iterator<Item = &PartitionDb> {
-        let streams = self.partitions.iter().map(|p| p.reader.part());
-        std::iter::once(self.catalog_reader.part()).chain(streams)
+        let streams = self.partitions.iter().map(|p| p.reader.partition_db());
+        std::iter::once(self.catalog_reader.partition_db()).chain(streams)
     }
 
     pub fn groups(&self) -> impl Iterator<Item = &Group<Outcome>> {

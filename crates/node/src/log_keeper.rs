@@ -132,7 +132,7 @@ pub(crate) fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
         // Even while appends wait for the log, because a flush may allow it to be trimmed.
         if keeper.looked.is_due((), Instant::now()) {
             inner.space.reserve.look();
-            let is_short = inner.look_at_free_space().is_some();
+            let is_short = inner.check_free_space().is_some();
             let has_more = keeper.space.has_more(is_short, inner.releases());
             inner.keep_reserve();
             for one in &mut keeper.watched {
@@ -179,11 +179,14 @@ pub(crate) fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
 }
 
 fn watch_all(inner: &Inner) -> Vec<Watched> {
-    let catalog = (inner.catalog.clone(), inner.catalog_reader.part().clone());
+    let catalog = (
+        inner.catalog.clone(),
+        inner.catalog_reader.partition_db().clone(),
+    );
     let streams = inner
         .partitions
         .iter()
-        .map(|p| (p.group.clone(), p.reader.part().clone()));
+        .map(|p| (p.group.clone(), p.reader.partition_db().clone()));
     std::iter::once(catalog)
         .chain(streams)
         .map(|(group, part)| Watched {
@@ -469,7 +472,8 @@ mod tests {
         let started = Instant::now();
         let mut throttle = Throttle::new();
         let looks = 1000 / LOG_INTERVAL_IN_NEED.as_millis() as u32;
-        let due = (0..looks).filter(|look| throttle.is_due(1, started + *look * LOG_INTERVAL_IN_NEED));
+        let due =
+            (0..looks).filter(|look| throttle.is_due(1, started + *look * LOG_INTERVAL_IN_NEED));
         assert_eq!(due.count(), 4);
         let last = started + looks * LOG_INTERVAL_IN_NEED;
         assert!(throttle.is_due(2, last), "something has changed");

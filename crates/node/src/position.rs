@@ -32,7 +32,7 @@ impl Node {
         if view.gone {
             return Err(handle.not_found());
         }
-        let lineage = handle.partition.reader.part().lineage()?;
+        let lineage = handle.partition.reader.partition_db().lineage()?;
         Ok(Position {
             head: view.state.head(),
             tail: view.state.tail(),

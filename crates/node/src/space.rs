@@ -156,13 +156,13 @@ impl Inner {
     }
 
     /// Measures free space; returns the problem if it is too little. May block.
-    pub(crate) fn look_at_free_space(&self) -> Option<String> {
+    pub(crate) fn check_free_space(&self) -> Option<String> {
         let written = self.written();
         self.note_file_system(written, file_system(&self.options.data_dir))
     }
 
     /// The same from a task. If the file system does not answer in time, the last result is returned.
-    async fn look_from_task(&self) -> Option<String> {
+    async fn check_from_task(&self) -> Option<String> {
         // Appends that are refused meanwhile share the look that is under way, and hold up no trim.
         if self.is_short() && self.space.looking.try_lock().is_err() {
             return self.shortage();
@@ -334,7 +334,7 @@ impl Inner {
     pub(crate) async fn shortage_at(&self, written: u64) -> Option<String> {
         let is_due = written >= self.space.free_limit.load(Ordering::Relaxed);
         match self.is_short() || is_due {
-            true => self.look_from_task().await,
+            true => self.check_from_task().await,
             false => None,
         }
     }
@@ -375,7 +375,7 @@ impl Inner {
     /// Whether, on a nearly full disk, a new snapshot of a partition would free files that only the one
     /// before, of this many bytes, still holds.
     pub(crate) fn could_release(&self, partition: u64, bytes: u64) -> bool {
-        self.is_short() && bytes > self.part(partition).file_bytes() + LITTLE
+        self.is_short() && bytes > self.partition_db(partition).file_bytes() + LITTLE
     }
 
     /// Why appends are refused after they have waited, if they are.

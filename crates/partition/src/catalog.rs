@@ -88,7 +88,7 @@ pub struct CatalogReader {
 
 impl CatalogReader {
     /// The catalog's part of the database.
-    pub fn part(&self) -> &PartitionDb {
+    pub fn partition_db(&self) -> &PartitionDb {
         &self.part
     }
 
@@ -161,7 +161,7 @@ impl Catalog {
     ///
     /// The database cannot be read, or lacks the catalog.
     pub fn open(store: &Store) -> Result<Catalog, StoreError> {
-        let part = store.part(PartitionId(0));
+        let part = store.partition_db(PartitionId(0));
         let applied = part
             .applied()?
             .ok_or_else(|| part.malformed("the position", &"it is missing"))?;

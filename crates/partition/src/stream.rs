@@ -164,7 +164,7 @@ impl StreamState {
     }
 
     /// Whether what left a gap is not recorded, because an earlier build wrote it.
-    pub(crate) fn has_untold_gaps(&self) -> bool {
+    pub(crate) fn has_unattributed_gaps(&self) -> bool {
         self.gaps.iter().any(|gap| gap.forks.is_none())
     }
 

@@ -65,7 +65,7 @@ pub struct SnapshotId(String);
 impl SnapshotId {
     const PREFIX: &'static str = "snap_1";
     /// Maximum number of digits. Ids of Esker have 22; other programs may write more.
-    const LONGEST: usize = 64;
+    const MAX_DIGITS: usize = 64;
 
     /// The id for these bits.
     pub fn from_bits(mut bits: u128) -> SnapshotId {
@@ -89,7 +89,7 @@ impl FromStr for SnapshotId {
 
     fn from_str(text: &str) -> Result<SnapshotId, NameError> {
         let digits = text.strip_prefix(Self::PREFIX).unwrap_or("");
-        let fits = (1..=Self::LONGEST).contains(&digits.len())
+        let fits = (1..=Self::MAX_DIGITS).contains(&digits.len())
             && digits.bytes().all(|b| b.is_ascii_alphanumeric());
         if fits {
             Ok(SnapshotId(text.to_owned()))

@@ -240,7 +240,7 @@ impl Server {
 }
 
 async fn look_after_metrics(metrics: PrometheusHandle, stop: CancellationToken) {
-    let every = telemetry::UPKEEP_EVERY;
+    let every = telemetry::MAINTENANCE_INTERVAL;
     while tokio::time::timeout(every, stop.cancelled()).await.is_err() {
         telemetry::upkeep(&metrics);
     }

@@ -61,7 +61,7 @@ pub fn flush_logs() {
     WRITER.flush(FLUSH_TIMEOUT);
 }
 
-/// Work that is done every [`UPKEEP_EVERY`], and once at the start.
+/// Work that is done every [`MAINTENANCE_INTERVAL`], and once at the start.
 pub(crate) fn upkeep(metrics: &PrometheusHandle) {
     metrics.run_upkeep();
     let mut suppressed = 0;
@@ -84,7 +84,7 @@ const SECONDS: [f64; 14] = [
 ];
 /// Interval at which samples are put into their buckets, whether or not metrics are requested: until then
 /// each sample takes memory.
-pub(crate) const UPKEEP_EVERY: Duration = Duration::from_secs(2);
+pub(crate) const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The process's metrics; the first call installs the recorder.
 pub fn metrics() -> PrometheusHandle {

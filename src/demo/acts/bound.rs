@@ -23,7 +23,7 @@ use crate::term::{count, rate, took};
 /// Appends of the history, one record each, so that each is an entry of the log...
 const APPENDS: u64 = 200_000;
 /// ...but no more than a machine appends in this time.
-const LONGEST: Duration = Duration::from_secs(10);
+const MAX_DURATION: Duration = Duration::from_secs(10);
 /// Appends under way at a time.
 const WINDOW: NonZeroU32 = NonZeroU32::new(2_000).unwrap();
 /// Entries between two local snapshots.
@@ -132,7 +132,7 @@ async fn append(cast: &Cast) -> Result<appender::Appended, Failure> {
     let stream = connection.session(&cast.target);
     let appended = appender::append(&stream, &cast.records, 0..APPENDS, load, |acknowledged| {
         bar.set_position(acknowledged);
-        Ok(began.elapsed() < LONGEST)
+        Ok(began.elapsed() < MAX_DURATION)
     })
     .await;
     bar.finish_and_clear();

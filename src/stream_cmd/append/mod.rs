@@ -119,7 +119,7 @@ impl From<InputFormat> for Format {
 }
 
 impl Args {
-    fn patience(&self) -> Duration {
+    fn retry_timeout(&self) -> Duration {
         self.reconnect.map_or(RECONNECT_TIMEOUT, Duration::from)
     }
 }

@@ -86,7 +86,7 @@ impl<'a> Appending<'a> {
         signals: Interrupts,
     ) -> Self {
         // With a reconnect timeout of zero nothing is repeated, so no condition is needed.
-        let repeats = !args.patience().is_zero() && args.match_seq_num.is_none();
+        let repeats = !args.retry_timeout().is_zero() && args.match_seq_num.is_none();
         Appending {
             connection,
             args,
@@ -115,7 +115,7 @@ impl<'a> Appending<'a> {
                 Ok(()) => break,
                 Err(Broken::Over(failure)) => return Err(self.given_up(failure)),
                 Err(Broken::Away(failure))
-                    if self.args.patience().is_zero()
+                    if self.args.retry_timeout().is_zero()
                         || self.interrupts > 0
                         || self.is_refused_at_once(&failure) =>
                 {
@@ -381,7 +381,7 @@ impl<'a> Appending<'a> {
             target: &self.args.stream,
             fencing_token: self.args.fencing_token.as_ref(),
             from: self.done.range.map_or(self.tail, |(_, end)| end),
-            patience: self.args.patience(),
+            retry_timeout: self.args.retry_timeout(),
         };
         let mut doubtful = std::mem::take(&mut self.doubtful);
         let mut settled = Vec::new();

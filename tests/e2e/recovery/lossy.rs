@@ -139,8 +139,8 @@ async fn nothing_is_given_out_twice(s2: &S2, after: &Contents, full: &Contents, 
     }
     // A stream that is created again is another stream.
     let basin = s2.basin(sdk::basin_name(super::history::BASIN));
-    let anew = sdk::stream(&basin, "made-after-the-loss").await;
-    let ack = sdk::append(&anew, ["first"]).await;
+    let created = sdk::stream(&basin, "made-after-the-loss").await;
+    let ack = sdk::append(&created, ["first"]).await;
     assert_eq!(ack.start.seq_num, 0, "{context}");
 }
 

@@ -10,7 +10,7 @@ use crate::support::{SOON, Server, sdk};
 
 /// No append takes this long, whatever the repository does: one that waited for a silent repository would
 /// wait until the request to it times out.
-const LONGEST: Duration = Duration::from_secs(55);
+const MAX_APPEND_TIME: Duration = Duration::from_secs(55);
 /// Half of the appends take less than this, which is the time of a few requests to a slow repository.
 const USUAL: Duration = Duration::from_secs(1);
 
@@ -32,7 +32,7 @@ async fn append_for(
     }
     took.sort_unstable();
     let (median, longest) = (took[took.len() / 2], took[took.len() - 1]);
-    assert!(longest < LONGEST, "an append took {longest:?}");
+    assert!(longest < MAX_APPEND_TIME, "an append took {longest:?}");
     assert!(median < USUAL, "half of the appends took {median:?}");
     took.len()
 }

@@ -255,12 +255,12 @@ impl S2Endpoint {
 
     fn unknown<T>(&self, what: &str, error: &RequestError) -> Result<Option<T>, EndpointError> {
         let status = error.server_error().map(|e| e.status.as_u16());
-        self.not_told(what, status, of_request(error))
+        self.unknown_answer(what, status, of_request(error))
     }
 
     /// The result if the server does not return a part of the identity: `None` only if the server has no
     /// such operation, or the name is trusted.
-    fn not_told<T>(
+    fn unknown_answer<T>(
         &self,
         what: &str,
         status: Option<u16>,
@@ -530,10 +530,10 @@ mod tests {
             (500, Told::Later, Told::Later),
         ] {
             let error = || EndpointError::Unavailable("why".to_owned());
-            let answer = endpoint.not_told::<()>("list streams", Some(status), error());
+            let answer = endpoint.unknown_answer::<()>("list streams", Some(status), error());
             assert_eq!(told(answer), expected, "{status}");
             let endpoint = endpoint.clone().trusting_the_name();
-            let answer = endpoint.not_told::<()>("list streams", Some(status), error());
+            let answer = endpoint.unknown_answer::<()>("list streams", Some(status), error());
             assert_eq!(told(answer), by_choice, "{status}");
         }
     }

@@ -130,8 +130,8 @@ impl<F: Fold> Builder<F> {
     /// How long to wait for a server that does not answer, while the state is not there yet: 30 s by
     /// default, `None` for ever. After that the follower waits without a limit.
     #[must_use]
-    pub fn patience(mut self, patience: Option<Duration>) -> Builder<F> {
-        self.parts.reading.patience = patience;
+    pub fn restore_timeout(mut self, timeout: Option<Duration>) -> Builder<F> {
+        self.parts.reading.restore_timeout = timeout;
         self
     }
 

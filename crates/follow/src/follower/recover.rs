@@ -43,16 +43,16 @@ pub(super) struct Recovered<F> {
 /// Restores the newest usable snapshot for the first time. A store that fails is retried for a while:
 /// every store refuses a request now and then.
 pub(super) async fn first<F: Fold>(parts: &Parts<F>) -> Result<Recovered<F>, Error> {
-    let limit = parts.reading.patience;
+    let limit = parts.reading.restore_timeout;
     let limit = limit.map_or(STORE_TIMEOUT, |limit| limit.min(STORE_TIMEOUT));
-    let mut patience = Backoff::new(Some(limit));
+    let mut backoff = Backoff::new(Some(limit));
     loop {
         let failed = match recover(parts).await {
             Err(error @ Error::Store { .. }) => error,
             other => return other,
         };
         let why = EndpointError::Unavailable(failed.to_string());
-        if patience.wait(&*parts.endpoint, why).await.is_err() {
+        if backoff.wait(&*parts.endpoint, why).await.is_err() {
             return Err(failed);
         }
     }
@@ -104,7 +104,7 @@ pub(super) async fn recover<F: Fold>(parts: &Parts<F>) -> Result<Recovered<F>, E
 
 /// Restores a snapshot in place of a state from which the stream does not continue. `stuck` is the cursor
 /// of the one that was restored last, if the stream did not continue from there.
-pub(super) async fn anew<F: Fold>(
+pub(super) async fn recover_again<F: Fold>(
     parts: Arc<Parts<F>>,
     stuck: Option<u64>,
 ) -> Result<Recovered<F>, Error> {
@@ -178,21 +178,21 @@ async fn in_stream<F: Fold>(
 }
 
 async fn identity<F>(parts: &Parts<F>) -> Result<Identity, Error> {
-    let mut patience = Backoff::new(parts.reading.patience);
+    let mut backoff = Backoff::new(parts.reading.restore_timeout);
     loop {
         match parts.endpoint.identity().await {
             Ok(identity) => return Ok(identity),
-            Err(why) => patience.wait(&*parts.endpoint, why).await?,
+            Err(why) => backoff.wait(&*parts.endpoint, why).await?,
         }
     }
 }
 
 async fn tail<F>(parts: &Parts<F>) -> Result<u64, Error> {
-    let mut patience = Backoff::new(parts.reading.patience);
+    let mut backoff = Backoff::new(parts.reading.restore_timeout);
     loop {
         match parts.endpoint.tail().await {
             Ok(tail) => return Ok(tail),
-            Err(why) => patience.wait(&*parts.endpoint, why).await?,
+            Err(why) => backoff.wait(&*parts.endpoint, why).await?,
         }
     }
 }

@@ -68,7 +68,7 @@ pub(super) struct Run<F> {
     /// Where sequence numbers jumped last, and the back-off for that jump.
     moved_at: Option<u64>,
     moving: Backoff,
-    taking: SnapshotTask,
+    snapshot_task: SnapshotTask,
     /// Snapshots of other folds.
     guard: Guard,
     /// Whether the tail was reached, and no snapshot of another fold was in the way.
@@ -118,7 +118,7 @@ impl<F: Fold> Run<F> {
             is_fresh: true,
             moved_at: None,
             moving: Backoff::new(None),
-            taking: SnapshotTask::new(snapshot, Default::default()),
+            snapshot_task: SnapshotTask::new(snapshot, Default::default()),
             guard: Guard::new(others),
             is_checked: false,
             counted: Counted::default(),
@@ -146,7 +146,7 @@ impl<F: Fold> Run<F> {
         // Later questions are answered with this error.
         let ended = Some(error.clone());
         self.status.send_modify(|status| status.ended = ended);
-        self.tell(Update::Ended(error.clone()));
+        self.notify(Update::Ended(error.clone()));
         if error.is_none()
             && let Some(closing) = self.closing.take()
         {
@@ -157,24 +157,24 @@ impl<F: Fold> Run<F> {
         }
     }
 
-    fn tell(&self, update: Update) {
+    fn notify(&self, update: Update) {
         // There may be no receiver.
         let _ = self.updates.send(update);
     }
 
     async fn follow(&mut self) -> Option<Error> {
-        if let Some(info) = self.taking.newest().cloned() {
-            self.tell(Update::Restored(Some(info)));
+        if let Some(info) = self.snapshot_task.newest().cloned() {
+            self.notify(Update::Restored(Some(info)));
         }
         // Once the state is there, the wait for a server has no limit.
-        let mut patience = Backoff::new(None);
+        let mut backoff = Backoff::new(None);
         loop {
-            let stop = self.connection(&mut patience).await;
+            let stop = self.connection(&mut backoff).await;
             let went_on = match stop {
                 Stop::Closed => return None,
                 Stop::Error(error) => return Some(error),
                 Stop::Disconnected(EndpointError::BeyondTail { .. }) => self.reopen().await,
-                Stop::Disconnected(why) => self.reconnect(why, &mut patience).await,
+                Stop::Disconnected(why) => self.reconnect(why, &mut backoff).await,
                 Stop::Moved => self.moved().await,
             };
             match went_on {
@@ -188,7 +188,7 @@ impl<F: Fold> Run<F> {
     }
 
     /// Follows for as long as there is a connection.
-    async fn connection(&mut self, patience: &mut Backoff) -> Stop {
+    async fn connection(&mut self, backoff: &mut Backoff) -> Stop {
         let met = std::mem::take(&mut self.met);
         let until = self.met_until;
         if !met.is_empty() || until > self.next {
@@ -203,11 +203,11 @@ impl<F: Fold> Run<F> {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             match self.step(&mut pieces, &mut look).await {
-                Ok(true) => patience.reset(),
+                Ok(true) => backoff.reset(),
                 Ok(false) => {}
                 Err(stop) => return stop,
             }
-            if self.closing.is_some() && !self.taking.is_under_way() {
+            if self.closing.is_some() && !self.snapshot_task.is_under_way() {
                 return Stop::Closed;
             }
             self.take_if_due();
@@ -230,7 +230,7 @@ impl<F: Fold> Run<F> {
                 }
             },
             question = self.questions.recv() => self.question(question).map(|()| false),
-            outcome = self.taking.outcome() => {
+            outcome = self.snapshot_task.outcome() => {
                 self.outcome(outcome);
                 Ok(false)
             }
@@ -246,7 +246,7 @@ impl<F: Fold> Run<F> {
             self.check_others().await?;
         }
         if self.next > from {
-            self.tell(Update::Applied {
+            self.notify(Update::Applied {
                 from,
                 to: self.next,
             });
@@ -257,10 +257,10 @@ impl<F: Fold> Run<F> {
             if tail != self.next {
                 return Err(Stop::Moved);
             }
-            self.taking.note_tail();
+            self.snapshot_task.note_tail();
             let was = self.status.borrow().caught_up;
             if !was {
-                self.tell(Update::CaughtUp { tail });
+                self.notify(Update::CaughtUp { tail });
             }
         }
         self.show(piece.tail);
@@ -320,7 +320,7 @@ impl<F: Fold> Run<F> {
     }
 
     fn predicted(&self) -> Option<Duration> {
-        let records = self.taking.since().records as f64;
+        let records = self.snapshot_task.since().records as f64;
         self.per_record
             .map(|one| Duration::try_from_secs_f64(one * records).unwrap_or(Duration::MAX))
     }
@@ -380,7 +380,7 @@ impl<F: Fold> Run<F> {
         match applied {
             Ok(Ok(())) => {
                 let bytes = record.body.len() as u64;
-                self.taking.note(bytes);
+                self.snapshot_task.note(bytes);
                 self.counted.applied += 1;
                 self.counted.bytes += bytes;
                 Ok(())
@@ -413,7 +413,7 @@ impl<F: Fold> Run<F> {
     /// Publishes the status and the state.
     fn show(&mut self, tail: Option<u64>) {
         let predicted = self.predicted();
-        let since = self.taking.since().records;
+        let since = self.snapshot_task.since().records;
         let cursor = self.next;
         let Counted {
             applied,
@@ -459,8 +459,8 @@ impl<F: Fold> Run<F> {
                 let _ = answer.send(());
             }
             Some(Question::Snapshot(answer)) => {
-                let newest = self.taking.newest();
-                match newest.filter(|_| self.taking.since().records == 0) {
+                let newest = self.snapshot_task.newest();
+                match newest.filter(|_| self.snapshot_task.since().records == 0) {
                     Some(newest) => {
                         let _ = answer.send(Ok(newest.clone()));
                     }
@@ -476,7 +476,7 @@ impl<F: Fold> Run<F> {
         let asked = !self.askers.is_empty();
         let predicted = self.predicted();
         let (triggers, snapshots) = (&self.parts.triggers, &self.parts.snapshots);
-        let is_due = self.taking.is_due(
+        let is_due = self.snapshot_task.is_due(
             triggers,
             &self.identity,
             snapshots,
@@ -486,13 +486,13 @@ impl<F: Fold> Run<F> {
         );
         if is_due && self.closing.is_none() {
             let fold = self.fold.clone();
-            self.taking
+            self.snapshot_task
                 .begin(&self.parts, &self.guard, &self.identity, fold, self.next);
         }
     }
 
     fn outcome(&mut self, outcome: Outcome) {
-        self.taking.note_outcome(&outcome);
+        self.snapshot_task.note_outcome(&outcome);
         match outcome {
             Outcome::Taken(info) => {
                 tracing::debug!(
@@ -500,7 +500,7 @@ impl<F: Fold> Run<F> {
                     ?info,
                     "a snapshot was taken"
                 );
-                let since = self.taking.since().records;
+                let since = self.snapshot_task.since().records;
                 let covered = |wanted: u64| since == 0 || wanted <= info.cursor;
                 for (_, asker) in self.askers.extract_if(.., |(wanted, _)| covered(*wanted)) {
                     let _ = asker.send(Ok(info.clone()));
@@ -511,7 +511,7 @@ impl<F: Fold> Run<F> {
                     status.last_failure = None;
                     status.since_snapshot = since;
                 });
-                self.tell(Update::SnapshotTaken(info));
+                self.notify(Update::SnapshotTaken(info));
             }
             Outcome::Lost { .. } => self.status.send_modify(|status| status.lost += 1),
             Outcome::Failed(error) => {
@@ -524,20 +524,20 @@ impl<F: Fold> Run<F> {
                     status.failed += 1;
                     status.last_failure = Some(why.clone());
                 });
-                self.tell(Update::SnapshotFailed(why));
+                self.notify(Update::SnapshotFailed(why));
             }
         }
     }
 
     /// Waits for the server, and checks whether it still has the same stream.
-    async fn reconnect(&mut self, why: EndpointError, patience: &mut Backoff) -> Result<(), Stop> {
+    async fn reconnect(&mut self, why: EndpointError, backoff: &mut Backoff) -> Result<(), Stop> {
         self.status.send_modify(|status| {
             status.caught_up = false;
             status.reconnects += 1;
         });
         self.piece_at = None;
-        self.wait(why, patience).await?;
-        let was = self.ask_identity(patience).await?;
+        self.wait(why, backoff).await?;
+        let was = self.ask_identity(backoff).await?;
         let now = &self.identity;
         // This is another stream: the state was not built from it.
         let is_another = match (&was.created_at, &now.created_at) {
@@ -545,33 +545,33 @@ impl<F: Fold> Run<F> {
             _ => false,
         };
         // What was applied last may be what was lost: no snapshot of it may count as one of this lineage.
-        let is_dead = match (&was.lineage, &now.lineage) {
+        let is_stale = match (&was.lineage, &now.lineage) {
             (Some(then), Some(lineage)) if then != lineage => {
                 now.shares(then).is_none_or(|shared| self.next > shared)
             }
             _ => false,
         };
-        match is_another || is_dead {
+        match is_another || is_stale {
             true => self.reopen().await,
             false => Ok(()),
         }
     }
 
     /// Asks which stream it is now; returns which it was before.
-    async fn ask_identity(&mut self, patience: &mut Backoff) -> Result<Identity, Stop> {
+    async fn ask_identity(&mut self, backoff: &mut Backoff) -> Result<Identity, Stop> {
         let parts = self.parts.clone();
         loop {
             match self.meanwhile(parts.endpoint.identity()).await? {
                 Ok(identity) => return Ok(std::mem::replace(&mut self.identity, identity)),
-                Err(why) => self.wait(why, patience).await?,
+                Err(why) => self.wait(why, backoff).await?,
             }
         }
     }
 
     /// Waits for the server.
-    async fn wait(&mut self, why: EndpointError, patience: &mut Backoff) -> Result<(), Stop> {
+    async fn wait(&mut self, why: EndpointError, backoff: &mut Backoff) -> Result<(), Stop> {
         let parts = self.parts.clone();
-        let waited = self.meanwhile(patience.wait(&*parts.endpoint, why)).await?;
+        let waited = self.meanwhile(backoff.wait(&*parts.endpoint, why)).await?;
         waited.map_err(Stop::Error)
     }
 
@@ -583,11 +583,11 @@ impl<F: Fold> Run<F> {
                 done = &mut doing => return Ok(done),
                 question = self.questions.recv() => {
                     self.question(question)?;
-                    if self.closing.is_some() && !self.taking.is_under_way() {
+                    if self.closing.is_some() && !self.snapshot_task.is_under_way() {
                         return Err(Stop::Closed);
                     }
                 }
-                outcome = self.taking.outcome() => self.outcome(outcome),
+                outcome = self.snapshot_task.outcome() => self.outcome(outcome),
             }
         }
     }
@@ -595,8 +595,8 @@ impl<F: Fold> Run<F> {
     /// Handles a jump of the sequence numbers, from the next one to a later one.
     async fn moved(&mut self) -> Result<(), Stop> {
         self.status.send_modify(|status| status.caught_up = false);
-        let mut patience = Backoff::new(None);
-        self.ask_identity(&mut patience).await?;
+        let mut backoff = Backoff::new(None);
+        self.ask_identity(&mut backoff).await?;
         // If a history was cut off, or an import passed numbers over, exactly after what was applied,
         // nothing is missing.
         if let Some(resumes_at) = self.identity.goes_on_at(self.next) {
@@ -629,16 +629,19 @@ impl<F: Fold> Run<F> {
     async fn reopen(&mut self) -> Result<(), Stop> {
         let parts = self.parts.clone();
         let stuck = self.is_fresh.then_some(self.next);
-        let mut patience = Backoff::new(None);
+        let mut backoff = Backoff::new(None);
         let recovered = loop {
-            let why = match self.meanwhile(recover::anew(parts.clone(), stuck)).await? {
+            let why = match self
+                .meanwhile(recover::recover_again(parts.clone(), stuck))
+                .await?
+            {
                 Ok(recovered) => break recovered,
                 // The store worked before, so the wait for it has no limit.
                 Err(Error::Store { why, .. }) => EndpointError::Unavailable(why),
                 Err(Error::Endpoint { why, .. }) => why,
                 Err(error) => return Err(error.into()),
             };
-            self.wait(why, &mut patience).await?;
+            self.wait(why, &mut backoff).await?;
         };
         let why = "records went before they were read, or a history was cut off";
         tracing::warn!(
@@ -656,14 +659,14 @@ impl<F: Fold> Run<F> {
         self.is_fresh = true;
         self.is_checked = false;
         self.guard = Guard::new(recovered.others);
-        self.taking.begin_anew(recovered.snapshot.clone());
+        self.snapshot_task.restart(recovered.snapshot.clone());
         let (cursor, newest) = (self.next, recovered.snapshot);
         self.status.send_modify(|status| {
             status.cursor = cursor;
             status.caught_up = false;
             status.newest = newest.clone();
         });
-        self.tell(Update::Restored(newest));
+        self.notify(Update::Restored(newest));
         Ok(())
     }
 }

@@ -115,7 +115,7 @@ impl SnapshotTask {
     }
 
     /// Begins again after the state was restored.
-    pub fn begin_anew(&mut self, newest: Option<SnapshotInfo>) {
+    pub fn restart(&mut self, newest: Option<SnapshotInfo>) {
         self.tasks.abort_all();
         *self = SnapshotTask::new(newest, Since::default());
     }

@@ -64,7 +64,7 @@ pub(crate) async fn scan(
     marks: &[u64],
     progress: &mut impl FnMut(u64, u64),
 ) -> Result<Scanned, Error> {
-    let mut patience = Backoff::new(Some(WAIT_TIMEOUT));
+    let mut backoff = Backoff::new(Some(WAIT_TIMEOUT));
     let mut scan = Scan {
         identity,
         marks,
@@ -79,7 +79,7 @@ pub(crate) async fn scan(
         let why = loop {
             match pieces.next().await {
                 Some(Ok(piece)) => {
-                    patience.reset();
+                    backoff.reset();
                     scan.piece(&piece, since.elapsed());
                     since = Instant::now();
                     progress(scan.next.min(tail), tail);
@@ -94,7 +94,7 @@ pub(crate) async fn scan(
                 None => break EndpointError::Unavailable("the read ended".to_owned()),
             }
         };
-        patience.wait(endpoint, why).await?;
+        backoff.wait(endpoint, why).await?;
     }
     Ok(scan.end())
 }

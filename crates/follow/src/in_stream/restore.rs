@@ -71,7 +71,7 @@ pub async fn find<F: Fold>(
     identity: &mut Identity,
     reading: &Reading,
 ) -> Result<Beginning<F>, Error> {
-    let mut patience = Backoff::new(reading.patience);
+    let mut backoff = Backoff::new(reading.restore_timeout);
     let mut moves = 0;
     loop {
         let mut scan = Scan {
@@ -85,8 +85,8 @@ pub async fn find<F: Fold>(
             Ok(Scanned::Beginning(beginning)) => return Ok(beginning),
             Ok(Scanned::Moved) if moves < MAX_MOVES => {
                 moves += 1;
-                patience.reset();
-                *identity = ask(endpoint, &mut patience).await?;
+                backoff.reset();
+                *identity = ask(endpoint, &mut backoff).await?;
             }
             Ok(Scanned::Moved) => {
                 return Err(Error::Endpoint {
@@ -99,7 +99,7 @@ pub async fn find<F: Fold>(
             Err(Stopped::Error(error @ Error::HistoryGone { .. })) => {
                 // A history may have been cut off since the identity was requested, and a snapshot of the
                 // new one was not recognized.
-                let now = ask(endpoint, &mut patience).await?;
+                let now = ask(endpoint, &mut backoff).await?;
                 if now == *identity || moves == MAX_MOVES {
                     return Err(error);
                 }
@@ -107,16 +107,16 @@ pub async fn find<F: Fold>(
                 *identity = now;
             }
             Err(Stopped::Error(error)) => return Err(error),
-            Err(Stopped::Endpoint(why)) => patience.wait(endpoint, why).await?,
+            Err(Stopped::Endpoint(why)) => backoff.wait(endpoint, why).await?,
         }
     }
 }
 
-async fn ask(endpoint: &dyn Endpoint, patience: &mut Backoff) -> Result<Identity, Error> {
+async fn ask(endpoint: &dyn Endpoint, backoff: &mut Backoff) -> Result<Identity, Error> {
     loop {
         match endpoint.identity().await {
             Ok(identity) => return Ok(identity),
-            Err(why) => patience.wait(endpoint, why).await?,
+            Err(why) => backoff.wait(endpoint, why).await?,
         }
     }
 }

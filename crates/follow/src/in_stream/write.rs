@@ -74,7 +74,7 @@ pub async fn take<F: Fold>(
     let mut chunks = pipe::write(fold, meta);
     let first = chunks.next().await.unwrap_or_default();
     let second = chunks.next().await;
-    let taking = SnapshotTask {
+    let task = SnapshotTask {
         endpoint,
         guard,
         meta,
@@ -84,9 +84,9 @@ pub async fn take<F: Fold>(
     match second {
         None => {
             let totals = chunks.totals().await.map_err(NotTaken::failed)?;
-            taking.single(first, &totals).await
+            task.single(first, &totals).await
         }
-        Some(second) => taking.framed(first, second, chunks).await,
+        Some(second) => task.framed(first, second, chunks).await,
     }
 }
 

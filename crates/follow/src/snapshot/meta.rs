@@ -154,7 +154,7 @@ pub enum Unusable {
     },
     /// Of a history that was lost in part.
     #[error("it ends at {cursor} of lineage {theirs}, and of that only what is {} is left", left(.shared))]
-    DeadLineage {
+    StaleLineage {
         /// Its cursor.
         cursor: u64,
         /// Its lineage.
@@ -188,7 +188,7 @@ impl Unusable {
     pub fn wants_a_decision(&self) -> bool {
         let passed = matches!(
             self,
-            Unusable::Damaged(_) | Unusable::Foreign(_) | Unusable::DeadLineage { .. }
+            Unusable::Damaged(_) | Unusable::Foreign(_) | Unusable::StaleLineage { .. }
         );
         !passed
     }
@@ -244,7 +244,7 @@ impl Meta {
         {
             let shared = identity.shares(theirs);
             if shared.is_none_or(|shared| self.cursor > shared) {
-                return Err(Unusable::DeadLineage {
+                return Err(Unusable::StaleLineage {
                     cursor: self.cursor,
                     theirs: theirs.clone(),
                     shared,

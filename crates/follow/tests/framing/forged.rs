@@ -116,7 +116,7 @@ fn sizes_that_lie_are_only_compared() {
                 .unwrap();
             let mut identity = stream.now_identity();
             let reading = Reading {
-                patience: Some(Duration::from_secs(1)),
+                restore_timeout: Some(Duration::from_secs(1)),
                 ..Reading::default()
             };
             let found = find(&stream, &Blob::default(), &mut identity, &reading).await;

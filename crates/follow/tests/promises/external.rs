@@ -248,7 +248,7 @@ async fn snapshots_of_an_earlier_stream_go_only_by_choice() {
         let follower = beside(&stream, external.clone()).open().await.unwrap();
         take(&stream, &follower, 3).await;
         drop(follower);
-        stream.make_anew();
+        stream.recreate();
         let external = match by_choice {
             true => external.delete_former_streams(),
             false => external,

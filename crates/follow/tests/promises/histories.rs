@@ -39,14 +39,14 @@ fn cut_off(at: u64) -> Scripted {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_of_a_stream_that_was_made_anew_is_refused() {
+async fn a_snapshot_of_an_earlier_stream_of_the_same_name_is_refused() {
     let (stream, store) = (Stream::new(1), Store::new(1, 0.0, 0));
     stream.data(some(5));
     let follower = beside(&stream, &store).open().await.unwrap();
     has_everything(&follower, &stream).await;
     follower.snapshot().await.unwrap();
     drop(follower);
-    stream.make_anew();
+    stream.recreate();
     stream.data(some(10));
     match beside(&stream, &store).open().await {
         Err(Error::Unusable {
@@ -62,12 +62,12 @@ async fn a_snapshot_of_a_stream_that_was_made_anew_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_follower_of_a_stream_that_is_made_anew_begins_anew() {
+async fn a_follower_of_a_stream_that_is_recreated_starts_over() {
     let stream = Stream::new(1);
     stream.data(some(5));
     let reader = in_stream(&stream).open().await.unwrap();
     has_everything(&reader, &stream).await;
-    stream.make_anew();
+    stream.recreate();
     stream.data(["another"; 9]);
     tokio::time::sleep(Duration::from_secs(5)).await;
     has_everything(&reader, &stream).await;
@@ -218,7 +218,7 @@ async fn a_stream_that_was_empty_when_it_was_cut_off_begins_empty() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_anchored_snapshot_of_a_dead_lineage_takes_nothing_from_the_next() {
+async fn an_anchored_snapshot_of_a_stale_lineage_takes_nothing_from_the_next() {
     let stream = Stream::new(1);
     stream.data(some(10));
     let chain = state(&stream, 10);

@@ -260,7 +260,7 @@ async fn commands_count_as_positions() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_whose_head_would_expire_is_taken_anew() {
+async fn a_snapshot_whose_head_would_expire_is_taken_again() {
     let stream = Stream::new(1);
     stream.data(some(5));
     stream.identify(|identity| identity.retention = Some(Duration::from_secs(3600)));

@@ -279,7 +279,7 @@ impl Stream {
     }
 
     /// Deletes it, and makes one of the same name.
-    pub fn make_anew(&self) {
+    pub fn recreate(&self) {
         let mut inner = self.inner.lock();
         let old = std::mem::take(&mut inner.records);
         inner.left.push(old);
@@ -292,7 +292,7 @@ impl Stream {
             created_at: Some(format!("2026-01-01T00:00:{incarnation:02}Z")),
             forks: Vec::new(),
             gaps: Vec::new(),
-            lineage: Some(format!("anew-{incarnation}")),
+            lineage: Some(format!("recreated-{incarnation}")),
             retention: None,
         };
         drop(inner);

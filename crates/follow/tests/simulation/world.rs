@@ -31,7 +31,7 @@ pub struct Plan {
     /// Histories are cut off.
     pub forks: bool,
     /// The stream is created again.
-    pub made_anew: bool,
+    pub is_recreated: bool,
     /// Followers pass over snapshots of the one before.
     pub passes_over: bool,
     /// Somebody takes snapshots by hand, in the stream.
@@ -53,7 +53,7 @@ impl Plan {
         let mut rng = StdRng::seed_from_u64(seed);
         let rng = &mut rng;
         let forks = rng.random_bool(0.3);
-        let made_anew = !forks && rng.random_bool(0.1);
+        let is_recreated = !forks && rng.random_bool(0.1);
         let is_external = rng.random_bool(0.4);
         let place = match is_external {
             false => Place::InStream,
@@ -69,7 +69,7 @@ impl Plan {
         };
         // They take long: one in twenty.
         let is_large = seed % 20 == 7;
-        let by_hand = !is_external && !forks && !made_anew && rng.random_bool(0.6);
+        let by_hand = !is_external && !forks && !is_recreated && rng.random_bool(0.6);
         let is_calm = rng.random_bool(0.2);
         let mut rare = |most: f64| match is_calm {
             true => 0.0,
@@ -102,8 +102,8 @@ impl Plan {
             writers: rng.random_range(1..=3),
             lasts: Duration::from_secs(if is_large { 8 } else { 60 }),
             forks,
-            made_anew,
-            passes_over: made_anew && rng.random_bool(0.7),
+            is_recreated,
+            passes_over: is_recreated && rng.random_bool(0.7),
             by_hand: by_hand.then_some(Mistake::None),
             reads_by_hand: None,
             faults,
@@ -125,7 +125,7 @@ impl Plan {
         plan.encoding = Encoding::None;
         plan.padding = 0;
         plan.forks = false;
-        plan.made_anew = false;
+        plan.is_recreated = false;
         plan.by_hand = Some(if reads { Mistake::None } else { mistake });
         plan.reads_by_hand = reads.then_some(mistake);
         plan
@@ -221,7 +221,7 @@ async fn live(plan: Plan) -> Result<Tally, String> {
     for i in 0..3 {
         roles.spawn(world.clone().follow(rng(i + 20), false));
     }
-    if plan.forks || plan.made_anew {
+    if plan.forks || plan.is_recreated {
         roles.spawn(world.clone().upset(rng(30)));
     }
     if let Some(mistake) = plan.by_hand {
@@ -285,8 +285,8 @@ impl World {
                 return;
             }
             self.tally.lock().forks += 1;
-            if self.plan.made_anew {
-                self.stream.make_anew();
+            if self.plan.is_recreated {
+                self.stream.recreate();
                 continue;
             }
             // Batches are lost as a whole. What comes last is lost most often.
@@ -460,13 +460,13 @@ impl World {
     fn refused(&self, error: &Error, was_open: bool) {
         self.tally.lock().refused += 1;
         let is_allowed = match error {
-            // It lost its patience.
+            // Its restore timed out.
             Error::Endpoint {
                 why: EndpointError::Unavailable(_),
                 ..
             }
             | Error::Store { .. } => !was_open && self.plan.faults.broken_read > 0.0,
-            Error::HistoryGone { .. } | Error::Unusable { .. } => self.plan.made_anew,
+            Error::HistoryGone { .. } | Error::Unusable { .. } => self.plan.is_recreated,
             _ => false,
         };
         if !is_allowed {

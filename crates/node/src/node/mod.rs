@@ -313,8 +313,8 @@ impl Node {
         for part in inner
             .partitions
             .iter()
-            .map(|p| p.reader.part())
-            .chain([inner.catalog_reader.part()])
+            .map(|p| p.reader.partition_db())
+            .chain([inner.catalog_reader.partition_db()])
         {
             if let Err(error) = part.flush_until(Some(deadline)) {
                 let partition = part.partition().0;

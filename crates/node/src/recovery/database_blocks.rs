@@ -24,7 +24,9 @@ impl Search<'_> {
         let verified = blocking({
             let files = files.clone();
             move || {
-                let linked = store.part(PartitionId(partition)).link_files(&files)?;
+                let linked = store
+                    .partition_db(PartitionId(partition))
+                    .link_files(&files)?;
                 linked.verify_blocks(&scratch)
             }
         });

@@ -457,9 +457,9 @@ fn lineage_of(dir: &Path, scratch: &Path) -> Result<Lineage, StoreError> {
     checkpoint.verify()?;
     let partition = PartitionId(checkpoint.meta.partition);
     let linked = checkpoint.link_to(&scratch.join("files"))?;
-    let store = Store::open_any(&scratch.join("db"), &StoreOptions::for_a_look())?;
+    let store = Store::open_any(&scratch.join("db"), &StoreOptions::for_inspection())?;
     store.import(partition, &linked)?;
-    let lineage = store.part(partition).lineage()?;
+    let lineage = store.partition_db(partition).lineage()?;
     store.close();
     Ok(lineage)
 }

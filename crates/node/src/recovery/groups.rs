@@ -81,7 +81,7 @@ async fn open_local_snapshots(
         put_aside_locals(&raft, &data_dir, options.partitions)?;
         let mut positions = Vec::new();
         for number in 0..=u64::from(options.partitions) {
-            let part = store.part(PartitionId(number));
+            let part = store.partition_db(PartitionId(number));
             let applied = part.applied()?.map_or(0, |a| a.lsn);
             let last = log_state(&raft, number)?.last.0;
             positions.push((applied, last, part.lineage()?.id()));
@@ -136,7 +136,7 @@ async fn recover_state(
     })
     .await?;
     let sources = StateSources {
-        part: store.part(partition),
+        part: store.partition_db(partition),
         files,
         archive: Shared::archive_of(&cx.options.state, &cx.archive),
         scratch: cx.data_dir.scratch(),

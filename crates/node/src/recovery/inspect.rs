@@ -230,7 +230,7 @@ fn open_database(
     let unreadable = |error: &StoreError| StartError::unreadable("the database", error);
     match Store::open_any(path, options) {
         Ok(store) => {
-            store.look_at_files().map_err(|error| unreadable(&error))?;
+            store.inspect_files().map_err(|error| unreadable(&error))?;
             Ok((Ok(store), true))
         }
         Err(error) if error.is_unreadable() => Err(unreadable(&error)),
@@ -279,7 +279,7 @@ fn database_facts(
         Ok(Some(DatabaseFacts {
             lsn: applied.lsn,
             term: applied.term,
-            lineage: store.part(id).lineage()?.id(),
+            lineage: store.partition_db(id).lineage()?.id(),
             tail: applied.log_tail,
         }))
     };

@@ -25,7 +25,7 @@ use crate::state::lineage::copy_of;
 
 /// Reads the JSON snapshots of a directory: those that are whole, newest first; and those that cannot be
 /// read now.
-fn look_at(files: &Files) -> (Vec<Header>, Vec<String>) {
+fn inspect(files: &Files) -> (Vec<Header>, Vec<String>) {
     let (mut whole, mut unreadable) = (Vec::new(), Vec::new());
     let listed = files.list().unwrap_or_else(|error| {
         unreadable.push(format!("{}: {error}", files.dir().display()));
@@ -195,7 +195,7 @@ impl Search<'_> {
             return Ok(None);
         }
         let dir = self.cx.data_dir.snapshots();
-        let looked = blocking(move || look_at(&Files::at(dir))).await;
+        let looked = blocking(move || inspect(&Files::at(dir))).await;
         let (local, mut unreadable) = looked;
         let mut local = local.into_iter();
         let local = local.find(|header| self.takes(header, ancestry));

@@ -146,7 +146,7 @@ fn make_partition(
     match (&source.source, &source.fork) {
         (Source::Empty, _) => make_empty(cx, store, partition)?,
         (Source::Log, _) => {
-            store.drop_part(PartitionId(partition))?;
+            store.drop_partition(PartitionId(partition))?;
             cx.attempts.uses(partition, &source.source);
             store.create_partition(PartitionId(partition), &cluster_init(&cx.data_dir))?;
             cx.data_dir.forget_damage(partition)?;
@@ -158,7 +158,7 @@ fn make_partition(
         _ => {}
     }
     if let Some(lineage) = &source.adopt {
-        let part = store.part(PartitionId(partition));
+        let part = store.partition_db(PartitionId(partition));
         part.fork(lineage, cx.data_dir.identity.node_id)?;
     }
     Ok(made)
@@ -170,7 +170,7 @@ fn make_partition(
 fn keep_database(cx: &Context, store: &Store, partition: u64) -> Result<(), StartError> {
     let known = cx.data_dir.checkpoints_aside(partition)?;
     let to = cx.data_dir.place_for_checkpoint_aside(partition)?;
-    let part = store.part(PartitionId(partition));
+    let part = store.partition_db(PartitionId(partition));
     let kept = part.begin_checkpoint().take_to(&to, &known)?;
     tracing::warn!(
         partition,
@@ -190,7 +190,7 @@ fn import(
 ) -> Result<(), StartError> {
     let partition = source.partition;
     let begun = Instant::now();
-    store.drop_part(PartitionId(partition))?;
+    store.drop_partition(PartitionId(partition))?;
     cx.attempts.uses(partition, &source.source);
     if let Err(error) = store.import(PartitionId(partition), ready) {
         if !error.is_unreadable() {
@@ -218,7 +218,7 @@ fn make_empty(cx: &Context, store: &Store, partition: u64) -> Result<(), StartEr
     cx.attempts.uses(partition, &Source::Empty);
     // Until the lineage has begun, the new empty partition must not be mistaken for the lost one.
     data_dir.report_damage(partition, "it is being made empty")?;
-    store.drop_part(PartitionId(partition))?;
+    store.drop_partition(PartitionId(partition))?;
     store.create_partition(PartitionId(partition), &cluster_init(data_dir))?;
     let checkpoints = data_dir.checkpoints().join(partition.to_string());
     if checkpoints.exists() {
@@ -277,7 +277,7 @@ fn without(
             partition,
             "the partition's part of the database is damaged and is replaced"
         );
-        damaged.drop_part(PartitionId(*partition))?;
+        damaged.drop_partition(PartitionId(*partition))?;
     }
     damaged.close();
     drop(damaged);
@@ -321,7 +321,7 @@ async fn begin_lineage(
     let is_noted = matches!(source.source, Source::State(_) | Source::Empty);
     blocking(move || {
         let node_id = leaf.data_dir.identity.node_id;
-        let part = store.part(PartitionId(partition));
+        let part = store.partition_db(PartitionId(partition));
         let mut lineage = part.lineage()?;
         if lineage.id() != id {
             lineage = match fork.empty {

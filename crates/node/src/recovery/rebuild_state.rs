@@ -48,13 +48,13 @@ pub(super) fn from_state(
     );
     // Until the lineage has begun, the rebuilt partition must not be mistaken for the lost one.
     data_dir.report_damage(partition, MADE_OF_STATE)?;
-    store.drop_part(id)?;
+    store.drop_partition(id)?;
     store.create_partition(id, &cluster_init(data_dir))?;
     // The commits that follow in the log get the numbers that they had in that lineage.
-    let part = store.part(id);
+    let part = store.partition_db(id);
     let lineage = part.lineage()?.after_forks(checked.header.forks);
     part.fork(&lineage, data_dir.identity.node_id)?;
-    let mut rebuild = store.part(id).rebuild_state()?;
+    let mut rebuild = store.partition_db(id).rebuild_state()?;
     rebuild.commit_forks(checked.header.commit_forks);
     let mut failed = None;
     let read = files.read(commit_ts, |key, entry| {
@@ -107,7 +107,7 @@ pub(super) fn from_state(
         }
     }
     drop(machine);
-    store.part(id).flush()?;
+    store.partition_db(id).flush()?;
     Ok(commits)
 }
 

@@ -48,7 +48,7 @@ impl Inner {
     /// because of the log's bound, so they are not considered.
     pub(super) fn is_log_trimmed(&self, partition: u64) -> bool {
         // Where the lineage cannot be read now, nothing is known.
-        let Ok(lineage) = self.part(partition).lineage() else {
+        let Ok(lineage) = self.partition_db(partition).lineage() else {
             return false;
         };
         let forked_at = match lineage.forks {
@@ -78,7 +78,7 @@ impl Inner {
         let newest_bytes = known.newest_bytes;
         // Snapshots that a new lineage shares with its parent do not count as its own: if this disk is lost
         // as well, no copy would be of the repository's lineage.
-        let lineage = self.part(partition).lineage().ok();
+        let lineage = self.partition_db(partition).lineage().ok();
         let forked_at = lineage.filter(|l| l.forks > 0).map(|l| l.fork_lsn);
         let none = newest.is_none_or(|n| forked_at.is_some_and(|lsn| n.lsn <= lsn));
         drop(known);

@@ -92,7 +92,7 @@ impl Inner {
         };
         let root = repository.root().await.map_err(later)?;
         let dir = find(&repository, &root, snapshot)?;
-        let live = self.part(partition).clone();
+        let live = self.partition_db(partition).clone();
         let ours = live.lineage()?.id();
         let metadata = repository.describe(&dir).await.map_err(later)?;
         let its = metadata.lineage.map(|lineage| LineageId(lineage.0));
@@ -131,7 +131,7 @@ impl Inner {
                 other => other,
             }?;
             let replay = begun.elapsed();
-            let part = store.part(PartitionId(partition));
+            let part = store.partition_db(PartitionId(partition));
             let found = part.digest().map_err(|e| Error::Storage(e.to_string()))?;
             store.close();
             Ok::<_, Error>((restore, replay, replayed, expected, found))

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_is_measured_anew() {
+    fn a_broken_file_is_measured_again() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("rates.json"), "{").unwrap();
         assert_eq!(Rates::open(dir.path()).measured(), Measured::default());

@@ -89,7 +89,7 @@ async fn check_root(
     repository: &Repository,
     root: &CurrentRoot,
 ) -> Result<(), Failure> {
-    let lineage = inner.part(partition).lineage().ok();
+    let lineage = inner.partition_db(partition).lineage().ok();
     let ours = lineage.map(|l| super::lineage_id(l.id()));
     if root.lineage.is_some() && root.lineage != ours {
         return Err(Failure::other_lineage(format!(
@@ -187,7 +187,7 @@ impl Inner {
     /// Returns the root; `None` if there is none to claim.
     pub(super) async fn claim(&self, partition: u64) -> Result<Option<CurrentRoot>, Failure> {
         let archive = &self.snapshots.archive;
-        let lineage = self.part(partition).lineage();
+        let lineage = self.partition_db(partition).lineage();
         let lineage = lineage.map_err(|e| Failure::here(e.to_string()))?;
         let repository = archive.repository(&self.snapshots.identity, partition);
         match repository.claim(super::lineage_id(lineage.id())).await {

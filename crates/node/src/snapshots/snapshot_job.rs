@@ -101,7 +101,7 @@ impl<'a> SnapshotJob<'a> {
             .map_err(|e| Failure::here(e.to_string()))?;
         let held = inner.snapshots.local.covering(partition, &taken);
         let held = held.ok_or_else(|| Failure::here("the local snapshot cannot be read"))?;
-        let lineage = inner.part(partition).lineage();
+        let lineage = inner.partition_db(partition).lineage();
         let lineage = lineage.map_err(|e| Failure::here(e.to_string()))?;
         let checkpoint = to_put(&held.checkpoint, &lineage, held.clone()).map_err(Failure::here)?;
         Ok(Made {

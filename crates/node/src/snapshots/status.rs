@@ -154,7 +154,7 @@ impl Inner {
         let inner = self;
         let rates = &inner.snapshots.rates;
         let group = inner.group(partition).status();
-        let part = inner.part(partition);
+        let part = inner.partition_db(partition);
         let durable = part.durable().ok().flatten().map_or(0, |d| d.lsn);
         let lineage = part.lineage().map(|l| l.id().to_string());
         let known = inner.snapshots.known[partition as usize].lock();

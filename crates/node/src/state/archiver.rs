@@ -64,7 +64,7 @@ impl Shared {
         let retained = self.options.snapshots_retained.max(1) as usize;
         let there = archive.list().await.map_err(|e| e.to_string())?;
         let this = inner.clone();
-        let here = blocking(move || this.state.look_at_files()).await;
+        let here = blocking(move || this.state.inspect_files()).await;
         if here.is_empty() && there.is_empty() {
             return Ok(());
         }

@@ -84,7 +84,7 @@ async fn keep_bounded(inner: Weak<Inner>) {
 async fn keep_snapshots(inner: Weak<Inner>) {
     if let Some(inner) = inner.upgrade() {
         super::import::abort_abandoned(&inner).await;
-        blocking(move || inner.state.look_at_files()).await;
+        blocking(move || inner.state.inspect_files()).await;
     }
     while let Some(inner) = inner.upgrade() {
         if inner.state.snapshot_is_due() {
@@ -145,7 +145,7 @@ impl Shared {
             return Ok((written, false));
         }
         let begun = Instant::now();
-        let own = self.look_at_files();
+        let own = self.inspect_files();
         let written = self.reader.view(|view| {
             let commit_ts = view.meta.commit_ts;
             tracing::info!(commit_ts, "Creating snapshot at commit_ts={commit_ts}");
@@ -201,7 +201,7 @@ impl Shared {
 
     /// The snapshot of a commit, if the newest snapshot is of that commit and is whole.
     fn known(&self, commit_ts: u64) -> Option<(Written, bool)> {
-        let own = self.look_at_files();
+        let own = self.inspect_files();
         let checked = own.first().filter(|newest| **newest == commit_ts);
         checked.and_then(|_| self.files.check(commit_ts).ok())
     }
@@ -211,13 +211,13 @@ impl Shared {
         if let Ok((_, true)) = &done {
             metrics::counter!("esker_state_snapshots_total").increment(1);
             // Only snapshots that are known to be this store's are removed.
-            let old: Vec<u64> = self.look_at_files().into_iter().skip(retained).collect();
+            let old: Vec<u64> = self.inspect_files().into_iter().skip(retained).collect();
             if let Err(error) = self.files.remove(&old) {
                 tracing::warn!(%error, "old snapshots of the state store were not removed");
             }
             self.wake_archive.notify_one();
         }
-        self.look_at_files();
+        self.inspect_files();
         let mut progress = self.progress.lock();
         match done {
             Ok((written, _)) => {
@@ -255,10 +255,10 @@ impl Shared {
 
     /// Reads each snapshot that is new or has changed: files may have been changed by hand. Returns the
     /// commits of those that count, newest first.
-    pub fn look_at_files(&self) -> Vec<u64> {
+    pub fn inspect_files(&self) -> Vec<u64> {
         // The published newest commit may be older than the one that a snapshot has.
         let newest = || {
-            let meta = self.reader.part().state_meta().ok().flatten();
+            let meta = self.reader.partition_db().state_meta().ok().flatten();
             meta.unwrap_or_else(|| self.reader.meta()).commit_ts
         };
         let mut inventory = self.inventory.lock();
@@ -379,7 +379,7 @@ async fn prune(inner: &Arc<Inner>) -> Result<(), String> {
     }
     let this = inner.clone();
     let (bound, from) = blocking(move || {
-        this.state.look_at_files();
+        this.state.inspect_files();
         // Replaying from the oldest snapshot needs all commits after it.
         let oldest = this.state.progress.lock().oldest;
         let bound = match (oldest, this.state.options.snapshot_interval) {

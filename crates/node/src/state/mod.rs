@@ -175,7 +175,7 @@ impl StateStore {
             false => SpaceUse::Takes,
         };
         let bytes = committing.command().to_bytes();
-        let part = self.inner.part(self.inner.state.partition.0);
+        let part = self.inner.partition_db(self.inner.state.partition.0);
         self.inner
             .wait_for_space(part, usage)
             .await
@@ -441,7 +441,7 @@ impl StateStore {
     pub fn status(&self) -> Result<StateStatus, StateError> {
         let shared = self.shared();
         if !shared.progress.lock().looked {
-            shared.look_at_files();
+            shared.inspect_files();
         }
         let meta = shared.reader.meta();
         let (open, bytes) = shared.transactions.lock().open();

@@ -416,7 +416,7 @@ mod tests {
         drop(node);
         let store = Store::open_any(&dir.join("db"), &StoreOptions::default()).unwrap();
         let sources = StateSources {
-            part: store.part(state_partition(1)),
+            part: store.partition_db(state_partition(1)),
             files: Files::open(dir.join("snapshots")).unwrap(),
             archive: None,
             scratch: dir.join("scratch"),

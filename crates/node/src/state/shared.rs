@@ -43,8 +43,8 @@ impl Shared {
         let transactions =
             Transactions::new(options.clone(), &identity.cluster_id, identity.node_id);
         Ok(Shared {
-            partition: reader.part().partition(),
-            lineage: reader.part().lineage()?,
+            partition: reader.partition_db().partition(),
+            lineage: reader.partition_db().lineage()?,
             reader,
             transactions: Mutex::new(transactions),
             files,

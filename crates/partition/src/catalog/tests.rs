@@ -578,7 +578,7 @@ fn ids_of_basins_are_not_given_out_again_after_a_fork() {
     let Outcome::BasinProvisioned(Ok(before)) = fixture.apply(create("before")) else {
         panic!("it was not created");
     };
-    let part = fixture.reader().part().clone();
+    let part = fixture.reader().partition_db().clone();
     let lineage = part.lineage().unwrap();
     part.fork(&lineage.fork(LineageId(5), 1), 7).unwrap();
     drop(part);

@@ -33,10 +33,10 @@ impl Checkpoint {
     fn verify_blocks_in(&self, scratch: &Path) -> Result<(), StoreError> {
         let partition = PartitionId(self.meta.partition);
         let linked = self.link_to(&scratch.join("files"))?;
-        let store = Store::open_any(&scratch.join("db"), &StoreOptions::for_a_look())?;
+        let store = Store::open_any(&scratch.join("db"), &StoreOptions::for_inspection())?;
         store.import(partition, &linked)?;
         store.verify_blocks()?;
-        store.part(partition).lineage()?;
+        store.partition_db(partition).lineage()?;
         store.close();
         Ok(())
     }

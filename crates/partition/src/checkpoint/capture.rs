@@ -246,9 +246,9 @@ fn covered(
     let files = files.iter().filter(with_position).cloned().collect();
     let whole = without_position(part.partition(), exported, comparator, files);
     let linked = whole.link_to(&temporary.join("links"))?;
-    let store = Store::open_any(&temporary.join("db"), &StoreOptions::for_a_look())?;
+    let store = Store::open_any(&temporary.join("db"), &StoreOptions::for_inspection())?;
     store.import(part.partition(), &linked)?;
-    let scratch = store.part(part.partition());
+    let scratch = store.partition_db(part.partition());
     let applied = scratch
         .applied()?
         .ok_or_else(|| part.malformed("a checkpoint", &"it has no position"))?;

@@ -60,7 +60,7 @@ impl Reader {
     }
 
     /// The partition's part of the database.
-    pub fn part(&self) -> &PartitionDb {
+    pub fn partition_db(&self) -> &PartitionDb {
         &self.part
     }
 

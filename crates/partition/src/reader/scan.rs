@@ -130,21 +130,21 @@ impl Reader {
         } else {
             from.next
         };
-        let mut taking = Taking::new(next, limit, until);
-        let bad_batch = |e: MalformedBatch| self.part().malformed("a batch", &e);
+        let mut builder = ScanBuilder::new(next, limit, until);
+        let bad_batch = |e: MalformedBatch| self.partition_db().malformed("a batch", &e);
         let mut has_room = match &from.rest {
-            Some(rest) => taking.take(rest).map_err(bad_batch)?,
+            Some(rest) => builder.take(rest).map_err(bad_batch)?,
             None => true,
         };
         while has_room {
             let Some(some) = recent else {
-                self.scan_database(stream.id, &mut taking, &view)?;
+                self.scan_database(stream.id, &mut builder, &view)?;
                 break;
             };
             let mut end = from.resumes_at();
             for batch in &some.batches {
                 end = batch.end_seq();
-                has_room = taking.take(batch).map_err(bad_batch)?;
+                has_room = builder.take(batch).map_err(bad_batch)?;
                 if !has_room {
                     break;
                 }
@@ -161,10 +161,10 @@ impl Reader {
                 None => None,
             };
         }
-        if taking.records.is_empty() && taking.end.is_none() && stream.view().gone {
+        if builder.records.is_empty() && builder.end.is_none() && stream.view().gone {
             return Err(ReadError::Gone);
         }
-        Ok(taking.finish(view.state.tail()))
+        Ok(builder.finish(view.state.tail()))
     }
 
     /// Records of the batch that the cursor keeps, and of no other.
@@ -178,52 +178,52 @@ impl Reader {
         limit: ReadLimit,
         until: ReadUntil,
     ) -> Result<Scan, ReadError> {
-        let mut taking = Taking::new(from.next, limit, until);
+        let mut builder = ScanBuilder::new(from.next, limit, until);
         if let Some(rest) = &from.rest {
-            let taken = taking.take(rest);
-            taken.map_err(|e| self.part().malformed("a batch", &e))?;
+            let taken = builder.take(rest);
+            taken.map_err(|e| self.partition_db().malformed("a batch", &e))?;
         }
-        taking.end.get_or_insert(ScanEnd::More);
+        builder.end.get_or_insert(ScanEnd::More);
         // The end is set, so the tail is not used.
-        Ok(taking.finish(StreamPosition::MIN))
+        Ok(builder.finish(StreamPosition::MIN))
     }
 
     fn scan_database(
         &self,
         id: StreamId,
-        taking: &mut Taking,
+        builder: &mut ScanBuilder,
         view: &View,
     ) -> Result<(), StoreError> {
         let (head, tail) = (view.state.head(), view.state.tail_seq);
-        if taking.next >= tail {
+        if builder.next >= tail {
             return Ok(());
         }
-        taking.read_database = true;
-        let bad_batch = |e: MalformedBatch| self.part().malformed("a batch", &e);
+        builder.read_database = true;
+        let bad_batch = |e: MalformedBatch| self.partition_db().malformed("a batch", &e);
         let (first, end) = (keys::data(id, 0), keys::data(id, tail));
         // Only these blocks are cached, because the records themselves are read once.
-        self.part()
-            .cache_border(&first, &keys::data(id, taking.next));
-        let mut it = self.part().iterate(&first, &end, false);
-        if taking.next < head {
+        self.partition_db()
+            .cache_border(&first, &keys::data(id, builder.next));
+        let mut it = self.partition_db().iterate(&first, &end, false);
+        if builder.next < head {
             let trims_to = |batch: &StoredBatch| -> Result<Option<SeqNum>, MalformedBatch> {
                 Ok(batch.trims_to()?.map(|seq| view.state.after_gap(seq)))
             };
             // The stream was trimmed beyond the cursor since the last scan. Trimmed records are skipped,
             // except for those of a batch at the cursor that contains the trim.
-            it.seek(keys::data(id, taking.next));
+            it.seek(keys::data(id, builder.next));
             match self.batch_at(&it)? {
                 Some(batch) if trims_to(&batch).map_err(bad_batch)? >= Some(head) => {}
                 _ => {
-                    taking.next = head;
+                    builder.next = head;
                     seek_batch(&mut it, id, head);
                 }
             }
         } else {
-            seek_batch(&mut it, id, taking.next);
+            seek_batch(&mut it, id, builder.next);
         }
         while let Some(batch) = self.batch_at(&it)? {
-            if !taking.take(&batch).map_err(bad_batch)? {
+            if !builder.take(&batch).map_err(bad_batch)? {
                 break;
             }
             it.next();
@@ -235,19 +235,21 @@ impl Reader {
     pub(crate) fn batch_at(&self, it: &RawIterator<'_>) -> Result<Option<StoredBatch>, StoreError> {
         let (Some(key), Some(value)) = (it.key(), it.value()) else {
             it.status()
-                .map_err(|e| self.part().error("reading records", e))?;
+                .map_err(|e| self.partition_db().error("reading records", e))?;
             return Ok(None);
         };
-        let first_seq = keys::first_seq_of(key)
-            .ok_or_else(|| self.part().malformed("a batch's key", &"its length"))?;
+        let first_seq = keys::first_seq_of(key).ok_or_else(|| {
+            self.partition_db()
+                .malformed("a batch's key", &"its length")
+        })?;
         StoredBatch::parse(first_seq, Bytes::copy_from_slice(value))
             .map(Some)
-            .map_err(|e| self.part().malformed("a batch", &e))
+            .map_err(|e| self.partition_db().malformed("a batch", &e))
     }
 }
 
 /// Records on their way into a [`Scan`].
-struct Taking {
+struct ScanBuilder {
     next: SeqNum,
     limit: ReadLimit,
     until: ReadUntil,
@@ -257,9 +259,9 @@ struct Taking {
     rest: Option<StoredBatch>,
 }
 
-impl Taking {
-    fn new(from: SeqNum, limit: ReadLimit, until: ReadUntil) -> Taking {
-        Taking {
+impl ScanBuilder {
+    fn new(from: SeqNum, limit: ReadLimit, until: ReadUntil) -> ScanBuilder {
+        ScanBuilder {
             next: from,
             limit,
             until,

@@ -365,7 +365,7 @@ fn an_import_that_is_aborted_leaves_nothing_and_ends() {
         .unwrap();
     it.import(ImportStep::Entries(ImportEntries { entries }))
         .unwrap();
-    let part = it.state_reader().part().clone();
+    let part = it.state_reader().partition_db().clone();
     let entries = || {
         let [(from, to), _] = keys::state_generation(1);
         let mut rows = part.iterate(&from, &to, false);
@@ -519,10 +519,10 @@ proptest! {
                     at_ms: 0,
                 }),
                 Do::Elsewhere => {
-                    let digest = it.part().digest().unwrap();
+                    let digest = it.partition_db().digest().unwrap();
                     let checkpoint = it.checkpoint();
                     it = it.imported(&checkpoint);
-                    prop_assert_eq!(it.part().digest().unwrap().digest, digest.digest);
+                    prop_assert_eq!(it.partition_db().digest().unwrap().digest, digest.digest);
                 }
             }
             check(&it, &model, last);

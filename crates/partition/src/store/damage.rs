@@ -39,7 +39,7 @@ impl Store {
         let Ok(store) = Store::open_with(path, options, Mode::Damaged) else {
             return Err(why);
         };
-        store.look_at_files()?;
+        store.inspect_files()?;
         if let StoreError::Db { source, .. } = &why {
             let partition = store.partition_named_in(source.as_ref());
             if let Some(partition) = partition {
@@ -58,8 +58,8 @@ impl Store {
     /// # Errors
     ///
     /// The files cannot be inspected.
-    pub fn look_at_files(&self) -> Result<(), StoreError> {
-        let found = look_at(&self.path, || self.tables())?;
+    pub fn inspect_files(&self) -> Result<(), StoreError> {
+        let found = inspect_tables(&self.path, || self.tables())?;
         for (partition, what) in found {
             self.damage.note(partition, what);
         }
@@ -169,7 +169,7 @@ struct Table {
 
 /// What is wrong with the files in `dir` that `tables` lists. A compaction may delete some of them during
 /// the inspection, so a file counts as missing only if the database still lists it afterwards.
-fn look_at(
+fn inspect_tables(
     dir: &Path,
     mut tables: impl FnMut() -> Result<Vec<Table>, StoreError>,
 ) -> Result<Vec<(PartitionId, String)>, StoreError> {
@@ -252,7 +252,7 @@ mod tests {
             table("/000008.sst", 5),
         ];
         let (mut lists, mut looks) = (vec![before[1..].to_vec(), before.to_vec()], 0);
-        let found = look_at(dir.path(), || {
+        let found = inspect_tables(dir.path(), || {
             looks += 1;
             Ok(lists.pop().unwrap())
         });

@@ -165,7 +165,7 @@ impl Store {
     }
 
     /// One partition's part of the database.
-    pub fn part(&self, partition: PartitionId) -> PartitionDb {
+    pub fn partition_db(&self, partition: PartitionId) -> PartitionDb {
         PartitionDb {
             store: self.clone(),
             partition,

@@ -26,7 +26,7 @@ pub struct StoreOptions {
 
 impl StoreOptions {
     /// Options of a small database that is inspected and then removed.
-    pub fn for_a_look() -> StoreOptions {
+    pub fn for_inspection() -> StoreOptions {
         const MIB: usize = 1024 * 1024;
         StoreOptions {
             block_cache: MIB,

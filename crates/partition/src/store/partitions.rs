@@ -31,7 +31,7 @@ impl Store {
     /// The applied position of a partition; `None` if it is absent, or its creation did not finish.
     pub fn applied(&self, partition: PartitionId) -> Result<Option<Applied>, StoreError> {
         match self.has(partition) {
-            true => self.part(partition).applied(),
+            true => self.partition_db(partition).applied(),
             false => Ok(None),
         }
     }
@@ -50,7 +50,7 @@ impl Store {
                 .create_cf(cf_name(partition), &self.partition_options)
                 .map_err(|e| self.failed(partition, "creating", e))?;
         }
-        let part = self.part(partition);
+        let part = self.partition_db(partition);
         let applied = Applied {
             voters: init.voters.clone(),
             ..Applied::default()
@@ -64,7 +64,7 @@ impl Store {
     }
 
     /// Removes a partition with all of its data.
-    pub fn drop_part(&self, partition: PartitionId) -> Result<(), StoreError> {
+    pub fn drop_partition(&self, partition: PartitionId) -> Result<(), StoreError> {
         if self.has(partition) {
             self.db
                 .drop_cf(&cf_name(partition))

@@ -32,7 +32,7 @@ fn a_new_database_is_at_lsn_0_durably_with_its_members() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::create(directory.path(), &options(), &cluster_init(3, &[4, 5])).unwrap();
     for number in 0..=3 {
-        let part = store.part(PartitionId(number));
+        let part = store.partition_db(PartitionId(number));
         let applied = part.durable().unwrap().unwrap();
         assert_eq!((applied.lsn, applied.term), (0, 0));
         assert_eq!(applied.voters, [4, 5]);
@@ -62,7 +62,7 @@ fn a_database_that_lacks_a_partition_is_an_error() {
     assert!(Store::open(directory.path(), &options(), 1).is_err());
     // A partition without a position.
     let store = Store::open(directory.path(), &options(), 2).unwrap();
-    let part = store.part(PartitionId(2));
+    let part = store.partition_db(PartitionId(2));
     let mut batch = part.batch();
     batch.delete(keys::APPLIED);
     batch.write().unwrap();
@@ -87,7 +87,7 @@ fn what_an_earlier_attempt_left_is_completed_and_kept() {
         ..Applied::default()
     };
     for (number, position) in [(0, None), (1, Some(advanced.encode_to_vec()))] {
-        let part = store.part(PartitionId(number));
+        let part = store.partition_db(PartitionId(number));
         let mut batch = part.batch();
         match position {
             Some(position) => batch.put(keys::APPLIED, position),
@@ -99,7 +99,8 @@ fn what_an_earlier_attempt_left_is_completed_and_kept() {
     drop(store);
     // The first partition has no position, a third does not exist.
     let store = Store::create(directory.path(), &options(), &cluster_init(2, &[1])).unwrap();
-    let positions = [0, 1, 2].map(|number| store.part(PartitionId(number)).durable().unwrap());
+    let positions =
+        [0, 1, 2].map(|number| store.partition_db(PartitionId(number)).durable().unwrap());
     assert_eq!(
         positions.clone().map(|p| p.map(|p| p.lsn)),
         [Some(0), Some(7), Some(0)]
@@ -113,7 +114,7 @@ fn what_an_earlier_attempt_left_is_completed_and_kept() {
 fn a_flush_of_one_partition_says_nothing_about_another() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::create(directory.path(), &options(), &cluster_init(2, &[1])).unwrap();
-    let parts = [1, 2].map(|number| store.part(PartitionId(number)));
+    let parts = [1, 2].map(|number| store.partition_db(PartitionId(number)));
     for part in &parts {
         let applied = Applied {
             lsn: 5,
@@ -135,7 +136,7 @@ fn a_flush_of_one_partition_says_nothing_about_another() {
 fn errors_say_where_and_what() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::create(directory.path(), &options(), &cluster_init(1, &[1])).unwrap();
-    let part = store.part(PartitionId(1));
+    let part = store.partition_db(PartitionId(1));
     let mut batch = part.batch();
     batch.put(keys::APPLIED, b"\xff\xff");
     batch.put(keys::COUNTERS, b"short");
@@ -206,7 +207,7 @@ fn tables(dir: &Path) -> Vec<PathBuf> {
 fn two_partitions(dir: &Path) -> Store {
     let store = Store::create(dir, &options(), &cluster_init(2, &[7])).unwrap();
     for number in 1..=2 {
-        let part = store.part(PartitionId(number));
+        let part = store.partition_db(PartitionId(number));
         let mut batch = part.batch();
         for key in 0..500u32 {
             batch.put(format!("z{key:05}"), [number as u8; 100]);
@@ -253,9 +254,11 @@ fn what_is_gone_or_cut_of_a_partition_is_its_damage_and_the_others_can_be_read()
         let store = Store::open_damaged(dir.path(), &options, why).unwrap();
         assert_eq!(options.damage.of(PartitionId(1)), None);
         assert!(options.damage.of(PartitionId(2)).is_some(), "cut: {cut}");
-        let healthy = store.part(PartitionId(1)).get_bytes("z00499", "a key");
+        let healthy = store
+            .partition_db(PartitionId(1))
+            .get_bytes("z00499", "a key");
         assert!(healthy.unwrap().is_some());
-        store.drop_part(PartitionId(2)).unwrap();
+        store.drop_partition(PartitionId(2)).unwrap();
         store.close();
         drop(store);
         let store = Store::open_any(dir.path(), &options).unwrap();
@@ -276,11 +279,11 @@ fn what_a_merge_meets_is_the_damage_of_the_partition_whose_file_it_is_and_the_ot
     drop(store);
     flip_middle(&table);
     let store = Store::open_any(dir.path(), &options).unwrap();
-    let failed = store.part(PartitionId(2)).compact().unwrap_err();
+    let failed = store.partition_db(PartitionId(2)).compact().unwrap_err();
     assert!(failed.to_string().contains("checksum mismatch"), "{failed}");
     // The damaged partition accepts appends, too, until it is recovered.
     for (partition, round) in [(1, 0), (2, 0), (1, 1), (2, 1)] {
-        let writer = store.part(PartitionId(partition));
+        let writer = store.partition_db(PartitionId(partition));
         let mut batch = writer.batch();
         batch.put("a", [round]);
         batch.write().unwrap();
@@ -292,8 +295,8 @@ fn what_a_merge_meets_is_the_damage_of_the_partition_whose_file_it_is_and_the_ot
     assert!(found.contains("checksum mismatch"), "{found}");
     assert_eq!(store.fatal(), None);
     // The damage is known while the database is open, even after other compactions have succeeded.
-    store.part(PartitionId(1)).compact().unwrap();
-    store.part(PartitionId(2)).stop_merging().unwrap();
+    store.partition_db(PartitionId(1)).compact().unwrap();
+    store.partition_db(PartitionId(2)).stop_merging().unwrap();
     assert_eq!(store.damage(PartitionId(2)), Some(found));
     store.close();
 }
@@ -304,14 +307,14 @@ fn a_block_that_was_damaged_before_the_checkpoint_is_found_when_its_blocks_are_v
     let (db, scratch) = (dir.path().join("db"), dir.path().join("scratch"));
     let store = two_partitions(&db);
     let sound = store
-        .part(PartitionId(2))
+        .partition_db(PartitionId(2))
         .begin_checkpoint()
         .take()
         .unwrap();
     sound.verify_blocks(&scratch).unwrap();
     flip_middle(&table_of(&store, &db, 1));
     let damaged = store
-        .part(PartitionId(1))
+        .partition_db(PartitionId(1))
         .begin_checkpoint()
         .take()
         .unwrap();
@@ -327,7 +330,7 @@ fn a_checkpoint_whose_description_names_no_level_is_refused_before_the_database_
     for level in [-1, 7, i32::MAX] {
         let dir = tempfile::tempdir().unwrap();
         let store = two_partitions(&dir.path().join("db"));
-        let part = store.part(PartitionId(2));
+        let part = store.partition_db(PartitionId(2));
         let taken = part.begin_checkpoint().take().unwrap();
         let description = taken.dir.join("checkpoint.json");
         let text = std::fs::read_to_string(&description).unwrap();
@@ -335,7 +338,7 @@ fn a_checkpoint_whose_description_names_no_level_is_refused_before_the_database_
         json["files"][0]["level"] = level.into();
         std::fs::write(&description, json.to_string()).unwrap();
         let altered = crate::Checkpoint::open(&taken.dir).unwrap();
-        store.drop_part(PartitionId(2)).unwrap();
+        store.drop_partition(PartitionId(2)).unwrap();
         let error = store.import(PartitionId(2), &altered).unwrap_err();
         assert!(error.to_string().contains("there is no level"), "{error}");
         assert!(!error.is_unreadable());

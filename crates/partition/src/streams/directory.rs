@@ -253,7 +253,7 @@ impl PartitionDb {
         let Some(mut state) = state else {
             return Ok(None);
         };
-        if state.has_untold_gaps() {
+        if state.has_unattributed_gaps() {
             let of_state = name_entry(self, STATE_BASIN_ID, STATE_STREAM)?;
             let is_of_state = of_state.is_some_and(|(of_state, _)| of_state == id);
             state.separate_gaps(match is_of_state {

@@ -67,7 +67,7 @@ impl StreamPartition {
         options: StreamOptions,
         remember_failed: u64,
     ) -> Result<StreamPartition, StoreError> {
-        let part = store.part(partition);
+        let part = store.partition_db(partition);
         let applied = part
             .applied()?
             .ok_or_else(|| part.malformed("the position", &"it is missing"))?;

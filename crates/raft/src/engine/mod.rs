@@ -160,7 +160,11 @@ impl Engine {
         }
         let votes = membership.voters.contains(&config.id)
             || membership.voters_outgoing.contains(&config.id);
-        if votes && persisted.is_blank() && !membership.is_only(config.id) && !config.creates_cluster {
+        if votes
+            && persisted.is_blank()
+            && !membership.is_only(config.id)
+            && !config.creates_cluster
+        {
             return Err(OpenError::LogLost {
                 id: config.id,
                 voters: membership.voters.len(),

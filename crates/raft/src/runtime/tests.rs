@@ -19,9 +19,9 @@
 //! - [`power`]: power cuts, by seed.
 
 mod answers;
+mod cluster_init;
 mod damaged;
 mod faults;
-mod cluster_init;
 mod installing;
 mod keeping;
 mod machine;

@@ -490,7 +490,7 @@ pub fn wait_for(what: &str, mut so: impl FnMut() -> bool) {
 /// Makes up to ten attempts. On a busy machine a member may be silent for long enough that an election
 /// follows; a bug makes it silent in every attempt.
 #[track_caller]
-pub fn some_looks(what: &str, mut look: impl FnMut() -> Result<(), String>) {
+pub fn observe_repeatedly(what: &str, mut look: impl FnMut() -> Result<(), String>) {
     let mut seen = Vec::new();
     while seen.len() < 10 {
         match look() {

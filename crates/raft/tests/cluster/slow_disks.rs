@@ -5,7 +5,7 @@ use std::sync::Arc;
 use esker_raft::store::DiskFaults;
 use esker_raft::{Group, GroupId, GroupOptions, NodeId, Role};
 
-use crate::host::{Cluster, Knobs, Lines, TICK, Wire, block, some_looks, wait_for};
+use crate::host::{Cluster, Knobs, Lines, TICK, Wire, block, observe_repeatedly, wait_for};
 
 /// Another group on two of the nodes: what it commits is in the logs of both.
 struct Neighbours {
@@ -60,7 +60,7 @@ impl Neighbours {
 /// all members answer.
 #[track_caller]
 fn assert_the_log_goes_on(what: &str, cluster: &mut Cluster, neighbours: &mut Neighbours) {
-    some_looks(what, || look_whether_the_log_goes_on(cluster, neighbours));
+    observe_repeatedly(what, || look_whether_the_log_goes_on(cluster, neighbours));
 }
 
 fn look_whether_the_log_goes_on(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::host::{Cluster, Knobs, TICK, Wire, some_looks, wait_for};
+use crate::host::{Cluster, Knobs, TICK, Wire, observe_repeatedly, wait_for};
 use crate::over_each_wire;
 
 over_each_wire! {
@@ -114,10 +114,10 @@ fn a_slow_capture_stalls_neither_applies_nor_heartbeats() {
     let mut cluster = Cluster::start(Wire::Memory, &[1, 2, 3]);
     cluster.write(20, 100);
     cluster.assert_agreed(&[1, 2, 3]);
-    some_looks("a slow capture", || look_at_a_slow_capture(&mut cluster));
+    observe_repeatedly("a slow capture", || observe_a_slow_capture(&mut cluster));
 }
 
-fn look_at_a_slow_capture(cluster: &mut Cluster) -> Result<(), String> {
+fn observe_a_slow_capture(cluster: &mut Cluster) -> Result<(), String> {
     let leader = cluster.leader();
     let group = cluster.group(leader).clone();
     let term = group.status().term;

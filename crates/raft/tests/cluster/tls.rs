@@ -9,7 +9,7 @@ use esker_raft::transport::Inbox;
 use esker_raft::transport::grpc::{GrpcConfig, GrpcTransport, TlsConfig};
 use esker_raft::{ClusterId, Incarnation, Lineage, NodeId, Role, Transport};
 
-use crate::host::{Cluster, GROUP, Wire, some_looks, wait_for};
+use crate::host::{Cluster, GROUP, Wire, observe_repeatedly, wait_for};
 
 /// An authority that signs certificates.
 #[derive(Clone)]
@@ -83,11 +83,11 @@ impl Inbox for Stranger {
 fn strangers_are_refused_and_the_cluster_goes_on() {
     let mut cluster = Cluster::start(Wire::Tls, &[1, 2, 3]);
     cluster.write(10, 100);
-    some_looks("the cluster goes on", || look_at_strangers(&mut cluster));
+    observe_repeatedly("the cluster goes on", || observe_strangers(&mut cluster));
     cluster.assert_agreed(&[1, 2, 3]);
 }
 
-fn look_at_strangers(cluster: &mut Cluster) -> Result<(), String> {
+fn observe_strangers(cluster: &mut Cluster) -> Result<(), String> {
     let (leader, secret) = (cluster.leader(), Some("open sesame".to_owned()));
     let term = cluster.group(leader).status().term;
     // One knows the secret alone; one has a certificate, of an authority of its own, and trusts the

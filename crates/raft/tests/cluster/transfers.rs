@@ -10,7 +10,7 @@ use esker_raft::NodeId;
 use esker_raft::message::Payload;
 use parking_lot::Mutex;
 
-use crate::host::{Cluster, Wire, block, some_looks, wait_for};
+use crate::host::{Cluster, Wire, block, observe_repeatedly, wait_for};
 
 const CHUNK: u64 = 4096;
 const WINDOW: u64 = 16 * 1024;
@@ -176,7 +176,7 @@ fn a_full_disk_on_the_receiver_delays_the_fetch_and_not_the_log() {
     let watch = Watch::install(&cluster, usize::MAX);
     cluster.run(behind);
     wait_for("the disk is full", || faults.was_full());
-    some_looks("it still takes part", || {
+    observe_repeatedly("it still takes part", || {
         cluster.write(20, 100);
         let term = cluster.group(cluster.leader()).status().term;
         match cluster.group(behind).status().term {
@@ -238,12 +238,12 @@ fn a_limited_transfer_takes_its_time_and_the_log_does_not_wait_for_it() {
     [1, 2, 3].iter().for_each(|id| cluster.run(*id));
     cluster.write(10, 100);
     cluster.assert_agreed(&[1, 2, 3]);
-    some_looks("the log does not wait for it", || {
-        look_at_a_limited_transfer(&mut cluster, LIMIT)
+    observe_repeatedly("the log does not wait for it", || {
+        observe_a_limited_transfer(&mut cluster, LIMIT)
     });
 }
 
-fn look_at_a_limited_transfer(cluster: &mut Cluster, limit: u64) -> Result<(), String> {
+fn observe_a_limited_transfer(cluster: &mut Cluster, limit: u64) -> Result<(), String> {
     let behind = cluster.follower();
     cluster.leave_behind(behind, 300, 1000);
     let leader = cluster.leader();

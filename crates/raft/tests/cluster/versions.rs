@@ -10,7 +10,7 @@ use esker_raft::{Config, Envelope, Node, NodeId, Transport};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-use crate::host::{Cluster, GROUP, Wire, some_looks, wait_for};
+use crate::host::{Cluster, GROUP, Wire, observe_repeatedly, wait_for};
 
 #[test]
 fn a_member_of_an_older_version_refuses_a_newer_snapshot_and_catches_up_once_it_is_upgraded() {
@@ -45,7 +45,7 @@ fn a_member_of_an_older_version_refuses_a_newer_snapshot_and_catches_up_once_it_
     });
     let refused = cluster.group(behind).counters().engine.refused;
     assert!(refused[&Refusal::NewerFormat] >= 1, "{refused:?}");
-    some_looks("nobody stands for election", || {
+    observe_repeatedly("nobody stands for election", || {
         let leader = cluster.leader();
         let term = cluster.group(leader).status().term;
         cluster.write(50, 100);

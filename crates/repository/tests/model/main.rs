@@ -89,7 +89,7 @@ fn a_pinned_snapshot_stays_whole_until_it_is_unpinned() {
 }
 
 #[test]
-fn a_fork_keeps_what_it_abandons_and_shuts_out_the_dead_lineage() {
+fn a_fork_keeps_what_it_abandons_and_shuts_out_the_stale_lineage() {
     explore(scopes::forks());
 }
 
@@ -109,7 +109,7 @@ fn of_two_copies_of_a_node_one_writes() {
 }
 
 #[test]
-fn a_root_made_anew_repeats_no_generation() {
+fn a_recreated_root_repeats_no_generation() {
     explore(scopes::lost_root());
 }
 

@@ -13,7 +13,7 @@ on_both!(
     a_partial_directory_that_no_restore_left_is_left_alone,
     a_partial_directory_is_gone_on_with,
     one_that_ends_anywhere_near_its_end_is_gone_on_with,
-    a_partial_directory_of_another_snapshot_is_begun_anew,
+    a_partial_directory_of_another_snapshot_is_started_over,
     a_directory_that_exists_stays_and_is_restored_inside,
     one_that_ends_anywhere_inside_a_directory_is_gone_on_with,
     what_is_put_into_a_directory_during_a_restore_is_left_alone,
@@ -152,7 +152,7 @@ async fn one_that_ends_anywhere_near_its_end_is_gone_on_with(place: Place) {
     assert_eq!(again().await, 0);
 }
 
-async fn a_partial_directory_of_another_snapshot_is_begun_anew(place: Place) {
+async fn a_partial_directory_of_another_snapshot_is_started_over(place: Place) {
     let target = place.target();
     broken_off(&place, &target).await;
     let newer = some(&[1, 7]);

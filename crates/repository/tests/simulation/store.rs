@@ -89,7 +89,7 @@ impl Contents {
         let stored = Stored { bytes, tag, at };
         let was = self.objects.insert(key.to_owned(), stored);
         if Self::below(key) == Some("latest.json") {
-            self.look_at_root();
+            self.check_root();
         } else if let Some(was) = was
             && was.bytes != self.objects[key].bytes
         {
@@ -122,7 +122,7 @@ impl Contents {
         Some(SnapshotMetadata::parse(&stored.bytes, PARTITION, dir).unwrap())
     }
 
-    fn look_at_root(&mut self) {
+    fn check_root(&mut self) {
         let root = self.root().unwrap();
         self.kept.clear();
         for intent in &root.intents {

@@ -2,7 +2,7 @@
 //!
 //! Many clients do not read an answer before they have sent everything, and lose it if the connection is
 //! closed before that. So the rest of a refused request is read and discarded, up to [`MAX_BYTES`] and
-//! for [`LONGEST`], while the answer is being sent.
+//! for [`DRAIN_TIMEOUT`], while the answer is being sent.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -19,18 +19,18 @@ use tokio::runtime::Handle;
 /// Bytes that are discarded at most: enough for a body that was sent by mistake.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// How long bytes are discarded; a stop may have to wait for this.
-const LONGEST: Duration = Duration::from_secs(2);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Reads the rest of a request after an early answer.
 pub async fn read_on(request: Request, next: Next) -> Response {
-    next.run(request.map(|body| Body::new(Lingering(body))))
+    next.run(request.map(|body| Body::new(DrainedBody(body))))
         .await
 }
 
 /// A request's body, the rest of which is read when its handler drops it.
-struct Lingering(Body);
+struct DrainedBody(Body);
 
-impl HttpBody for Lingering {
+impl HttpBody for DrainedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -50,7 +50,7 @@ impl HttpBody for Lingering {
     }
 }
 
-impl Drop for Lingering {
+impl Drop for DrainedBody {
     fn drop(&mut self) {
         if self.0.is_end_stream() {
             return;
@@ -59,7 +59,7 @@ impl Drop for Lingering {
         if let Ok(runtime) = Handle::try_current() {
             let rest = std::mem::take(&mut self.0).into_data_stream();
             // At its end or its limit the body is dropped, which the connection notices.
-            runtime.spawn(tokio::time::timeout(LONGEST, throw_away(rest)));
+            runtime.spawn(tokio::time::timeout(DRAIN_TIMEOUT, throw_away(rest)));
         }
     }
 }

@@ -76,7 +76,7 @@ impl StateReader {
     }
 
     /// The partition's part of the database.
-    pub fn part(&self) -> &PartitionDb {
+    pub fn partition_db(&self) -> &PartitionDb {
         &self.part
     }
 

@@ -38,14 +38,14 @@ impl Snapshot {
 
     /// Rebuilds the store from this and the commits after it; returns the number of these commits.
     fn rebuild(&self, it: &mut Fixture, left: StreamLeft) -> Result<u64, StoreError> {
-        let mut rebuild = it.part().rebuild_state()?;
+        let mut rebuild = it.partition_db().rebuild_state()?;
         for (key, entry) in &self.entries {
             rebuild.entry(key, entry)?;
         }
         let folded = rebuild.fold(self.commit_ts, left.to)?;
         rebuild.finish(left.to)?;
         it.stop_and_open();
-        assert_eq!(it.part().state_problem()?, None);
+        assert_eq!(it.partition_db().state_problem()?, None);
         Ok(folded)
     }
 
@@ -79,14 +79,14 @@ fn digest(it: &Fixture) -> StateDigest {
 
 /// Removes the store's metadata; returns the commits that its stream still has.
 fn wreck(it: &mut Fixture) -> StreamLeft {
-    assert_eq!(it.part().state_problem().unwrap(), None);
-    let mut wreck = it.part().batch();
+    assert_eq!(it.partition_db().state_problem().unwrap(), None);
+    let mut wreck = it.partition_db().batch();
     wreck.delete(keys::STATE_META);
     wreck.write().unwrap();
     it.reopen();
-    let why = it.part().state_problem().unwrap();
+    let why = it.partition_db().state_problem().unwrap();
     assert_eq!(why.as_deref(), Some("where it stands is missing"));
-    it.part().state_stream_left().unwrap().unwrap()
+    it.partition_db().state_stream_left().unwrap().unwrap()
 }
 
 #[test]
@@ -155,12 +155,12 @@ fn no_snapshot_from_before_an_import_is_brought_up_to_date_by_the_commits_around
 /// Writes the state of the store's stream as an earlier build did: it is not recorded what left a gap,
 /// and the gap of an import is merged with that of a fork right after it.
 fn write_as_earlier_builds_did(it: &Fixture) {
-    let (stream, _) = name_entry(&it.part(), STATE_BASIN_ID, STATE_STREAM)
+    let (stream, _) = name_entry(&it.partition_db(), STATE_BASIN_ID, STATE_STREAM)
         .unwrap()
         .unwrap();
-    let mut state = it.part().stream_state(stream).unwrap().unwrap();
+    let mut state = it.partition_db().stream_state(stream).unwrap().unwrap();
     state.merge_gaps();
-    let mut batch = it.part().batch();
+    let mut batch = it.partition_db().batch();
     batch.put(keys::stream_state(stream), state.encode_to_vec());
     batch.write().unwrap();
 }
@@ -198,14 +198,14 @@ fn a_commit_that_is_missing_is_noticed() {
         it.commit(vec![write(&key("a"), "{}")]);
     }
     let left = wreck(&mut it);
-    let (stream, _) = name_entry(&it.part(), STATE_BASIN_ID, STATE_STREAM)
+    let (stream, _) = name_entry(&it.partition_db(), STATE_BASIN_ID, STATE_STREAM)
         .unwrap()
         .unwrap();
     for missing in [4, 2] {
-        let mut batch = it.part().batch();
+        let mut batch = it.partition_db().batch();
         batch.delete(keys::data(stream, missing));
         batch.write().unwrap();
-        let mut rebuild = it.part().rebuild_state().unwrap();
+        let mut rebuild = it.partition_db().rebuild_state().unwrap();
         let error = rebuild.fold(0, left.to).unwrap_err();
         assert!(error.to_string().contains("are missing"), "{error}");
     }
@@ -305,7 +305,7 @@ proptest! {
                 }
                 Do::Rebuild(back) => {
                     it.reopen();
-                    if it.part().state_meta().unwrap().is_none_or(|m| m.stream == 0) {
+                    if it.partition_db().state_meta().unwrap().is_none_or(|m| m.stream == 0) {
                         continue;
                     }
                     let whole = digest(&it);

@@ -45,7 +45,7 @@ impl Commits {
 
     /// Bytes of batches in the stream of commits, after `from` and up to `to`.
     fn bytes_of_commits(&self, from: u64, to: u64) -> u64 {
-        let part = self.partition.part();
+        let part = self.partition.partition_db();
         let stream = StreamId(self.meta().stream);
         let mut it = part.iterate(&keys::data(stream, from), &keys::data(stream, to), false);
         it.seek_to_first();
@@ -137,7 +137,7 @@ fn a_store_is_rebuilt_by_reading_its_commits_once_whatever_the_number_of_runs() 
         for runs in RUNS {
             let commits = Commits::new(runs, commits_in_run, 64, value);
             let stored = commits.bytes_of_commits(0, commits.number);
-            let part = commits.partition.part();
+            let part = commits.partition.partition_db();
             let (mut rebuild, read) = cost(|| part.rebuild_state().unwrap());
             let entry = value as u64 + 4 * KIB;
             let blocks = runs * 4 * KIB;

@@ -6,7 +6,7 @@ use super::*;
 fn earlier(it: &Fixture, key: &StateKey) -> Vec<u64> {
     let names = key.encode();
     let generation = it.state_reader().meta().generation;
-    let part = it.part();
+    let part = it.partition_db();
     let from = keys::state_history(generation, &names, 0);
     let to = keys::state_history(generation, &names, u64::MAX);
     let mut rows = part.iterate(&from, &to, false);
@@ -23,7 +23,7 @@ fn earlier(it: &Fixture, key: &StateKey) -> Vec<u64> {
 fn earlier_bytes(it: &Fixture, key: &StateKey) -> u64 {
     let names = key.encode();
     let generation = it.state_reader().meta().generation;
-    let part = it.part();
+    let part = it.partition_db();
     let from = keys::state_history(generation, &names, 0);
     let to = keys::state_history(generation, &names, u64::MAX);
     let mut rows = part.iterate(&from, &to, false);
@@ -74,7 +74,7 @@ fn what_an_import_replaces_is_counted_once_as_space_to_give_back() {
     it.flush();
     let expected: u64 = {
         let ranges = keys::state_generation(it.state_reader().meta().generation);
-        let part = it.part();
+        let part = it.partition_db();
         let bytes = |(from, to): &(Vec<u8>, Vec<u8>)| part.approximate_bytes(from, to).unwrap();
         ranges.iter().map(bytes).sum()
     };

@@ -11,7 +11,7 @@ fn store(path: &Path) -> Store {
     let options = StoreOptions {
         write_buffer: 64 * 1024,
         write_buffers_total: 64 * 1024 * 1024,
-        ..StoreOptions::for_a_look()
+        ..StoreOptions::for_inspection()
     };
     let init = ClusterInit {
         partitions: 1,
@@ -67,7 +67,7 @@ fn a_flush_that_is_refused_once_costs_nothing_and_the_next_one_works() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("db");
     let store = store(&path);
-    let part = store.part(PartitionId(1));
+    let part = store.partition_db(PartitionId(1));
     write(&part, 1, 100).unwrap();
     part.flush().unwrap();
 
@@ -100,7 +100,7 @@ fn writes_are_refused_with_the_cause_once_memtables_are_full_and_go_on_when_flus
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("db");
     let store = store(&path);
-    let part = store.part(PartitionId(1));
+    let part = store.partition_db(PartitionId(1));
     part.flush().unwrap();
 
     let away = Away::new(&path);
@@ -138,7 +138,7 @@ fn writes_are_refused_with_the_cause_once_memtables_are_full_and_go_on_when_flus
 fn a_flush_is_waited_for_until_its_deadline_and_goes_on_by_itself() {
     let scratch = tempfile::tempdir().unwrap();
     let store = store(&scratch.path().join("db"));
-    let part = store.part(PartitionId(1));
+    let part = store.partition_db(PartitionId(1));
     part.flush().unwrap();
     let held = store.background.hold.lock();
     write(&part, 1, 100).unwrap();
@@ -154,7 +154,7 @@ fn a_flush_is_waited_for_until_its_deadline_and_goes_on_by_itself() {
 fn one_who_waits_for_a_flush_that_is_given_up_is_answered() {
     let scratch = tempfile::tempdir().unwrap();
     let store = store(&scratch.path().join("db"));
-    let part = store.part(PartitionId(1));
+    let part = store.partition_db(PartitionId(1));
     part.flush().unwrap();
     let held = store.background.hold.lock();
     write(&part, 1, 100).unwrap();
@@ -192,7 +192,7 @@ fn a_flush_that_keeps_failing_is_tried_after_1_2_4_8_16_and_every_30_seconds() {
 fn store_with_few_open_files(path: &Path) -> Store {
     let options = StoreOptions {
         max_open_files: 20,
-        ..StoreOptions::for_a_look()
+        ..StoreOptions::for_inspection()
     };
     let init = ClusterInit {
         partitions: 2,
@@ -234,7 +234,10 @@ fn while_compactions_go_on_failing_writes_are_refused_with_the_cause_before_rock
 {
     let scratch = tempfile::tempdir().unwrap();
     let store = store_with_few_open_files(&scratch.path().join("db"));
-    let (part, other) = (store.part(PartitionId(1)), store.part(PartitionId(2)));
+    let (part, other) = (
+        store.partition_db(PartitionId(1)),
+        store.partition_db(PartitionId(2)),
+    );
     let mut last = 0;
     // Fewer files than trigger a compaction, but so many that the oldest is no longer open.
     add_files(&part, &mut last, 20);
@@ -273,7 +276,10 @@ fn while_compactions_go_on_failing_writes_are_refused_with_the_cause_before_rock
 fn a_missing_table_that_a_compaction_meets_is_damage_of_its_partition_alone() {
     let scratch = tempfile::tempdir().unwrap();
     let store = store_with_few_open_files(&scratch.path().join("db"));
-    let (part, other) = (store.part(PartitionId(1)), store.part(PartitionId(2)));
+    let (part, other) = (
+        store.partition_db(PartitionId(1)),
+        store.partition_db(PartitionId(2)),
+    );
     let mut last = 0;
     add_files(&part, &mut last, 20);
     let table = oldest_table(&part);

@@ -429,7 +429,7 @@ fn sequence_numbers_that_run_out_are_refused_and_never_wrap() {
         trim_point: u64::MAX - 3,
         ..partition.state("s")
     };
-    let mut batch = partition.part().batch();
+    let mut batch = partition.partition_db().batch();
     batch.put(
         keys::stream_state(stream),
         prost::Message::encode_to_vec(&state),

@@ -39,7 +39,7 @@ pub(crate) fn cost<T>(of: impl FnOnce() -> T) -> (T, u64) {
 
 /// Disables compactions, so that each file stays as it was written.
 pub(crate) fn unmerged(partition: &Fixture) {
-    let part = partition.part();
+    let part = partition.partition_db();
     let options = [("disable_auto_compactions", "true")];
     let db = part.store().db();
     db.set_options_cf(&part.cf(), &options).unwrap();
@@ -72,7 +72,7 @@ impl Runs {
     ) -> Runs {
         let mut partition = Fixture::with(options);
         unmerged(&partition);
-        let part = partition.part();
+        let part = partition.partition_db();
         let settings = StreamSettings {
             retention_age_secs: Some(1),
             ..StreamSettings::default()
@@ -205,7 +205,7 @@ fn a_digest_reads_at_most_one_and_a_half_bytes_for_one_whatever_the_number_of_ru
     for (batches, records, body) in [(2, 120, 8 * KIB), (64, 1, 8 * KIB)] {
         for runs in RUNS {
             let runs_of = Runs::new(runs, batches, records, body);
-            let part = runs_of.partition.part();
+            let part = runs_of.partition.partition_db();
             let (digest, read) = cost(|| part.digest().unwrap());
             assert_eq!(digest.batches, runs_of.batches * STREAMS as u64);
             // A block of small keys is read of each run, several times.

@@ -32,12 +32,12 @@ fn a_checkpoint_made_elsewhere_is_the_same_partition() {
     let mut partition = busy();
     partition.maintain_all();
     let checkpoint = partition.checkpoint();
-    let digest = partition.part().digest().unwrap();
+    let digest = partition.partition_db().digest().unwrap();
     assert_eq!(checkpoint.meta.lsn, partition.applied());
     assert_eq!(checkpoint.meta.members.voters, [7]);
     assert_eq!(checkpoint.lineage(), Some(digest.lineage));
     let mut elsewhere = partition.imported(&checkpoint);
-    assert_eq!(elsewhere.part().digest().unwrap(), digest);
+    assert_eq!(elsewhere.partition_db().digest().unwrap(), digest);
     assert_eq!(elsewhere.content(&[BASIN]), partition.content(&[BASIN]));
     // The import continues with the same entries.
     let kept = partition.stream("kept").id;
@@ -47,33 +47,36 @@ fn a_checkpoint_made_elsewhere_is_the_same_partition() {
     partition.create("new");
     elsewhere.catch_up(&partition);
     assert_eq!(
-        elsewhere.part().digest().unwrap(),
-        partition.part().digest().unwrap()
+        elsewhere.partition_db().digest().unwrap(),
+        partition.partition_db().digest().unwrap()
     );
 }
 
 #[test]
 fn a_digest_does_not_depend_on_what_was_reclaimed() {
     let mut partition = busy();
-    let before = partition.part().digest().unwrap();
+    let before = partition.partition_db().digest().unwrap();
     partition.maintain_all();
     partition.flush();
-    partition.part().compact().unwrap();
-    let after = partition.part().digest().unwrap();
+    partition.partition_db().compact().unwrap();
+    let after = partition.partition_db().digest().unwrap();
     assert_eq!(before, after);
     // The digest covers what readers see.
     let kept = partition.stream("kept").id;
     partition
         .append(append(kept, 9000, vec![rec("more")]))
         .unwrap();
-    assert_ne!(partition.part().digest().unwrap().digest, after.digest);
+    assert_ne!(
+        partition.partition_db().digest().unwrap().digest,
+        after.digest
+    );
 }
 
 #[test]
 fn what_a_checkpoint_covers_is_read_from_its_files_while_appends_and_flushes_go_on() {
     let mut partition = Fixture::new();
     let stream = partition.create("s");
-    let part = partition.part();
+    let part = partition.partition_db();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let checkpoints = scope.spawn(|| {
@@ -110,7 +113,7 @@ fn what_a_checkpoint_covers_is_read_from_its_files_while_appends_and_flushes_go_
 #[test]
 fn a_checkpoint_covers_what_was_applied_when_it_was_begun() {
     let mut partition = busy();
-    let capture = partition.part().begin_checkpoint();
+    let capture = partition.partition_db().begin_checkpoint();
     let begun = partition.applied();
     partition.create("later");
     let checkpoint = capture.take().unwrap();
@@ -216,7 +219,7 @@ fn a_checkpoint_made_apart_leaves_one_of_the_same_lsn_that_it_differs_from_as_it
     let dir = tempfile::tempdir_in(first.dir.parent().unwrap()).unwrap();
     let (to, next) = (dir.path().join("1"), dir.path().join("2"));
     let apart = |partition: &Fixture, to: &Path, known: &[PathBuf]| {
-        let capture = partition.part().begin_checkpoint();
+        let capture = partition.partition_db().begin_checkpoint();
         capture.take_to(to, known).unwrap()
     };
     let made = apart(&partition, &to, std::slice::from_ref(&first.dir));

@@ -71,10 +71,10 @@ pub fn eager() -> StreamOptions {
 
 /// Opens a database that may still be held by a compaction of the one before it.
 fn open_store(path: &Path) -> Store {
-    let patience = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         match Store::open(path, &store_options(), 1) {
-            Err(StoreError::Db { .. }) if Instant::now() < patience => {
+            Err(StoreError::Db { .. }) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(2));
             }
             other => return other.unwrap(),
@@ -144,7 +144,7 @@ impl Fixture {
 
     /// A checkpoint of the present state.
     pub fn checkpoint(&mut self) -> Checkpoint {
-        self.part().begin_checkpoint().take().unwrap()
+        self.partition_db().begin_checkpoint().take().unwrap()
     }
 
     /// A partition in a database of its own, imported from a checkpoint.
@@ -169,9 +169,9 @@ impl Fixture {
 
     /// Begins another lineage here, as a restore does after which something may be lost.
     pub fn fork(&mut self, id: u128) {
-        let lineage = self.part().lineage().unwrap();
+        let lineage = self.partition_db().lineage().unwrap();
         let next = lineage.fork(LineageId(id), self.applied());
-        self.part().fork(&next, 7).unwrap();
+        self.partition_db().fork(&next, 7).unwrap();
         self.stop_and_open();
     }
 
@@ -202,8 +202,8 @@ impl Fixture {
         self.open.as_ref().unwrap().1.state_reader()
     }
 
-    pub fn part(&self) -> PartitionDb {
-        self.open.as_ref().unwrap().0.part(PARTITION)
+    pub fn partition_db(&self) -> PartitionDb {
+        self.open.as_ref().unwrap().0.partition_db(PARTITION)
     }
 
     pub fn applied(&self) -> u64 {
@@ -211,11 +211,11 @@ impl Fixture {
     }
 
     pub fn durable(&self) -> u64 {
-        self.part().durable().unwrap().unwrap().lsn
+        self.partition_db().durable().unwrap().unwrap().lsn
     }
 
     pub fn flush(&self) {
-        self.part().flush().unwrap();
+        self.partition_db().flush().unwrap();
     }
 
     /// Flushes it, closes it and opens it again.
@@ -334,7 +334,7 @@ impl Fixture {
     /// The refusals that are remembered, in memory and in the database alike.
     pub fn refusals(&self) -> Vec<Refusal> {
         let remembered = self.open.as_ref().unwrap().1.failed_sessions().refusals();
-        let part = self.part();
+        let part = self.partition_db();
         let stored = FailedSessions::load(&part, self.applied(), self.remember_failed).unwrap();
         assert_eq!(stored.refusals(), remembered, "the database and memory");
         assert_eq!(
@@ -348,7 +348,7 @@ impl Fixture {
     /// How many keys of refusals the database has.
     pub fn refusal_keys(&self) -> usize {
         let (from, to) = keys::refusals(0);
-        let part = self.part();
+        let part = self.partition_db();
         let mut it = part.iterate(&from, &to, false);
         it.seek_to_first();
         let mut count = 0;

@@ -182,11 +182,11 @@ fn a_digest_does_not_depend_on_whether_a_gap_was_written_back() {
     let checkpoint = partition.checkpoint();
     let mut copy = partition.imported(&checkpoint);
     copy.fork(3);
-    let before = copy.part().digest().unwrap();
+    let before = copy.partition_db().digest().unwrap();
     let stream = copy.stream("s").id;
     // This command touches the stream, and changes nothing.
     copy.apply(expire(stream, 0, 4000));
-    let after = copy.part().digest().unwrap();
+    let after = copy.partition_db().digest().unwrap();
     assert_eq!(before.digest, after.digest);
     assert_ne!(before.lsn, after.lsn);
 }
@@ -211,10 +211,10 @@ fn many_forks_are_remembered_in_bounded_space() {
 fn a_lineage_contains_its_parent_up_to_the_fork_and_nothing_else() {
     let mut partition = Fixture::new();
     partition.create("s");
-    let first = partition.part().lineage().unwrap();
+    let first = partition.partition_db().lineage().unwrap();
     partition.fork(1);
     partition.create("t");
-    let second = partition.part().lineage().unwrap();
+    let second = partition.partition_db().lineage().unwrap();
     assert_eq!(second.parent(), Some(first.id()));
     assert!(second.contains(first.id(), 1));
     assert!(!second.contains(first.id(), 2));
@@ -224,7 +224,7 @@ fn a_lineage_contains_its_parent_up_to_the_fork_and_nothing_else() {
 
 /// The forks that a stream lists: parent, sequence number, and where the history continues.
 fn listed(partition: &Fixture, name: &str) -> Vec<(Option<LineageId>, u64, u64)> {
-    let lineage = partition.part().lineage().unwrap();
+    let lineage = partition.partition_db().lineage().unwrap();
     let seen = partition.state(name).forks_seen(&lineage);
     let one = |fork: Fork| (fork.parent, fork.seq_num, fork.resumes_at);
     seen.into_iter().map(one).collect()
@@ -271,11 +271,11 @@ fn forks_without_an_append_in_between_have_the_same_numbers() {
 #[test]
 fn a_lineage_of_which_nothing_is_left_is_listed_with_what_the_copy_has_of_the_stream() {
     let mut partition = forked();
-    let lineage = partition.part().lineage().unwrap();
+    let lineage = partition.partition_db().lineage().unwrap();
     let lsn = partition.applied();
     let between = [LineageId(2)];
     let next = lineage.fork_of_descendant(LineageId(3), 2, &between, LineageId(4), lsn);
-    partition.part().fork(&next, 7).unwrap();
+    partition.partition_db().fork(&next, 7).unwrap();
     partition.stop_and_open();
     let seq = 8 + GAP;
     let parents: Vec<_> = listed(&partition, "s")[1..].to_vec();
@@ -355,11 +355,11 @@ fn a_gap_is_of_the_last_forks_if_an_earlier_build_forgot_those_before() {
     let stream = partition.stream("s").id;
     let trimmed = expire(stream, 6 + GAP, 4000);
     partition.apply(trimmed);
-    let whole = partition.part().digest().unwrap();
+    let whole = partition.partition_db().digest().unwrap();
     let mut state = partition.state("s");
     state.retain_visible_gaps();
     assert_eq!(state.gaps.len(), 1);
-    let mut batch = partition.part().batch();
+    let mut batch = partition.partition_db().batch();
     batch.put(keys::stream_state(stream), state.encode_to_vec());
     batch.write().unwrap();
     partition.reopen();
@@ -367,5 +367,5 @@ fn a_gap_is_of_the_last_forks_if_an_earlier_build_forgot_those_before() {
     let expected = [(Some(LineageId(1)), end, end + GAP)];
     assert_eq!(listed(&partition, "s"), expected);
     // Both digests are of the same partition.
-    assert_eq!(partition.part().digest().unwrap(), whole);
+    assert_eq!(partition.partition_db().digest().unwrap(), whole);
 }

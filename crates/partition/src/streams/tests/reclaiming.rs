@@ -43,9 +43,9 @@ fn fill(partition: &mut Fixture, stream: StreamId, batches: u64, length: usize) 
 
 /// Does rounds of maintenance until the condition holds.
 fn maintain_until(partition: &mut Fixture, what: &str, holds: impl Fn(&Fixture) -> bool) {
-    let patience = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !holds(partition) {
-        assert!(Instant::now() < patience, "in vain: {what}");
+        assert!(Instant::now() < deadline, "in vain: {what}");
         partition.machine().maintain();
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -53,7 +53,7 @@ fn maintain_until(partition: &mut Fixture, what: &str, holds: impl Fn(&Fixture) 
 
 /// Number of keys in a range.
 fn keys_in(partition: &Fixture, from: &[u8], to: &[u8]) -> usize {
-    let part = partition.part();
+    let part = partition.partition_db();
     let mut it = part.iterate(from, to, false);
     it.seek_to_first();
     let mut count = 0;
@@ -91,13 +91,13 @@ fn twelve_mib() -> (Fixture, [StreamId; 3]) {
         stream
     });
     partition.flush();
-    assert!(partition.part().file_bytes() > 12 * MIB - 100_000);
+    assert!(partition.partition_db().file_bytes() > 12 * MIB - 100_000);
     (partition, streams)
 }
 
 /// Whether the files have shrunk to about this many MiB.
 fn shrunk_to(mib: u64) -> impl Fn(&Fixture) -> bool {
-    move |partition| partition.part().file_bytes() < mib * MIB + MIB / 2
+    move |partition| partition.partition_db().file_bytes() < mib * MIB + MIB / 2
 }
 
 #[test]
@@ -268,7 +268,7 @@ fn what_is_given_back_need_not_be_readable() {
     let mut partition = Fixture::with(eager());
     let stream = partition.create("s");
     fill(&mut partition, stream, 10, 8);
-    let mut batch = partition.part().batch();
+    let mut batch = partition.partition_db().batch();
     batch.put(keys::data(stream, 3), b"rot");
     batch.write().unwrap();
     partition.apply(expire(stream, 5, 9_000));
@@ -314,8 +314,8 @@ fn a_file_that_ends_with_the_first_kept_batch_is_kept() {
     // Enough for files that have nothing but batches of this stream.
     fill(&mut partition, stream, 900, 256 * KIB);
     partition.flush();
-    partition.part().compact().unwrap();
-    let largest = partition.part().largest_keys();
+    partition.partition_db().compact().unwrap();
+    let largest = partition.partition_db().largest_keys();
     let ends: Vec<u64> = largest
         .iter()
         .filter(|key| key.starts_with(&keys::data(stream, 0)[..9]))
@@ -326,7 +326,7 @@ fn a_file_that_ends_with_the_first_kept_batch_is_kept() {
     let last_of_a_file = ends[1];
     assert!(last_of_a_file > 129);
 
-    let bytes = partition.part().file_bytes();
+    let bytes = partition.partition_db().file_bytes();
     let give_back = |partition: &mut Fixture, up_to| {
         partition.apply(expire(stream, up_to, 9_000));
         let before = partition.content(&[BASIN]);
@@ -335,7 +335,7 @@ fn a_file_that_ends_with_the_first_kept_batch_is_kept() {
         partition.flush();
         partition.machine().maintain();
         assert_eq!(partition.content(&[BASIN]), before);
-        partition.part().file_bytes()
+        partition.partition_db().file_bytes()
     };
 
     let left = give_back(&mut partition, last_of_a_file);
@@ -354,8 +354,8 @@ fn files_go_only_when_it_is_durable_that_nobody_sees_them() {
     let stream = partition.create("s");
     fill(&mut partition, stream, 900, 256 * KIB);
     partition.flush();
-    partition.part().compact().unwrap();
-    let bytes = partition.part().file_bytes();
+    partition.partition_db().compact().unwrap();
+    let bytes = partition.partition_db().file_bytes();
     let before = partition.content(&[BASIN]);
 
     partition.apply(expire(stream, 890, 9_000));
@@ -373,7 +373,7 @@ fn files_go_only_when_it_is_durable_that_nobody_sees_them() {
     partition.machine().maintain();
     partition.flush();
     partition.machine().maintain();
-    assert!(partition.part().file_bytes() < bytes - 100 * MIB);
+    assert!(partition.partition_db().file_bytes() < bytes - 100 * MIB);
     assert_eq!(partition.content(&[BASIN]), after);
 }
 
@@ -385,7 +385,7 @@ fn a_stream_that_cannot_be_read_does_not_hold_up_the_others() {
         fill(&mut partition, stream, 10, 8);
         stream
     });
-    let mut batch = partition.part().batch();
+    let mut batch = partition.partition_db().batch();
     batch.put(keys::data(rotten, 5), b"rot");
     batch.write().unwrap();
     partition.step(vec![expire(rotten, 5, 9_000), expire(sound, 5, 9_000)]);

@@ -168,7 +168,7 @@ fn an_empty_entry_moves_the_position_and_nothing_else() {
     assert_eq!(partition.applied(), 2);
     assert_eq!(partition.content(&[BASIN]).streams, before);
     partition.reopen();
-    let applied = partition.part().applied().unwrap().unwrap();
+    let applied = partition.partition_db().applied().unwrap().unwrap();
     assert_eq!((applied.lsn, applied.term), (2, 3));
     assert!(
         partition
@@ -251,7 +251,7 @@ fn a_fork_leaves_one_voter_and_nobody_else() {
     let next = partition.applied() + 1;
     let step = [change(next, joint())];
     partition.apply_entries(&step);
-    let part = partition.part();
+    let part = partition.partition_db();
     let lineage = part.lineage().unwrap();
     part.fork(&lineage, 12).unwrap();
     let alone = Membership {

@@ -175,7 +175,7 @@ fn many_refusals_do_not_make_an_append_larger() {
             keys::stream_state(stream),
             keys::stream_state(StreamId(stream.0 + 1)),
         );
-        let part = partition.part();
+        let part = partition.partition_db();
         let mut it = part.iterate(&from, &to, false);
         it.seek_to_first();
         it.value().unwrap().len()
