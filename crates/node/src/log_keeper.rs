@@ -160,6 +160,9 @@ pub(crate) fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
         let free = inner.admission.available_permits();
         let used = inner.options.append_inflight.saturating_sub(free);
         metrics::gauge!("esker_append_inflight_bytes").set(used as f64);
+        let (tokens, suspended) = inner.catalog_reader.count_tokens();
+        metrics::gauge!("esker_access_tokens").set(tokens as f64);
+        metrics::gauge!("esker_access_tokens_suspended").set(suspended as f64);
         if keeper
             .published
             .is_none_or(|at| at.elapsed() >= PUBLISH_EVERY)

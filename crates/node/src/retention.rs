@@ -1,4 +1,5 @@
-//! Proposes what becomes due with time: age retention, delete-on-empty, deletion of basins.
+//! Proposes what becomes due with time: age retention, delete-on-empty, deletion of basins, removal of
+//! expired access tokens.
 //!
 //! A partition that does not answer, because its disk does not, does not delay the others: a round waits for
 //! [`ANSWERS_TIMEOUT`] at most, and proposes nothing to a partition that has not answered yet.
@@ -7,7 +8,9 @@ use std::collections::HashMap;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
-use esker_partition::command::{DeleteIfEmpty, DropBasin, Expire, ForgetBasin, Kind, Outcome};
+use esker_partition::command::{
+    DeleteIfEmpty, DropBasin, Expire, ForgetBasin, Kind, Outcome, RemoveExpiredTokens,
+};
 use esker_partition::reader::Due;
 use esker_partition::{BasinId, StreamId};
 use esker_raft::{Group, ProposeError};
@@ -22,6 +25,12 @@ use crate::signal::Signal;
 const ANSWERS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a waiting round checks for answers.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// How long an expired access token stays in the list, where its owner sees why it is refused.
+const EXPIRED_TOKEN_RETENTION: Duration = Duration::from_secs(24 * 3600);
+/// How often expired access tokens are looked for: each time, all are examined.
+const EXPIRED_TOKENS_INTERVAL: Duration = Duration::from_secs(60);
+/// Most access tokens that one command removes: some 100 KiB of ids.
+const MAX_EXPIRED_TOKENS: usize = 1000;
 
 type Answer = oneshot::Receiver<Result<Outcome, ProposeError>>;
 
@@ -65,6 +74,8 @@ struct Retention {
     late: Vec<Late>,
     /// By basin that is being deleted, which partitions have dropped it.
     dropped: HashMap<BasinId, Vec<bool>>,
+    /// When expired access tokens were last looked for.
+    tokens_examined: Option<Instant>,
 }
 
 pub(crate) fn look_after_due(inner: &Weak<Inner>, signal: &Signal, interval: Duration) {
@@ -78,6 +89,7 @@ pub(crate) fn look_after_due(inner: &Weak<Inner>, signal: &Signal, interval: Dur
         retention.late.resize_with(partitions + 1, Late::default);
         retention.propose_due(&inner);
         retention.finish_deleted_basins(&inner);
+        retention.remove_expired_tokens(&inner);
     }
 }
 
@@ -107,6 +119,36 @@ impl Retention {
         for (partition, answers) in proposed {
             for answer in answers {
                 self.late[partition].wait(answer, deadline);
+            }
+        }
+    }
+
+    /// Removes access tokens that expired some time ago. They have not been valid since.
+    fn remove_expired_tokens(&mut self, inner: &Inner) {
+        let examined = self.tokens_examined.map(|at| at.elapsed());
+        let is_due = examined.is_none_or(|since| since >= EXPIRED_TOKENS_INTERVAL);
+        if !is_due || !self.late[0].have_come() {
+            return;
+        }
+        let before = now_ms_for_ages().saturating_sub(EXPIRED_TOKEN_RETENTION.as_millis() as u64);
+        let reader = &inner.catalog_reader;
+        let ids = reader.tokens_expired_before(before, MAX_EXPIRED_TOKENS);
+        if ids.len() < MAX_EXPIRED_TOKENS {
+            self.tokens_examined = Some(Instant::now());
+        }
+        if ids.is_empty() {
+            return;
+        }
+        inner.release_reserve();
+        let command = Kind::RemoveExpiredTokens(RemoveExpiredTokens {
+            ids,
+            expired_before_ms: before,
+        });
+        if let Ok(answer) = inner.catalog.propose(command.into_bytes()) {
+            let deadline = Instant::now() + ANSWERS_TIMEOUT;
+            let outcome = self.late[0].wait(answer, deadline);
+            if let Some(Outcome::ExpiredTokensRemoved(removed)) = outcome {
+                tracing::info!(removed, "Removed expired access tokens");
             }
         }
     }

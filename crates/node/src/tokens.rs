@@ -184,3 +184,163 @@ fn check(scope: &TokenScope) -> Result<(), String> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::node::Node;
+    use crate::options::NodeOptions;
+    use crate::snapshots::Bootstrap;
+
+    const GRACE: Duration = Duration::from_secs(30);
+
+    async fn start(dir: &Path, repository: &Path, bootstrap: Option<Bootstrap>) -> Node {
+        let mut options = NodeOptions::new(dir);
+        options.partitions = 1;
+        options.bootstrap = bootstrap;
+        options.snapshots.destination = Some(repository.display().to_string());
+        options.snapshots.interval = None;
+        options.snapshots.recovery_budget = None;
+        Node::start(options).await.unwrap()
+    }
+
+    fn new_token(id: &str, of: u8) -> NewToken {
+        NewToken {
+            id: id.parse().unwrap(),
+            hash: TokenHash([of; 32]),
+            expires_at_ms: None,
+            auto_prefix_streams: false,
+            scope: TokenScope::default(),
+        }
+    }
+
+    fn id(id: &str) -> AccessTokenId {
+        id.parse().unwrap()
+    }
+
+    /// The state of the token with this hash: whether it is suspended, if it is there.
+    fn found(node: &Node, of: u8) -> Option<bool> {
+        let found = node.tokens().find(&TokenHash([of; 32])).unwrap();
+        found.map(|token| token.suspended)
+    }
+
+    fn problem(node: &Node) -> Option<String> {
+        let problems = node.recovery_status().problems.into_iter();
+        let mut of_tokens = problems.filter(|p| p.code == "access_tokens_suspended");
+        of_tokens.next().map(|problem| problem.what)
+    }
+
+    #[tokio::test]
+    async fn tokens_survive_a_restart_and_a_restore_with_a_loss_suspends_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, repository) = (dir.path().join("data"), dir.path().join("repository"));
+        let node = start(&data, &repository, None).await;
+        let tokens = node.tokens();
+        for (name, of) in [("kept", 1), ("revoked", 2)] {
+            tokens.issue(new_token(name, of)).await.unwrap();
+        }
+        for partition in 0..2 {
+            node.create_snapshot(partition).await.unwrap();
+        }
+        // The repository does not have what follows.
+        tokens.revoke(&id("revoked")).await.unwrap();
+        tokens.issue(new_token("late", 3)).await.unwrap();
+        assert_eq!(found(&node, 2), None, "in force as soon as it is answered");
+        node.stop(GRACE).await;
+        drop((node, tokens));
+
+        let node = start(&data, &repository, None).await;
+        assert_eq!(
+            [1, 2, 3].map(|of| found(&node, of)),
+            [Some(false), None, Some(false)]
+        );
+        assert!(!node.tokens().suspended() && problem(&node).is_none());
+        node.stop(GRACE).await;
+        drop(node);
+
+        let mut count = 2;
+        for lost in 0..2 {
+            std::fs::remove_dir_all(&data).unwrap();
+            let node = start(&data, &repository, Some(Bootstrap::Restore)).await;
+            let tokens = node.tokens();
+            assert!(tokens.suspended(), "loss {lost}");
+            assert_eq!([1, 3].map(|of| found(&node, of)), [Some(true), None]);
+            assert!(problem(&node).unwrap().starts_with(&format!("{count} ")));
+            let fresh = new_token(&format!("fresh-{lost}"), 10 + lost);
+            tokens.issue(fresh).await.unwrap();
+            assert_eq!(found(&node, 10 + lost), Some(false));
+            node.stop(GRACE).await;
+            drop((node, tokens));
+            // A restart alone confirms nothing.
+            let node = start(&data, &repository, None).await;
+            assert_eq!(found(&node, 1), Some(true));
+            assert_eq!(found(&node, 10 + lost), Some(false));
+            if lost == 0 {
+                // The one whose revocation is lost has come back, suspended.
+                assert_eq!(found(&node, 2), Some(true));
+                node.tokens().revoke(&id("revoked")).await.unwrap();
+                count -= 1;
+            }
+            assert_eq!(node.tokens().confirm().await.unwrap(), count);
+            assert_eq!(node.tokens().confirm().await.unwrap(), 0);
+            count += 1;
+            assert!(!node.tokens().suspended() && problem(&node).is_none());
+            for partition in 0..2 {
+                node.create_snapshot(partition).await.unwrap();
+            }
+            node.stop(GRACE).await;
+            drop(node);
+            let node = start(&data, &repository, None).await;
+            assert_eq!(found(&node, 1), Some(false), "a confirmation is durable");
+            node.stop(GRACE).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_valid_is_refused_and_stores_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = start(
+            &dir.path().join("data"),
+            &dir.path().join("repository"),
+            None,
+        )
+        .await;
+        let tokens = node.tokens();
+        tokens.issue(new_token("one", 1)).await.unwrap();
+        let exists = tokens.issue(new_token("one", 2)).await.unwrap_err();
+        assert!(matches!(exists, TokenError::Exists(_)), "{exists}");
+        let unknown = tokens.revoke(&id("two")).await.unwrap_err();
+        assert!(matches!(unknown, TokenError::NotFound(_)), "{unknown}");
+        let long = NewToken {
+            scope: TokenScope {
+                agents: NameSet::prefix("a".repeat(MAX_SCOPE_NAME_BYTES + 1)),
+                ..TokenScope::default()
+            },
+            ..new_token("long", 3)
+        };
+        let refused = tokens.issue(long.clone()).await.unwrap_err();
+        assert!(matches!(refused, TokenError::Invalid(_)), "{refused}");
+        let longest = TokenScope {
+            agents: NameSet::prefix("a".repeat(MAX_SCOPE_NAME_BYTES)),
+            ..TokenScope::default()
+        };
+        let longest = NewToken {
+            scope: longest,
+            ..long
+        };
+        tokens.issue(longest).await.unwrap();
+        let (listed, has_more) = tokens.list("", "", 1);
+        assert_eq!((listed[0].id.as_str(), has_more), ("long", true));
+        let (listed, has_more) = tokens.list("", "long", usize::MAX);
+        assert_eq!((listed.len(), has_more), (1, false));
+        node.stop(GRACE).await;
+        let stopped = tokens.issue(new_token("late", 4)).await.unwrap_err();
+        assert!(
+            matches!(stopped, TokenError::Failed(Error::Stopping)),
+            "{stopped}"
+        );
+    }
+}

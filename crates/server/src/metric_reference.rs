@@ -274,6 +274,24 @@ const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        title: "Access tokens",
+        about: "Tokens that the catalog stores. A restore of the catalog with a loss suspends them, because revocations may be lost, until the root token confirms them.",
+        metrics: &[
+            gauge(
+                "esker_access_tokens",
+                "tokens",
+                &[],
+                "Access tokens that are stored, expired ones included until they are removed.",
+            ),
+            gauge(
+                "esker_access_tokens_suspended",
+                "tokens",
+                &[],
+                "Access tokens that are not valid until the root token confirms them.",
+            ),
+        ],
+    },
+    Section {
         title: "Log",
         about: "The write-ahead log that all partitions share.",
         metrics: &[

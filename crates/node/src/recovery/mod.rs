@@ -278,6 +278,15 @@ async fn serve(inner: &mut Inner, options: &NodeOptions, forked: &[u64]) -> Resu
         Ok(found) => *inner.unknown_basins.lock() = found,
         Err(error) => tracing::warn!(%error, "streams without a basin were not looked for"),
     }
+    let (tokens, suspended) = inner.catalog_reader.count_tokens();
+    if suspended > 0 {
+        tracing::warn!(
+            tokens,
+            suspended,
+            "access tokens are suspended because the catalog was restored with a loss, and revocations may \
+             be lost: revoke those that must not be valid, then confirm the others with the root token"
+        );
+    }
     // Every partition has entries in the log now: from here on, a partition without any is damaged.
     inner.data_dir.finish()?;
     // In this order: a crash in between must leave no acceptance that has effect for another loss.

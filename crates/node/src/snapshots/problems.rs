@@ -108,6 +108,18 @@ impl Inner {
                 );
             }
         }
+        let (_, suspended) = inner.catalog_reader.count_tokens();
+        if suspended > 0 {
+            problems.add(
+                "access_tokens_suspended",
+                Some(0),
+                format!(
+                    "{suspended} access token{} suspended: the catalog was restored with a loss, and revocations may be among what is lost",
+                    if suspended == 1 { " is" } else { "s are" },
+                ),
+                "with the root token, look through esker token list and revoke what must not be valid, then run esker token confirm",
+            );
+        }
         let shortage = inner.shortage();
         for one in &status.partitions {
             let partition = one.partition;

@@ -1,5 +1,7 @@
 //! The promises of the catalog.
 
+mod tokens;
+
 use bytes::Bytes;
 use esker_raft::{ApplyError, Committed, Lsn, Membership, NodeId, StateMachine as _, Term};
 use proptest::prelude::*;
@@ -531,7 +533,15 @@ fn who_holds_a_basin_keeps_what_it_saw() {
 
 fn any_command() -> impl Strategy<Value = Kind> {
     let name = prop::sample::select(vec!["basin-a", "basin-b", "basin-c"]);
-    (name, 0..6, 1u64..6, any::<bool>(), 0u8..3).prop_map(|(name, which, number, on, hash)| {
+    (name, 0..11, 1u64..6, any::<bool>(), 0u8..3).prop_map(|(name, which, number, on, hash)| {
+        let expires = on.then_some(number + 1);
+        match which {
+            5..7 => return tokens::issue(name, hash, expires, number, number),
+            7 => return tokens::revoke(name),
+            8 => return tokens::confirm(number),
+            9 => return tokens::remove_expired(&[name, "basin-a"], number),
+            _ => {}
+        }
         let hash = vec![hash; usize::from(hash > 0)];
         match which {
             0 => provision(name, Mode::CreateOnly, settings(on), &hash, number),
@@ -562,6 +572,7 @@ proptest! {
             let expected: Vec<_> = step.iter().map(|c| one_by_one.apply(c.clone())).collect();
             prop_assert_eq!(in_steps.step(step), expected);
             prop_assert_eq!(in_steps.content(), one_by_one.content());
+            prop_assert_eq!(in_steps.tokens(), one_by_one.tokens());
             if i == flushed {
                 in_steps.flush();
             }
@@ -569,6 +580,7 @@ proptest! {
         in_steps.stop_and_open();
         in_steps.replay(again);
         prop_assert_eq!(in_steps.content(), one_by_one.content());
+        prop_assert_eq!(in_steps.tokens(), one_by_one.tokens());
     }
 }
 

@@ -160,6 +160,11 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "Streams are there whose basin the catalog does not know: it was restored as of an earlier time.",
     ),
     (
+        "access_tokens_suspended",
+        false,
+        "Access tokens are not valid: the catalog was restored with a loss, and their revocations may be lost. The root token confirms them.",
+    ),
+    (
         "state_snapshot_ignored",
         false,
         "A file in `snapshots/` is not a valid JSON snapshot of this state store; it is neither counted nor removed.",
