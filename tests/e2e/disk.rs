@@ -57,6 +57,8 @@ async fn a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_its
                 filled.fill(&http).await;
                 continue;
             }
+            // The official clients wait for so long.
+            assert_eq!(answer.header("retry-after-ms"), Some("1000"));
             answer.refused(429, "rate_limited");
             refused = true;
             break;

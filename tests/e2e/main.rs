@@ -14,6 +14,7 @@
 //! | [`disk`], [`full_disk`], [`hanging_disk`], [`disk_space`] | a full or hanging disk; space that is freed |
 //! | [`runbook`] | the runbook's answers of a disk that is full or hangs |
 //! | [`open_files`] | too many open files, while serving |
+//! | [`floods`] | appends, tiny requests, connections and followers in great number |
 //! | [`kill_loop`], [`linearizable`] | many kills; one order of events for all answers |
 //! | [`formats`] | formats of earlier releases |
 //! | [`recovery`] | every loss in turn, and the recovery from it |
@@ -33,6 +34,7 @@ mod conditions;
 mod disk;
 mod disk_space;
 mod errors;
+mod floods;
 mod foreign_requests;
 mod formats;
 mod full_disk;

@@ -4,7 +4,8 @@
 //! returned when it is answered, even if the caller has dropped the answer. So a slow disk makes callers
 //! wait, and memory does not grow. A single append, whose client waits for the answer, waits for
 //! [`ADMISSION_TIMEOUT`]; an append of a session waits without a limit, because flow control stops its
-//! client meanwhile. Admitted appends are proposed in the order of the calls.
+//! client meanwhile. Clients and streams that compete are admitted in turns ([`crate::admission`]); the
+//! appends of one connection to one stream are proposed in the order of the calls.
 
 use std::cell::LazyCell;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use s2_common::record::{CommandRecord, MeteredSize as _, Record, StreamPosition}
 use s2_common::stream::{AppendInput, AppendRecordBatch};
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::admission::{ADMISSION_TIMEOUT, admit, in_time, unless_stopping};
+use crate::admission::{ADMISSION_TIMEOUT, Caller, admit, in_time, unless_stopping};
 use crate::clock::now_ms;
 use crate::error::{Error, changeable, unexpected};
 use crate::space::SpaceUse;
@@ -123,30 +124,36 @@ impl StreamHandle {
             ));
         }
         let bytes = input.records.metered_size() + OVERHEAD;
-        let mut permits = Vec::with_capacity(4);
         let stopping = &inner.stopping;
-        if let Some((budget, most)) = budget {
-            let admitted = admit(budget, bytes.min(most));
-            permits.push(unless_stopping(stopping, admitted).await?);
-        }
+        let of_session = match budget {
+            Some((budget, most)) => {
+                let admitted = admit(budget, bytes.min(most));
+                Some(unless_stopping(stopping, admitted).await?)
+            }
+            None => None,
+        };
         let usage = self.space_use(&input.records)?;
         // This comes before the append takes part of the shared budget: other partitions do not wait for the
         // space of this one.
         let part = self.partition.reader.partition_db();
         inner.wait_for_space(part, usage).await?;
         let options = &inner.options;
+        let caller = match budget {
+            Some(_) => Caller::Session,
+            None => Caller::Request,
+        };
+        let path = self.client.path(self.stream.id.0);
         let admitted = async {
             // In this order: an append that waits for its partition takes nothing from other partitions.
-            let place = admit(&self.partition.places, 1).await?;
-            let share = admit(&self.partition.share, bytes.min(options.append_share())).await?;
+            let passed = self.partition.gate.pass(&path, bytes, caller).await?;
             let bytes = admit(&inner.admission, bytes.min(options.append_inflight)).await?;
-            Ok([place, share, bytes])
+            Ok((passed, bytes))
         };
         let admitted = unless_stopping(stopping, admitted);
-        permits.extend(match budget {
-            Some(_) => admitted.await?,
-            None => in_time(ADMISSION_TIMEOUT, admitted).await?,
-        });
+        let admitted = match caller {
+            Caller::Session => admitted.await?,
+            Caller::Request => in_time(ADMISSION_TIMEOUT, admitted).await?,
+        };
         if self.node.is_draining() {
             return Err(Error::Stopping);
         }
@@ -159,10 +166,10 @@ impl StreamHandle {
         append.match_seq_num = match_seq_num;
         append.fencing_token = fencing_token.map(|t| t.to_string());
         append.session = session;
-        let answer = self
-            .partition
-            .group
-            .propose_with(Kind::Append(append).into_bytes(), Some(Box::new(permits)))?;
+        let answer = self.partition.group.propose_with(
+            Kind::Append(append).into_bytes(),
+            Some(Box::new((admitted, of_session))),
+        )?;
         Ok(PendingAppend {
             handle: self.clone(),
             answer,
@@ -340,9 +347,10 @@ mod tests {
             let mut stalled = Vec::new();
             for other in &inner.partitions {
                 if other.group.id() != handle.partition.group.id() {
-                    assert_eq!(other.share.available_permits(), share);
-                    stalled.push(admit(&other.share, share).await.unwrap());
-                    stalled.push(admit(&inner.admission, share).await.unwrap());
+                    assert_eq!(other.gate.free().1, share);
+                    let passed = other.gate.pass(&[9, 9, 9], share, Caller::Request).await;
+                    let bytes = admit(&inner.admission, share).await;
+                    stalled.push((passed.unwrap(), bytes.unwrap()));
                 }
             }
             let appended = handle.append(small()).await.unwrap();
@@ -357,14 +365,14 @@ mod tests {
     async fn a_partition_that_stalls_leaves_bytes_in_flight_to_others_and_holds_up_no_stop() {
         let dir = tempfile::tempdir().unwrap();
         let (node, handle) = started(dir.path(), 2).await;
-        let share = handle.partition.share.clone();
-        let all = share.available_permits();
+        let gate = handle.partition.gate.clone();
+        let (_, all) = gate.free();
         assert!(all < node.inner.options.append_inflight);
         let appended = handle.append(small()).await.unwrap();
         appended.done().await.unwrap();
-        assert_eq!(share.available_permits(), all, "it is given back");
+        assert_eq!(gate.free().1, all, "it is given back");
         // The partition has stalled with all of its bytes in flight.
-        let in_flight = admit(&share, all).await.unwrap();
+        let in_flight = gate.pass(&[9, 9, 9], all, Caller::Request).await.unwrap();
         let session = handle.session(1 << 20);
         let waiting = session.append(small());
         tokio::pin!(waiting);
@@ -386,13 +394,17 @@ mod tests {
         let (node, handle) = started(dir.path(), 1).await;
         let session = handle.session(1 << 20);
         // The disk has stalled with all of the partition's appends in flight.
-        let places = handle.partition.places.clone();
-        let all = places.available_permits();
+        let gate = handle.partition.gate.clone();
+        let (all, _) = gate.free();
         assert!(
             (all as u64) < MAX_PENDING,
             "others find a place beside appends"
         );
-        let in_flight = admit(&places, all).await.unwrap();
+        let mut in_flight = Vec::new();
+        for _ in 0..all {
+            let passed = gate.pass(&[9, 9, 9], 1, Caller::Request).await;
+            in_flight.push(passed.unwrap());
+        }
         let waiting = session.append(small());
         tokio::pin!(waiting);
         let early = tokio::time::timeout(Duration::from_millis(100), &mut waiting).await;
@@ -402,7 +414,7 @@ mod tests {
         assert_eq!(free, node.inner.options.append_inflight);
         drop(in_flight);
         waiting.await.unwrap().done().await.unwrap();
-        assert_eq!(places.available_permits(), all);
+        assert_eq!(gate.free().0, all);
         node.stop(Duration::from_secs(30)).await;
     }
 }

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Gate;
 use crate::data_dir::{DataDir, Identity};
 use crate::options::NodeOptions;
 use crate::read_budget::ReadBudget;
@@ -29,11 +30,9 @@ use crate::state::Shared;
 pub(crate) struct StreamGroup {
     pub group: Group<Outcome>,
     pub reader: Reader,
-    /// A permit for each append that may still be pending.
-    pub places: Arc<Semaphore>,
-    /// Bytes of appends that the partition may still have in flight: the budget of the node is divided among
-    /// all partitions, so stalled partitions take nothing from the others.
-    pub share: Arc<Semaphore>,
+    /// What the partition may have in flight: the budget of the node is divided among all partitions, so
+    /// stalled partitions take nothing from the others.
+    pub gate: Gate,
 }
 
 pub(crate) struct Inner {

@@ -11,7 +11,7 @@
 //! | [`snapshots`] | partition snapshots: schedule, uploads, predictions, proofs |
 //! | [`options`] | the options of a node |
 //! | `core` | the parts of a running node that all modules share |
-//! | `admission`, `propose`, [`answer`] | memory for what is in flight; proposing a command; waiting for its answer |
+//! | `admission`, `propose`, [`answer`] | what may be in flight, and whose turn it is; proposing a command; waiting for its answer |
 //! | `space`, `space_account` | when an append waits for space on the disk, and when it is refused |
 //! | `reserve` | a file that takes space, which is released when the disk is full |
 //! | [`state`] | the state store: transactions, reads, replay, JSON snapshots |
@@ -67,6 +67,7 @@ pub mod streams;
 mod tokens;
 mod unknown_basins;
 
+pub use admission::Client;
 pub use append::{Ack, AppendSession, PendingAppend};
 pub use basins::{BasinInfo, Change, Create};
 pub use error::{Error, START_CODES, StartError};

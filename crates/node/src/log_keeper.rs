@@ -163,6 +163,8 @@ pub(crate) fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
         let (tokens, suspended) = inner.catalog_reader.count_tokens();
         metrics::gauge!("esker_access_tokens").set(tokens as f64);
         metrics::gauge!("esker_access_tokens_suspended").set(suspended as f64);
+        let waiting = inner.partitions.iter().map(|p| p.gate.waiting());
+        metrics::gauge!("esker_append_waiting").set(waiting.sum::<usize>() as f64);
         if keeper
             .published
             .is_none_or(|at| at.elapsed() >= PUBLISH_EVERY)

@@ -10,6 +10,7 @@ use esker_partition::{Basin, Stream};
 use s2_common::config::{OptionalStreamConfig, StreamConfig, StreamReconfiguration};
 use s2_common::record::StreamPosition;
 
+use crate::admission::Client;
 use crate::basins::{CHANGE_ATTEMPTS, Change, Create};
 use crate::clock::now_ms;
 use crate::core::StreamGroup;
@@ -41,9 +42,17 @@ pub struct StreamHandle {
     pub(crate) basin: Arc<Basin>,
     pub(crate) stream: Arc<Stream>,
     pub(crate) partition: StreamGroup,
+    /// Whose appends are made with this handle.
+    pub(crate) client: Client,
 }
 
 impl StreamHandle {
+    /// The same stream, for appends of this client.
+    pub fn of_client(mut self, client: Client) -> StreamHandle {
+        self.client = client;
+        self
+    }
+
     /// The tail.
     pub fn tail(&self) -> StreamPosition {
         self.stream.tail()
@@ -229,6 +238,7 @@ impl Node {
             basin,
             stream,
             partition,
+            client: Client::default(),
         })
     }
 }

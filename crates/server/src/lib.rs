@@ -7,6 +7,7 @@
 //! | [`api`] | handlers: from requests to calls on a node, and back |
 //! | [`admin`] | the admin API: status, partition snapshots |
 //! | `auth` | who sends a request, and what they may do |
+//! | `client` | whose turn a request is where many wait |
 //! | [`state`] | the state service, over gRPC |
 //! | [`telemetry`] | logs and metrics |
 //! | [`errors`] | `docs/reference/errors.md`, from the codes in the source |
@@ -18,6 +19,7 @@ pub mod admin;
 mod answers;
 pub mod api;
 mod auth;
+mod client;
 pub mod config;
 pub mod errors;
 mod log_writer;

@@ -193,6 +193,12 @@ const SECTIONS: &[Section] = &[
                 &[],
                 "Bytes of appends that are admitted and not yet durable; at most `limits.append-inflight`.",
             ),
+            gauge(
+                "esker_append_waiting",
+                "appends",
+                &[],
+                "Appends and commits that wait for their turn to be admitted.",
+            ),
             counter(
                 "esker_read_records_total",
                 "records",

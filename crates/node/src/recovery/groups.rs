@@ -16,6 +16,7 @@ use super::attempts::Opened;
 use super::context::{Context, log_bytes, log_state};
 use super::contradiction::{Witness, put_aside_locals};
 use super::report::RecoveryReport;
+use crate::admission::{Gate, Pace};
 use crate::blocking::blocking;
 use crate::core::{Inner, StreamGroup};
 use crate::data_dir::DataDir;
@@ -182,6 +183,7 @@ fn open_all(
     let mut state_reader = None;
     let mut partitions = Vec::new();
     let stream_options = options.stream_options();
+    let pace = Arc::new(Pace::new(options.append_share()));
     for number in 1..=u64::from(options.partitions) {
         let partition = StreamPartition::open(store, PartitionId(number), stream_options.clone())?;
         let reader = partition.reader();
@@ -193,8 +195,7 @@ fn open_all(
         partitions.push(StreamGroup {
             group,
             reader,
-            places: Arc::new(Semaphore::new(MAX_PENDING_APPENDS)),
-            share: Arc::new(Semaphore::new(options.append_share())),
+            gate: Gate::new(MAX_PENDING_APPENDS, options.append_share(), pace.clone()),
         });
     }
     for (number, group) in (0..).zip(&open.groups) {

@@ -55,7 +55,7 @@ pub use types::{
     StateVerification, ValueCheck,
 };
 
-use crate::admission::{ADMISSION_TIMEOUT, admit, in_time, unless_stopping};
+use crate::admission::{ADMISSION_TIMEOUT, Caller, Client, admit, in_time, unless_stopping};
 use crate::core::Inner;
 use crate::error::Error;
 use crate::space::SpaceUse;
@@ -65,6 +65,8 @@ use transactions::{Committing, check_operation};
 /// Bytes that a commit takes from the budget of bytes in flight beside its own, so that many small commits
 /// count.
 const OVERHEAD: usize = 256;
+/// The store among the streams of its partition, for the turns of a client. No stream has this id.
+const STATE_STREAM_PATH: u64 = u64::MAX;
 
 /// The state store of a node. Cheap to clone.
 #[derive(Clone)]
@@ -140,7 +142,7 @@ impl StateStore {
     }
 
     /// Commits a transaction; returns when it is durable and visible. `expected` has further expected
-    /// versions, of keys that the transaction need not write.
+    /// versions, of keys that the transaction need not write. `client` is whose turn it is where many commit.
     ///
     /// # Errors
     ///
@@ -151,6 +153,7 @@ impl StateStore {
         &self,
         txn: &str,
         expected: Vec<Expected>,
+        client: Client,
     ) -> Result<Committed, StateError> {
         self.takes_changes()?;
         if self.inner.refuses_appends.load(Ordering::Relaxed) {
@@ -182,14 +185,13 @@ impl StateStore {
             .map_err(|error| StateError::Unavailable(error.to_string()))?;
         let taken = bytes.len() + OVERHEAD;
         let options = &self.inner.options;
+        let path = client.path(STATE_STREAM_PATH);
         let admitted = async {
-            let share = &self.inner.partitions[self.inner.state.partition.0 as usize - 1].share;
+            let gate = &self.inner.partitions[self.inner.state.partition.0 as usize - 1].gate;
             // In this order, as for appends: what waits for a partition takes nothing from others.
-            let share = admit(share, taken.min(options.append_share())).await?;
-            Ok([
-                share,
-                admit(&self.inner.admission, taken.min(options.append_inflight)).await?,
-            ])
+            let passed = gate.pass(&path, taken, Caller::Request).await?;
+            let bytes = admit(&self.inner.admission, taken.min(options.append_inflight)).await?;
+            Ok((passed, bytes))
         };
         let admitted = in_time(ADMISSION_TIMEOUT, admitted);
         let permits = unless_stopping(&self.inner.stopping, admitted)

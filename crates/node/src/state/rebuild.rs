@@ -391,6 +391,7 @@ mod tests {
     use esker_partition::{Store, StoreOptions};
 
     use super::*;
+    use crate::admission::Client;
     use crate::node::Node;
     use crate::options::NodeOptions;
     use crate::state::StateKey;
@@ -407,7 +408,10 @@ mod tests {
             let key = StateKey::new("default", "agent", format!("key-{}", number % 3));
             let value = Bytes::from(format!("{{\"n\":{number}}}"));
             state.write(&txn, key, value, None).unwrap();
-            state.commit(&txn, Vec::new()).await.unwrap();
+            state
+                .commit(&txn, Vec::new(), Client::default())
+                .await
+                .unwrap();
             if snapshots.contains(&number) {
                 state.snapshot().await.unwrap();
             }

@@ -6,6 +6,7 @@
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
 use esker_node::Error;
+use http::{HeaderValue, StatusCode, header};
 use s2_api::data::extract::{JsonExtractionRejection, ProtoRejection};
 use s2_api::v1::error::{ErrorCode, ErrorInfo, ErrorResponse, StandardError};
 use s2_api::v1::stream::extract::AppendRequestRejection;
@@ -16,6 +17,13 @@ use s2_common::http::extract::HeaderRejection;
 use super::series::session_ended;
 use crate::answers::Exhausted;
 use crate::refusal::Refusal;
+
+/// When a request that had no effect may be sent again: after a second. It has waited already where that helps,
+/// and a server that stops is back after some seconds.
+const RETRY_AFTER: (HeaderValue, HeaderValue) = (
+    HeaderValue::from_static("1"),
+    HeaderValue::from_static("1000"),
+);
 
 /// Every code that this server answers with: the code, when, and what to do.
 pub const CODES: &[(ErrorCode, &str, &str)] = &[
@@ -289,7 +297,19 @@ impl IntoResponse for ServiceError {
         {
             tracing::warn!(code = error.info.code, message = %error.info.message, "request failed");
         }
-        response.into_response()
+        let mut response = response.into_response();
+        if [
+            StatusCode::TOO_MANY_REQUESTS,
+            StatusCode::SERVICE_UNAVAILABLE,
+        ]
+        .contains(&response.status())
+        {
+            // The first is HTTP's, in seconds. The official clients read the second.
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER.0);
+            headers.insert("retry-after-ms", RETRY_AFTER.1);
+        }
+        response
     }
 }
 

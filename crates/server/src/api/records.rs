@@ -23,6 +23,7 @@ use s2_common::stream::{ReadBatch, ReadEnd, ReadFrom, ReadStart, StreamName};
 
 use super::{App, ServiceError, bodies, session_inputs, sessions};
 use crate::answers::Exhausted;
+use crate::client::OfClient;
 
 /// Longest wait of a read that is not a session.
 const MAX_UNARY_WAIT: Duration = Duration::from_secs(60);
@@ -216,6 +217,7 @@ impl<S: Send + Sync> FromRequest<S> for AppendBody {
 
 pub async fn append(
     State(app): State<App>,
+    OfClient(client): OfClient,
     AppendArgs {
         basin,
         stream,
@@ -238,7 +240,8 @@ pub async fn append(
                     &create_stream_config_patch,
                 )
                 .await?;
-            let ack = sessions::wire_ack(handle.append(input).await?.done().await?);
+            let ack =
+                sessions::wire_ack(handle.of_client(client).append(input).await?.done().await?);
             Ok(match response_mime {
                 JsonOrProto::Json => Json(v1::stream::AppendAck::from(ack)).into_response(),
                 JsonOrProto::Proto => {
@@ -260,6 +263,7 @@ pub async fn append(
                     &create_stream_config_patch,
                 )
                 .await?;
+            let handle = handle.of_client(client);
             let session = handle.session(app.limits.append_session_inflight);
             let stopping = app.node.stopping().clone();
             let inputs = session_inputs::inputs(body, app.limits.bodies.clone());

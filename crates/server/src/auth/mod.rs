@@ -8,6 +8,4 @@
 pub(crate) mod layer;
 pub(crate) mod principal;
 
-#[allow(unused_imports, reason = "admission will account by principal")]
-pub(crate) use principal::PrincipalKey;
-pub(crate) use principal::{PeerAddress, Principal};
+pub(crate) use principal::{PeerAddress, Principal, PrincipalKey};

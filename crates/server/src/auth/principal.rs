@@ -28,10 +28,6 @@ impl Principal {
     }
 
     /// The key by which requests of this principal are counted.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "admission will account by principal")
-    )]
     pub(crate) fn key(&self) -> PrincipalKey {
         match self {
             Principal::Anonymous(address) => PrincipalKey::Address(*address),

@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::statehouse::elsewhere;
 use super::status::{refused, status};
 use super::{Calls, blocking, convert};
+use crate::client::client;
 
 impl Calls {
     /// Commits as messages; only those of a key if one is named.
@@ -78,13 +79,14 @@ impl StateService for Calls {
         &self,
         request: Request<CommitRequest>,
     ) -> Result<Response<CommitResponse>, Status> {
+        let client = client(request.extensions());
         let it = request.into_inner();
         let expected = |it: Expectation| Expected {
             key: convert::key(it.namespace, it.agent_id, it.key),
             version: it.version,
         };
         let expected = it.expectations.into_iter().map(expected).collect();
-        let committed = self.store.commit(&it.txn_id, expected).await;
+        let committed = self.store.commit(&it.txn_id, expected, client).await;
         let committed = committed.map_err(|error| status(&error))?;
         Ok(Response::new(CommitResponse {
             commit_ts: committed.commit_ts,

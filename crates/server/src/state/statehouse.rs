@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 
 use super::status::{exhausted, invalid, refused, status};
 use super::{Calls, MAX_ANSWER, blocking, convert};
+use crate::client::client;
 
 /// The commit that this was built from.
 const GIT_SHA: Option<&str> = option_env!("ESKER_GIT_SHA");
@@ -204,8 +205,9 @@ impl StatehouseService for Calls {
         &self,
         request: Request<CommitRequest>,
     ) -> Result<Response<CommitResponse>, Status> {
+        let client = client(request.extensions());
         let it = request.into_inner();
-        let committed = self.store.commit(&it.txn_id, Vec::new()).await;
+        let committed = self.store.commit(&it.txn_id, Vec::new(), client).await;
         let committed = committed.map_err(|error| status(&error))?;
         Ok(Response::new(CommitResponse {
             commit_ts: committed.commit_ts,

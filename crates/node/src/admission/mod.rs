@@ -1,10 +1,24 @@
-//! Takes parts of a budget of appends in flight.
+//! Admission: what appends and commits may have in flight, and whose turn it is.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`gate`] | the bounds of a partition, and who waits for them |
+//! | [`fair_queue`] | the order of those that wait |
+//! | [`pace`] | how much is in flight where several compete |
+
+mod fair_queue;
+mod gate;
+mod pace;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+
+pub use gate::Client;
+pub(crate) use gate::{Caller, Gate};
+pub(crate) use pace::Pace;
 
 use crate::error::Error;
 

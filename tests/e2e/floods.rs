@@ -1,0 +1,152 @@
+//! Floods: appends, tiny requests, connections, followers. A polite client beside them is served, and so is
+//! the node's own work.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::support::http::Answer;
+use crate::support::{Http, SOON, Server, Setup, Transport, eventually, sdk, soon};
+
+const RECORDS: &str = "/v1/streams/orders/records";
+
+fn body(bytes: usize) -> Bytes {
+    let text = "x".repeat(bytes);
+    Bytes::from(json!({"records": [{"body": text}]}).to_string())
+}
+
+async fn append(http: &Http, body: &Bytes) -> Answer {
+    let request = http.post(RECORDS).basin("test-basin");
+    let request = request.header("content-type", "application/json");
+    request.body(body.clone()).send().await
+}
+
+async fn server(setup: Setup) -> Server {
+    let server = setup.start_fresh().await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    sdk::stream(&basin, "orders").await;
+    server
+}
+
+/// Clients that append without a pause, each with many requests under way.
+struct Flood {
+    ends: Arc<AtomicBool>,
+    /// Bytes that were acknowledged.
+    acknowledged: Arc<AtomicU64>,
+    clients: JoinSet<()>,
+}
+
+impl Flood {
+    async fn begin(server: &Server, connections: usize, requests: usize, bytes: usize) -> Flood {
+        let mut flood = Flood {
+            ends: Arc::default(),
+            acknowledged: Arc::default(),
+            clients: JoinSet::new(),
+        };
+        let body = body(bytes);
+        for _ in 0..connections {
+            let http = Arc::new(Http::new(server.address(), Transport::Http2));
+            for _ in 0..requests {
+                let (http, body) = (http.clone(), body.clone());
+                let (ends, acknowledged) = (flood.ends.clone(), flood.acknowledged.clone());
+                flood.clients.spawn(async move {
+                    while !ends.load(Ordering::Relaxed) {
+                        let request = http.post(RECORDS).basin("test-basin");
+                        let request = request.header("content-type", "application/json");
+                        match request.body(body.clone()).try_send().await {
+                            Ok(answer) if answer.status == 200 => {
+                                acknowledged.fetch_add(bytes as u64, Ordering::Relaxed);
+                            }
+                            Ok(answer) => assert_eq!(answer.status, 429, "{}", answer.text()),
+                            // The test is over, and the server with it.
+                            Err(_) => return,
+                        }
+                    }
+                });
+            }
+        }
+        let acknowledged = flood.acknowledged.clone();
+        eventually("the flood is under way", async || {
+            let enough = (connections * bytes) as u64;
+            (acknowledged.load(Ordering::Relaxed) >= enough).then_some(())
+        })
+        .await;
+        flood
+    }
+
+    async fn end(mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.clients.join_next().await {
+            ended.unwrap();
+        }
+    }
+}
+
+/// How much of a flood is acknowledged during an append of somebody else: the median of some.
+async fn waits_for(flood: &Flood, http: &Http) -> u64 {
+    let small = body(100);
+    let mut waited = Vec::new();
+    for _ in 0..31 {
+        let before = flood.acknowledged.load(Ordering::Relaxed);
+        append(http, &small).await.expect(200);
+        waited.push(flood.acknowledged.load(Ordering::Relaxed) - before);
+    }
+    waited.sort_unstable();
+    waited[waited.len() / 2]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_polite_client_waits_for_a_small_part_of_what_64_others_have_queued() {
+    const REQUESTS: usize = 16;
+    const BYTES: usize = 32 * 1024;
+    let server = server(Setup::default().partitions(1)).await;
+    let flood = Flood::begin(&server, 64, REQUESTS, BYTES).await;
+    let queued = (64 * REQUESTS * BYTES) as u64;
+    let waited = waits_for(&flood, &server.http2()).await;
+    assert!(waited <= queued / 4, "{waited} of {queued}");
+    // The node's own work goes on.
+    let http = server.http1();
+    http.get("/health").send().await.expect(200);
+    let snapshot = http.post("/esker/v1/partitions/1/snapshots").send();
+    soon("a snapshot", snapshot).await.expect(200);
+    flood.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tiny_requests_of_one_connection_delay_no_other_connection() {
+    const REQUESTS: usize = 1000;
+    let server = server(Setup::default().partitions(1)).await;
+    let flood = Flood::begin(&server, 1, REQUESTS, 1).await;
+    let waited = waits_for(&flood, &server.http1()).await;
+    assert!(waited <= REQUESTS as u64, "{waited} of {REQUESTS}");
+    server.http1().get("/health").send().await.expect(200);
+    flood.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_and_half_open_connections_leave_places_for_others_when_their_time_is_over() {
+    const PLACES: usize = 32;
+    let setup = Setup::default().set(&format!("limits.connections={PLACES}"));
+    let server = server(setup.set("limits.header-timeout=500ms")).await;
+    let mut open = Vec::new();
+    for number in 0..10 * PLACES {
+        let mut connection = TcpStream::connect(server.address()).await.unwrap();
+        if number % 2 == 0 {
+            let part = b"POST /v1/streams/orders/records HTTP/1.1\r\nhost: loc";
+            // The server may have closed it.
+            let _ = connection.write_all(part).await;
+        }
+        open.push(connection);
+    }
+    let http = server.http2();
+    let small = body(1);
+    let answer = tokio::time::timeout(4 * SOON, append(&http, &small));
+    answer.await.expect("a place becomes free").expect(200);
+    server.http1().get("/health").send().await.expect(200);
+    drop(open);
+}
