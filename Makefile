@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check dist bench bench-snapshots bench-follow bench-recovery bench-state bench-raft soak soak-streams soak-snapshots soak-follow soak-state soak-raft moto follow-lite fuzz fmt
+.PHONY: help setup run demo test check dist deb test-deb tarball bench bench-snapshots bench-follow bench-recovery bench-state bench-raft soak soak-streams soak-snapshots soak-follow soak-state soak-raft moto follow-lite fuzz fmt
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,15 @@ test: setup ## all tests, doc tests included; ARGS="-p esker-raft" chooses
 
 dist: setup ## the binary that is shipped: without symbols, its line tables beside it
 	@scripts/dist
+
+deb: setup ## the Debian package; compiles cargo-deb into the cache directory, once
+	@scripts/deb $(ARGS)
+
+test-deb: ## install, start, upgrade, remove and purge the package, below a systemd of its own; needs root
+	@packaging/test-deb $(ARGS)
+
+tarball: setup ## an archive for machines without dpkg, which needs the C library alone
+	@scripts/tarball $(ARGS)
 
 check: setup ## format, lints, layers, licences, spelling
 	@scripts/check

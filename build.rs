@@ -1,5 +1,6 @@
-//! Options of the linker that make the binary smaller.
+//! Options of the linker: what makes the binary smaller, and what makes it need the C library alone.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn main() {
@@ -10,10 +11,45 @@ fn main() {
     }
     // Ends of strings are shared.
     println!("cargo:rustc-link-arg-bins=-Wl,-O2");
+    if std::env::var("HOST").as_deref() != Ok(&target) {
+        return;
+    }
     // Relocations take a tenth of the space (1.6 MB less) in a form that the loader knows since glibc 2.36.
-    if std::env::var("HOST").as_deref() == Ok(&target) && glibc().is_some_and(|v| v >= (2, 36)) {
+    if glibc().is_some_and(|v| v >= (2, 36)) {
         println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }
+    if let Some(directory) = static_libraries() {
+        println!("cargo:rustc-link-search=native={}", directory.display());
+    }
+}
+
+/// A directory with the static libraries of the C++ compiler, and no shared ones. The linker looks there
+/// first, so the binary contains them. Without them, shared ones are linked, and `scripts/dist` refuses the
+/// result.
+fn static_libraries() -> Option<PathBuf> {
+    let directory = Path::new(&std::env::var_os("OUT_DIR")?).join("static");
+    std::fs::create_dir_all(&directory).ok()?;
+    // `libgcc_eh` is the static form of `libgcc_s`.
+    for (name, wanted) in [
+        ("libstdc++.a", "libstdc++.a"),
+        ("libgcc_eh.a", "libgcc_s.a"),
+    ] {
+        let found = library(name)?;
+        let link = directory.join(wanted);
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(found, link).ok()?;
+    }
+    Some(directory)
+}
+
+/// Where the compiler has a library.
+fn library(name: &str) -> Option<PathBuf> {
+    let output = Command::new("cc")
+        .arg(format!("-print-file-name={name}"))
+        .output();
+    let path = PathBuf::from(String::from_utf8(output.ok()?.stdout).ok()?.trim());
+    // The name alone is the answer if there is none.
+    path.is_absolute().then_some(path)
 }
 
 /// The version of this machine's C library.
