@@ -20,7 +20,7 @@ const EVERY: Duration = Duration::from_secs(2);
 /// Moves the cursor to the upper left corner and erases everything.
 const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 
-/// Show where a server stands: health, predicted recovery, what is at risk, what is wrong.
+/// Show the state of a server: health, predicted recovery, what is at risk, problems.
 ///
 /// Restart is how long a start would take after a crash of this moment, restore how long it would take
 /// to bring everything back from the repository. At risk is what only this server's disk holds.

@@ -180,8 +180,8 @@ impl Lines<'_> {
             }
         } else {
             remark(&match info.map(report::snapshot) {
-                Some(snapshot) => format!("{snapshot} restored anew; the state follows"),
-                None => "begun anew with an empty state, which follows".to_owned(),
+                Some(snapshot) => format!("{snapshot} restored again; the state follows"),
+                None => "started over with an empty state, which follows".to_owned(),
             });
         }
         self.state().await

@@ -44,10 +44,11 @@ const PARTING: Duration = Duration::from_secs(1);
 
 /// Keep a state that is made of a stream's records, and snapshots of it.
 ///
-/// The newest snapshot is restored, what came since is applied, and then what comes. The state is the
-/// last record of each key (--by), how many records each key has (--count-by), or a document that all
-/// records patch (--merge); records are JSON. On a terminal it is shown as it changes. Otherwise it is
-/// printed when it is current, and from then on a line for each key that changes.
+/// The newest snapshot is restored, then the records after it are applied, and then each new record.
+/// The state is the last record of each key (--by), how many records each key has (--count-by), or a
+/// document that all records patch (--merge); records are JSON. On a terminal it is shown as it
+/// changes. Otherwise it is printed when it is current, and from then on a line for each key that
+/// changes.
 ///
 /// Snapshots keep the replay short: in the stream itself, which is trimmed to each, or as objects beside
 /// it. Any server of the S2 API will do; the environment variables of the official command line count,
@@ -71,7 +72,7 @@ pub struct Args {
     #[command(flatten)]
     fold: FoldArgs,
 
-    /// Skip records that make no sense to the fold, and count them
+    /// Skip records that the fold cannot read, and count them
     #[arg(long, help_heading = "State")]
     skip_malformed: bool,
 

@@ -21,7 +21,7 @@ pub struct SnapshotArgs {
     #[arg(long, value_name = "PLACE", help_heading = "Snapshots")]
     snapshot: Option<PlaceName>,
 
-    /// Take a snapshot after so many records [default: 10000, with a place and without --budget]
+    /// Take a snapshot after this many records [default: 10000, with a place and without --budget]
     #[arg(long, value_name = "RECORDS", help_heading = "Snapshots",
           value_parser = clap::value_parser!(u64).range(1..))]
     every: Option<u64>,
@@ -34,7 +34,7 @@ pub struct SnapshotArgs {
     #[arg(long, help_heading = "Snapshots")]
     trim: bool,
 
-    /// Keep so many of the newest external snapshots [default: 3]
+    /// Keep this many of the newest external snapshots [default: 3]
     #[arg(long, value_name = "COUNT", help_heading = "Snapshots",
           value_parser = clap::value_parser!(u64).range(1..=1000))]
     keep: Option<u64>,

@@ -10,9 +10,9 @@ use crate::failure::Failure;
 use crate::output::print;
 use crate::term::{bytes, plain};
 
-/// Say how two snapshots differ, file by file.
+/// Show how two snapshots differ, file by file.
 ///
-/// Files are compared by checksum, so that what was written anew with the same bytes is the same.
+/// Files are compared by checksum, so a file that was written again with the same bytes is the same.
 #[derive(clap::Args)]
 pub struct Args {
     /// The one: an id, a directory's name or an LSN

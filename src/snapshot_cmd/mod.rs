@@ -52,7 +52,7 @@ const PARTING: Duration = Duration::from_secs(1);
 /// default the one on this machine, or the repository itself (--repository), which needs no server.
 ///
 /// Only `create`, `put` and `prune` change what is kept; `restore` pins what it reads, meanwhile;
-/// everything else only reads. What Restate wrote can be read, and is never written to.
+/// everything else only reads. A repository that Restate wrote can be read; nothing is written to it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

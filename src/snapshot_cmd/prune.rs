@@ -32,11 +32,12 @@ const LEFT: &str = "what is kept is whole; run it again for the rest";
 /// Delete what no kept snapshot needs.
 ///
 /// Without options this is a sweep: it deletes objects that are a day old and that no retained, pinned
-/// or abandoned snapshot has and no upload is working on, and forgets uploads and pins that are dead.
+/// or abandoned snapshot has and no upload is working on, and removes expired uploads and pins.
 /// Foreign files are never touched.
 ///
-/// --dry-run says what would go and why, of every partition or of one with --partition. --plan-out writes that down, and --plan then deletes exactly
-/// that, unless the repository has changed meanwhile.
+/// --dry-run prints what would be deleted and why, of every partition or of one with --partition.
+/// --plan-out writes that plan to a file, and --plan then deletes exactly that, unless the repository has
+/// changed meanwhile.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -45,7 +46,7 @@ Examples:
   esker snapshot prune --keep 3 --dry-run --plan-out plan.json
   esker snapshot prune --plan plan.json")]
 pub struct Args {
-    /// Say what would go, and delete nothing
+    /// Print what would be deleted, and delete nothing
     #[arg(long)]
     pub dry_run: bool,
 
@@ -61,19 +62,19 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["dry_run", "min_age", "keep", "abandoned"])]
     pub plan: Option<PathBuf>,
 
-    /// Leave younger objects alone [default: 24h]
+    /// Keep younger objects [default: 24h]
     #[arg(long, value_name = "DURATION")]
     pub min_age: Option<HumanDuration>,
 
-    /// Let go of all but this many of the newest retained snapshots
+    /// Release all but this many of the newest retained snapshots
     #[arg(long, value_name = "COUNT")]
     pub keep: Option<NonZeroU32>,
 
-    /// Let go of the snapshots that forks have abandoned
+    /// Release the snapshots that forks have abandoned
     #[arg(long)]
     pub abandoned: bool,
 
-    /// Do not ask before snapshots are let go of
+    /// Release snapshots without asking
     #[arg(long)]
     pub yes: bool,
 }
@@ -250,7 +251,7 @@ pub fn show(repository: &str, partition: u16, pruned: &Pruned, json: bool) -> Re
     let mut lines: Vec<String> = pruned
         .released
         .iter()
-        .map(|snapshot| format!("let go of {}", plain(snapshot)))
+        .map(|snapshot| format!("released {}", plain(snapshot)))
         .collect();
     lines.push(format!(
         "deleted {} ({}){}",
@@ -267,7 +268,7 @@ async fn ask(plan: &PrunePlan, args: &Args) -> Result<(), Failure> {
         return Ok(());
     }
     for snapshot in &plan.released {
-        say!("lets go of {}", plain(snapshot));
+        say!("releases {}", plain(snapshot));
     }
     let question = format!(
         "{} will be gone for good, and {} stay.",
@@ -281,7 +282,7 @@ pub fn planned(plan: &PrunePlan, args: &Args) -> String {
     let mut lines: Vec<String> = plan
         .released
         .iter()
-        .map(|snapshot| format!("would let go of {}", plain(snapshot)))
+        .map(|snapshot| format!("would release {}", plain(snapshot)))
         .collect();
     for (number, what) in [
         (plan.fenced.len(), "dead upload"),

@@ -32,10 +32,10 @@ const MAX_SHOWN: usize = 5;
 
 /// Put a directory of immutable files into the repository, as a snapshot.
 ///
-/// Only what no retained snapshot has is uploaded. The snapshot is there when this says so, with
-/// every byte, and not at all before. The first put makes the repository, after a probe of the store.
+/// Only files that no retained snapshot has are uploaded. The snapshot becomes visible as a whole,
+/// at the end. The first put creates the repository, after a probe of the store.
 ///
-/// A snapshot holds files: directories without one are not kept, and are named.
+/// A snapshot holds files only: empty directories are reported, and are not part of it.
 ///
 /// The files must never change: replace them instead. A repository on the same file system takes them
 /// as hard links, so that a change would reach into it.
@@ -53,12 +53,12 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     lsn: u64,
 
-    /// How files are kept: shared among snapshots, or all of them anew
+    /// How files are kept: shared among snapshots, or a full copy of each
     #[arg(long, value_enum, value_name = "KIND", default_value_t = KindName::Incremental)]
     kind: KindName,
 
-    /// Retain this many of the newest snapshots, and delete at once what falls out [default: the
-    /// newest alone, and what falls out goes with a sweep a day later]
+    /// Retain this many of the newest snapshots, and delete older ones at once [default: the newest
+    /// alone; a sweep deletes older ones a day later]
     #[arg(long, value_name = "COUNT")]
     num_retained: Option<NonZeroU32>,
 
@@ -74,17 +74,17 @@ pub struct Args {
     #[arg(long)]
     no_links: bool,
 
-    /// Upload every file, also those that a retained snapshot has: heals a repository that `verify`
-    /// found damaged
+    /// Upload every file, also those that a retained snapshot has: repairs a repository that
+    /// `verify` found damaged
     #[arg(long)]
     no_reuse: bool,
 
-    /// Upload at most so much in a second, such as 64MiB; 0 is no bound. Links cost nothing and are not
-    /// counted [default: no bound]
+    /// Upload at most this many bytes a second, such as 64MiB; 0 means no limit. Links are not
+    /// counted [default: no limit]
     #[arg(long, value_name = "SIZE")]
     rate: Option<ByteCount>,
 
-    /// Read and hash every file, also those that an earlier put hashed, and remember nothing
+    /// Read and hash every file, also those that an earlier put hashed, and store no hashes
     #[arg(long)]
     no_cache: bool,
 }

@@ -16,15 +16,14 @@ use crate::term::{byte_rate, bytes, plain, took};
 
 /// Restore a snapshot into a directory, every byte checked.
 ///
-/// The directory must not exist or be empty. Files are fetched into DIR.partial beside it, which is
-/// renamed when all are there and whole: DIR is there with everything, or not at all. An empty directory
-/// that exists, such as a mount point, stays what it is: files are fetched into .esker-restore.partial
-/// in it, and moved when all are there and whole. If it is interrupted, the same command goes on with
-/// what it has.
+/// The directory must not exist, or must be empty. Files are fetched into DIR.partial beside it, which is
+/// renamed once all are complete: DIR has every file, or does not exist. An empty directory that exists,
+/// such as a mount point, is kept: files are fetched into .esker-restore.partial in it, and moved once
+/// all are complete. After an interruption, the same command resumes the restore.
 ///
-/// Without SNAPSHOT the newest usable one is restored: of a damaged one it says so, and takes the one
-/// before it. While it reads, the snapshot is pinned in the repository's root, so that no sweep takes
-/// it away; where that may not be written to, it reads without.
+/// Without SNAPSHOT the newest usable one is restored: a damaged one is reported, and the one
+/// before it is tried. While it reads, the snapshot is pinned in the repository's root, so that no
+/// sweep deletes it; a repository that cannot be written to is read without a pin.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -102,10 +101,10 @@ pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure>
     let started = Instant::now();
     let restoring = repository.restore(&which, &args.to, &progress);
     let left = format!(
-        "{} is not restored; run the same command again, and it goes on with what it has{}",
+        "{} is not restored; run the same command again to resume{}",
         args.to.display(),
         if pins {
-            " (the pin in the repository goes by itself within 6 hours, at the next sweep)"
+            " (the pin in the repository expires within 6 hours)"
         } else {
             ""
         }

@@ -27,11 +27,11 @@ pub struct S3Args {
     #[arg(long, global = true, value_name = "TOKEN", help_heading = "S3")]
     aws_session_token: Option<String>,
 
-    /// Another store than Amazon's
+    /// Endpoint of a store other than Amazon's
     #[arg(long, global = true, value_name = "URL", help_heading = "S3")]
     aws_endpoint_url: Option<String>,
 
-    /// Let the endpoint be http://, where anybody on the way reads and changes what passes
+    /// Allow an http:// endpoint: anyone on the network path can read and change the data
     #[arg(long, global = true, help_heading = "S3")]
     aws_allow_http: bool,
 }

@@ -38,7 +38,7 @@ pub struct TargetArgs {
     #[arg(long, global = true, value_name = "N", help_heading = "Where")]
     partition: Option<u16>,
 
-    /// Whose snapshots they are, for `put` [default: whose the repository is, or `esker`]
+    /// The cluster that the snapshots belong to, for `put` [default: that of the repository, or `esker`]
     #[arg(long, global = true, value_name = "NAME", help_heading = "Repository")]
     cluster_name: Option<String>,
 
@@ -51,7 +51,7 @@ pub struct TargetArgs {
     )]
     cluster_fingerprint: Option<u64>,
 
-    /// Who writes, for people [default: this host's name]
+    /// Name of the writer, which lists show [default: this host's name]
     #[arg(long, global = true, value_name = "NAME", help_heading = "Repository")]
     node_name: Option<String>,
 

@@ -9,7 +9,7 @@ use crate::json;
 use crate::output::print;
 use crate::term::{bytes, plain, took};
 
-/// Say what keeps an object in the repository, or why it will go.
+/// Show what keeps an object in the repository, or why it will be deleted.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -53,7 +53,7 @@ fn text(why: &Why) -> String {
     let indented = |text: &str| format!("  {text}");
     match &why.verdict {
         Verdict::Root => lines.push(indented(
-            "is the root: it says what is kept, and never goes",
+            "is the root: it lists what is kept, and is never deleted",
         )),
         Verdict::Foreign => lines.push(indented(
             "is none of a repository's objects: it is never touched",
@@ -108,7 +108,7 @@ fn held_by(holder: &Holder) -> String {
         ),
         Holder::Abandoned { snapshot, files } => format!(
             "kept by {snapshot}, {}, which a fork has abandoned; `esker snapshot prune \
-             --abandoned` lets go of it",
+             --abandoned` releases it",
             part(files)
         ),
         Holder::Intent {

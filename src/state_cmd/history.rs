@@ -34,7 +34,7 @@ pub struct Args {
     #[command(flatten)]
     of: NamespaceArg,
 
-    /// Only the last so many
+    /// Only this many of the last ones
     #[arg(long, value_name = "COUNT")]
     last: Option<usize>,
 

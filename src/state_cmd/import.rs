@@ -19,7 +19,7 @@ use crate::term::{bytes, count};
 /// Bytes of a message.
 const PIECE: usize = 256 * 1024;
 
-/// Take over the state of a JSON snapshot.
+/// Import the state of a JSON snapshot.
 ///
 /// Into a server whose state store has had commits only with --replace, which drops what it holds.
 /// Nothing changes unless the whole file is good.

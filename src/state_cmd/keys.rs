@@ -32,7 +32,7 @@ pub struct Args {
     #[command(flatten)]
     of: NamespaceArg,
 
-    /// Only keys that begin so
+    /// Only keys with this prefix
     #[arg(
         long,
         value_name = "TEXT",

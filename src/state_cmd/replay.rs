@@ -21,8 +21,8 @@ const INTERRUPTED: &str = "what is printed is not all that there was";
 
 /// Print commits in order: of an agent, or of all.
 ///
-/// Bounds are inclusive. Without --follow it ends at the present; with it, it goes on, and a connection
-/// that is lost is made again.
+/// Bounds are inclusive. Without --follow it ends at the present; with it, it continues with new
+/// commits, and reconnects if the connection is lost.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -51,7 +51,7 @@ pub struct Args {
     #[arg(long, value_name = "COMMIT_TS", conflicts_with = "follow")]
     to: Option<u64>,
 
-    /// Go on with what comes, until Ctrl-C
+    /// Continue with new commits, until Ctrl-C
     #[arg(long, short)]
     follow: bool,
 

@@ -13,8 +13,8 @@ use crate::term::{bytes, count, plain, rfc3339, second};
 
 /// Write a JSON snapshot now, or list those that there are.
 ///
-/// The server writes one by itself after every `state.snapshot-interval` commits. It is a file that
-/// people and jq can read, in snapshots/ of the data directory, and in the repository if there is one.
+/// The server writes one after every `state.snapshot-interval` commits. It is a file that people and
+/// jq can read, in snapshots/ of the data directory, and in the repository if there is one.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

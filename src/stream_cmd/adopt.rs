@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::output::print;
 use crate::server_address::ServerAddress;
 
-/// Make a basin again of which a restore brought back only the streams.
+/// Recreate a basin of which a restore brought back only the streams.
 ///
 /// `esker status` then has the problem basin_unknown, with the id. The basin gets this id, the name that
 /// you give, and default settings; its streams are there as they were.

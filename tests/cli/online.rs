@@ -276,7 +276,7 @@ fn a_server_lets_go_of_snapshots_that_were_named_before() {
     assert_eq!(plan["released"].as_array().unwrap().len(), 1, "{plan:#}");
     let keep = [&prune[..], &["--keep", "1"]].concat();
     let said = world.fails(2, "needs_yes", &keep);
-    assert!(said.contains("lets go of lsn_"), "{said}");
+    assert!(said.contains("releases lsn_"), "{said}");
     let done = world.json(&[keep.as_slice(), &["--yes"]].concat());
     assert_eq!(done["released"], plan["released"]);
     let status = world.json(&["status"]);

@@ -608,7 +608,7 @@ fn every_partition_is_verified_and_planned_for_unless_one_is_named() {
         assert_eq!(one["released"].as_array().unwrap().len(), 1, "{one}");
     }
     let text = scratch.ok(&["prune", "--dry-run", "--keep", "1"]);
-    assert_eq!(text.matches("would let go of ").count(), 3, "{text}");
+    assert_eq!(text.matches("would release ").count(), 3, "{text}");
     // A plan covers one partition, and so does its execution.
     scratch.fails(
         2,

@@ -188,7 +188,7 @@ const SNAPSHOT_CODES: &[(&str, &str, &str)] = &[
     (
         "no_space",
         "There is not enough space on the disk; a restore says how much is needed.",
-        "Make room, and run it again: a restore goes on with what it has.",
+        "Free some space, and run it again: a restore is resumed.",
     ),
     (
         "root_moved",
@@ -202,12 +202,12 @@ const SNAPSHOT_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "needs_yes",
-        "A prune would let go of snapshots, and there is no terminal to ask at.",
+        "A prune would release snapshots, and there is no terminal for the question.",
         "Add `--yes`.",
     ),
     (
         "declined",
-        "The question whether to go on was not answered with yes.",
+        "The question whether to continue was not answered with yes.",
         "Nothing was deleted.",
     ),
     (
@@ -261,7 +261,7 @@ const FOLLOW_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "record_malformed",
-        "A record makes no sense to the fold; the message names it.",
+        "The fold cannot read a record; the message names it.",
         "If such records do not matter, skip them with `--skip-malformed`.",
     ),
     (
@@ -281,7 +281,7 @@ const FOLLOW_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "refused",
-        "The server refuses what following needs, and will go on to.",
+        "The server refuses what following needs, and retries do not help.",
         "The message says what.",
     ),
 ];

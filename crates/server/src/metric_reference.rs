@@ -341,7 +341,7 @@ const SECTIONS: &[Section] = &[
                 "esker_restarts_total",
                 "restarts",
                 &[],
-                "Restarts that the server has made by itself, since the data directory was made.",
+                "Automatic restarts of the server since the data directory was created.",
             ),
             gauge(
                 "esker_partition_last_lsn",
@@ -668,7 +668,7 @@ const SECTIONS: &[Section] = &[
                 "esker_raft_reopened_total",
                 "times",
                 GROUP,
-                "How often the group has halted and was opened again by itself.",
+                "How often the group has halted and was opened again.",
             ),
             counter(
                 "esker_raft_snapshots_taken_total",

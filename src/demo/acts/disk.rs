@@ -40,7 +40,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
         Ok(_) => {
             return Err(Failure::wrong(
                 "demo",
-                "a server began anew beside the snapshots of the one that was lost",
+                "a new cluster was created beside the snapshots of the lost one",
             ));
         }
     }
@@ -71,7 +71,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
         return Err(Failure::wrong(
             "demo",
             format!(
-                "the restored stream goes on with {tail} instead of {}",
+                "the restored stream continues with {tail} instead of {}",
                 covered + STEP
             ),
         ));
@@ -97,7 +97,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
         ),
     );
     stage.say(format_args!(
-        "The stream goes on with {}, which is {} + 2^40: the numbers of lost records",
+        "The stream continues with {}, which is {} + 2^40: the numbers of lost records",
         count(tail),
         count(covered)
     ));

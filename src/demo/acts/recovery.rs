@@ -55,7 +55,7 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
         ),
     );
     stage.say(format_args!(
-        "The append goes on with record {}, the follower where it was.",
+        "The append continues with record {}, the follower where it was.",
         count(tail)
     ));
 

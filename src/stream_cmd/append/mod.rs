@@ -91,7 +91,7 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: InputFormat,
 
-    /// Wait so long for a server that went away, 0s to end at once [default: 1m]
+    /// How long to wait for a server that does not answer; 0s ends at once [default: 1m]
     #[arg(long, value_name = "DURATION")]
     reconnect: Option<HumanDuration>,
 

@@ -114,7 +114,7 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "other_lineage",
-        "The repository has gone on with another lineage: the data directory is of a stale lineage.",
+        "The repository has another lineage now: the data directory is of a stale one.",
         "Restore from the repository into an empty directory.",
     ),
     (

@@ -156,7 +156,7 @@ impl Node {
             let partition = group.id().0;
             if let Some(halted) = group.halted() {
                 let rest = match halted.reopens {
-                    true => "it is opened again by itself",
+                    true => "the server opens it again",
                     false => "mend the cause, then start the server again",
                 };
                 let why = halted.why;
@@ -169,7 +169,7 @@ impl Node {
         }
         if let Some(why) = self.inner.restarts.held_back() {
             return Err(format!(
-                "a restart is needed, and is not made by itself: {why}"
+                "a restart is needed, and the server does not restart itself: {why}"
             ));
         }
         if let Some(partition) = self.inner.damaged_partition() {

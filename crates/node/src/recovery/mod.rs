@@ -91,7 +91,7 @@ pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartErr
         if started.elapsed() + pause > RESTARTED_TIMEOUT {
             return Err(error);
         }
-        tracing::warn!(%error, ?pause, "the start after a restart by itself is tried again");
+        tracing::warn!(%error, ?pause, "retrying the start after an automatic restart");
         tokio::time::sleep(pause).await;
         pause = LAST_RETRY.min(2 * pause);
     }

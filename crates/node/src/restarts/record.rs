@@ -137,7 +137,7 @@ impl Restarts {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Noted::default(),
             Err(e) => {
                 let why = format!(
-                    "restarts of the server by itself cannot be counted: {} cannot be read: {e}",
+                    "the server's restarts cannot be counted: {} cannot be read: {e}",
                     path.display()
                 );
                 *self.unread.lock() = Some(why.clone());
@@ -211,7 +211,7 @@ impl Restarts {
         if let Some(why) = &why
             && held_back.as_ref() != Some(why)
         {
-            tracing::error!(why, "a restart is needed, and is not made by itself");
+            tracing::error!(why, "a restart is needed, and the server does not restart itself");
         }
         *held_back = why;
     }

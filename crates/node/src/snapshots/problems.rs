@@ -148,7 +148,7 @@ impl Inner {
                     Some(partition),
                     halted.why,
                     match halted.reopens {
-                        true => "mend the cause: it is tried again after 1 s to 60 s, and the partition goes on by itself",
+                        true => "mend the cause: it is tried again after 1 s to 60 s, and the partition then continues",
                         false => "mend the cause, then start the server again: what was acknowledged is in the log",
                     },
                 );

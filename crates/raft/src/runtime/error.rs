@@ -121,7 +121,7 @@ pub enum ProposeError {
         why: String,
     },
     /// The group has halted: it commits and applies nothing until it is opened again. Nothing happened.
-    #[error("the partition has halted{}: {why}", if *.reopens { ", and is opened again by itself" } else { "" })]
+    #[error("the partition has halted{}: {why}", if *.reopens { ", and the server opens it again" } else { "" })]
     Halted {
         /// What made it halt.
         why: String,

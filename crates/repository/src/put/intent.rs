@@ -126,7 +126,7 @@ impl Repository {
             partition = %self.partition,
             files = there.len(),
             bytes = there.values().sum::<u64>(),
-            "An upload that was interrupted is gone on with"
+            "Resuming an interrupted upload"
         );
         Ok(there)
     }

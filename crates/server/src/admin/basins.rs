@@ -1,4 +1,4 @@
-//! `/basins/{basin}`: creates a basin again whose streams alone are left.
+//! `/basins/{basin}`: recreates a basin of which only the streams are left.
 
 use axum::Json;
 use axum::extract::State;
@@ -20,7 +20,7 @@ pub struct Adopt {
     pub id: u64,
 }
 
-/// A basin that was made again.
+/// A basin that was recreated.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Adopted {
     /// Its name.
@@ -32,11 +32,11 @@ pub struct Adopted {
     pub created_at: OffsetDateTime,
 }
 
-/// Makes a basin again of which only the streams are left.
+/// Recreates a basin of which only the streams are left.
 ///
 /// After a restore that took an older snapshot of the catalog than of a stream partition, the status has
 /// the problem `basin_unknown`. The basin gets the id that it had, default settings, and the name that is
-/// asked for; its streams are in it as they were. Asked twice, it changes nothing.
+/// asked for; its streams are in it as they were. A second request changes nothing.
 #[utoipa::path(
     post,
     path = "/esker/v1/basins/{basin}/adopt",

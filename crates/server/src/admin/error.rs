@@ -28,13 +28,13 @@ pub const CODES: &[(&str, u16, &str, &str)] = &[
     (
         "unavailable",
         503,
-        "It came to nothing; the message says why. Nothing was changed.",
+        "It failed; the message names the cause. Nothing was changed.",
         "Mend what the message names, and try again.",
     ),
     (
         "earlier_lineage",
         409,
-        "The snapshot is of a lineage that a restore has left: the partition's log does not go on where it ends.",
+        "The snapshot is of a stale lineage: the partition's log does not continue where it ends.",
         "Prove one of the present lineage. `esker snapshot verify --data` checks the bytes of the others.",
     ),
     (
@@ -107,7 +107,7 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
     (
         "repository_other_lineage",
         false,
-        "The cluster was restored elsewhere: the repository has gone on with another lineage.",
+        "The cluster was restored elsewhere: the repository has another lineage now.",
     ),
     (
         "repository_root_missing",
@@ -182,7 +182,7 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
     (
         "restart_held_back",
         false,
-        "The server needs a restart and does not make it by itself: there were too many of them, or no copy leads to the present.",
+        "The server needs a restart and does not restart itself: it did so too often, or no copy is complete.",
     ),
     (
         "restarted",
@@ -202,7 +202,7 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
     (
         "partition_halted",
         false,
-        "A partition decides and applies nothing: its log could not be read, or is damaged. If the cause may pass, the partition is opened again by itself; the problem says so.",
+        "A partition applies nothing: its log could not be read, or is damaged. If the cause may be temporary, the server opens the partition again; the problem states it.",
     ),
 ];
 

@@ -135,15 +135,15 @@ pub struct Verify {
 pub struct Prune {
     /// Delete; otherwise only the plan is answered.
     pub apply: bool,
-    /// Delete only while the root is at this generation, which the plan names. Needed to let go of
+    /// Delete only while the root is at this generation, which the plan names. Needed to release
     /// snapshots.
     pub generation: Option<u64>,
-    /// Let go of all but this many of the newest retained snapshots.
+    /// Release all but this many of the newest retained snapshots.
     #[schema(value_type = Option<u32>, minimum = 1)]
     pub keep: Option<NonZeroU32>,
-    /// Let go of the snapshots that forks have abandoned.
+    /// Release the snapshots that forks have abandoned.
     pub abandoned: bool,
-    /// Leave younger objects alone, seconds; the server's `orphan-min-age`, if it is absent.
+    /// Keep younger objects, seconds; the server's `orphan-min-age`, if it is absent.
     #[schema(minimum = 0)]
     pub min_age_seconds: Option<f64>,
 }
@@ -184,7 +184,7 @@ pub(super) async fn list(
 
 /// Put a snapshot of a partition into the repository now, and wait for it.
 ///
-/// It covers whatever was applied before. Who asks while one is being put gets the next one.
+/// It covers everything applied before. A request that arrives while one is being put gets the next one.
 #[utoipa::path(
     post,
     path = "/esker/v1/partitions/{partition}/snapshots",
@@ -300,7 +300,7 @@ pub(super) async fn prove(
     Ok(Json(admin.alone(partition, work).await?.into()))
 }
 
-/// What keeps an object in the repository, or why it will go.
+/// What keeps an object in the repository, or why it will be deleted.
 #[utoipa::path(
     get,
     path = "/esker/v1/partitions/{partition}/objects/why",
@@ -317,10 +317,10 @@ pub(super) async fn why(
     Ok(Json(admin.node.why(partition, &key).await?))
 }
 
-/// Delete what no kept snapshot needs, or say what that would be.
+/// Delete what no kept snapshot needs, or list it.
 ///
 /// With a generation, nothing is deleted if the repository has changed since the plan that named it;
-/// objects that were too young for that plan may go as well by now.
+/// objects that were too young for that plan may be deleted as well.
 #[utoipa::path(
     post,
     path = "/esker/v1/partitions/{partition}/prune",
@@ -341,7 +341,7 @@ pub(super) async fn prune(
     })?;
     if asked.apply && asked.generation.is_none() && (asked.keep.is_some() || asked.abandoned) {
         return Err(AdminError::invalid(
-            "to let go of snapshots takes the generation of the plan that names them: \
+            "releasing snapshots takes the generation of the plan that names them: \
              ask with \"apply\": false first",
         ));
     }

@@ -17,7 +17,7 @@ use super::error::{ErrorBody, PROBLEMS};
 use super::snapshots::Proven;
 use super::{Admin, AdminError};
 
-/// Where a node stands.
+/// The status of a node.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Status {
     /// Whether appends are taken.
@@ -36,13 +36,13 @@ pub struct Status {
     pub repository_is_local: bool,
     /// Bytes of the log on disk.
     pub log_bytes: u64,
-    /// What they may become for the sake of archived snapshots.
+    /// The most that they may become for the sake of archived snapshots.
     pub max_log_bytes: u64,
-    /// How long a start would take after a crash of this moment.
+    /// How long a start would take after a crash now.
     pub restart: Predicted,
     /// How long it would take to restore everything from the repository.
     pub restore: Predicted,
-    /// What was measured on this node, on which that rests.
+    /// The measurements of this node on which that is based.
     pub measured: Rates,
     /// What the last start did.
     pub recovery: Option<Recovery>,
@@ -130,7 +130,7 @@ pub enum CopyKind {
     Empty,
 }
 
-/// Where a partition stands.
+/// The status of a partition.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Partition {
     /// The partition.
@@ -161,11 +161,11 @@ pub struct Partition {
     pub abandoned: u64,
     /// Log entries that the repository does not have.
     pub entries_at_risk: u64,
-    /// How long ago the repository had all there was.
+    /// How long ago the repository had everything that was applied.
     pub seconds_at_risk: u64,
     /// Bytes of the database's files.
     pub database_bytes: u64,
-    /// How long this partition's replay would take after a crash of this moment.
+    /// How long this partition's replay would take after a crash now.
     pub restart: Predicted,
     /// How long it would take to restore this partition from the repository.
     pub restore: Predicted,
@@ -179,7 +179,7 @@ pub enum RoleName {
     Leader,
     /// Follows.
     Follower,
-    /// Stands for election.
+    /// Candidate in an election.
     Candidate,
 }
 
@@ -202,7 +202,7 @@ pub struct Newest {
 pub struct Wrong {
     /// Stable, for programs.
     pub code: String,
-    /// Whether it can wait: nothing fails, and nothing is at risk that was not before.
+    /// Whether it is advice: nothing fails, and nothing is newly at risk.
     pub advice: bool,
     /// The partitions that it is about; empty for all.
     pub partitions: Vec<u64>,
@@ -214,7 +214,7 @@ pub struct Wrong {
 
 /// Where the node stands: positions, predicted recovery, what is at risk, what is wrong.
 ///
-/// Asks nothing of the repository: what is known of it is as of the last attempt.
+/// Sends no request to the repository: its state is that of the last attempt.
 #[utoipa::path(
     get,
     path = "/esker/v1/status",

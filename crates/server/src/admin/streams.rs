@@ -14,7 +14,7 @@ use super::request::{InHeader, InPath};
 use super::{Admin, AdminError};
 use crate::timestamp::timestamp;
 
-/// Where a stream stands, as of one moment.
+/// The position of a stream, as of one moment.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct StreamPosition {
     /// The first sequence number that readers may see; the tail if there is none.
@@ -37,7 +37,7 @@ pub struct StreamPosition {
     pub gaps: Vec<StreamGap>,
 }
 
-/// Where a history was cut off for a stream, and how it went on.
+/// Where a history was cut off for a stream, and how it continued.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct StreamFork {
     /// The history that was cut off; null for one or several that are not remembered.
@@ -46,7 +46,7 @@ pub struct StreamFork {
     /// What the parent had below this is in the stream, or was trimmed since; what it had from here on is
     /// lost.
     pub seq_num: u64,
-    /// Sequence numbers go on here.
+    /// Sequence numbers continue here.
     pub resumes_at: u64,
 }
 
@@ -55,7 +55,7 @@ pub struct StreamFork {
 pub struct StreamGap {
     /// The first of them.
     pub seq_num: u64,
-    /// Sequence numbers go on here.
+    /// Sequence numbers continue here.
     pub resumes_at: u64,
 }
 
@@ -69,10 +69,10 @@ impl From<Fork> for StreamFork {
     }
 }
 
-/// Where a stream stands, and which forks of its partition it has seen.
+/// The position of a stream, and the forks of its partition that concern it.
 ///
-/// Tells whether what was made of a stream's records is still of its history. Creates no stream, even if
-/// reads do in this basin.
+/// A client can decide with it whether a state that was built from the stream's records is still of
+/// its history. Creates no stream, even if reads do in this basin.
 #[utoipa::path(
     get,
     path = "/esker/v1/streams/{stream}/position",

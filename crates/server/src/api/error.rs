@@ -69,7 +69,7 @@ pub const CODES: &[(ErrorCode, &str, &str)] = &[
     ),
     (
         ErrorCode::Invalid,
-        "The request is well-formed but cannot be meant: a batch of no records or of more than 1000 or 1 MiB, an invalid command, contradicting parameters, a missing timestamp.",
+        "The request is well-formed but invalid: a batch of no records or of more than 1000 or 1 MiB, an invalid command, contradicting parameters, a missing timestamp.",
         "Correct the request; the message says what is wrong.",
     ),
     (

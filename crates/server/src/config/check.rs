@@ -209,7 +209,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     for (key, address) in reachable(config) {
         warnings.push(format!(
             "`{key}` = {address} can be reached from other machines without an access token \
-             (`insecure-no-auth`): whoever reaches it can read, write and delete everything",
+             (`insecure-no-auth`): anyone who reaches it can read, write and delete everything",
         ));
     }
     // Each partition and the catalog may hold back that much log before its database is flushed.

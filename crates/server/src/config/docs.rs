@@ -151,39 +151,39 @@ pub(super) const SNAPSHOT_TRIGGERS: &[(&str, &str, &str)] = &[
     (
         "`local-snapshot-num-records`",
         "local",
-        "So many entries of the log were applied since the last local one.",
+        "This many entries of the log were applied since the last local one.",
     ),
     (
         "`local-snapshot-bytes`",
         "local",
-        "So many bytes of log were applied since the last local one.",
+        "This many bytes of log were applied since the last local one.",
     ),
     (
         "`snapshot-interval`",
         "repository",
-        "So long after the newest, if anything was applied since. With `snapshot-interval-num-records` \
+        "This long after the newest, if anything was applied since. With `snapshot-interval-num-records` \
          set as well, both must hold.",
     ),
     (
         "`snapshot-interval-num-records`",
         "repository",
-        "So many records since the newest. With `snapshot-interval` set as well, both must hold.",
+        "This many records since the newest. With `snapshot-interval` set as well, both must hold.",
     ),
     (
         "`recovery-budget`",
         "repository",
-        "Replaying what came after the newest is predicted to take longer, whatever the intervals say.",
+        "Replaying what came after the newest is predicted to take longer, even if no interval has passed.",
     ),
     (
         "`max-log-bytes`, `on-log-full`",
         "repository",
-        "The log that is kept for the repository reaches `max-log-bytes`. If it grows beyond, it is \
-         trimmed anyway or appends are refused, as `on-log-full` says.",
+        "The log that is kept for the repository reaches `max-log-bytes`. If it grows beyond, it is trimmed anyway \
+         or appends are refused, as set by `on-log-full`.",
     ),
     (
         "`esker snapshot create`",
         "repository",
-        "Somebody asks for one.",
+        "One is requested.",
     ),
     (
         "(none)",

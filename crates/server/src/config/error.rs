@@ -114,7 +114,7 @@ pub enum ConfigError {
     /// A listener that everyone could reach, without access tokens.
     #[error(
         "`{key}` = {address} ({from}) can be reached from other machines, and there are no access \
-         tokens: whoever reaches it could read, write and delete everything; listen on a loopback \
+         tokens: anyone who reaches it could read, write and delete everything; listen on a loopback \
          address such as 127.0.0.1:{}, or set `insecure-no-auth` (flag --insecure-no-auth) if \
          that is meant",
         address.rsplit(':').next().unwrap_or_default()

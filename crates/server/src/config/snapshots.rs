@@ -10,10 +10,10 @@ use super::units::{ByteCount, HumanDuration};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct SnapshotsConfig {
-    /// The repository: where snapshots are put, each partition below its number. A bucket on S3 or on
-    /// a store that speaks its language, or a directory; a relative path is relative to the directory
-    /// in which the server is started. Unset, it is a directory below `data-dir`, which does not
-    /// survive the disk that the data is on: every start says so.
+    /// The repository: where snapshots are put, each partition below its number. A bucket on S3 or
+    /// on a store with its API, or a directory; a relative path is relative to the directory in
+    /// which the server is started. Unset, it is a directory below `data-dir`, which does not
+    /// survive the loss of that disk: every start warns of it.
     #[schemars(extend("format" = "destination"))]
     pub destination: Option<String>,
 
@@ -28,20 +28,21 @@ pub struct SnapshotsConfig {
     #[schemars(range(min = 1, max = 1_000_000_000_000_u64))]
     pub snapshot_interval_num_records: Option<u64>,
 
-    /// A snapshot is put as soon as replaying what came after the newest is predicted to take longer
-    /// than this, whatever the intervals say. Unset, snapshots are never put for that reason.
+    /// A snapshot is put as soon as replaying what came after the newest is predicted to take
+    /// longer than this, even if no interval has passed. Unset, snapshots are never put for that
+    /// reason.
     #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "1day"))]
     pub recovery_budget: Option<HumanDuration>,
 
-    /// How a new snapshot keeps its files: `full`, all of them anew beside its description, or
+    /// How a new snapshot keeps its files: `full`, a copy of each beside its description, or
     /// `incremental`, by content and shared among snapshots, so that only what is new is uploaded.
     /// Both kinds go together in one repository.
     #[schemars(extend("x-alias" = "experimental-snapshot-kind"))]
     pub snapshot_kind: SnapshotKind,
 
-    /// How many of the newest snapshots of a partition are retained; an older one is deleted as soon
-    /// as it falls out. Unset, only the newest is retained, so there is nothing to fall back on if it
-    /// is damaged (a start warns of it), and older ones are left to the cleanup of orphans.
+    /// How many of the newest snapshots of a partition are retained; older ones are deleted at
+    /// once. Unset, only the newest is retained, so there is nothing to fall back on if it is
+    /// damaged (a start warns of it), and older ones are left to the cleanup of orphans.
     #[schemars(range(min = 1, max = 1000), extend("x-alias" = "experimental-num-retained"))]
     pub num_retained: Option<u32>,
 
@@ -57,13 +58,13 @@ pub struct SnapshotsConfig {
     /// Bytes that all uploads of this server together send in a second, so that they leave disk and
     /// network to appends. Copies into a directory are counted, also on the same disk. A snapshot takes
     /// at least its new bytes divided by this: if that is longer than the log has room for in
-    /// `max-log-bytes`, raise one of them. It does not hold for the snapshots of `snapshot-on-stop`. 0:
-    /// no bound.
+    /// `max-log-bytes`, raise one of them. It does not apply to the snapshots of `snapshot-on-stop`. 0:
+    /// no limit.
     #[schemars(extend("x-minimum" = "0B", "x-maximum" = "1TiB"))]
     pub upload_rate: ByteCount,
 
     /// Most bytes of log, over all partitions of this server, that are kept so that snapshots in the
-    /// repository plus the log reach the present. What happens beyond, `on-log-full` says. At least
+    /// repository plus the log reach the present. `on-log-full` decides what happens beyond that. At least
     /// four times `log.segment-size`.
     #[schemars(extend("x-minimum" = "4MiB", "x-maximum" = "16TiB"))]
     pub max_log_bytes: ByteCount,
@@ -115,12 +116,12 @@ pub struct SnapshotsConfig {
     /// The token that belongs to temporary keys. Needs both of them. Unset, the keys have none.
     pub aws_session_token: Option<Secret>,
 
-    /// Another store than Amazon's, which speaks the language of S3. Unset, that of
+    /// The endpoint of a store other than Amazon's, with the API of S3. Unset, that of
     /// `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL` or the profile, or Amazon's.
     #[schemars(extend("format" = "endpoint"))]
     pub aws_endpoint_url: Option<String>,
 
-    /// Allows an endpoint to be `http://`, where anybody on the way can read and change what passes.
+    /// Allows an endpoint to be `http://`: anyone on the network path can then read and change the data.
     /// Unset, `AWS_ALLOW_HTTP` decides, or it is not allowed.
     pub aws_allow_http: Option<bool>,
 }
@@ -129,7 +130,7 @@ pub struct SnapshotsConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SnapshotKind {
-    /// All of them anew, beside its description.
+    /// A copy of each, beside its description.
     #[default]
     Full,
     /// By content, shared among snapshots.

@@ -31,12 +31,12 @@ pub struct StateConfig {
     /// Whether JSON snapshots are put into the repository too, if `snapshots.destination` names one.
     pub archive_snapshots: bool,
 
-    /// How long a transaction may stay open that does not say so itself. At most
+    /// How long a transaction may stay open that names no timeout. At most
     /// `transaction-timeout-max`.
     #[schemars(extend("x-minimum" = "1ms", "x-maximum" = "1day"))]
     pub transaction_timeout: HumanDuration,
 
-    /// How long a transaction may stay open at most, whatever it says.
+    /// The longest timeout that a transaction may name.
     #[schemars(extend("x-minimum" = "1ms", "x-maximum" = "1day"))]
     pub transaction_timeout_max: HumanDuration,
 
@@ -58,13 +58,13 @@ pub struct StateConfig {
     pub keep_versions: Option<u64>,
 
     /// How many of the newest commits are kept for replay, at least; those that the oldest kept JSON
-    /// snapshot does not cover are kept in any case. If `keep-history-age` is set as well, a commit is
-    /// kept as long as either wants it. Unset, the number is no reason to let go of commits.
+    /// snapshot does not cover are kept in any case. If `keep-history-age` is set as well, a commit
+    /// is kept as long as either requires it. Unset, no commit is removed because of the number.
     #[schemars(range(min = 1, max = 1_000_000_000_000_u64))]
     pub keep_history: Option<u64>,
 
-    /// How long commits are kept for replay, at least; otherwise like `keep-history`. Unset, age is
-    /// no reason to let go of commits.
+    /// How long commits are kept for replay, at least; otherwise like `keep-history`. Unset, no
+    /// commit is removed because of its age.
     #[schemars(extend("x-minimum" = "1s", "x-maximum" = "100years"))]
     pub keep_history_age: Option<HumanDuration>,
 }

@@ -47,13 +47,13 @@ pub struct Config {
     pub listen: SocketAddr,
 
     /// Allows an address in `listen` or `state.listen` that is not a loopback address although there
-    /// are no access tokens: whoever reaches the address may then read, write and delete everything.
+    /// are no access tokens: anyone who reaches the address can then read, write and delete everything.
     pub insecure_no_auth: bool,
 
-    /// More names by which clients reach a listener that has a loopback address, separated by commas: those
-    /// of a proxy in front of it that hands the `Host` header on, say. Without a port. Unset, only loopback
-    /// names (`localhost`, 127.0.0.1, `[::1]`) are taken there, so that no web page can reach the server
-    /// under a name of its own. Other listeners take every name.
+    /// More names by which clients reach a listener that has a loopback address, separated by commas:
+    /// those of a proxy in front of it that passes the `Host` header on, for example. Without a port.
+    /// Unset, only loopback names (`localhost`, 127.0.0.1, `[::1]`) are accepted there, so that no
+    /// web page can reach the server under a name of its own. Other listeners accept every name.
     #[schemars(extend("format" = "host-names"))]
     pub allowed_hosts: Option<String>,
 
@@ -63,7 +63,7 @@ pub struct Config {
     #[schemars(extend("format" = "origins"))]
     pub allowed_origins: Option<String>,
 
-    /// Name of the cluster. It marks what belongs together, so two clusters that could ever meet
+    /// Name of the cluster. Snapshots carry it, so two clusters that could use the same repository
     /// should have different names.
     #[schemars(extend("format" = "cluster-name"))]
     pub cluster_name: String,
@@ -78,7 +78,7 @@ pub struct Config {
     pub shutdown_grace: HumanDuration,
 
     /// The durable log: one per server, shared by all partitions. What a restart replays, and how
-    /// much disk the log takes, is decided here.
+    /// much disk the log takes, is set here.
     pub log: LogConfig,
 
     /// The databases (RocksDB) of the partitions.
@@ -124,7 +124,7 @@ pub struct LogConfig {
     #[schemars(extend("x-minimum" = "2MiB", "x-maximum" = "256MiB"))]
     pub max_group_size: ByteCount,
 
-    /// The database of a partition is flushed when this much log waits behind it, so that a
+    /// The database of a partition is flushed when it is this much of the log behind, so that a
     /// restart replays little: at most about this much per partition.
     #[schemars(extend("x-minimum" = "64KiB", "x-maximum" = "64GiB"))]
     pub flush_after: ByteCount,
@@ -150,7 +150,7 @@ pub struct StoreConfig {
     /// Most files that the databases keep open. The limit of the operating system (`ulimit -n`)
     /// must leave room for these and for `limits.connections`. A read opens all files of its
     /// partition that are not merged yet, most often some 30 and never more than 160: with fewer
-    /// open at a time, each MiB that is read reads their indexes again.
+    /// open at a time, their indexes are read again for each MiB.
     #[schemars(range(min = 64, max = 1_000_000))]
     pub max_open_files: u32,
 
@@ -206,9 +206,10 @@ pub struct LimitsConfig {
     #[schemars(extend("x-minimum" = "64KiB", "x-maximum" = "256GiB"))]
     pub follower_buffers_total: ByteCount,
 
-    /// Most bytes that read sessions, and reads that are none, have read and their clients have not taken, over
-    /// all connections. A quarter is for sessions at the tail of their streams alone. Beyond it, sessions wait
-    /// for as long as it takes, and reads that are none are refused after 15 s at most.
+    /// Most bytes that read sessions and single reads have read and that their clients have not yet
+    /// received, over all connections. A quarter is for sessions at the tail of their streams
+    /// alone. Beyond it, sessions wait for as long as it takes, and single reads are refused after
+    /// 15 s at most.
     #[schemars(extend("x-minimum" = "32MiB", "x-maximum" = "1TiB"))]
     pub read_sessions: ByteCount,
 
@@ -221,8 +222,8 @@ pub struct LimitsConfig {
     #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "24h"))]
     pub idle_timeout: HumanDuration,
 
-    /// How long a client may take nothing of an answer that is ready before it loses the answer, and its
-    /// connection if nothing else is under way there.
+    /// How long a client may receive nothing of an answer that is ready before the answer is ended,
+    /// and its connection if nothing else is under way there.
     #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "24h"))]
     pub stall_timeout: HumanDuration,
 }
@@ -236,8 +237,8 @@ pub struct RetentionConfig {
     #[schemars(extend("x-minimum" = "10ms", "x-maximum" = "1h"))]
     pub interval: HumanDuration,
 
-    /// Most streams examined per partition and round; the next round goes on where this one ended.
-    /// A partition of a million streams is thus gone through in 4,000 rounds of the default size.
+    /// Most streams examined per partition and round; the next round continues where this one ended.
+    /// A partition of a million streams thus takes 4,000 rounds of the default size.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub streams_per_round: u32,
 }
