@@ -211,7 +211,10 @@ impl Restarts {
         if let Some(why) = &why
             && held_back.as_ref() != Some(why)
         {
-            tracing::error!(why, "a restart is needed, and the server does not restart itself");
+            tracing::error!(
+                why,
+                "a restart is needed, and the server does not restart itself"
+            );
         }
         *held_back = why;
     }

@@ -180,11 +180,7 @@ pub(super) const SNAPSHOT_TRIGGERS: &[(&str, &str, &str)] = &[
         "The log that is kept for the repository reaches `max-log-bytes`. If it grows beyond, it is trimmed anyway \
          or appends are refused, as set by `on-log-full`.",
     ),
-    (
-        "`esker snapshot create`",
-        "repository",
-        "One is requested.",
-    ),
+    ("`esker snapshot create`", "repository", "One is requested."),
     (
         "(none)",
         "repository",
