@@ -9,19 +9,18 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::failure::Failure;
+use crate::refusal;
+use crate::remote::Remote;
 use crate::server_address::ServerAddress;
-use crate::stream_cmd::connection::reach;
 use crate::stream_cmd::failure::Asked;
 
-/// Longest wait for a connection.
-const CONNECT_LIMIT: Duration = Duration::from_millis(2500);
 /// Interval of TCP keep-alive probes. A server that disappears during a long request is detected after about
 /// this time.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// A client of one server. The server answered when the client was made.
 pub struct Admin {
-    address: ServerAddress,
+    remote: Remote,
     http: Client,
 }
 
@@ -30,26 +29,16 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// `unreachable`, within some three seconds, with the reason.
-    pub async fn open(address: ServerAddress) -> Result<Admin, Failure> {
-        reach(&address).await?;
-        let http = Client::builder()
-            .no_proxy()
-            .connect_timeout(CONNECT_LIMIT)
-            .tcp_keepalive(KEEP_ALIVE)
-            // Over plain http there are no certificates. This option avoids reading those of the
-            // system, which is slow, and fails where there are none.
-            .tls_danger_accept_invalid_certs(!address.tls())
-            .build();
-        let http = http.map_err(|e| {
-            Failure::wrong("client", format!("cannot make a client for {address}: {e}"))
-        })?;
-        Ok(Admin { address, http })
+    /// `unreachable` and `tls`, within some three seconds, with the reason.
+    pub async fn open(remote: Remote) -> Result<Admin, Failure> {
+        remote.reach().await?;
+        let http = remote.http(KEEP_ALIVE)?;
+        Ok(Admin { remote, http })
     }
 
     /// The server's address.
     pub fn address(&self) -> &ServerAddress {
-        &self.address
+        self.remote.address()
     }
 
     /// Sends a GET for a path below `/esker/v1`, given by its segments, with a query.
@@ -78,8 +67,9 @@ impl Admin {
     }
 
     fn url(&self, path: &[&str]) -> Result<Url, Failure> {
-        let mut url = Url::parse(&format!("{}/esker/v1", self.address))
-            .map_err(|e| Failure::usage("invalid", format!("{}: {e}", self.address)))?;
+        let address = self.address();
+        let mut url = Url::parse(&format!("{address}/esker/v1"))
+            .map_err(|e| Failure::usage("invalid", format!("{address}: {e}")))?;
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.extend(path);
         }
@@ -88,10 +78,14 @@ impl Admin {
 
     async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Failure> {
         let lost = |e: reqwest::Error| {
-            Asked::new(&self.address).unreachable(&format!(
+            Asked::new(self.address()).unreachable(&format!(
                 "it closed the connection instead of answering ({})",
                 innermost(&e)
             ))
+        };
+        let request = match self.remote.token() {
+            Some(token) => request.bearer_auth(token.expose()),
+            None => request,
         };
         let answer = request.send().await.map_err(lost)?;
         let status = answer.status();
@@ -99,11 +93,23 @@ impl Admin {
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|e| self.not_esker(&e.to_string()));
         }
-        match serde_json::from_slice::<ErrorBody>(&body) {
+        let error = serde_json::from_slice::<ErrorBody>(&body);
+        let (code, message) = match &error {
+            Ok(error) => (Some(&*error.code), error.message.clone()),
+            Err(_) => (
+                refusal::code_of(status.as_u16()),
+                format!("it answers {status}"),
+            ),
+        };
+        let refused = code.and_then(|code| refusal::of(self.address(), code, &message));
+        if let Some(refused) = refused {
+            return Err(refused);
+        }
+        match error {
             // The server does not have this path.
             Ok(error) if error.code == "bad_path" => Err(self.not_esker(&error.message)),
             Ok(error) => Err(failure(&error)),
-            Err(_) => Err(self.not_esker(&format!("it answers {status}"))),
+            Err(_) => Err(self.not_esker(&message)),
         }
     }
 
@@ -113,7 +119,7 @@ impl Admin {
             "not_esker",
             format!(
                 "what answers at {} has no admin API as this version knows it: {why}",
-                self.address
+                self.address()
             ),
         )
     }

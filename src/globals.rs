@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use clap::ColorChoice;
 
+use crate::remote::AccessArgs;
 use crate::server_address::ServerAddress;
 
 /// Options of every command.
@@ -17,6 +18,9 @@ pub struct Globals {
     /// Address of the server [env: ESKER_SERVER] [default: http://127.0.0.1:7070]
     #[arg(long, global = true, value_name = "URL")]
     pub server: Option<ServerAddress>,
+
+    #[command(flatten)]
+    pub access: AccessArgs,
 
     /// Leave out remarks and progress on standard error; errors and warnings are printed
     #[arg(long, short, global = true)]

@@ -11,6 +11,7 @@ mod completion_cmd;
 mod config_cmd;
 mod confirm;
 mod demo;
+mod encryption_key;
 mod exit;
 mod failure;
 mod follow_cmd;
@@ -19,7 +20,10 @@ mod input;
 mod interrupts;
 mod json;
 mod output_file;
+mod refusal;
+mod remote;
 mod restart;
+mod secret_file;
 mod server_address;
 mod server_cmd;
 mod snapshot_cmd;
@@ -27,6 +31,7 @@ mod state_cmd;
 mod status_cmd;
 mod stream_cmd;
 mod term;
+mod tls;
 
 use clap::{Arg, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use failure::Failure;
@@ -118,6 +123,8 @@ fn command() -> clap::Command {
     let command = Cli::command().mut_args(without_empty_variable);
     let command = command.mut_subcommands(without_empty_variables);
     let command = hide(command, &WITHOUT_SERVER, "server");
+    let command = hide(command, &WITHOUT_SERVER, "token_file");
+    let command = hide(command, &WITHOUT_SERVER, "ca_file");
     hide(command, &WITHOUT_JSON, "json")
 }
 
@@ -146,14 +153,21 @@ fn main() -> std::process::ExitCode {
     if let Err(failure) = fits(&cli.globals, &cli.command) {
         return exit::report(Err(failure), wants_json).into();
     }
+    let access = &cli.globals.access;
+    if cli.command.without_server().is_none()
+        && let Some(file) = &access.ca_file
+    {
+        // `esker follow` may use object storage, too, whose certificates come from other authorities.
+        tls::trust_only(file, matches!(cli.command, Command::Follow(_)));
+    }
     let result = match cli.command {
         Command::Server(args) => exit::end(exit::report(server_cmd::run(&args), wants_json)),
         Command::Demo(args) => demo::run(&args),
-        Command::Status(args) => status_cmd::run(args),
-        Command::Stream(args) => stream_cmd::run(args),
-        Command::Follow(args) => follow_cmd::run(*args),
-        Command::State(args) => state_cmd::run(args),
-        Command::Snapshot(args) => snapshot_cmd::run(*args),
+        Command::Status(args) => status_cmd::run(args, access),
+        Command::Stream(args) => stream_cmd::run(args, access),
+        Command::Follow(args) => follow_cmd::run(*args, access),
+        Command::State(args) => state_cmd::run(args, access),
+        Command::Snapshot(args) => snapshot_cmd::run(*args, access),
         Command::Config(args) => config_cmd::run(&args, wants_json),
         Command::Completion(args) => completion_cmd::run(&args, &mut command()),
         Command::Version => version(wants_json),
@@ -169,6 +183,9 @@ fn fits(globals: &Globals, command: &Command) -> Result<(), Failure> {
     };
     match (command.without_server(), command.without_json()) {
         (Some(name), _) if globals.server.is_some() => refused(name, "--server", "asks no server"),
+        (Some(name), _) if globals.access.token_file.is_some() => {
+            refused(name, "--token-file", "asks no server")
+        }
         (_, Some(name)) if globals.json => refused(name, "--json", "prints no JSON"),
         _ => Ok(()),
     }

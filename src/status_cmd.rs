@@ -11,6 +11,7 @@ use crate::failure::Failure;
 use crate::interrupts;
 use crate::json;
 use crate::output::print;
+use crate::remote::{AccessArgs, Remote};
 use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE, ServerAddress};
 use crate::snapshot_cmd::render::{print_json, table};
 use crate::term::{Paint, ago, bytes, columns, count, plain, took, wrapped};
@@ -52,14 +53,14 @@ pub struct Args {
     watch: bool,
 }
 
-pub fn run(args: Args) -> Result<(), Failure> {
+pub fn run(args: Args, access: &AccessArgs) -> Result<(), Failure> {
     // One thread is enough: a command does one thing at a time.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
     interrupts::run_following(runtime, "nothing was changed", args.watch, async {
-        let admin = Admin::open(args.server).await?;
+        let admin = Admin::open(Remote::new(args.server, access)?).await?;
         let clears = args.watch && !args.json && std::io::stdout().is_terminal();
         loop {
             let status: Status = admin.get(&["status"], &[]).await?;

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::records::Records;
 use crate::failure::Failure;
+use crate::remote::Remote;
 use crate::server_address::ServerAddress;
 use crate::stream_cmd::connection::Connection;
 use crate::stream_cmd::target::StreamTarget;
@@ -116,7 +117,7 @@ struct Following {
 
 impl Following {
     async fn follow(&mut self, server: ServerAddress) -> Result<End, Failure> {
-        let Ok(connection) = Connection::open(server).await else {
+        let Ok(connection) = Connection::open(&Remote::open(server)).await else {
             return Ok(End::Lost);
         };
         let start = ReadStart::new().with_from(ReadFrom::SeqNum(self.next));

@@ -35,7 +35,9 @@ use server::Server;
 use snapshot_args::SnapshotArgs;
 use stop::Stop;
 
+use crate::encryption_key::KeyArgs;
 use crate::failure::Failure;
+use crate::remote::AccessArgs;
 use crate::server_address::{SERVER_VARIABLE, ServerAddress};
 use crate::stream_cmd::target::{self, StreamTarget};
 
@@ -108,10 +110,13 @@ pub struct Args {
     server: Option<ServerAddress>,
 
     #[command(flatten)]
+    key: KeyArgs,
+
+    #[command(flatten)]
     place: SnapshotArgs,
 }
 
-pub fn run(args: Args) -> Result<(), Failure> {
+pub fn run(args: Args, access: &AccessArgs) -> Result<(), Failure> {
     let fold = args.fold.fold()?;
     if fold.is_none() && !args.inspect {
         return Err(Failure::usage(
@@ -121,7 +126,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
              snapshots without",
         ));
     }
-    let server = Server::find(args.server)?.trusting_names(args.trust_name);
+    let server = Server::find(args.server, access)?.trusting_names(args.trust_name);
+    let server = server.with_key(args.key.key()?);
     let place = args.place.open()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

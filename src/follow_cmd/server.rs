@@ -5,38 +5,37 @@
 //! |---|---|
 //! | `--server`, else `ESKER_SERVER` | that one |
 //! | `S2_ACCOUNT_ENDPOINT` and `S2_BASIN_ENDPOINT` | these |
-//! | `S2_ACCESS_TOKEN` alone | hosted S2 |
-//! | nothing | the default of `esker stream` |
+//! | `S2_ACCESS_TOKEN` alone, no other token | hosted S2 |
+//! | nothing, or another token | the default of `esker stream` |
 
 use std::time::Duration;
 
 use esker_follow::S2Endpoint;
 use reqwest::Url;
 use s2_sdk::S2;
-use s2_sdk::types::{AccountEndpoint, BasinEndpoint, RetryConfig, S2Config, S2Endpoints};
+use s2_sdk::types::{
+    AccountEndpoint, BasinEndpoint, EncryptionKey, RetryConfig, S2Config, S2Endpoints,
+};
 
 use super::failure;
 use crate::failure::Failure;
+use crate::remote::{AccessArgs, Remote, TOKEN_VARIABLES};
+use crate::secret_file::Secret;
 use crate::server_address::{DEFAULT_SERVER, ServerAddress};
-use crate::stream_cmd::connection::reach;
 use crate::stream_cmd::failure::Asked;
 use crate::stream_cmd::target::StreamTarget;
 
 /// The endpoint of hosted S2.
 const HOSTED: &str = "https://a.s2.dev";
-/// Longest wait for a connection.
-const CONNECT_LIMIT: Duration = Duration::from_millis(2500);
 /// Longest wait for the answer to a request: an append of a mebibyte on a slow line is among them.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
-/// The SDK requires an access token; a self-hosted server does not check it.
-const NO_TOKEN: &str = "none";
 
 /// A server, and the settings of requests to it.
 pub struct Server {
-    /// For messages, and for the first connection.
-    address: ServerAddress,
+    /// Its address, for messages and for the first connection; the access token, and whom to trust.
+    remote: Remote,
     endpoints: S2Endpoints,
-    token: String,
+    key: Option<EncryptionKey>,
     /// Whether it is hosted S2, and certainly no Esker.
     is_hosted: bool,
     trusts_name: bool,
@@ -44,20 +43,111 @@ pub struct Server {
 
 impl Server {
     /// Selects the server. Sends nothing to it.
-    pub fn find(named: Option<ServerAddress>) -> Result<Server, Failure> {
-        Server::choose(named, |name| {
-            std::env::var(name).ok().filter(|value| !value.is_empty())
+    pub fn find(named: Option<ServerAddress>, access: &AccessArgs) -> Result<Server, Failure> {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let chosen = Chosen::of(named, access.token_file.is_some(), variable)?;
+        let trust = access.trust(&chosen.address)?;
+        Ok(Server {
+            remote: Remote::with(chosen.address, access.token()?, trust),
+            endpoints: chosen.endpoints,
+            key: None,
+            is_hosted: chosen.is_hosted,
+            trusts_name: false,
         })
     }
 
-    fn choose(
+    /// With the key of the stream's records.
+    pub fn with_key(self, key: Option<EncryptionKey>) -> Server {
+        Server { key, ..self }
+    }
+
+    /// With `trusts_name`, a stream is followed even if the server does not reveal its identity.
+    pub fn trusting_names(self, trusts_name: bool) -> Server {
+        Server {
+            trusts_name,
+            ..self
+        }
+    }
+
+    /// For messages about a stream of it.
+    pub fn asked<'a>(&'a self, stream: &'a StreamTarget) -> Asked<'a> {
+        Asked::new(self.remote.address()).about(Some(&stream.basin), Some(stream))
+    }
+
+    /// Its address.
+    pub fn address(&self) -> &ServerAddress {
+        self.remote.address()
+    }
+
+    /// Connects, and checks that the stream exists. Returns the endpoint and the tail.
+    ///
+    /// # Errors
+    ///
+    /// `unreachable`, within some three seconds, with the reason; `stream_not_found`, and the like.
+    pub async fn open(&self, stream: &StreamTarget) -> Result<(S2Endpoint, u64), Failure> {
+        self.remote.reach().await?;
+        let config = self.config();
+        let once = RetryConfig::new().with_max_attempts(std::num::NonZeroU32::MIN);
+        let cannot = |e: &dyn std::fmt::Display| {
+            let why = format!("cannot make a client for {}: {e}", self.remote.address());
+            Failure::wrong("client", why)
+        };
+        let s2 = S2::new(config.clone().with_retry(once)).map_err(|e| cannot(&e))?;
+        let asked = s2.basin(stream.basin.clone()).stream(stream.stream.clone());
+        let tail = asked.check_tail().await;
+        let tail = tail.map_err(|e| self.asked(stream).read(&e))?;
+        let endpoint = S2Endpoint::new(config, stream.basin.clone(), stream.stream.clone());
+        let endpoint = endpoint.map_err(|e| failure::of(&e, self.remote.address(), None))?;
+        let endpoint = match self.is_hosted {
+            true => endpoint,
+            false => {
+                let url = self.remote.address().to_string();
+                endpoint.with_server(Url::parse(&url).map_err(|e| cannot(&e))?)
+            }
+        };
+        let endpoint = match self.remote.token().map(Secret::expose) {
+            Some(token) => endpoint.with_access_token(token),
+            None => endpoint,
+        };
+        let endpoint = match &self.key {
+            Some(key) => endpoint.with_encryption_key(key.clone()),
+            None => endpoint,
+        };
+        let endpoint = match self.trusts_name {
+            true => endpoint.trusting_the_name(),
+            false => endpoint,
+        };
+        Ok((endpoint, tail.seq_num))
+    }
+
+    fn config(&self) -> S2Config {
+        self.remote
+            .s2_config()
+            .with_endpoints(self.endpoints.clone())
+            .with_request_timeout(REQUEST_LIMIT)
+    }
+}
+
+/// A selected server.
+struct Chosen {
+    address: ServerAddress,
+    endpoints: S2Endpoints,
+    is_hosted: bool,
+}
+
+impl Chosen {
+    /// Selects by what is named and by the variables. With `has_token_file`, the token is not that of a variable.
+    fn of(
         named: Option<ServerAddress>,
+        has_token_file: bool,
         variable: impl Fn(&str) -> Option<String>,
-    ) -> Result<Server, Failure> {
-        let token = variable("S2_ACCESS_TOKEN");
+    ) -> Result<Chosen, Failure> {
+        let [ours, theirs] = TOKEN_VARIABLES.map(&variable);
+        // A token of Esker's own says that the server is one.
+        let is_s2 = theirs.is_some() && ours.is_none() && !has_token_file;
         let account = variable("S2_ACCOUNT_ENDPOINT");
         let basin = variable("S2_BASIN_ENDPOINT");
-        let is_hosted = named.is_none() && account.is_none() && basin.is_none() && token.is_some();
+        let is_hosted = named.is_none() && account.is_none() && basin.is_none() && is_s2;
         let invalid = |name: &str, value: &str, why: &str| {
             Failure::usage("invalid", format!("{name}={value}: {why}"))
         };
@@ -109,78 +199,11 @@ impl Server {
                 )
             }
         };
-        Ok(Server {
+        Ok(Chosen {
             address,
             endpoints,
-            token: token.unwrap_or_else(|| NO_TOKEN.to_owned()),
             is_hosted,
-            trusts_name: false,
         })
-    }
-
-    /// With `trusts_name`, a stream is followed even if the server does not reveal its identity.
-    pub fn trusting_names(self, trusts_name: bool) -> Server {
-        Server {
-            trusts_name,
-            ..self
-        }
-    }
-
-    /// For messages about a stream of it.
-    pub fn asked<'a>(&'a self, stream: &'a StreamTarget) -> Asked<'a> {
-        Asked::new(&self.address).about(Some(&stream.basin), Some(stream))
-    }
-
-    /// Its address.
-    pub fn address(&self) -> &ServerAddress {
-        &self.address
-    }
-
-    /// Connects, and checks that the stream exists. Returns the endpoint and the tail.
-    ///
-    /// # Errors
-    ///
-    /// `unreachable`, within some three seconds, with the reason; `stream_not_found`, and the like.
-    pub async fn open(&self, stream: &StreamTarget) -> Result<(S2Endpoint, u64), Failure> {
-        reach(&self.address).await?;
-        let config = self.config();
-        let once = RetryConfig::new().with_max_attempts(std::num::NonZeroU32::MIN);
-        let cannot = |e: &dyn std::fmt::Display| {
-            let why = format!("cannot make a client for {}: {e}", self.address);
-            Failure::wrong("client", why)
-        };
-        let s2 = S2::new(config.clone().with_retry(once)).map_err(|e| cannot(&e))?;
-        let asked = s2.basin(stream.basin.clone()).stream(stream.stream.clone());
-        let tail = asked.check_tail().await;
-        let tail = tail.map_err(|e| self.asked(stream).read(&e))?;
-        let endpoint = S2Endpoint::new(config, stream.basin.clone(), stream.stream.clone());
-        let endpoint = endpoint.map_err(|e| failure::of(&e, &self.address, None))?;
-        let endpoint = match self.is_hosted {
-            true => endpoint,
-            false => {
-                let url = self.address.to_string();
-                endpoint.with_server(Url::parse(&url).map_err(|e| cannot(&e))?)
-            }
-        };
-        let endpoint = match self.token == NO_TOKEN {
-            true => endpoint,
-            false => endpoint.with_access_token(&self.token),
-        };
-        let endpoint = match self.trusts_name {
-            true => endpoint.trusting_the_name(),
-            false => endpoint,
-        };
-        Ok((endpoint, tail.seq_num))
-    }
-
-    fn config(&self) -> S2Config {
-        S2Config::new(&self.token)
-            .with_endpoints(self.endpoints.clone())
-            .with_connection_timeout(CONNECT_LIMIT)
-            .with_request_timeout(REQUEST_LIMIT)
-            // Over plain http there are no certificates. This option avoids reading those of the system,
-            // which is slow, and fails where there are none.
-            .with_insecure_skip_cert_verification(!self.address.tls())
     }
 }
 
@@ -194,7 +217,7 @@ mod tests {
             let found = variables.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        Server::choose(named, variable).map(|server| server.address.to_string())
+        Chosen::of(named, false, variable).map(|chosen| chosen.address.to_string())
     }
 
     #[test]
@@ -212,6 +235,8 @@ mod tests {
             "https://a.s2.dev:443"
         );
         assert_eq!(chosen(None, &[]).unwrap(), DEFAULT_SERVER);
+        let both = [("S2_ACCESS_TOKEN", "t"), ("ESKER_TOKEN", "t")];
+        assert_eq!(chosen(None, &both).unwrap(), DEFAULT_SERVER);
     }
 
     #[test]

@@ -37,6 +37,7 @@ use target::{Needs, TargetArgs, Where};
 
 use crate::failure::Failure;
 use crate::interrupts;
+use crate::remote::{AccessArgs, Remote};
 
 /// Name of the environment variable for `--repository`.
 pub const REPOSITORY_VARIABLE: &str = "ESKER_REPOSITORY";
@@ -126,7 +127,7 @@ impl Command {
     }
 }
 
-pub fn run(args: Args) -> Result<(), Failure> {
+pub fn run(args: Args, access: &AccessArgs) -> Result<(), Failure> {
     let needs = args.command.needs();
     let found = args.place.find(needs)?;
     let json = args.json;
@@ -138,7 +139,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     interrupts::run_and_part(runtime, left, PARTING, async {
         let place = match found {
             Where::Server(address, partition) => {
-                let online = Online::open(address, partition, json, left).await;
+                let remote = Remote::new(address, access)?;
+                let online = Online::open(remote, partition, json, left).await;
                 let online = online.map_err(|failure| advised(failure, needs))?;
                 return match args.command {
                     Command::Create(_) => create::run(&online).await,

@@ -24,7 +24,7 @@ use crate::failure::Failure;
 use crate::interrupts::{self, Interrupts};
 use crate::json;
 use crate::output::print;
-use crate::server_address::ServerAddress;
+use crate::remote::Remote;
 use crate::term::{Paint, bytes, count, plain, plain_lines, took};
 
 /// Advice about damage that a server has found: its next snapshots share no object with damaged ones.
@@ -58,13 +58,13 @@ struct Failed {
 impl Online {
     /// Connects to the server.
     pub async fn open(
-        address: ServerAddress,
+        remote: Remote,
         partition: Option<u16>,
         json: bool,
         left: &'static str,
     ) -> Result<Online, Failure> {
         Ok(Online {
-            admin: Admin::open(address).await?,
+            admin: Admin::open(remote).await?,
             partition,
             json,
             left,

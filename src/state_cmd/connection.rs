@@ -6,16 +6,18 @@ use std::time::Duration;
 use esker_proto::state::v1::state_service_client::StateServiceClient;
 use esker_server::state::status::{CODE_METADATA, SHARED_CODES};
 use esker_server::state::{CODES, MAX_ANSWER};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 use crate::failure::Failure;
+use crate::refusal;
+use crate::remote::{REACH_TIMEOUT, Remote};
 use crate::server_address::ServerAddress;
-use crate::stream_cmd::connection::reach;
 use crate::stream_cmd::failure::Asked;
 
-/// Longest wait for a connection.
-const CONNECT_LIMIT: Duration = Duration::from_millis(2500);
 /// Interval of HTTP/2 keep-alive pings, and the time limit for their answers: a server that disappears during
 /// a call is detected after about twice this time.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -23,9 +25,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// A client of one server. The server answered when the client was made.
 #[derive(Clone)]
 pub struct State {
-    address: ServerAddress,
+    remote: Remote,
     /// Its state service.
-    pub client: StateServiceClient<Channel>,
+    pub client: StateServiceClient<InterceptedService<Channel, Authorization>>,
 }
 
 impl State {
@@ -33,36 +35,50 @@ impl State {
     ///
     /// # Errors
     ///
-    /// `unreachable`, within some three seconds, with the reason.
-    pub async fn open(address: ServerAddress) -> Result<State, Failure> {
-        if address.tls() {
-            return Err(Failure::usage(
-                "invalid",
-                format!("{address}: `esker state` speaks plain http; write http://HOST:PORT"),
-            ));
-        }
-        reach(&address).await?;
-        let endpoint = Endpoint::from_shared(address.to_string()).map_err(|e| {
+    /// `unreachable` and `tls`, within some three seconds, with the reason.
+    pub async fn open(remote: Remote) -> Result<State, Failure> {
+        remote.reach().await?;
+        let address = remote.address();
+        let cannot = |e: &dyn std::fmt::Display| {
             Failure::wrong("client", format!("cannot make a client for {address}: {e}"))
-        })?;
+        };
+        let endpoint = Endpoint::from_shared(address.to_string()).map_err(|e| cannot(&e))?;
+        let endpoint = match remote.trust() {
+            Some(trust) => endpoint
+                .tls_config(trust.grpc_config())
+                .map_err(|e| cannot(&e))?,
+            None => endpoint,
+        };
+        let authorization = Authorization::new(&remote)?;
         let channel = endpoint
-            .connect_timeout(CONNECT_LIMIT)
+            .connect_timeout(REACH_TIMEOUT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .connect_lazy();
-        let client = StateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
-        Ok(State { address, client })
+        let client = StateServiceClient::with_interceptor(channel, authorization)
+            .max_decoding_message_size(MAX_ANSWER);
+        Ok(State { remote, client })
     }
 
     /// The server's address.
     pub fn address(&self) -> &ServerAddress {
-        &self.address
+        self.remote.address()
+    }
+
+    /// The server, to connect to it again.
+    pub fn remote(&self) -> &Remote {
+        &self.remote
     }
 
     /// The failure for a failed call.
     pub fn failure(&self, status: &Status) -> Failure {
         let message = status.message();
+        if let Some(refused) =
+            refusal_code(status).and_then(|code| refusal::of(self.address(), code, message))
+        {
+            return refused;
+        }
         if let Some(code) = code(status) {
             let failure = Failure::wrong(code, message);
             return match code {
@@ -78,7 +94,7 @@ impl State {
                 "not_esker",
                 format!(
                     "what answers at {} has no state service as this version knows it: {message}",
-                    self.address
+                    self.address()
                 ),
             ),
             _ => Failure::wrong("server", message),
@@ -92,9 +108,50 @@ impl State {
             reason = error.to_string();
             source = error.source();
         }
-        Asked::new(&self.address).unreachable(&format!(
+        Asked::new(self.address()).unreachable(&format!(
             "it closed the connection instead of answering ({reason})"
         ))
+    }
+}
+
+/// Adds the access token to each call.
+#[derive(Clone)]
+pub struct Authorization(Option<MetadataValue<Ascii>>);
+
+impl Authorization {
+    fn new(remote: &Remote) -> Result<Authorization, Failure> {
+        let Some(token) = remote.token() else {
+            return Ok(Authorization(None));
+        };
+        let value = format!("Bearer {}", token.expose()).parse();
+        // The error has no part of the token.
+        let mut value: MetadataValue<Ascii> = value.map_err(|e| Failure::usage("token", e))?;
+        value.set_sensitive(true);
+        Ok(Authorization(Some(value)))
+    }
+}
+
+impl Interceptor for Authorization {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request
+                .metadata_mut()
+                .insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// The code of a refusal that concerns who asks.
+fn refusal_code(status: &Status) -> Option<&str> {
+    let sent = status.metadata().get(CODE_METADATA);
+    let sent = sent.and_then(|code| code.to_str().ok());
+    match status.code() {
+        Code::Unauthenticated => Some(sent.unwrap_or("authn")),
+        Code::PermissionDenied => Some(sent.unwrap_or("permission_denied")),
+        // Without a code it may be a limit of the server or of this client.
+        Code::ResourceExhausted => sent,
+        _ => None,
     }
 }
 

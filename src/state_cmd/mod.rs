@@ -29,6 +29,7 @@ use connection::State;
 
 use crate::failure::Failure;
 use crate::interrupts;
+use crate::remote::{AccessArgs, Remote};
 use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE, ServerAddress};
 
 /// Read, write, replay and back up the state of agents.
@@ -108,7 +109,7 @@ impl Command {
     }
 }
 
-pub fn run(args: Args) -> Result<(), Failure> {
+pub fn run(args: Args, access: &AccessArgs) -> Result<(), Failure> {
     // One thread is enough: a command does one thing at a time.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -117,7 +118,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let left = args.command.left();
     let follows = matches!(&args.command, Command::Replay(replay) if replay.follows());
     interrupts::run_following(runtime, left, follows, async {
-        let open = State::open(args.server);
+        let open = async { State::open(Remote::new(args.server, access)?).await };
         match args.command {
             Command::Get(args) => get::run(open.await?, args).await,
             // Invalid arguments are refused before the server is contacted.

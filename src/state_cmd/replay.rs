@@ -129,11 +129,11 @@ async fn replay(mut state: State, args: Args) -> Result<(), Failure> {
         if failure.exit != 3 && !draining {
             return Err(failure);
         }
-        let address = state.address().clone();
-        remark(&format!("[lost {address}; waiting for it]"));
+        let remote = state.remote().clone();
+        remark(&format!("[lost {}; waiting for it]", remote.address()));
         state = loop {
             tokio::time::sleep(RECONNECT_PAUSE).await;
-            if let Ok(state) = State::open(address.clone()).await {
+            if let Ok(state) = State::open(remote.clone()).await {
                 break state;
             }
         };

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::admin::Admin;
 use crate::failure::Failure;
 use crate::output::print;
-use crate::server_address::ServerAddress;
+use crate::remote::Remote;
 
 /// Recreate a basin of which a restore brought back only the streams.
 ///
@@ -33,8 +33,8 @@ pub struct Args {
     json: bool,
 }
 
-pub async fn run(server: ServerAddress, args: Args) -> Result<(), Failure> {
-    let admin = Admin::open(server).await?;
+pub async fn run(remote: Remote, args: Args) -> Result<(), Failure> {
+    let admin = Admin::open(remote).await?;
     let path = ["basins", &args.basin, "adopt"];
     let adopted: Adopted = admin.post(&path, &Adopt { id: args.id }).await?;
     if args.json {

@@ -11,6 +11,7 @@ use s2_sdk::types::BasinName;
 
 use super::target::StreamTarget;
 use crate::failure::Failure;
+use crate::refusal;
 use crate::server_address::ServerAddress;
 
 /// The server and the object of a request.
@@ -204,6 +205,24 @@ impl<'a> Asked<'a> {
         let basin = self.basin.map_or("of that name", |basin| basin);
         let stream = self.stream_name();
         let code = error.known_code();
+        // What is no S2 server may refuse without a code, such as a proxy in front of one.
+        let named = code
+            .map(Into::into)
+            .or_else(|| refusal::code_of(error.status.as_u16()));
+        if let Some(refused) =
+            named.and_then(|code| refusal::of(self.address, code, &error.message))
+        {
+            return refused;
+        }
+        let about_key =
+            code == Some(ErrorCode::DecryptionFailed) || error.message.contains("encryption key");
+        if about_key {
+            let code = code.map_or("server", Into::into);
+            let what = format!("the records of {stream} are encrypted: {}", error.message);
+            return Failure::wrong(code, what).advise(
+                "name the file of their key with --encryption-key-file, or set ESKER_ENCRYPTION_KEY",
+            );
+        }
         let message = match code {
             Some(ErrorCode::BasinNotFound) => match self.stream {
                 Some(_) => format!(
@@ -229,7 +248,7 @@ impl<'a> Asked<'a> {
             Some(ErrorCode::StreamDeletionPending) => {
                 format!("{stream} is being deleted; try again when it is gone")
             }
-            Some(ErrorCode::RateLimited | ErrorCode::ServerDraining | ErrorCode::HotServer) => {
+            Some(ErrorCode::ServerDraining | ErrorCode::HotServer) => {
                 format!("{}; nothing happened, try again", error.message)
             }
             _ => error.message.clone(),

@@ -37,8 +37,10 @@ mod when;
 use clap::Subcommand;
 use connection::Connection;
 
+use crate::encryption_key::KeyArgs;
 use crate::failure::Failure;
 use crate::interrupts;
+use crate::remote::{AccessArgs, Remote};
 use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE, ServerAddress};
 
 /// Create, append to, read, trim and delete streams of a running server.
@@ -63,6 +65,9 @@ pub struct Args {
         help_heading = "Server"
     )]
     server: ServerAddress,
+
+    #[command(flatten)]
+    key: KeyArgs,
 
     #[command(subcommand)]
     command: Command,
@@ -117,7 +122,7 @@ impl Command {
     }
 }
 
-pub fn run(args: Args) -> Result<(), Failure> {
+pub fn run(args: Args, access: &AccessArgs) -> Result<(), Failure> {
     // One thread is enough: a command does one thing at a time, and reads its input on a separate thread.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -130,13 +135,15 @@ pub fn run(args: Args) -> Result<(), Failure> {
         _ => false,
     };
     interrupts::run_following(runtime, left, follows, async {
+        let key = args.key.key()?;
+        let remote = Remote::new(args.server, access)?;
         if let Command::Adopt(adopt) = args.command {
-            return adopt::run(args.server, adopt).await;
+            return adopt::run(remote, adopt).await;
         }
         if let Command::Reconfigure(args) = &args.command {
             args.check()?;
         }
-        let connection = Connection::open(args.server).await?;
+        let connection = Connection::open(&remote).await?.with_key(key);
         match args.command {
             Command::Ls(args) => ls::run(&connection, args).await,
             Command::Info(args) => info::run(&connection, args).await,

@@ -11,6 +11,7 @@
 //! | [`json`] | what every command with `--json` prints when it fails |
 //! | [`outputs`] | files that commands write, and existing files at their paths |
 //! | [`interrupts`] | the end of commands by a signal |
+//! | [`access`] | access tokens and certificates, for every way to a server |
 //! | [`alerts`] | alert rules and the guide to recovery name metrics that exist |
 //! | [`links`] | links between pages, and paths in them, lead to existing targets |
 //! | [`clients`] | the programs on the pages of clients print what the pages show |
@@ -22,6 +23,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod alerts;
 mod appends;
 mod clients;

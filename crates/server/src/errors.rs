@@ -43,6 +43,26 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
         "Start one with `esker server`, or name another with `--server`.",
     ),
     (
+        "tls",
+        "The server's certificate is not accepted, or what answers does not speak TLS. Nothing was sent.",
+        "Name the authority of its certificate with `--ca-file`, and the server by a name that the certificate has.",
+    ),
+    (
+        "certificates",
+        "The file of `--ca-file` cannot be read or holds no certificate, or the system has none.",
+        "The message names the file; certificates are in PEM form.",
+    ),
+    (
+        "token",
+        "The file or variable of the access token cannot be read, is empty, or holds no token.",
+        "The message names it: one line with the token, readable by its owner alone.",
+    ),
+    (
+        "encryption_key",
+        "The file or variable of the encryption key cannot be read, is empty, or holds no key.",
+        "The message names it: 32 bytes in base64, as `openssl rand -base64 32` makes them.",
+    ),
+    (
         "not_a_server",
         "Something answers at the address, but it is not an S2 server.",
         "Correct the address.",

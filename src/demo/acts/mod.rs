@@ -24,6 +24,7 @@ use super::records::Records;
 use super::server::ServerProcess;
 use super::stage::Stage;
 use crate::failure::Failure;
+use crate::remote::Remote;
 use crate::stream_cmd::connection::Connection;
 use crate::stream_cmd::target::StreamTarget;
 
@@ -120,7 +121,7 @@ impl Cast {
 
     /// A new connection to the server.
     async fn connect(&self) -> Result<Connection, Failure> {
-        Connection::open(self.server()?.address().clone()).await
+        Connection::open(&Remote::open(self.server()?.address().clone())).await
     }
 
     fn server(&self) -> Result<&ServerProcess, Failure> {

@@ -1,0 +1,423 @@
+//! Access tokens, certificates and keys of encryption, for every way to a server: the admin API, the S2 API and
+//! gRPC. The server is one that records what it gets and refuses every request.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::{Arc, Mutex};
+
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use crate::support::{esker, run, stderr, stdout};
+
+const TOKEN: &str = "esk_abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
+
+/// A command of each group, and of each way to a server.
+const COMMANDS: &[&[&str]] = &[
+    &["status"],
+    &["snapshot", "list"],
+    &["stream", "ls"],
+    &["stream", "info", "my-basin/orders"],
+    &["stream", "create", "my-basin/orders"],
+    &["stream", "append", "my-basin/orders"],
+    &["stream", "read", "my-basin/orders"],
+    &["stream", "read", "my-basin/orders", "--follow"],
+    &["stream", "check-tail", "my-basin/orders"],
+    &["stream", "adopt", "my-basin", "1"],
+    &["follow", "my-basin/orders", "--by", "/id", "--once"],
+    &["state", "get", "agent-1", "memory"],
+    &["state", "put", "agent-1", "memory", "{}"],
+    &["state", "export"],
+];
+
+/// A server that answers every request with an error.
+struct Refusing {
+    url: String,
+    headers: Arc<Mutex<Vec<HeaderMap>>>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Refusing {
+    fn start(status: u16, code: &'static str, message: &'static str) -> Refusing {
+        Refusing::start_with(status, code, message, None)
+    }
+
+    fn start_with(
+        status: u16,
+        code: &'static str,
+        message: &'static str,
+        tls: Option<TlsAcceptor>,
+    ) -> Refusing {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
+        let headers: Arc<Mutex<Vec<HeaderMap>>> = Arc::default();
+        let seen = headers.clone();
+        runtime.spawn(async move {
+            while let Ok((connection, _)) = listener.accept().await {
+                let (seen, tls) = (seen.clone(), tls.clone());
+                tokio::spawn(async move {
+                    let service = service_fn(move |request: Request<Incoming>| {
+                        seen.lock().unwrap().push(request.headers().clone());
+                        std::future::ready(Ok::<_, std::convert::Infallible>(answer(
+                            &request, status, code, message,
+                        )))
+                    });
+                    let builder = Builder::new(TokioExecutor::new());
+                    // A client that refuses the certificate ends the connection.
+                    let _ = match tls {
+                        None => {
+                            builder
+                                .serve_connection(TokioIo::new(connection), service)
+                                .await
+                        }
+                        Some(tls) => match tls.accept(connection).await {
+                            Ok(connection) => {
+                                builder
+                                    .serve_connection(TokioIo::new(connection), service)
+                                    .await
+                            }
+                            Err(_) => Ok(()),
+                        },
+                    };
+                });
+            }
+        });
+        Refusing {
+            url,
+            headers,
+            _runtime: runtime,
+        }
+    }
+
+    /// The values of a header in the requests since the last call.
+    fn take(&self, name: &str) -> Vec<Option<String>> {
+        let headers = std::mem::take(&mut *self.headers.lock().unwrap());
+        let value = |headers: &HeaderMap| {
+            let value = headers.get(name)?;
+            Some(value.to_str().unwrap().to_owned())
+        };
+        headers.iter().map(value).collect()
+    }
+}
+
+fn answer(
+    request: &Request<Incoming>,
+    status: u16,
+    code: &str,
+    message: &str,
+) -> Response<Full<Bytes>> {
+    let content = request.headers().get("content-type");
+    if content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc")) {
+        let grpc = match status {
+            401 => "16",
+            403 => "7",
+            _ => "8",
+        };
+        return Response::builder()
+            .header("content-type", "application/grpc")
+            .header("grpc-status", grpc)
+            .header("grpc-message", message.replace(' ', "%20"))
+            .header("esker-code", code)
+            .body(Full::default())
+            .unwrap();
+    }
+    let mut body = serde_json::json!({ "code": code, "message": message });
+    let mut status = StatusCode::from_u16(status).unwrap();
+    // Where a stream ends is no secret.
+    if code == "decryption_failed" && request.uri().path().ends_with("/records/tail") {
+        body = serde_json::json!({ "tail": { "seq_num": 5, "timestamp": 0 } });
+        status = StatusCode::OK;
+    }
+    Response::builder()
+        .status(status)
+        .header("content-type", "application/json")
+        .body(Full::new(body.to_string().into()))
+        .unwrap()
+}
+
+/// Runs a command against a server, with variables.
+fn ask(url: &str, command: &[&str], options: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut process = esker();
+    process.args(command).args(["--server", url]).args(options);
+    for name in [
+        "ESKER_TOKEN",
+        "S2_ACCESS_TOKEN",
+        "ESKER_CA_FILE",
+        "ESKER_ENCRYPTION_KEY",
+    ] {
+        process.env_remove(name);
+    }
+    process.envs(variables.iter().copied());
+    run(process, b"one\n")
+}
+
+/// A file in the directory, which only its owner can read.
+fn file(dir: &Path, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+    let path = dir.join(name);
+    fs::write(&path, content).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// The acceptor of a server with a certificate for 127.0.0.1, and the certificate of its authority.
+fn tls() -> (TlsAcceptor, String) {
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let authority = params.self_signed(&key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(params, key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = vec!["127.0.0.1".to_owned()];
+    let params = rcgen::CertificateParams::new(names).unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            key.serialize_der().try_into().unwrap(),
+        )
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    (TlsAcceptor::from(Arc::new(config)), authority)
+}
+
+/// Every command sends this token, fails with this code, and does not print the token.
+fn assert_sent(server: &Refusing, code: &str, options: &[&str], variables: &[(&str, &str)]) {
+    for command in COMMANDS {
+        let output = ask(&server.url, command, options, variables);
+        let (out, said) = (stdout(&output), stderr(&output));
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
+        assert!(
+            said.contains(&format!("error [{code}]: ")),
+            "{command:?}: {said}"
+        );
+        assert!(
+            !format!("{out}{said}").contains(TOKEN),
+            "{command:?}: {said}"
+        );
+        let sent = server.take("authorization");
+        assert!(!sent.is_empty(), "{command:?} sent nothing");
+        for sent in sent {
+            assert_eq!(sent, Some(format!("Bearer {TOKEN}")), "{command:?}");
+        }
+    }
+}
+
+#[test]
+fn every_command_sends_the_token_and_translates_a_refusal() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = file(dir.path(), "token", format!("{TOKEN}\n"));
+    let token_file = ["--token-file", path(&token)];
+    let server = Refusing::start(401, "authn", "no valid token");
+    assert_sent(&server, "authn", &token_file, &[("ESKER_TOKEN", "another")]);
+    let said = stderr(&ask(&server.url, &["status"], &token_file, &[]));
+    assert!(said.contains("ESKER_TOKEN or --token-file"), "{said}");
+    let server = Refusing::start(
+        403,
+        "permission_denied",
+        "the access token does not permit this",
+    );
+    assert_sent(&server, "permission_denied", &token_file, &[]);
+    let server = Refusing::start(429, "rate_limited", "too many attempts");
+    assert_sent(&server, "rate_limited", &token_file, &[]);
+}
+
+#[test]
+fn a_token_comes_from_the_first_variable_that_is_set() {
+    let server = Refusing::start(401, "authn", "no valid token");
+    let ours = [("ESKER_TOKEN", TOKEN), ("S2_ACCESS_TOKEN", "another")];
+    assert_sent(&server, "authn", &[], &ours);
+    let theirs = [("ESKER_TOKEN", ""), ("S2_ACCESS_TOKEN", TOKEN)];
+    assert_sent(&server, "authn", &[], &theirs);
+}
+
+#[test]
+fn a_token_file_that_cannot_be_used_is_an_error_before_anything_is_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let empty = file(dir.path(), "empty", " \n");
+    let missing = dir.path().join("missing");
+    let server = Refusing::start(401, "authn", "no valid token");
+    for command in COMMANDS {
+        for (file, reason) in [(&empty, "empty"), (&missing, "No such file")] {
+            let output = ask(&server.url, command, &["--token-file", path(file)], &[]);
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(2), "{command:?}: {said}");
+            assert!(said.contains("error [token]: "), "{command:?}: {said}");
+            assert!(said.contains(reason), "{command:?}: {said}");
+        }
+    }
+    assert!(server.take("authorization").is_empty());
+    for command in [
+        &["version"][..],
+        &["config", "show"],
+        &["completion", "bash"],
+    ] {
+        let mut process = esker();
+        process.args(command).args(["--token-file", path(&empty)]);
+        let output = run(process, b"");
+        assert_eq!(output.status.code(), Some(2), "{command:?}");
+        assert!(stderr(&output).contains("asks no server"), "{command:?}");
+    }
+}
+
+#[test]
+fn a_token_file_that_others_can_read_is_warned_about() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = file(dir.path(), "token", TOKEN);
+    let server = Refusing::start(401, "authn", "no valid token");
+    let said = || {
+        stderr(&ask(
+            &server.url,
+            &["status"],
+            &["--token-file", path(&token)],
+            &[],
+        ))
+    };
+    assert!(!said().contains("warning"), "{}", said());
+    for mode in [0o640, 0o604, 0o620] {
+        fs::set_permissions(&token, fs::Permissions::from_mode(mode)).unwrap();
+        assert!(said().contains("warning: others"), "{mode:o}: {}", said());
+    }
+}
+
+#[test]
+fn a_certificate_is_accepted_only_of_an_authority_that_is_trusted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (acceptor, authority) = tls();
+    let (_, other) = tls();
+    let authority = file(dir.path(), "authority.pem", authority);
+    let other = file(dir.path(), "other.pem", other);
+    let variables = [("ESKER_TOKEN", TOKEN)];
+    let server = Refusing::start_with(401, "authn", "no valid token", Some(acceptor));
+    assert_sent(
+        &server,
+        "authn",
+        &["--ca-file", path(&authority)],
+        &variables,
+    );
+    let by_variable = [("ESKER_TOKEN", TOKEN), ("ESKER_CA_FILE", path(&authority))];
+    assert_sent(&server, "authn", &[], &by_variable);
+    for command in COMMANDS {
+        let output = ask(
+            &server.url,
+            command,
+            &["--ca-file", path(&other)],
+            &variables,
+        );
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(3), "{command:?}: {said}");
+        assert!(said.contains("error [tls]: "), "{command:?}: {said}");
+        assert!(said.contains("--ca-file"), "{command:?}: {said}");
+    }
+    assert!(server.take("authorization").is_empty());
+    // The certificate is for the address, not for the name.
+    let named = server.url.replace("127.0.0.1", "localhost");
+    for command in COMMANDS {
+        let output = ask(
+            &named,
+            command,
+            &["--ca-file", path(&authority)],
+            &variables,
+        );
+        let said = stderr(&output);
+        assert!(said.contains("error [tls]: "), "{command:?}: {said}");
+    }
+    assert!(server.take("authorization").is_empty());
+}
+
+#[test]
+fn a_file_of_certificates_that_cannot_be_used_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = file(
+        dir.path(),
+        "key.pem",
+        rcgen::KeyPair::generate().unwrap().serialize_pem(),
+    );
+    let server = Refusing::start(401, "authn", "no valid token");
+    let url = server.url.replace("http:", "https:");
+    for (file, reason) in [
+        (key, "no certificate"),
+        (dir.path().join("missing"), "No such file"),
+    ] {
+        let output = ask(&url, &["status"], &["--ca-file", path(&file)], &[]);
+        assert_eq!(output.status.code(), Some(2));
+        let said = stderr(&output);
+        assert!(said.contains("error [certificates]: "), "{said}");
+        assert!(said.contains(reason), "{said}");
+    }
+    // A server without TLS is no server with a bad certificate.
+    let (_, authority) = tls();
+    let authority = file(dir.path(), "authority.pem", authority);
+    let output = ask(&url, &["status"], &["--ca-file", path(&authority)], &[]);
+    assert!(
+        stderr(&output).contains("does not speak TLS"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn commands_on_records_send_the_encryption_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+    let key = file(dir.path(), "key", format!("{text}\n"));
+    let server = Refusing::start(400, "decryption_failed", "record decryption failed");
+    let commands: [&[&str]; 5] = [
+        &["stream", "append", "my-basin/orders"],
+        &["stream", "read", "my-basin/orders"],
+        &["stream", "tail", "my-basin/orders"],
+        &["stream", "trim", "my-basin/orders", "1"],
+        &["stream", "fence", "my-basin/orders", "token"],
+    ];
+    for command in commands {
+        let of_file = ["--encryption-key-file", path(&key)];
+        for (options, variables) in [
+            (&of_file[..], &[][..]),
+            (&[], &[("ESKER_ENCRYPTION_KEY", text)]),
+        ] {
+            let output = ask(&server.url, command, options, variables);
+            let said = stderr(&output);
+            assert!(
+                said.contains("error [decryption_failed]"),
+                "{command:?}: {said}"
+            );
+            assert!(
+                said.contains("--encryption-key-file"),
+                "{command:?}: {said}"
+            );
+            assert!(!said.contains(text), "{command:?}: {said}");
+            let sent = server.take("s2-encryption-key");
+            let sent: Vec<_> = sent.iter().flatten().collect();
+            assert!(!sent.is_empty(), "{command:?}");
+            assert!(sent.iter().all(|sent| *sent == text), "{command:?}");
+        }
+    }
+    let short = file(dir.path(), "short", "MDEyMzQ1Njc4OQ==");
+    let options = ["--encryption-key-file", path(&short)];
+    let output = ask(&server.url, commands[0], &options, &[]);
+    assert_eq!(output.status.code(), Some(2));
+    let said = stderr(&output);
+    assert!(said.contains("error [encryption_key]: "), "{said}");
+    assert!(!said.contains("MDEy"), "{said}");
+}
