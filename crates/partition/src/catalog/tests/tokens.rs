@@ -78,7 +78,7 @@ impl Fixture {
 
     fn fork(&mut self, id: u128) {
         self.flush();
-        let part = self.reader().part().clone();
+        let part = self.reader().partition_db().clone();
         let lsn = self.catalog().applied().0;
         let lineage = part.lineage().unwrap().fork(LineageId(id), lsn);
         part.fork(&lineage, 7).unwrap();
@@ -256,7 +256,7 @@ fn the_digest_covers_tokens_and_their_confirmation() {
         for command in commands {
             catalog.apply(command);
         }
-        catalog.reader().part().digest().unwrap().digest
+        catalog.reader().partition_db().digest().unwrap().digest
     };
     let none = digest(Vec::new());
     let one = digest(vec![issue("one", 1, None, 1_000, 0)]);
