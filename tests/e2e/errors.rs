@@ -29,39 +29,16 @@ async fn what_is_not_there_yet_says_so() {
                 .await
                 .refused(501, "not_implemented");
         }
-        let encrypted = json!({"stream_cipher": "aegis-256"});
-        http.post("/v1/basins")
-            .json(&json!({"basin": "encrypted-one", "config": encrypted}))
-            .send()
-            .await
-            .refused(501, "not_implemented");
-        http.put("/v1/basins/encrypted-one")
-            .json(&json!({"config": encrypted}))
-            .send()
-            .await
-            .refused(501, "not_implemented");
         http.post("/v1/basins")
             .json(&json!({"basin": "somewhere-else", "location": "aws:us-east-1"}))
             .send()
             .await
             .refused(501, "not_implemented");
-        http.get("/v1/basins/encrypted-one")
-            .send()
-            .await
-            .refused(404, "basin_not_found");
         http.get("/v1/basins/somewhere-else")
             .send()
             .await
             .refused(404, "basin_not_found");
     }
-    sdk::basin(&server.sdk(), "test-basin").await;
-    server
-        .http1()
-        .patch("/v1/basins/test-basin")
-        .json(&json!({"stream_cipher": "aes-256-gcm"}))
-        .send()
-        .await
-        .refused(501, "not_implemented");
     let error = server
         .sdk()
         .list_access_tokens(s2_sdk::types::ListAccessTokensInput::new())

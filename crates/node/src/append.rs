@@ -11,14 +11,15 @@ use std::cell::LazyCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use esker_partition::batch::Unsequenced;
 use esker_partition::command::{Append, AppendRefusal, Kind, Outcome};
+use esker_partition::encryption::{self, MAX_OVERHEAD};
 use esker_raft::ProposeError;
 use s2_common::record::{CommandRecord, MeteredSize as _, Record, StreamPosition};
 use s2_common::stream::{AppendInput, AppendRecordBatch};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::admission::{ADMISSION_TIMEOUT, Caller, admit, in_time, unless_stopping};
+use crate::blocking::{MAX_INLINE, blocking};
 use crate::clock::now_ms;
 use crate::error::{Error, changeable, unexpected};
 use crate::space::SpaceUse;
@@ -77,6 +78,12 @@ impl PendingAppend {
                     AppendRefusal::SeqNumsExhausted => {
                         Error::Invalid("the stream has no sequence numbers left".to_owned())
                     }
+                    // The stream's cipher is fixed, and its id is in the proposal: nothing happened.
+                    AppendRefusal::CipherMismatch => Error::Conflict,
+                    AppendRefusal::CipherExhausted => Error::Invalid(format!(
+                        "AES-256-GCM may encrypt {} records of a stream, and has: go on in another stream, or                          with `aegis-256`, which has no such limit",
+                        encryption::MAX_AES_256_GCM_RECORDS
+                    )),
                     AppendRefusal::SessionFailed => {
                         Error::Invalid("an earlier append of this session was refused".to_owned())
                     }
@@ -115,6 +122,7 @@ impl StreamHandle {
     ) -> Result<PendingAppend, Error> {
         let inner = &self.node.inner;
         changeable(&self.basin)?;
+        let encryption = self.encryption()?.clone();
         if self.node.is_draining() {
             return Err(Error::Stopping);
         }
@@ -123,7 +131,12 @@ impl StreamHandle {
                 "the log is full: appends are refused until a snapshot is archived".to_owned(),
             ));
         }
-        let bytes = input.records.metered_size() + OVERHEAD;
+        let metered = input.records.metered_size();
+        let longer = match self.stream.cipher {
+            None => 0,
+            Some(_) => MAX_OVERHEAD * input.records.len(),
+        };
+        let bytes = metered + longer + OVERHEAD;
         let stopping = &inner.stopping;
         let of_session = match budget {
             Some((budget, most)) => {
@@ -154,15 +167,21 @@ impl StreamHandle {
             Caller::Session => admitted.await?,
             Caller::Request => in_time(ADMISSION_TIMEOUT, admitted).await?,
         };
-        if self.node.is_draining() {
-            return Err(Error::Stopping);
-        }
         let AppendInput {
             records,
             match_seq_num,
             fencing_token,
         } = input;
-        let mut append = Append::new(self.stream.id, Unsequenced::encode(records), now_ms());
+        let associated_data = self.associated_data();
+        let encode = move || encryption::encrypt(records, &encryption, &associated_data);
+        let records = match self.stream.cipher {
+            Some(_) if metered > MAX_INLINE => blocking(encode).await,
+            _ => encode(),
+        };
+        if self.node.is_draining() {
+            return Err(Error::Stopping);
+        }
+        let mut append = Append::new(self.stream.id, records, now_ms());
         append.match_seq_num = match_seq_num;
         append.fencing_token = fencing_token.map(|t| t.to_string());
         append.session = session;

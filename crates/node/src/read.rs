@@ -6,6 +6,8 @@
 //! records. While a client takes one batch, the next is read from the database: a session holds at most two
 //! (1000 records, 1 MiB each) at a time, and the rest of the appended batch in which the last one ended.
 //!
+//! What is scanned of a stream with a cipher is decrypted for each session, with the session's key.
+//!
 //! All sessions together are bounded by a [`ReadBudget`]. Memory is claimed before a batch is read; the next
 //! batch is read early only where memory is plentiful. A session that waits for memory holds none: the rest
 //! of an appended batch has been claimed already, and is returned first.
@@ -13,16 +15,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use esker_partition::encryption::{self, DecryptionError, StoredSequencedRecord};
 use esker_partition::reader::ScanEnd;
 use esker_partition::stream::Follower;
 use esker_partition::{Cursor, ReadError, Scan};
 use s2_common::read_extent::{EvaluatedReadLimit, ReadLimit};
-use s2_common::record::{Metered, MeteredSize as _, StreamPosition};
+use s2_common::record::{Metered, MeteredSize as _, SequencedRecord, StreamPosition};
 use s2_common::stream::{ReadBatch, ReadEnd, ReadStart};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::blocking::{blocking, join};
+use crate::blocking::{MAX_INLINE, blocking, join};
 use crate::error::{Error, read_error};
 use crate::read_budget::{Place, ReadBudget, ReadPermit};
 use crate::streams::StreamHandle;
@@ -78,8 +81,10 @@ impl StreamHandle {
     ///
     /// # Errors
     ///
-    /// [`Error::Unwritten`] if the read begins beyond the tail, or at it and may not follow.
+    /// [`Error::Unwritten`] if the read begins beyond the tail, or at it and may not follow;
+    /// [`Error::EncryptionKey`] if the stream has a cipher and the handle no key.
     pub async fn read(&self, start: ReadStart, end: ReadEnd) -> Result<ReadSession, Error> {
+        self.encryption()?;
         // Following begins before the position is resolved, so that no record in between is missed.
         let follower = self.stream.follow();
         let limit = end.limit.remaining(0, 0);
@@ -116,6 +121,42 @@ impl StreamHandle {
     fn read_error(&self, error: ReadError) -> Error {
         read_error(error, &self.basin.name, &self.stream.name)
     }
+
+    /// Decrypts records that were scanned. The permit stays with them, even if the session has ended
+    /// meanwhile.
+    async fn decrypted(
+        &self,
+        records: Metered<Vec<StoredSequencedRecord>>,
+        permit: ReadPermit,
+    ) -> Result<(Metered<Vec<SequencedRecord>>, ReadPermit), Error> {
+        let encryption = self.encryption()?.clone();
+        let associated_data = self.associated_data();
+        let is_large = self.stream.cipher.is_some() && records.metered_size() > MAX_INLINE;
+        let decrypt = move || {
+            let decrypted = encryption::decrypt(records, &encryption, &associated_data);
+            (decrypted, permit)
+        };
+        let (decrypted, permit) = match is_large {
+            true => blocking(decrypt).await,
+            false => decrypt(),
+        };
+        match decrypted {
+            Ok(records) => Ok((records, permit)),
+            Err(error) => Err(self.decryption_error(&error)),
+        }
+    }
+
+    fn decryption_error(&self, error: &DecryptionError) -> Error {
+        let (basin, stream) = (&self.basin.name, &self.stream.name);
+        match error.is_of_key() {
+            true => Error::Decryption {
+                basin: basin.clone(),
+                stream: stream.clone(),
+                seq_num: error.seq_num,
+            },
+            false => Error::Storage(format!("stream `{stream}` in basin `{basin}`: {error}")),
+        }
+    }
 }
 
 impl ReadSession {
@@ -135,6 +176,7 @@ impl ReadSession {
                         ScanEnd::More | ScanEnd::Limit => None,
                     };
                     let records = std::mem::replace(&mut scan.records, Metered::with_capacity(0));
+                    let (records, permit) = self.handle.decrypted(records, permit).await?;
                     self.cursor = scan.into_cursor();
                     if !records.is_empty() {
                         let permit = self.keep_rest(permit);

@@ -5,9 +5,13 @@ use std::sync::Arc;
 use esker_partition::command::{
     DeleteStream, Kind, Outcome, ProvisionRefusal, ProvisionStream, SetStreamSettings, SettingsSet,
 };
+use esker_partition::encryption::{associated_data, cipher_number, cipher_of_spec};
 use esker_partition::settings::StreamSettings;
 use esker_partition::{Basin, Stream};
 use s2_common::config::{OptionalStreamConfig, StreamConfig, StreamReconfiguration};
+use s2_common::encryption::{
+    EncryptionAlgorithm, EncryptionKey, EncryptionSpec, EncryptionSpecResolutionError,
+};
 use s2_common::record::StreamPosition;
 
 use crate::admission::Client;
@@ -24,6 +28,8 @@ pub struct StreamListing {
     pub name: String,
     /// When it was created, in milliseconds since the epoch.
     pub created_ms: u64,
+    /// Its cipher.
+    pub cipher: Option<EncryptionAlgorithm>,
 }
 
 /// Which of a basin's settings may create a missing stream.
@@ -44,6 +50,9 @@ pub struct StreamHandle {
     pub(crate) partition: StreamGroup,
     /// Whose appends are made with this handle.
     pub(crate) client: Client,
+    /// The key of a request, for the stream's cipher; [`EncryptionSpec::Plain`] until
+    /// [`StreamHandle::with_key`].
+    pub(crate) encryption: EncryptionSpec,
 }
 
 impl StreamHandle {
@@ -51,6 +60,42 @@ impl StreamHandle {
     pub fn of_client(mut self, client: Client) -> StreamHandle {
         self.client = client;
         self
+    }
+
+    /// The handle with the key of a request, for its appends and reads. If the stream has no cipher, the key is
+    /// not used.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EncryptionKey`] if the stream has a cipher, and the key is missing or has another length.
+    pub fn with_key(self, key: Option<EncryptionKey>) -> Result<StreamHandle, Error> {
+        match EncryptionSpec::resolve(self.stream.cipher, key) {
+            Ok(encryption) => Ok(StreamHandle { encryption, ..self }),
+            Err(why) => Err(self.bad_key(&why)),
+        }
+    }
+
+    /// The key with which records are encrypted and decrypted.
+    pub(crate) fn encryption(&self) -> Result<&EncryptionSpec, Error> {
+        match self.stream.cipher {
+            Some(cipher) if cipher_of_spec(&self.encryption).is_none() => {
+                Err(self.bad_key(&EncryptionSpecResolutionError::MissingKey { cipher }))
+            }
+            _ => Ok(&self.encryption),
+        }
+    }
+
+    /// What binds its records to it.
+    pub(crate) fn associated_data(&self) -> [u8; 16] {
+        associated_data(self.stream.partition, self.stream.id)
+    }
+
+    fn bad_key(&self, why: &EncryptionSpecResolutionError) -> Error {
+        Error::EncryptionKey {
+            basin: self.basin.name.clone(),
+            stream: self.stream.name.clone(),
+            why: why.to_string(),
+        }
     }
 
     /// The tail.
@@ -88,6 +133,7 @@ impl Node {
             all.extend(found.into_iter().map(|s| StreamListing {
                 name: s.name,
                 created_ms: s.created_ms,
+                cipher: s.cipher,
             }));
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
@@ -116,6 +162,7 @@ impl Node {
             mode: create.mode() as i32,
             request_hash: create.request_hash(&StreamSettings::from(config)),
             at_ms: now_ms(),
+            cipher: cipher_number(basin.config.stream_cipher),
         };
         let partition = self.inner.partition(basin.id, name);
         let outcome = self
@@ -128,6 +175,7 @@ impl Node {
                 StreamListing {
                     name: name.to_owned(),
                     created_ms: done.created_ms,
+                    cipher: done.cipher,
                 },
             )),
             Outcome::StreamProvisioned(Err(ProvisionRefusal::Exists)) => Err(Error::StreamExists {
@@ -239,6 +287,7 @@ impl Node {
             stream,
             partition,
             client: Client::default(),
+            encryption: EncryptionSpec::Plain,
         })
     }
 }

@@ -4,7 +4,7 @@
 //! `s2-storage` crate encodes it. In the database, a head precedes the body:
 //!
 //! ```text
-//! version: u8 = 1 | arrival: varint | count: varint
+//! version: u8 = 1 or 2 | arrival: varint | count: varint
 //!   | first timestamp: varint | (count − 1) × delta: varint | body
 //! ```
 //!
@@ -12,21 +12,29 @@
 //! never decreases within a stream. Age retention uses it, because clients may set timestamps as they
 //! like. Timestamps are milliseconds and never decrease within a stream. The format has no checksum of
 //! its own: RocksDB has one for each block.
+//!
+//! Version 2 is the same for the streams that have a cipher. Earlier builds, which cannot read encrypted
+//! records, refuse it by name.
 
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use s2_common::record::{
-    CommandRecord, Metered, MeteredSize as _, Record, SeqNum, Sequenced, SequencedRecord,
-    StreamPosition, Timestamp,
+    CommandRecord, Metered, MeteredSize as _, Record, SeqNum, Sequenced, StreamPosition, Timestamp,
 };
 use s2_common::stream::AppendRecordBatch;
 use s2_storage::record::{
-    StoredRecord, decode_if_command_record, decode_record, encode_stored_record_into,
-    stored_record_encoded_size,
+    StoredRecord, StoredSequencedRecord, decode_if_command_record, decode_stored_record,
+    encode_stored_record_into, stored_record_encoded_size,
 };
 
 const VERSION: u8 = 1;
+/// The version of batches in streams that have a cipher.
+const VERSION_ENCRYPTED: u8 = 2;
+
+fn is_known(version: u8) -> bool {
+    matches!(version, VERSION | VERSION_ENCRYPTED)
+}
 
 /// The bytes are not a batch in a format that this version reads.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,11 +56,26 @@ pub struct Unsequenced {
     pub timestamps: Vec<u64>,
     /// Whether any record is a command record.
     pub has_commands: bool,
+    /// The cipher with which those that are not command records are encrypted: see
+    /// [`cipher_number`](crate::encryption::cipher_number).
+    pub cipher: u32,
 }
 
 impl Unsequenced {
-    /// Encodes the records that a client appends.
+    /// Encodes the records that a client appends, without a cipher.
     pub fn encode(records: AppendRecordBatch<Record>) -> Unsequenced {
+        Unsequenced::encode_as(records, 0, |record| {
+            let size = record.metered_size();
+            Metered::with_size(size, StoredRecord::from(record.into_inner()))
+        })
+    }
+
+    /// The same, in the form into which `store` converts each.
+    pub(crate) fn encode_as(
+        records: AppendRecordBatch<Record>,
+        cipher: u32,
+        store: impl Fn(Metered<Record>) -> Metered<StoredRecord>,
+    ) -> Unsequenced {
         let count = records.len();
         let mut body = Vec::with_capacity(records.metered_size() + 16 * count);
         let mut timestamps = Vec::new();
@@ -63,10 +86,9 @@ impl Unsequenced {
                 timestamps.resize(count, 0);
                 timestamps[i] = timestamp.saturating_add(1);
             }
+            has_commands |= matches!(*parts.record, Record::Command(_));
             let size = parts.record.metered_size();
-            let record = parts.record.into_inner();
-            has_commands |= matches!(record, Record::Command(_));
-            let stored = StoredRecord::from(record);
+            let stored = store(parts.record).into_inner();
             let stored = Metered::with_size(size, &stored);
             let length = stored_record_encoded_size(stored.clone()) as u32;
             body.extend_from_slice(&length.to_le_bytes());
@@ -77,6 +99,7 @@ impl Unsequenced {
             body: body.into(),
             timestamps,
             has_commands,
+            cipher,
         }
     }
 
@@ -95,6 +118,7 @@ impl Unsequenced {
             body: body.into(),
             timestamps: Vec::new(),
             has_commands: false,
+            cipher: 0,
         }
     }
 
@@ -142,7 +166,10 @@ impl Unsequenced {
     /// for each record, none less than the one before it.
     pub fn store(&self, arrival_ms: u64, timestamps: &[Timestamp]) -> Bytes {
         let mut value = Vec::with_capacity(self.body.len() + 16 + 2 * timestamps.len());
-        value.push(VERSION);
+        value.push(match self.cipher {
+            0 => VERSION,
+            _ => VERSION_ENCRYPTED,
+        });
         put_varint(&mut value, arrival_ms);
         put_varint(&mut value, timestamps.len() as u64);
         let mut previous = 0;
@@ -169,7 +196,7 @@ pub struct StoredBatch {
 impl StoredBatch {
     /// Parses a stored value.
     pub fn parse(first_seq: SeqNum, mut value: Bytes) -> Result<StoredBatch, MalformedBatch> {
-        if !value.has_remaining() || value.get_u8() != VERSION {
+        if !value.has_remaining() || !is_known(value.get_u8()) {
             return Err(malformed("unknown version; use a newer esker"));
         }
         let arrival_ms = get_varint(&mut value)?;
@@ -219,7 +246,7 @@ impl StoredBatch {
     pub(crate) fn count_in(value: &[u8]) -> Option<u64> {
         // The most bytes that the version and two numbers take.
         let mut head = Bytes::copy_from_slice(&value[..value.len().min(21)]);
-        if !head.has_remaining() || head.get_u8() != VERSION {
+        if !head.has_remaining() || !is_known(head.get_u8()) {
             return None;
         }
         get_varint(&mut head).ok()?;
@@ -231,18 +258,18 @@ impl StoredBatch {
         let mut trims_to = None;
         for record in self.records(self.first_seq) {
             let (position, record) = record?.into_inner().into_parts();
-            if let Record::Command(CommandRecord::Trim(point)) = record {
+            if let StoredRecord::Plaintext(Record::Command(CommandRecord::Trim(point))) = record {
                 trims_to = trims_to.max(Some(point.min(position.seq_num + 1)));
             }
         }
         Ok(trims_to)
     }
 
-    /// The records from `from` on.
+    /// The records from `from` on, as they are stored.
     pub fn records(
         &self,
         from: SeqNum,
-    ) -> impl Iterator<Item = Result<Metered<SequencedRecord>, MalformedBatch>> + use<> {
+    ) -> impl Iterator<Item = Result<Metered<StoredSequencedRecord>, MalformedBatch>> + use<> {
         let skip = from.saturating_sub(self.first_seq) as usize;
         let first_seq = self.first_seq;
         let timestamps = self.timestamps.clone();
@@ -250,7 +277,7 @@ impl StoredBatch {
             .enumerate()
             .skip(skip)
             .map(move |(i, bytes)| {
-                let record = decode_record(bytes?).map_err(|e| malformed(e.to_string()))?;
+                let record = decode_stored_record(bytes?).map_err(|e| malformed(e.to_string()))?;
                 let timestamp = *timestamps
                     .get(i)
                     .ok_or_else(|| malformed("more records than timestamps"))?;
@@ -379,6 +406,13 @@ mod tests {
                     (position, record)
                 })
                 .skip(skip as usize)
+                .collect();
+            let read: Vec<_> = read
+                .into_iter()
+                .map(|(position, record)| match record {
+                    StoredRecord::Plaintext(record) => (position, record),
+                    StoredRecord::Encrypted { .. } => panic!("nothing was encrypted"),
+                })
                 .collect();
             prop_assert_eq!(read, expected);
         }

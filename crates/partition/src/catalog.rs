@@ -22,6 +22,7 @@ use crate::checkpoint::Capture;
 use crate::command::{
     Change, Kind, Mode, Outcome, ProvisionBasin, ProvisionRefusal, Provisioned, SettingsSet,
 };
+use crate::encryption::UnknownCipher;
 use crate::ids::{BasinId, PartitionId, STATE_BASIN, STATE_BASIN_ID};
 use crate::keys;
 use crate::lineage::GAP;
@@ -185,7 +186,8 @@ impl Catalog {
                 let name = std::str::from_utf8(&key[1..])
                     .map_err(|e| part.malformed("a basin's name", &e))?;
                 let meta = BasinMeta::decode(value).map_err(|e| part.malformed("a basin", &e))?;
-                basins.insert(name.to_owned(), Arc::new(basin_of(name, &meta)));
+                let basin = basin_of(name, &meta).map_err(|e| part.malformed("a basin", &e))?;
+                basins.insert(name.to_owned(), Arc::new(basin));
                 it.next();
             }
             it.status().map_err(|e| part.error("reading basins", e))?;
@@ -210,15 +212,15 @@ impl Catalog {
     }
 }
 
-fn basin_of(name: &str, meta: &BasinMeta) -> Basin {
-    Basin {
+fn basin_of(name: &str, meta: &BasinMeta) -> Result<Basin, UnknownCipher> {
+    Ok(Basin {
         id: BasinId(meta.id),
         name: name.to_owned(),
-        config: BasinConfig::from(&meta.settings),
+        config: BasinConfig::try_from(&meta.settings)?,
         settings_version: meta.settings_version,
         created_ms: meta.created_ms,
         deleted_ms: meta.deleted_ms,
-    }
+    })
 }
 
 /// One step of apply: commands change an overlay, as in a stream partition.
@@ -361,6 +363,7 @@ impl Step<'_> {
                 change: Change::Created,
                 id,
                 created_ms: command.at_ms,
+                cipher: None,
             }));
         };
         if meta.deleted_ms.is_some() {
@@ -373,6 +376,7 @@ impl Step<'_> {
             change: Change::Nothing,
             id: BasinId(meta.id),
             created_ms: meta.created_ms,
+            cipher: None,
         };
         if ensure {
             if meta.settings != command.settings {
@@ -446,6 +450,12 @@ impl StateMachine for Catalog {
         } = step;
         let tokens = tokens.into_changes();
         let applied = self.applied.after(entries);
+        let mut published = Vec::with_capacity(changed.len());
+        for (name, meta) in &changed {
+            let basin = meta.as_ref().map(|meta| basin_of(name, meta)).transpose();
+            let basin = basin.map_err(|e| ApplyError(format!("LSN {}: {e}", applied.lsn)))?;
+            published.push((name.clone(), basin.map(Arc::new)));
+        }
         let mut batch = self.part.batch();
         batch.put(keys::APPLIED, applied.encode_to_vec());
         batch.put(keys::COUNTERS, counters.encode_to_vec());
@@ -464,10 +474,9 @@ impl StateMachine for Catalog {
         self.counters = counters;
         tokens.apply_to(&mut self.tokens.write());
         let mut basins = self.basins.write();
-        for (name, meta) in changed {
-            match meta {
-                Some(meta) => {
-                    let basin = Arc::new(basin_of(&name, &meta));
+        for (name, basin) in published {
+            match basin {
+                Some(basin) => {
                     basins.insert(name, basin);
                 }
                 None => {

@@ -2,9 +2,13 @@
 //!
 //! An encoded command is one version byte and a protobuf [`Command`]. The leader stamps everything in it
 //! that is not deterministic (arrival times, hashes of request tokens) before it proposes the command.
+//!
+//! A command that has to do with a cipher has version 2, so that earlier builds, which would ignore the
+//! cipher, refuse it by name.
 
 use bytes::{Buf, Bytes};
 use prost::Message as _;
+use s2_common::encryption::EncryptionAlgorithm;
 use s2_common::record::{FencingToken, SeqNum, StreamPosition};
 
 use crate::batch::Unsequenced;
@@ -17,6 +21,8 @@ use crate::state::command::{
 use crate::token::TokenScope;
 
 const VERSION: u8 = 1;
+/// The version of commands that set or use a cipher.
+const VERSION_ENCRYPTED: u8 = 2;
 
 /// A command.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -119,6 +125,9 @@ pub struct Append {
     /// appends that are in the log already are refused too.
     #[prost(uint64, tag = "9")]
     pub session: u64,
+    /// See [`Unsequenced::cipher`].
+    #[prost(uint32, tag = "10")]
+    pub cipher: u32,
 }
 
 impl Append {
@@ -134,6 +143,7 @@ impl Append {
             fencing_token: None,
             arrival_ms,
             session: 0,
+            cipher: records.cipher,
         }
     }
 
@@ -144,6 +154,7 @@ impl Append {
             body: self.body.clone(),
             timestamps: self.timestamps.clone(),
             has_commands: self.has_commands,
+            cipher: self.cipher,
         }
     }
 }
@@ -179,6 +190,10 @@ pub struct ProvisionStream {
     /// Time of the proposal, in milliseconds since the epoch.
     #[prost(uint64, tag = "6")]
     pub at_ms: u64,
+    /// Its cipher, if the command creates it: that of the basin at the time of the proposal, as
+    /// [`cipher_number`](crate::encryption::cipher_number) has it.
+    #[prost(uint32, tag = "7")]
+    pub cipher: u32,
 }
 
 /// See [`Kind::SetStreamSettings`].
@@ -360,9 +375,10 @@ pub struct RemoveExpiredTokens {
 impl Kind {
     /// Encodes the command for the log.
     pub fn into_bytes(self) -> Vec<u8> {
+        let version = self.version();
         let command = Command { kind: Some(self) };
         let mut bytes = Vec::with_capacity(1 + command.encoded_len());
-        bytes.push(VERSION);
+        bytes.push(version);
         command.encode_raw(&mut bytes);
         bytes
     }
@@ -370,9 +386,23 @@ impl Kind {
     /// The same, for a command that the caller still needs.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(1 + self.encoded_len());
-        bytes.push(VERSION);
+        bytes.push(self.version());
         self.encode(&mut bytes);
         bytes
+    }
+
+    fn version(&self) -> u8 {
+        let cipher = match self {
+            Kind::Append(append) => append.cipher,
+            Kind::ProvisionStream(provision) => provision.cipher,
+            Kind::ProvisionBasin(provision) => provision.settings.stream_cipher,
+            Kind::SetBasinSettings(set) => set.settings.stream_cipher,
+            _ => 0,
+        };
+        match cipher {
+            0 => VERSION,
+            _ => VERSION_ENCRYPTED,
+        }
     }
 
     /// Decodes what [`Kind::into_bytes`] encoded. Its `Bytes` share the memory of `bytes`; they are not
@@ -387,9 +417,9 @@ impl Kind {
             return Err("an empty command".to_owned());
         }
         let version = bytes.get_u8();
-        if version != VERSION {
+        if !matches!(version, VERSION | VERSION_ENCRYPTED) {
             return Err(format!(
-                "a command of version {version}, this version knows up to {VERSION}: use a newer esker"
+                "a command of version {version}, this version knows up to {VERSION_ENCRYPTED}: use a newer esker"
             ));
         }
         Command::decode(bytes)
@@ -469,6 +499,11 @@ pub enum AppendRefusal {
     TimestampMissing,
     /// The stream does not have enough sequence numbers left.
     SeqNumsExhausted,
+    /// The records are not of the stream's cipher.
+    CipherMismatch,
+    /// The stream's cipher may encrypt no more records of it:
+    /// [`MAX_AES_256_GCM_RECORDS`](crate::encryption::MAX_AES_256_GCM_RECORDS).
+    CipherExhausted,
     /// An earlier append of the same session was refused.
     SessionFailed,
 }
@@ -482,6 +517,8 @@ pub struct Provisioned<Id> {
     pub id: Id,
     /// When it was created, in milliseconds since the epoch.
     pub created_ms: u64,
+    /// The cipher of the stream; none of a basin, which has one for streams to come.
+    pub cipher: Option<EncryptionAlgorithm>,
 }
 
 /// What provisioning changed.

@@ -9,6 +9,7 @@
 //! | [`streams`] | partitions 1…N: streams and their records |
 //! | [`stream`] | one stream as readers see it: tail, trim point |
 //! | [`recent`] | the newest batches of followed streams, in memory, within a budget |
+//! | [`encryption`] | encryption and decryption of records, with the key of a request |
 //! | [`lineage`], [`fork`] | the identity of a partition's history; what its forks did to a stream |
 //! | [`log_tail`] | checksums of the entries that led to a position |
 //! | `applied`, [`members`] | the applied position and the members of a group, as they are stored |
@@ -29,6 +30,7 @@ pub mod catalog;
 pub mod checkpoint;
 pub mod command;
 pub mod digest;
+pub mod encryption;
 pub mod fork;
 mod ids;
 mod keys;

@@ -9,6 +9,8 @@ use s2_common::config::{
     TimestampingMode,
 };
 
+use crate::encryption::{UnknownCipher, cipher_number, cipher_of};
+
 /// Settings of a stream; a field that is not set is `None`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct StreamSettings {
@@ -41,6 +43,9 @@ pub struct BasinSettings {
     /// Whether a read creates a missing stream.
     #[prost(bool, tag = "3")]
     pub create_stream_on_read: bool,
+    /// The cipher of streams that are created from now on, as [`cipher_number`] has it; 0 for none.
+    #[prost(uint32, tag = "4")]
+    pub stream_cipher: u32,
 }
 
 fn mode_number(mode: TimestampingMode) -> u32 {
@@ -129,24 +134,64 @@ impl From<&BasinConfig> for BasinSettings {
             default_stream: StreamSettings::from(&config.default_stream_config),
             create_stream_on_append: config.create_stream_on_append,
             create_stream_on_read: config.create_stream_on_read,
+            stream_cipher: cipher_number(config.stream_cipher),
         }
     }
 }
 
-impl From<&BasinSettings> for BasinConfig {
-    fn from(kept: &BasinSettings) -> Self {
-        BasinConfig {
+impl TryFrom<&BasinSettings> for BasinConfig {
+    type Error = UnknownCipher;
+
+    fn try_from(kept: &BasinSettings) -> Result<Self, UnknownCipher> {
+        Ok(BasinConfig {
             default_stream_config: OptionalStreamConfig::from(&kept.default_stream),
-            stream_cipher: None,
+            stream_cipher: cipher_of(kept.stream_cipher)?,
             create_stream_on_append: kept.create_stream_on_append,
             create_stream_on_read: kept.create_stream_on_read,
-        }
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+    use s2_common::encryption::EncryptionAlgorithm;
+
     use super::*;
+
+    #[test]
+    fn settings_of_a_basin_keep_its_cipher_and_an_unknown_one_is_refused() {
+        for cipher in [
+            None,
+            Some(EncryptionAlgorithm::Aegis256),
+            Some(EncryptionAlgorithm::Aes256Gcm),
+        ] {
+            let config = BasinConfig {
+                stream_cipher: cipher,
+                ..BasinConfig::default()
+            };
+            let kept = BasinSettings::from(&config);
+            assert_eq!(BasinConfig::try_from(&kept), Ok(config));
+        }
+        let unknown = BasinSettings {
+            stream_cipher: 3,
+            ..BasinSettings::default()
+        };
+        let refused = BasinConfig::try_from(&unknown).unwrap_err();
+        assert!(refused.to_string().contains("use a newer esker"));
+    }
+
+    #[test]
+    fn settings_that_an_earlier_build_stored_have_no_cipher() {
+        // `default_stream` without a field, and `create_stream_on_append`.
+        let stored = [0x0a, 0x00, 0x10, 0x01];
+        let kept = BasinSettings::decode(&stored[..]).unwrap();
+        let config = BasinConfig::try_from(&kept).unwrap();
+        assert_eq!(config.stream_cipher, None);
+        assert!(config.create_stream_on_append);
+        // Without a cipher, they are stored in the same form, so that earlier builds read them.
+        assert_eq!(BasinSettings::from(&config).encode_to_vec(), stored);
+    }
 
     #[test]
     fn stream_settings_keep_every_field() {

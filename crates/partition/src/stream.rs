@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use s2_common::config::StreamConfig;
+use s2_common::encryption::EncryptionAlgorithm;
 use s2_common::record::{FencingToken, SeqNum, StreamPosition};
 use tokio::sync::watch;
 
 use crate::batch::StoredBatch;
+use crate::encryption::{UnknownCipher, cipher_of};
 use crate::ids::{BasinId, PartitionId, StreamId};
 use crate::lineage::GAP;
 use crate::recent::{Recent, RecentBatches, RecentBudget};
@@ -39,6 +41,9 @@ pub struct StreamMeta {
     /// See [`crate::command::ProvisionStream::request_hash`].
     #[prost(bytes = "vec", tag = "6")]
     pub request_hash: Vec<u8>,
+    /// Its cipher, which never changes: see [`cipher_number`](crate::encryption::cipher_number).
+    #[prost(uint32, tag = "7")]
+    pub cipher: u32,
 }
 
 /// The stored data of a stream that changes with every append. It is written with each of them, so
@@ -68,6 +73,10 @@ pub struct StreamState {
     /// this history; earlier builds removed them there.
     #[prost(message, repeated, tag = "7")]
     pub gaps: Vec<Gap>,
+    /// Encrypted records that were ever appended, those that were trimmed since included. Not their sequence
+    /// numbers, which pass over gaps.
+    #[prost(uint64, tag = "8")]
+    pub encrypted: u64,
 }
 
 /// Most gaps that a stream remembers. A read from a tail offset that goes back beyond these counts the
@@ -334,6 +343,8 @@ pub struct Stream {
     pub name: String,
     /// When it was created, in milliseconds since the epoch.
     pub created_ms: u64,
+    /// The cipher of its records.
+    pub cipher: Option<EncryptionAlgorithm>,
     published: Mutex<Published>,
     /// The tail; also sent when the stream is deleted.
     changed: watch::Sender<SeqNum>,
@@ -347,13 +358,14 @@ impl Stream {
         meta: &StreamMeta,
         state: StreamState,
         budget: RecentBudget,
-    ) -> Stream {
-        Stream {
+    ) -> Result<Stream, UnknownCipher> {
+        Ok(Stream {
             id,
             basin: BasinId(meta.basin),
             partition,
             name: meta.name.clone(),
             created_ms: meta.created_ms,
+            cipher: cipher_of(meta.cipher)?,
             changed: watch::Sender::new(state.tail_seq),
             published: Mutex::new(Published {
                 view: View {
@@ -365,7 +377,7 @@ impl Stream {
                 recent: Recent::new(budget),
             }),
             followers: AtomicUsize::new(0),
-        }
+        })
     }
 
     /// The stream as of now.

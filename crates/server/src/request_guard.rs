@@ -19,8 +19,10 @@ use axum::body::HttpBody as _;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use http::header::Entry;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, Method, Version, header};
+use s2_common::encryption::S2_ENCRYPTION_KEY_HEADER;
 use tonic::Status;
 
 use crate::api::ServiceError;
@@ -179,12 +181,24 @@ pub(crate) fn content_type(headers: &HeaderMap) -> Option<String> {
     Some(kind.trim().to_lowercase())
 }
 
+/// Marks the values of headers that are secrets, so that nothing that prints a request prints them.
+fn hide_secrets(headers: &mut HeaderMap) {
+    for name in [header::AUTHORIZATION, S2_ENCRYPTION_KEY_HEADER.clone()] {
+        if let Entry::Occupied(mut values) = headers.entry(name) {
+            values
+                .iter_mut()
+                .for_each(|value| value.set_sensitive(true));
+        }
+    }
+}
+
 /// Refuses requests that are not for this server, before a handler sees them.
 pub(crate) async fn check(
     State(guard): State<Arc<RequestGuard>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
+    hide_secrets(request.headers_mut());
     let Err(refusal) = guard.check(&request) else {
         return next.run(request).await;
     };

@@ -62,6 +62,30 @@ pub enum Error {
     /// The request is not valid.
     #[error("{0}")]
     Invalid(String),
+    /// The request has no key for a stream with a cipher, or one that cannot be a key of it.
+    #[error(
+        "stream `{stream}` in basin `{basin}` is encrypted: {why}; send the key, base64 of 32 bytes, in the header `s2-encryption-key`"
+    )]
+    EncryptionKey {
+        /// The basin.
+        basin: String,
+        /// The stream.
+        stream: String,
+        /// What is wrong, without the key.
+        why: String,
+    },
+    /// The key of the request is not the one that the record was appended with.
+    #[error(
+        "stream `{stream}` in basin `{basin}`: record {seq_num} cannot be decrypted with the key of the request: read it with the key that it was appended with"
+    )]
+    Decryption {
+        /// The basin.
+        basin: String,
+        /// The stream.
+        stream: String,
+        /// The record.
+        seq_num: SeqNum,
+    },
     /// Only the server writes to the basin.
     #[error(
         "basin `{0}` is reserved for the state store: clients may read it; commit with `esker state` or a client of the state service"

@@ -194,6 +194,7 @@ fn outcome(change: Change, id: u64, created_ms: u64) -> Outcome {
         change,
         id: BasinId(id),
         created_ms,
+        cipher: None,
     }))
 }
 

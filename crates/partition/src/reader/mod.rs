@@ -7,14 +7,16 @@ mod scan;
 
 use std::sync::Arc;
 
+use s2_common::encryption::EncryptionAlgorithm;
 use s2_common::record::{SeqNum, StreamPosition, Timestamp};
 use s2_common::stream::{ReadFrom, ReadStart};
 
 use crate::ids::{BasinId, PartitionId, StreamId};
 use crate::keys;
-use crate::store::{PartitionDb, StoreError, two_numbers};
+use crate::store::{PartitionDb, StoreError};
 use crate::stream::{Stream, StreamState, View};
 use crate::streams::directory::Directory;
+use crate::streams::name_index::NameEntry;
 
 pub use due::Due;
 pub use scan::{Cursor, Scan, ScanEnd};
@@ -40,6 +42,8 @@ pub struct Listed {
     pub name: String,
     /// When it was created, in milliseconds since the epoch.
     pub created_ms: u64,
+    /// Its cipher.
+    pub cipher: Option<EncryptionAlgorithm>,
 }
 
 /// Reads a stream partition. Cheap to clone.
@@ -97,11 +101,11 @@ impl Reader {
                 break;
             }
             if name > start_after || start_after.is_empty() {
-                let [_, created_ms] = two_numbers(value)
-                    .ok_or_else(|| self.part.malformed("the index of names", &"its length"))?;
+                let entry = NameEntry::parse(&self.part, value)?;
                 listed.push(Listed {
                     name: name.to_owned(),
-                    created_ms,
+                    created_ms: entry.created_ms,
+                    cipher: entry.cipher,
                 });
             }
             it.next();

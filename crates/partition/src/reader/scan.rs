@@ -10,7 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use s2_common::caps::RECORD_BATCH_MAX;
 use s2_common::read_extent::{ReadLimit, ReadUntil};
-use s2_common::record::{Metered, MeteredSize as _, SeqNum, SequencedRecord, StreamPosition};
+use s2_common::record::{Metered, MeteredSize as _, SeqNum, StreamPosition};
+use s2_storage::record::StoredSequencedRecord;
 
 use super::{ReadError, Reader};
 use crate::batch::{MalformedBatch, StoredBatch};
@@ -23,8 +24,9 @@ use crate::stream::{Stream, View};
 /// Records that were read.
 #[derive(Debug)]
 pub struct Scan {
-    /// In order, without gaps other than those in the sequence numbers; at most [`RECORD_BATCH_MAX`].
-    pub records: Metered<Vec<SequencedRecord>>,
+    /// In order, without gaps other than those in the sequence numbers; at most [`RECORD_BATCH_MAX`]. As they
+    /// are stored: see [`decrypt`](crate::encryption::decrypt).
+    pub records: Metered<Vec<StoredSequencedRecord>>,
     /// The sequence number at which the next scan continues.
     pub next: SeqNum,
     /// Why it ended.
@@ -253,7 +255,7 @@ struct ScanBuilder {
     next: SeqNum,
     limit: ReadLimit,
     until: ReadUntil,
-    records: Metered<Vec<SequencedRecord>>,
+    records: Metered<Vec<StoredSequencedRecord>>,
     end: Option<ScanEnd>,
     read_database: bool,
     rest: Option<StoredBatch>,

@@ -31,6 +31,7 @@ use crate::seek::seek_batch;
 use crate::store::{PartitionDb, StoreError};
 use crate::stream::StreamState;
 use crate::streams::directory::Directory;
+use crate::streams::name_index::NameEntry;
 use crate::streams::options::StreamOptions;
 use garbage::Garbage;
 
@@ -244,9 +245,8 @@ impl Reclaimer {
                 if found.len() == MAX_STREAMS_PER_ROUND {
                     break;
                 }
-                let id = crate::store::two_numbers(value)
-                    .ok_or_else(|| self.part.malformed("the index of names", &"its length"))?[0];
-                found.push((key.to_vec(), StreamId(id)));
+                let entry = NameEntry::parse(&self.part, value)?;
+                found.push((key.to_vec(), entry.id));
                 it.next();
             }
             it.status()

@@ -53,6 +53,7 @@ impl Step<'_> {
             mode: Mode::CreateOnly as i32,
             request_hash: Vec::new(),
             at_ms,
+            cipher: 0,
         };
         let made = self.provision(provision)?;
         let id = made

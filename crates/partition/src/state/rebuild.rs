@@ -14,7 +14,7 @@ use crate::lineage::GAP;
 use crate::store::{Applied, PartitionBatch, PartitionDb, StoreError};
 use crate::stream::{Gap, Imports, MAX_GAPS, StreamMeta, StreamState};
 use crate::streams::counters::Counters;
-use crate::streams::name_index::name_entry;
+use crate::streams::name_index::{NameEntry, name_entry};
 
 /// Bytes that are written in one batch.
 const BATCH: usize = 4 * 1024 * 1024;
@@ -69,7 +69,7 @@ impl PartitionDb {
 
     /// The commits that the store's stream still has, if the stream exists.
     pub fn state_stream_left(&self) -> Result<Option<StreamLeft>, StoreError> {
-        let Some((id, _)) = name_entry(self, STATE_BASIN_ID, STATE_STREAM)? else {
+        let Some(NameEntry { id, .. }) = name_entry(self, STATE_BASIN_ID, STATE_STREAM)? else {
             return Ok(None);
         };
         let Some(state) = self.stream_state(id)? else {
@@ -197,7 +197,9 @@ impl StateRebuild {
     /// [`StoreError::Malformed`] if one of them is missing: only a fork may have passed over a number
     /// without a record.
     pub fn fold(&mut self, from: u64, to: u64) -> Result<u64, StoreError> {
-        let Some((stream, _)) = name_entry(&self.part, STATE_BASIN_ID, STATE_STREAM)? else {
+        let Some(NameEntry { id: stream, .. }) =
+            name_entry(&self.part, STATE_BASIN_ID, STATE_STREAM)?
+        else {
             return Ok(0);
         };
         let mut forks = self.forks_seen_at(stream, from)?;
@@ -269,7 +271,7 @@ impl StateRebuild {
     pub fn finish(mut self, commit_ts: u64) -> Result<StateMeta, StoreError> {
         let stream = name_entry(&self.part, STATE_BASIN_ID, STATE_STREAM)?;
         let (stream, history_cut) = match stream {
-            Some((id, _)) => {
+            Some(NameEntry { id, .. }) => {
                 let state = self.part.stream_state(id)?.ok_or_else(|| {
                     self.part
                         .malformed("the stream of commits", &"where it stands is missing")
@@ -313,6 +315,7 @@ impl StateRebuild {
             settings_version: 1,
             created_ms: 0,
             request_hash: Vec::new(),
+            cipher: 0,
         };
         let state = StreamState {
             tail_seq: tail,
@@ -320,14 +323,19 @@ impl StateRebuild {
             forks: self.commit_forks.unwrap_or(forks),
             ..StreamState::default()
         };
-        let mut name = [0; 16];
-        name[..8].copy_from_slice(&id.0.to_be_bytes());
+        let name = NameEntry {
+            id,
+            created_ms: 0,
+            cipher: None,
+        };
         self.batch.put(keys::COUNTERS, counters.encode_to_vec());
         self.batch.put(keys::stream_meta(id), meta.encode_to_vec());
         self.batch
             .put(keys::stream_state(id), state.encode_to_vec());
-        self.batch
-            .put(keys::stream_name(STATE_BASIN_ID, STATE_STREAM), name);
+        self.batch.put(
+            keys::stream_name(STATE_BASIN_ID, STATE_STREAM),
+            name.encode(),
+        );
         Ok(id)
     }
 

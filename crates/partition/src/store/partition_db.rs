@@ -133,22 +133,6 @@ impl PartitionDb {
             .transpose()
     }
 
-    /// Reads a value that is two numbers.
-    pub(crate) fn get_ids(
-        &self,
-        key: impl AsRef<[u8]>,
-        what: &str,
-    ) -> Result<Option<[u64; 2]>, StoreError> {
-        let value = self
-            .store
-            .db
-            .get_pinned_cf(&self.cf(), key)
-            .map_err(|e| self.error(what, e))?;
-        value
-            .map(|bytes| two_numbers(&bytes).ok_or_else(|| self.malformed(what, &"its length")))
-            .transpose()
-    }
-
     /// An iterator over keys in `[from, to)`, not yet positioned.
     pub(crate) fn iterate(&self, from: &[u8], to: &[u8], cache: bool) -> RawIterator<'_> {
         let mut options = ReadOptions::default();

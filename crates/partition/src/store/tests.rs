@@ -5,7 +5,9 @@ use rust_rocksdb::ErrorKind;
 
 use super::error::is_refusal;
 use super::*;
+use crate::ids::BasinId;
 use crate::keys;
+use crate::streams::name_index::name_entry;
 
 fn options() -> StoreOptions {
     StoreOptions {
@@ -139,15 +141,12 @@ fn errors_say_where_and_what() {
     let part = store.partition_db(PartitionId(1));
     let mut batch = part.batch();
     batch.put(keys::APPLIED, b"\xff\xff");
-    batch.put(keys::COUNTERS, b"short");
+    batch.put(keys::stream_name(BasinId(1), "s"), b"short");
     batch.write().unwrap();
     let position = part.applied().unwrap_err().to_string();
-    let numbers = part
-        .get_ids(keys::COUNTERS, "the numbers")
-        .unwrap_err()
-        .to_string();
+    let name = name_entry(&part, BasinId(1), "s").unwrap_err().to_string();
     let path = directory.path().display().to_string();
-    for (message, what) in [(position, "the position"), (numbers, "the numbers")] {
+    for (message, what) in [(position, "the position"), (name, "the index of names")] {
         assert!(message.contains(&path), "{message}");
         assert!(message.contains("partition 1"), "{message}");
         assert!(message.contains(what), "{message}");

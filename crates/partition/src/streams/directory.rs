@@ -102,7 +102,7 @@ impl Directory {
             return Ok(None);
         }
         match name_entry(&self.part, basin, name)? {
-            Some((id, _)) => self.load(&mut open, id),
+            Some(entry) => self.load(&mut open, entry.id),
             None => Ok(None),
         }
     }
@@ -144,13 +144,15 @@ impl Directory {
             .part
             .stream_state(id)?
             .ok_or_else(|| self.part.malformed("a stream's state", &"it is missing"))?;
-        let stream = Arc::new(Stream::new(
+        let stream = Stream::new(
             id,
             self.part.partition(),
             &meta,
             state,
             self.options.recent.clone(),
-        ));
+        );
+        let stream = stream.map_err(|e| self.part.malformed("a stream's settings", &e))?;
+        let stream = Arc::new(stream);
         open.insert(stream.clone(), self.options.open_streams);
         Ok(Some(stream))
     }
@@ -168,13 +170,18 @@ impl Directory {
                     match (existing, touched.meta) {
                         (Some(stream), _) => stream,
                         (None, Some(meta)) if !change.gone => {
-                            let stream = Arc::new(Stream::new(
+                            let stream = Stream::new(
                                 touched.id,
                                 self.part.partition(),
                                 &meta,
                                 change.state.clone(),
                                 self.options.recent.clone(),
-                            ));
+                            );
+                            // The step that created it has checked its cipher.
+                            let Ok(stream) = stream else {
+                                continue;
+                            };
+                            let stream = Arc::new(stream);
                             open.insert(stream.clone(), self.options.open_streams);
                             stream
                         }
@@ -255,7 +262,7 @@ impl PartitionDb {
         };
         if state.has_unattributed_gaps() {
             let of_state = name_entry(self, STATE_BASIN_ID, STATE_STREAM)?;
-            let is_of_state = of_state.is_some_and(|(of_state, _)| of_state == id);
+            let is_of_state = of_state.is_some_and(|of_state| of_state.id == id);
             state.separate_gaps(match is_of_state {
                 true => self.state_imports()?,
                 false => Some(Imports::default()),

@@ -10,18 +10,20 @@ use std::sync::Arc;
 use esker_raft::Lsn;
 use prost::Message as _;
 use s2_common::config::{StreamConfig, TimestampingMode};
+use s2_common::encryption::EncryptionAlgorithm;
 use s2_common::record::{CommandRecord, StreamPosition};
 
 use super::counters::Counters;
 use super::directory::{Directory, Done, Published};
 use super::failed::{FailedSessions, Refusal};
-use super::name_index::name_entry;
+use super::name_index::{NameEntry, name_entry};
 use crate::batch::StoredBatch;
 use crate::command::{
     Append, AppendRefusal, Appended, Change as Provision, DeleteIfEmpty, DeleteStream, Expire,
     Kind, Mode, Outcome, ProvisionRefusal, ProvisionStream, Provisioned, SetStreamSettings,
     SettingsSet,
 };
+use crate::encryption::{MAX_AES_256_GCM_RECORDS, cipher_number, cipher_of};
 use crate::ids::{BasinId, STATE_BASIN_ID, StreamId};
 use crate::keys;
 use crate::settings::StreamSettings;
@@ -39,6 +41,7 @@ pub(crate) struct Touched {
     pub(crate) state: StreamState,
     config: Arc<StreamConfig>,
     settings_version: u64,
+    cipher: Option<EncryptionAlgorithm>,
     /// The settings, if they are new or changed.
     meta: Option<StreamMeta>,
     gone: bool,
@@ -60,7 +63,7 @@ pub(crate) struct Step<'a> {
     counters_changed: bool,
     touched: HashMap<StreamId, Touched>,
     /// Names that this step has added, or removed (`None`).
-    names: HashMap<(BasinId, String), Option<(StreamId, u64)>>,
+    names: HashMap<(BasinId, String), Option<NameEntry>>,
     dropped: Vec<BasinId>,
     pub(crate) state: StateStep<'a>,
 }
@@ -170,12 +173,7 @@ impl<'a> Step<'a> {
         for ((basin, name), entry) in &self.names {
             let key = keys::stream_name(*basin, name);
             match entry {
-                Some((id, created_ms)) => {
-                    let mut value = [0; 16];
-                    value[..8].copy_from_slice(&id.0.to_be_bytes());
-                    value[8..].copy_from_slice(&created_ms.to_be_bytes());
-                    self.batch.put(key, value);
-                }
+                Some(entry) => self.batch.put(key, entry.encode()),
                 None => self.batch.delete(key),
             }
         }
@@ -213,6 +211,7 @@ impl<'a> Step<'a> {
                     state: view.state,
                     config: view.config,
                     settings_version: view.settings_version,
+                    cipher: stream.cipher,
                     meta: None,
                     gone: view.gone,
                     trimmed: false,
@@ -267,6 +266,10 @@ impl<'a> Step<'a> {
         if session_failed {
             return Ok(Err(AppendRefusal::SessionFailed));
         }
+        // A stream's cipher never changes, so only an append that a build without ciphers proposed differs.
+        if append.cipher != cipher_number(stream.cipher) {
+            return Ok(Err(AppendRefusal::CipherMismatch));
+        }
         if let Some(token) = &append.fencing_token
             && *token != stream.state.fencing_token
         {
@@ -302,7 +305,17 @@ impl<'a> Step<'a> {
             seq_num: first_seq,
             timestamp: timestamps.first().copied().unwrap_or(latest),
         };
+        let encrypted = match stream.cipher {
+            None => 0,
+            Some(_) => stream.state.encrypted + u64::from(append.count) - commands.len() as u64,
+        };
+        if stream.cipher == Some(EncryptionAlgorithm::Aes256Gcm)
+            && encrypted > stream.state.encrypted.max(MAX_AES_256_GCM_RECORDS)
+        {
+            return Ok(Err(AppendRefusal::CipherExhausted));
+        }
         let state = &mut stream.state;
+        state.encrypted = encrypted;
         state.tail_seq = end_seq;
         state.tail_timestamp = latest;
         state.active_ms = state.active_ms.max(append.arrival_ms);
@@ -334,8 +347,8 @@ impl<'a> Step<'a> {
             return Ok(None);
         }
         match self.names.get(&(basin, name.to_owned())) {
-            Some(entry) => Ok(entry.map(|(id, _)| id)),
-            None => Ok(name_entry(self.part, basin, name)?.map(|(id, _)| id)),
+            Some(entry) => Ok(entry.map(|entry| entry.id)),
+            None => Ok(name_entry(self.part, basin, name)?.map(|entry| entry.id)),
         }
     }
 
@@ -364,10 +377,13 @@ impl<'a> Step<'a> {
         if let Some(id) = self.stream_of(basin, &command.name)? {
             self.touch(id)?;
             let meta = self.meta(id)?;
+            let cipher = cipher_of(meta.cipher)
+                .map_err(|e| self.part.malformed("a stream's settings", &e))?;
             let mut provisioned = Provisioned {
                 change: Provision::Nothing,
                 id,
                 created_ms: meta.created_ms,
+                cipher,
             };
             if ensure {
                 if meta.settings != command.settings {
@@ -384,6 +400,7 @@ impl<'a> Step<'a> {
                 Err(ProvisionRefusal::Exists)
             });
         }
+        let cipher = cipher_of(command.cipher).map_err(|e| self.part.malformed("a command", &e))?;
         let id = StreamId(self.counters.next_stream);
         self.counters.next_stream += 1;
         self.counters_changed = true;
@@ -405,9 +422,15 @@ impl<'a> Step<'a> {
             settings_version: 1,
             created_ms: command.at_ms,
             request_hash: command.request_hash,
+            cipher: command.cipher,
+        };
+        let entry = NameEntry {
+            id,
+            created_ms: command.at_ms,
+            cipher,
         };
         self.names
-            .insert((basin, command.name.clone()), Some((id, command.at_ms)));
+            .insert((basin, command.name.clone()), Some(entry));
         self.touched.insert(
             id,
             Touched {
@@ -417,6 +440,7 @@ impl<'a> Step<'a> {
                 state,
                 config: Arc::new(StreamConfig::from(&meta.settings)),
                 settings_version: 1,
+                cipher,
                 meta: Some(meta),
                 gone: false,
                 trimmed: false,
@@ -427,6 +451,7 @@ impl<'a> Step<'a> {
             change: Provision::Created,
             id,
             created_ms: command.at_ms,
+            cipher,
         }))
     }
 

@@ -8,7 +8,6 @@ use s2_api::v1;
 use s2_common::basin::{BasinName, ListBasinsRequest};
 use s2_common::config::{BasinConfig, BasinReconfiguration};
 use s2_common::http::extract::HeaderOpt;
-use s2_common::maybe::Maybe;
 use s2_common::resources::{PROVISION_RESULT_HEADER, RequestToken};
 
 use super::{App, ServiceError};
@@ -127,9 +126,6 @@ pub async fn reconfigure(
     }: ReconfigureArgs,
 ) -> Result<Json<v1::config::BasinConfig>, ServiceError> {
     let changes: BasinReconfiguration = reconfiguration.try_into()?;
-    if matches!(changes.stream_cipher, Maybe::Specified(Some(_))) {
-        return Err(ServiceError::NotImplemented("stream ciphers"));
-    }
     let config = app.node.reconfigure_basin(&basin, &changes).await?;
     Ok(Json(config.into()))
 }
@@ -150,9 +146,6 @@ fn checked_config(
         .map(TryInto::try_into)
         .transpose()?
         .unwrap_or_default();
-    if config.stream_cipher.is_some() {
-        return Err(ServiceError::NotImplemented("stream ciphers"));
-    }
     if has_location {
         return Err(ServiceError::NotImplemented("locations"));
     }

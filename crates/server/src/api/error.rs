@@ -34,7 +34,7 @@ pub const CODES: &[(ErrorCode, &str, &str)] = &[
     ),
     (
         ErrorCode::BadHeader,
-        "A header is missing (`s2-basin`, say), malformed, or there twice with different values; or the body's type is none that the path takes.",
+        "A header is missing (`s2-basin`, say), malformed, or there twice with different values; or the body's type is none that the path takes; or a stream is encrypted and `s2-encryption-key` is missing or not base64 of 32 bytes.",
         "Correct the request.",
     ),
     (
@@ -68,13 +68,18 @@ pub const CODES: &[(ErrorCode, &str, &str)] = &[
         "Create it, or correct the name.",
     ),
     (
+        ErrorCode::DecryptionFailed,
+        "The key in the header `s2-encryption-key` is not the one that a record was appended with. Nothing was changed.",
+        "Read with the key of the record that the message names; another record of the stream may have another key.",
+    ),
+    (
         ErrorCode::Invalid,
         "The request is well-formed but invalid: a batch of no records or of more than 1000 or 1 MiB, an invalid command, contradicting parameters, a missing timestamp.",
         "Correct the request; the message says what is wrong.",
     ),
     (
         ErrorCode::NotImplemented,
-        "Access tokens, encryption, locations and usage metrics are not there yet.",
+        "Access tokens, locations and usage metrics are not there yet.",
         "Do without.",
     ),
     (
@@ -260,6 +265,8 @@ impl ServiceError {
                 Error::Invalid(_)
                 | Error::PartitionNotFound { .. }
                 | Error::EarlierLineage { .. } => ErrorCode::Invalid,
+                Error::EncryptionKey { .. } => ErrorCode::BadHeader,
+                Error::Decryption { .. } => ErrorCode::DecryptionFailed,
                 Error::Conflict => ErrorCode::TransactionConflict,
                 Error::ReadOnly(_) => ErrorCode::PermissionDenied,
                 Error::TryLater(_) => ErrorCode::RateLimited,

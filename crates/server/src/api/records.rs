@@ -16,6 +16,7 @@ use s2_common::ValidationError;
 use s2_common::basin::BasinName;
 use s2_common::caps::RECORD_BATCH_MAX;
 use s2_common::config::OptionalStreamConfig;
+use s2_common::encryption::EncryptionKey;
 use s2_common::http::extract::Header;
 use s2_common::read_extent::ReadLimit;
 use s2_common::record::Metered;
@@ -78,10 +79,10 @@ pub async fn read(
     let start: ReadStart = start.try_into()?;
     match request {
         ReadRequest::Unary {
+            encryption_key,
             create_stream_config_patch,
             format,
             response_mime,
-            ..
         } => {
             let mut end: ReadEnd = end.into();
             end.limit = ReadLimit::CountOrBytes(end.limit.into_allowance(RECORD_BATCH_MAX));
@@ -91,6 +92,7 @@ pub async fn read(
                 .node
                 .open_stream(&basin, &stream, CreateOn::Read, &create_stream_config_patch)
                 .await?
+                .with_key(encryption_key)?
                 .read(start, end)
                 .await?;
             // The encoded batch counts among the answers.
@@ -105,10 +107,10 @@ pub async fn read(
             })
         }
         ReadRequest::EventStream {
+            encryption_key,
             create_stream_config_patch,
             format,
             last_event_id,
-            ..
         } => {
             let (start, end, delivered) = sessions::resume(start, end, last_event_id);
             let end: ReadEnd = end.into();
@@ -117,14 +119,15 @@ pub async fn read(
                 .node
                 .open_stream(&basin, &stream, CreateOn::Read, &create_stream_config_patch)
                 .await?
+                .with_key(encryption_key)?
                 .read(start, end)
                 .await?;
             Ok(sessions::events(session, format, delivered))
         }
         ReadRequest::S2s {
+            encryption_key,
             create_stream_config_patch,
             response_compression,
-            ..
         } => {
             let end: ReadEnd = end.into();
             check_until(start, end)?;
@@ -132,6 +135,7 @@ pub async fn read(
                 .node
                 .open_stream(&basin, &stream, CreateOn::Read, &create_stream_config_patch)
                 .await?
+                .with_key(encryption_key)?
                 .read(start, end)
                 .await?;
             Ok(sessions::frames_of_read(session, response_compression))
@@ -183,6 +187,7 @@ pub enum AppendBody {
     One(AppendRequest),
     /// A session.
     Session {
+        encryption_key: Option<EncryptionKey>,
         create_stream_config_patch: OptionalStreamConfig,
         response_compression: CompressionAlgorithm,
         body: Body,
@@ -202,10 +207,12 @@ impl<S: Send + Sync> FromRequest<S> for AppendBody {
         let head = Request::from_parts(head, Body::empty());
         Ok(match AppendRequest::from_request(head, state).await? {
             AppendRequest::S2s {
+                encryption_key,
                 create_stream_config_patch,
                 response_compression,
                 ..
             } => AppendBody::Session {
+                encryption_key,
                 create_stream_config_patch,
                 response_compression,
                 body,
@@ -226,10 +233,10 @@ pub async fn append(
 ) -> Result<Response, ServiceError> {
     match request {
         AppendBody::One(AppendRequest::Unary {
+            encryption_key,
             create_stream_config_patch,
             input,
             response_mime,
-            ..
         }) => {
             let handle = app
                 .node
@@ -239,9 +246,10 @@ pub async fn append(
                     CreateOn::Append,
                     &create_stream_config_patch,
                 )
-                .await?;
-            let ack =
-                sessions::wire_ack(handle.of_client(client).append(input).await?.done().await?);
+                .await?
+                .with_key(encryption_key)?
+                .of_client(client);
+            let ack = sessions::wire_ack(handle.append(input).await?.done().await?);
             Ok(match response_mime {
                 JsonOrProto::Json => Json(v1::stream::AppendAck::from(ack)).into_response(),
                 JsonOrProto::Proto => {
@@ -250,6 +258,7 @@ pub async fn append(
             })
         }
         AppendBody::Session {
+            encryption_key,
             create_stream_config_patch,
             response_compression,
             body,
@@ -262,8 +271,9 @@ pub async fn append(
                     CreateOn::Append,
                     &create_stream_config_patch,
                 )
-                .await?;
-            let handle = handle.of_client(client);
+                .await?
+                .with_key(encryption_key)?
+                .of_client(client);
             let session = handle.session(app.limits.append_session_inflight);
             let stopping = app.node.stopping().clone();
             let inputs = session_inputs::inputs(body, app.limits.bodies.clone());

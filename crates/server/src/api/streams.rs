@@ -179,7 +179,7 @@ fn stream_info(stream: &StreamListing) -> Result<v1::stream::StreamInfo, Service
         created_at: timestamp(stream.created_ms)?,
         // A deleted stream disappears at once.
         deleted_at: None,
-        cipher: None,
+        cipher: stream.cipher,
     };
     Ok(info.into())
 }

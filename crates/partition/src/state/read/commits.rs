@@ -1,6 +1,7 @@
 //! Commits, read from the store's stream.
 
 use s2_common::record::Record;
+use s2_storage::record::StoredRecord;
 
 use crate::batch::StoredBatch;
 use crate::ids::StreamId;
@@ -71,7 +72,7 @@ impl<'a> Commits<'a> {
             for record in batch.records(first_seq) {
                 let record = record.map_err(|e| part.malformed("a commit", &e))?;
                 let (position, record) = record.into_inner().into_parts();
-                let Record::Envelope(record) = record else {
+                let StoredRecord::Plaintext(Record::Envelope(record)) = record else {
                     continue;
                 };
                 let commit = CommitRecord::parse(record.body())

@@ -155,7 +155,7 @@ fn no_snapshot_from_before_an_import_is_brought_up_to_date_by_the_commits_around
 /// Writes the state of the store's stream as an earlier build did: it is not recorded what left a gap,
 /// and the gap of an import is merged with that of a fork right after it.
 fn write_as_earlier_builds_did(it: &Fixture) {
-    let (stream, _) = name_entry(&it.partition_db(), STATE_BASIN_ID, STATE_STREAM)
+    let NameEntry { id: stream, .. } = name_entry(&it.partition_db(), STATE_BASIN_ID, STATE_STREAM)
         .unwrap()
         .unwrap();
     let mut state = it.partition_db().stream_state(stream).unwrap().unwrap();
@@ -198,7 +198,7 @@ fn a_commit_that_is_missing_is_noticed() {
         it.commit(vec![write(&key("a"), "{}")]);
     }
     let left = wreck(&mut it);
-    let (stream, _) = name_entry(&it.partition_db(), STATE_BASIN_ID, STATE_STREAM)
+    let NameEntry { id: stream, .. } = name_entry(&it.partition_db(), STATE_BASIN_ID, STATE_STREAM)
         .unwrap()
         .unwrap();
     for missing in [4, 2] {

@@ -8,18 +8,22 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use esker_raft::{ApplyError, Committed, Lsn, StateMachine as _, Term};
 use s2_common::config::StreamConfig;
+use s2_common::encryption::{EncryptionAlgorithm, EncryptionSpec};
 use s2_common::read_extent::{ReadLimit, ReadUntil};
-use s2_common::record::{CommandRecord, EnvelopeRecord, Record, SeqNum, StreamPosition};
+use s2_common::record::{
+    CommandRecord, EnvelopeRecord, Metered, MeteredSize as _, Record, SeqNum, StreamPosition,
+};
 use s2_common::stream::{AppendRecord, AppendRecordParts};
+use s2_storage::record::StoredRecord;
 use tempfile::TempDir;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::batch::Unsequenced;
 use crate::checkpoint::Checkpoint;
 use crate::command::{
     Append, AppendRefusal, Appended, DeleteIfEmpty, DeleteStream, DropBasin, Expire, Kind, Mode,
     Outcome, ProvisionRefusal, ProvisionStream, Provisioned, SetStreamSettings, SettingsSet,
 };
+use crate::encryption::{associated_data, cipher_number, cipher_of, decrypt, encrypt};
 use crate::ids::{BasinId, LineageId, PartitionId, StreamId};
 use crate::keys;
 use crate::reader::{Reader, Scan, ScanEnd};
@@ -431,9 +435,38 @@ pub fn seen(scan: &Scan) -> Vec<Seen> {
         .map(|record| Seen {
             seq: record.position().seq_num,
             timestamp: record.position().timestamp,
-            text: text_of(record.inner()),
+            text: match record.inner() {
+                StoredRecord::Plaintext(record) => text_of(record),
+                StoredRecord::Encrypted { .. } => panic!("records of the stream are encrypted"),
+            },
         })
         .collect()
+}
+
+/// The records of a scan of this stream, decrypted with the key of all tests.
+pub fn seen_in(stream: &Stream, mut scan: Scan) -> Vec<Seen> {
+    let records = std::mem::replace(&mut scan.records, Metered::with_capacity(0));
+    let stored_size = records.metered_size();
+    let spec = spec_of(cipher_number(stream.cipher));
+    let data = associated_data(stream.partition, stream.id);
+    let records = decrypt(records, &spec, &data).unwrap();
+    assert_eq!(records.metered_size(), stored_size);
+    let records = records.into_inner().into_iter();
+    let seen = records.map(|record| Seen {
+        seq: record.position().seq_num,
+        timestamp: record.position().timestamp,
+        text: text_of(record.inner()),
+    });
+    seen.collect()
+}
+
+/// The key of all tests, for the cipher of this number.
+pub fn spec_of(cipher: u32) -> EncryptionSpec {
+    match cipher_of(cipher).unwrap() {
+        None => EncryptionSpec::Plain,
+        Some(EncryptionAlgorithm::Aegis256) => EncryptionSpec::aegis256([7; 32]),
+        Some(EncryptionAlgorithm::Aes256Gcm) => EncryptionSpec::aes256_gcm([7; 32]),
+    }
 }
 
 /// A scan without limits.
@@ -449,12 +482,13 @@ pub fn read_all(reader: &Reader, stream: &Arc<Stream>) -> Vec<Seen> {
     let mut from = 0;
     loop {
         let scan = scan(reader, stream, from);
-        all.extend(seen(&scan));
-        if let ScanEnd::Tail(_) = scan.end {
+        let (next, end) = (scan.next, scan.end);
+        all.extend(seen_in(stream, scan));
+        if let ScanEnd::Tail(_) = end {
             return all;
         }
-        assert!(scan.next > from, "a scan that says there is more moves on");
-        from = scan.next;
+        assert!(next > from, "a scan that says there is more moves on");
+        from = next;
     }
 }
 
@@ -499,6 +533,11 @@ pub fn trim(point: SeqNum) -> Rec {
 
 /// An append without conditions.
 pub fn append(stream: StreamId, at_ms: u64, records: Vec<Rec>) -> Append {
+    encrypted(0, stream, at_ms, records)
+}
+
+/// An append without conditions to a stream with this cipher.
+pub fn encrypted(cipher: u32, stream: StreamId, at_ms: u64, records: Vec<Rec>) -> Append {
     let records: Vec<AppendRecord> = records
         .into_iter()
         .map(|(timestamp, record)| {
@@ -506,7 +545,8 @@ pub fn append(stream: StreamId, at_ms: u64, records: Vec<Rec>) -> Append {
             AppendRecord::try_from(AppendRecordParts { timestamp, record }).unwrap()
         })
         .collect();
-    let records = Unsequenced::encode(records.try_into().unwrap());
+    let data = associated_data(PARTITION, stream);
+    let records = encrypt(records.try_into().unwrap(), &spec_of(cipher), &data);
     Append::new(stream, records, at_ms)
 }
 
@@ -523,7 +563,19 @@ pub fn create(basin: BasinId, name: &str, settings: StreamSettings) -> Kind {
         mode: Mode::CreateOnly.into(),
         request_hash: Vec::new(),
         at_ms: CREATED_MS,
+        cipher: 0,
     })
+}
+
+/// Creates a stream with this cipher.
+pub fn create_encrypted(basin: BasinId, name: &str, cipher: u32) -> Kind {
+    match create(basin, name, StreamSettings::default()) {
+        Kind::ProvisionStream(provision) => Kind::ProvisionStream(ProvisionStream {
+            cipher,
+            ..provision
+        }),
+        other => other,
+    }
 }
 
 pub fn ensure(basin: BasinId, name: &str, settings: StreamSettings, at_ms: u64) -> Kind {
@@ -534,6 +586,7 @@ pub fn ensure(basin: BasinId, name: &str, settings: StreamSettings, at_ms: u64) 
         mode: Mode::Ensure.into(),
         request_hash: Vec::new(),
         at_ms,
+        cipher: 0,
     })
 }
 

@@ -10,6 +10,7 @@ use s2_common::stream::{ReadFrom, ReadStart};
 use super::fixture::*;
 use super::model::{Act, Appending, Model, ModelStream};
 use crate::command::{Mode, Outcome, ProvisionStream};
+use crate::encryption::cipher_number;
 use crate::ids::{BasinId, StreamId};
 use crate::reader::{Due, ReadError};
 use crate::recent::RecentBudget;
@@ -55,13 +56,17 @@ enum Intent {
         token: Condition,
         session: u64,
         stale_id: bool,
+        /// For the cipher of another stream.
+        wrong_cipher: bool,
     },
     Create {
         settings: usize,
         request: u8,
+        cipher: u32,
     },
     Ensure {
         settings: usize,
+        cipher: u32,
     },
     SetSettings {
         settings: usize,
@@ -153,17 +158,22 @@ fn intent() -> impl Strategy<Value = Intent> {
             condition(),
             0u64..5,
             prop::bool::weighted(0.05),
+            prop::bool::weighted(0.05),
         )
-            .prop_map(|(records, match_seq_num, token, session, stale_id)| Intent::Append {
-                records,
-                match_seq_num,
-                token,
-                session,
-                stale_id,
+            .prop_map(|(records, match_seq_num, token, session, stale_id, wrong_cipher)| {
+                Intent::Append {
+                    records,
+                    match_seq_num,
+                    token,
+                    session,
+                    stale_id,
+                    wrong_cipher,
+                }
             }),
-        4 => (settings.clone(), 0u8..3)
-            .prop_map(|(settings, request)| Intent::Create { settings, request }),
-        3 => settings.clone().prop_map(|settings| Intent::Ensure { settings }),
+        4 => (settings.clone(), 0u8..3, 0u32..3)
+            .prop_map(|(settings, request, cipher)| Intent::Create { settings, request, cipher }),
+        3 => (settings.clone(), 0u32..3)
+            .prop_map(|(settings, cipher)| Intent::Ensure { settings, cipher }),
         2 => (settings, any::<bool>())
             .prop_map(|(settings, stale)| Intent::SetSettings { settings, stale }),
         2 => Just(Intent::Delete),
@@ -290,10 +300,13 @@ impl Run {
                 .collect();
             expected.sort_by(|a, b| a.name.cmp(&b.name));
             let listed = reader.list(basin, "", "", 100).unwrap();
-            let listed: Vec<_> = listed.iter().map(|l| (&l.name[..], l.created_ms)).collect();
+            let listed: Vec<_> = listed
+                .iter()
+                .map(|l| (&l.name[..], l.created_ms, cipher_number(l.cipher)))
+                .collect();
             let names: Vec<_> = expected
                 .iter()
-                .map(|s| (&s.name[..], s.created_ms))
+                .map(|s| (&s.name[..], s.created_ms, s.cipher))
                 .collect();
             assert_eq!(listed, names, "the list of basin {basin}");
             let after_a: Vec<_> = names.iter().filter(|n| n.0 > "a").take(1).collect();
@@ -338,6 +351,8 @@ impl Run {
         assert_eq!(view.state.active_ms, expected.active_ms);
         assert_eq!(view.settings_version, expected.version);
         assert_eq!(*view.config, expected.config());
+        assert_eq!(cipher_number(stream.cipher), expected.cipher);
+        assert_eq!(view.state.encrypted, expected.encrypted());
         assert_eq!(read_all(&reader, &stream), expected.records());
 
         let tail = expected.tail();
@@ -356,8 +371,9 @@ impl Run {
         for from in 0..=tail.seq_num + 1 {
             for (limit, until) in limits {
                 let scan = reader.scan(&stream, from, limit, until).unwrap();
+                let (next, end) = (scan.next, scan.end);
                 assert_eq!(
-                    (seen(&scan), scan.next, scan.end),
+                    (seen_in(&stream, scan), next, end),
                     expected.scan(from, limit, until),
                     "scan of {} from {from}, {limit:?}, {until:?}",
                     expected.name
@@ -395,7 +411,8 @@ fn fill_in(model: &Model, now_ms: u64, planned: &Planned) -> Act {
     let stream = model.named(basin, name);
     let id = stream.map_or(StreamId(model.created + 1), |stream| stream.id);
     let tail = stream.map_or(0, |stream| stream.tail().seq_num);
-    let provision = |settings_at: usize, mode: Mode, request_hash| {
+    let cipher = stream.map_or(0, |stream| stream.cipher);
+    let provision = |settings_at: usize, mode: Mode, request_hash, cipher| {
         Act::Provision(ProvisionStream {
             basin: basin.0,
             name: name.to_owned(),
@@ -403,6 +420,7 @@ fn fill_in(model: &Model, now_ms: u64, planned: &Planned) -> Act {
             mode: mode.into(),
             request_hash,
             at_ms: now_ms,
+            cipher,
         })
     };
     match &planned.intent {
@@ -412,7 +430,9 @@ fn fill_in(model: &Model, now_ms: u64, planned: &Planned) -> Act {
             token,
             session,
             stale_id,
+            wrong_cipher,
         } => Act::Append(Appending {
+            cipher: (cipher + u32::from(*wrong_cipher)) % 3,
             stream: if *stale_id { StreamId(id.0 / 2) } else { id },
             at_ms: now_ms,
             records: records
@@ -440,15 +460,19 @@ fn fill_in(model: &Model, now_ms: u64, planned: &Planned) -> Act {
             },
             session: *session,
         }),
-        Intent::Create { settings, request } => {
+        Intent::Create {
+            settings,
+            request,
+            cipher,
+        } => {
             let hash = if *request == 0 {
                 vec![]
             } else {
                 vec![*request]
             };
-            provision(*settings, Mode::CreateOnly, hash)
+            provision(*settings, Mode::CreateOnly, hash, *cipher)
         }
-        Intent::Ensure { settings } => provision(*settings, Mode::Ensure, vec![]),
+        Intent::Ensure { settings, cipher } => provision(*settings, Mode::Ensure, vec![], *cipher),
         Intent::SetSettings {
             settings: at,
             stale,

@@ -8,6 +8,7 @@ mod appending;
 pub(crate) mod bytes_read;
 mod checkpoints;
 mod dropping;
+mod encryption;
 mod expiring;
 pub(crate) mod fixture;
 mod followed_trims;

@@ -13,6 +13,7 @@ use crate::command::{
     Append, AppendRefusal, Appended, Change, Kind, Mode, Outcome, ProvisionRefusal,
     ProvisionStream, Provisioned, SettingsSet,
 };
+use crate::encryption::cipher_of;
 use crate::ids::{BasinId, StreamId};
 use crate::reader::{Due, ScanEnd};
 use crate::settings::StreamSettings;
@@ -26,6 +27,8 @@ pub struct Appending {
     pub match_seq_num: Option<u64>,
     pub token: Option<String>,
     pub session: u64,
+    /// The number of the cipher that its records are encrypted with.
+    pub cipher: u32,
 }
 
 /// A command, before it is encoded.
@@ -47,7 +50,7 @@ impl Act {
                 match_seq_num: a.match_seq_num,
                 fencing_token: a.token,
                 session: a.session,
-                ..append(a.stream, a.at_ms, a.records)
+                ..encrypted(a.cipher, a.stream, a.at_ms, a.records)
             }),
             Act::Provision(provision) => Kind::ProvisionStream(provision),
             Act::SetSettings(stream, version, settings) => set_settings(stream, version, settings),
@@ -79,6 +82,8 @@ pub struct ModelStream {
     pub settings: StreamSettings,
     pub version: u64,
     request_hash: Vec<u8>,
+    /// The number of its cipher.
+    pub cipher: u32,
     pub tail_timestamp: u64,
     pub trim_point: SeqNum,
     pub token: String,
@@ -198,7 +203,17 @@ impl ModelStream {
         })
     }
 
+    /// Encrypted records that were ever appended.
+    pub fn encrypted(&self) -> u64 {
+        let is_encrypted =
+            |w: &&Written| self.cipher != 0 && matches!(w.record, Record::Envelope(_));
+        self.written.iter().filter(is_encrypted).count() as u64
+    }
+
     fn append(&mut self, append: &Appending) -> Result<Appended, AppendRefusal> {
+        if append.cipher != self.cipher {
+            return Err(AppendRefusal::CipherMismatch);
+        }
         if append
             .token
             .as_ref()
@@ -362,6 +377,7 @@ impl Model {
                 settings: provision.settings.clone(),
                 version: 1,
                 request_hash: provision.request_hash.clone(),
+                cipher: provision.cipher,
                 tail_timestamp: 0,
                 trim_point: 0,
                 token: String::new(),
@@ -399,6 +415,7 @@ impl ModelStream {
             change,
             id: self.id,
             created_ms: self.created_ms,
+            cipher: cipher_of(self.cipher).unwrap(),
         }
     }
 }

@@ -15,6 +15,7 @@ fn create_with_hash(name: &str, hash: &[u8], at_ms: u64) -> Kind {
         settings: keep_for_secs(60),
         mode: Mode::CreateOnly.into(),
         request_hash: hash.to_vec(),
+        cipher: 0,
         at_ms,
     })
 }
@@ -24,6 +25,7 @@ fn outcome(change: Change, id: u64, created_ms: u64) -> Outcome {
         change,
         id: StreamId(id),
         created_ms,
+        cipher: None,
     }))
 }
 
