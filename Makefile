@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check dist deb test-deb tarball bench bench-snapshots bench-follow bench-recovery bench-state bench-raft soak soak-streams soak-snapshots soak-follow soak-state soak-raft moto follow-lite fuzz fmt
+.PHONY: help setup run demo test check dist deb test-deb tarball bench bench-snapshots bench-follow bench-recovery bench-state bench-raft bench-overload soak soak-streams soak-memory soak-snapshots soak-follow soak-state soak-raft moto follow-lite fuzz fmt
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -57,7 +57,13 @@ bench-state: setup ## measure the state store, side by side with statehouse-daem
 bench-raft: ## measure replication: transfers, stalls, commits side by side with etcd
 	@scripts/bench-raft $(ARGS)
 
-soak: soak-streams soak-snapshots soak-follow soak-state soak-raft ## all soaks, for a long time
+bench-overload: setup ## measure a polite client among 64 that flood, and 10,000 followers
+	@scripts/bench overload $(ARGS)
+
+soak: soak-memory soak-streams soak-snapshots soak-follow soak-state soak-raft ## all soaks, for a long time
+
+soak-memory: setup ## an hour of mixed load, over which memory has to stay flat; ESKER_SOAK_SECONDS says how long
+	@scripts/bench overload --part mixed $(ARGS)
 
 soak-streams: setup ## kill a server under load, again and again, and look for a loss
 	@scripts/bench soak $(ARGS)

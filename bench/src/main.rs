@@ -1,6 +1,6 @@
 //! Measures Esker side by side with its peers, and tries to make it lose what it acknowledged.
 //!
-//! Seven subcommands:
+//! Eight subcommands:
 //!
 //! - `streams` runs the same load, by the same client, on the same machine and in the same run
 //!   against `s2 lite` (the *peer*) and against Esker, alternating between them row by row, and
@@ -10,6 +10,8 @@
 //! - `follow` measures followers of streams that take snapshots.
 //! - `state` measures the state store side by side with `statehouse-daemon`.
 //! - `layout` measures layouts of a partition's stream data on RocksDB alone.
+//! - `overload` measures a polite client among others that flood, followers in great number, and memory over
+//!   a long mixed load.
 //! - `soak` kills an Esker server with SIGKILL at random moments under load, restarts it on the
 //!   same data directory and checks every acknowledged record.
 //!
@@ -23,6 +25,7 @@
 mod client;
 mod follow;
 mod layout;
+mod overload;
 mod peer;
 mod process;
 mod progress;
@@ -72,6 +75,8 @@ enum Command {
     State(state::Args),
     /// Measure layouts of a partition's stream data on RocksDB alone.
     Layout(layout::Args),
+    /// Measure a polite client among 64 that flood, 10,000 followers, and memory over a mixed load.
+    Overload(overload::Args),
     /// Kill the server at random moments under load and check what it acknowledged.
     Soak(soak::Args),
 }
@@ -91,6 +96,7 @@ async fn main() -> ExitCode {
             Command::Layout(args) => tokio::task::spawn_blocking(move || layout::run(&args))
                 .await?
                 .map(|()| ExitCode::SUCCESS),
+            Command::Overload(args) => overload::run(args).await,
             Command::Soak(args) => soak::run(args).await,
         }
     };

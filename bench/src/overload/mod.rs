@@ -1,0 +1,134 @@
+//! Overload: what a polite client notices of a flood, what followers in great number cost, and whether memory
+//! stays flat under a mixed load.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`polite`] | one polite client among many that flood |
+//! | [`followers`] | followers of one stream in great number |
+//! | [`mixed`] | resident memory over a long mixed load: a part of `make soak` |
+//!
+//! Each part prints its figures, each target and whether it is met.
+
+mod followers;
+mod mixed;
+mod polite;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use bench_harness::scratch::Scratch;
+use clap::ValueEnum;
+
+use crate::client::{self, Connection, Kind};
+use crate::recovery::subject::{Setup, Subject};
+use crate::streams::esker_program;
+
+/// The basin of all streams.
+const BASIN: &str = "bench-overload";
+
+/// Arguments of `overload`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What is measured. Default: the polite client and the followers.
+    #[arg(long = "part", value_enum)]
+    parts: Vec<Part>,
+    /// The program `esker`. Default: the one beside this program.
+    #[arg(long, value_name = "PATH")]
+    esker: Option<PathBuf>,
+    /// Followers of one stream, each on a connection of its own.
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=16_000))]
+    followers: u32,
+    /// How long a measurement takes, in seconds.
+    #[arg(long, value_name = "S", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// How long the mixed load takes, in seconds.
+    #[arg(long, value_name = "S", env = "ESKER_SOAK_SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(40..=1_000_000))]
+    mixed_seconds: u64,
+    /// Where the server's directory is made. Default: the cache directory.
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The p99 of a polite client alone, and while 64 others flood.
+    Polite,
+    /// Delivery to many followers of one stream, and what each takes of memory.
+    Followers,
+    /// Resident memory over a long mixed load.
+    Mixed,
+}
+
+/// Measures; the exit code is 1 if a target is missed.
+///
+/// # Errors
+///
+/// If the server cannot be started, or a request fails.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let scratch = Scratch::new(args.scratch.as_deref())?;
+    let program = esker_program(args.esker.clone())?;
+    println!("{} ({})", program.version()?, program.path.display());
+    let parts = match args.parts.as_slice() {
+        [] => &[Part::Polite, Part::Followers],
+        parts => parts,
+    };
+    let mut all_met = true;
+    for part in parts {
+        let setup = Setup {
+            program: program.path.clone(),
+            data: scratch
+                .subdirectory(&format!("{part:?}").to_lowercase())?
+                .join("data"),
+            settings: Vec::new(),
+        };
+        let results = match part {
+            Part::Polite => polite::measure(&setup, args.seconds).await?,
+            Part::Followers => followers::measure(&setup, args.followers, args.seconds).await?,
+            Part::Mixed => mixed::measure(&setup, args.mixed_seconds).await?,
+        };
+        for Outcome { what, target, met } in results {
+            let verdict = match (target.is_empty(), met) {
+                (true, _) => String::new(),
+                (false, true) => format!("; target {target}: met"),
+                (false, false) => format!("; target {target}: MISSED"),
+            };
+            println!("{what}{verdict}");
+            all_met &= met;
+        }
+    }
+    Ok(match all_met {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(1),
+    })
+}
+
+/// A figure, and whether it meets its target.
+struct Outcome {
+    what: String,
+    /// Empty if it has none.
+    target: String,
+    met: bool,
+}
+
+impl Outcome {
+    fn plain(what: String) -> Outcome {
+        Outcome {
+            what,
+            target: String::new(),
+            met: true,
+        }
+    }
+}
+
+/// Starts a server with the basin.
+async fn serve(setup: &Setup) -> anyhow::Result<Subject> {
+    let (server, _) = setup.start(&[]).await?;
+    client::create_basin(&server.url(), BASIN).await?;
+    Ok(server)
+}
+
+/// A connection of its own.
+async fn connect(server: &Subject) -> anyhow::Result<Connection> {
+    Connection::open(Kind::Wire, &server.url(), BASIN).await
+}
