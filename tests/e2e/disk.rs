@@ -64,6 +64,12 @@ async fn a_full_disk_refuses_appends_and_nothing_else_and_service_resumes_by_its
             break;
         }
         assert!(refused, "streams are created on a full disk");
+        let ready = http.get("/health/ready").send().await.expect(503).json();
+        assert_eq!(ready["status"], "not_ready");
+        let code = ready["reasons"][0]["code"].as_str().unwrap();
+        assert!(["disk_full", "writes_refused"].contains(&code), "{code}");
+        // A restart would not help.
+        http.get("/health/live").send().await.expect(200);
         let Filled {
             mut acked, unknown, ..
         } = filled;

@@ -254,6 +254,9 @@ async fn a_disk_that_hangs_makes_the_server_unhealthy_and_appends_go_on_when_it_
         .await
     });
     assert_shown(&health, &data_dir);
+    let ready = http.get("/health/ready").send().await.expect(503).json();
+    assert_eq!(ready["reasons"][0]["code"], "disk_hangs", "{ready}");
+    http.get("/health/live").send().await.expect(200);
     // The client gets an answer before it gives up: the append may still happen.
     let answer = answer.expect("an answer").refused(500, "other");
     assert!(

@@ -21,6 +21,7 @@
 //! | `retention` | age retention, delete-on-empty, deletion of basins |
 //! | `restarts` | restarts that the node requests of its host |
 //! | [`node`] | a running node; starting and stopping |
+//! | `readiness` | whether appends are taken, and whether the node runs at all |
 //! | [`basins`], [`streams`] | operations on basins and streams |
 //! | `tokens` | access tokens |
 //! | `unknown_basins` | streams whose basin the catalog does not know |
@@ -54,6 +55,7 @@ pub mod position;
 mod propose;
 pub mod read;
 mod read_budget;
+mod readiness;
 pub mod recovery;
 mod reserve;
 mod restarts;
@@ -62,7 +64,6 @@ mod signal;
 pub mod snapshots;
 mod space;
 mod space_account;
-mod stages;
 pub mod state;
 pub mod streams;
 mod tokens;
@@ -77,13 +78,13 @@ pub use options::NodeOptions;
 pub use position::Position;
 pub use read::{ReadOutput, ReadSession};
 pub use read_budget::{ReadBudget, ReadPermit};
+pub use readiness::{NOT_READY, NotReady};
 pub use recovery::{PartitionRecovery, RecoveryReport, Source};
 pub use snapshots::{
-    Bootstrap, CreatedSnapshot, DescribedSnapshot, DestinationOptions, Measured, NodeStatus,
-    OnLogFull, PartitionStatus, Prediction, Problem, Proof, SnapshotKind, SnapshotOptions,
-    SnapshotStatus,
+    ADVICE, Bootstrap, CreatedSnapshot, DescribedSnapshot, DestinationOptions, Measured,
+    NodeStatus, OnLogFull, PartitionStatus, Prediction, Problem, Proof, SnapshotKind,
+    SnapshotOptions, SnapshotStatus,
 };
-pub use stages::{Stage, Stages};
 pub use state::{StateError, StateOptions, StateStore, ValueCheck};
 pub use streams::{CreateOn, StreamHandle, StreamListing};
 pub use tokens::{MAX_ACCESS_TOKENS, NewToken, TokenError, Tokens};

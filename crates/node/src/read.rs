@@ -45,6 +45,14 @@ pub enum ReadOutput {
 /// Time between heartbeats while nothing is appended; clients disconnect after 20 seconds.
 const HEARTBEAT_MS: std::ops::Range<u64> = 5_000..15_000;
 
+/// From so many followers on, deliveries of a stream are paced.
+const PACED_FOLLOWERS: u32 = 256;
+/// About what a delivery to one follower costs: with a pace of so much for each, deliveries take no more than
+/// a processor, however often something is appended.
+const DELIVERY: Duration = Duration::from_micros(10);
+/// Longest time that pacing delays a delivery.
+const MAX_PACE: Duration = Duration::from_millis(100);
+
 /// A read under way.
 pub struct ReadSession {
     handle: StreamHandle,
@@ -224,7 +232,7 @@ impl ReadSession {
             let stopping = self.handle.node.inner.stopping.clone();
             tokio::select! {
                 biased;
-                () = self.follower.beyond(self.cursor.next()) => {}
+                () = self.follower.beyond(self.cursor.next()) => self.pace().await,
                 () = stopping.cancelled() => return Err(Error::Stopping),
                 () = tokio::time::sleep_until(self.heartbeat) => {
                     self.heartbeat = next_heartbeat();
@@ -233,6 +241,34 @@ impl ReadSession {
                 () = sleep_until(self.deadline) => return Ok(None),
             }
         }
+    }
+
+    /// How many sessions follow the stream.
+    fn followers(&self) -> usize {
+        self.follower.followers()
+    }
+
+    /// Whether others may get the same records as this session, in the same form: others follow the stream, and
+    /// its records are not encrypted.
+    pub fn is_shared(&self) -> bool {
+        self.followers() > 1 && self.handle.stream.cipher.is_none()
+    }
+
+    /// Identifies the stream among all of this node, while it runs.
+    pub fn stream_key(&self) -> (u64, u64) {
+        (self.handle.stream.partition.0, self.handle.stream.id.0)
+    }
+
+    /// Waits until the followers of the stream are due, if there are many: each then gets what was appended
+    /// meanwhile at once, and all get the same.
+    async fn pace(&self) {
+        let Some(pace) = pace(self.followers()) else {
+            return;
+        };
+        let begun = self.handle.node.inner.started;
+        let rounds = begun.elapsed().as_nanos() / pace.as_nanos() + 1;
+        let due = pace.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
+        tokio::time::sleep_until((begun + due).into()).await;
     }
 
     fn budget(&self) -> &ReadBudget {
@@ -346,6 +382,12 @@ impl ReadSession {
     }
 }
 
+/// Time between deliveries to each of so many followers of a stream; `None` if there are few.
+fn pace(followers: usize) -> Option<Duration> {
+    let followers = u32::try_from(followers).unwrap_or(u32::MAX);
+    (followers >= PACED_FOLLOWERS).then(|| DELIVERY.saturating_mul(followers).min(MAX_PACE))
+}
+
 fn next_heartbeat() -> Instant {
     Instant::now() + Duration::from_millis(rand::random_range(HEARTBEAT_MS))
 }
@@ -354,5 +396,19 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deliveries_are_paced_for_many_followers_alone_and_never_for_long() {
+        assert_eq!((pace(1), pace(255)), (None, None));
+        assert_eq!(pace(1000), Some(DELIVERY * 1000));
+        for many in [10_000, 1_000_000, usize::MAX] {
+            assert_eq!(pace(many), Some(MAX_PACE));
+        }
     }
 }

@@ -7,7 +7,8 @@
 //! there or not, and both are right. Other programs may remove or shorten it, and the settings may require
 //! another size: it is checked from time to time ([`Reserve::look`]), and corrected.
 //!
-//! A file system that cannot allocate space in advance has no reserve ([`Reserve::is_possible`]).
+//! A file system that cannot allocate space in advance has no reserve ([`Reserve::is_possible`]). It is asked
+//! again from time to time: another one may be mounted in its place.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -26,6 +27,8 @@ const SIZE_TOLERANCE: u64 = 16;
 /// First and longest wait between attempts that the file system refuses: a quota or a limit lasts.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
+/// Time after which a file system that cannot allocate space in advance is asked again.
+const IMPOSSIBLE_RETRY: Duration = Duration::from_secs(600);
 
 /// See the [module's head](self).
 #[derive(Debug)]
@@ -73,6 +76,12 @@ impl Reserve {
         !self.is_impossible.load(Ordering::Relaxed)
     }
 
+    /// Whether an attempt to allocate it may succeed: the file system can, or is to be asked again.
+    pub fn may_be_possible(&self, now: Instant) -> bool {
+        let not_before = || self.attempts.lock().not_before;
+        self.is_possible() || not_before().is_none_or(|at| now >= at)
+    }
+
     /// Measures it: another program may have removed or shortened it.
     pub fn look(&self) {
         let _one = self.attempts.lock();
@@ -102,7 +111,7 @@ impl Reserve {
         let mut attempts = self.attempts.lock();
         self.look_alone();
         let waits = attempts.not_before.is_some_and(|at| now < at);
-        if bytes == 0 || self.is_of(bytes) || waits || !self.is_possible() {
+        if bytes == 0 || self.is_of(bytes) || waits {
             return Ok(false);
         }
         let before = self.held();
@@ -110,9 +119,13 @@ impl Reserve {
         self.held.store(before.max(bytes), Ordering::Release);
         let resized = self.resize(bytes);
         match &resized {
-            Ok(()) => *attempts = Attempts::default(),
+            Ok(()) => {
+                *attempts = Attempts::default();
+                self.is_impossible.store(false, Ordering::Relaxed);
+            }
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                 self.is_impossible.store(true, Ordering::Relaxed);
+                attempts.not_before = Some(now + IMPOSSIBLE_RETRY);
                 let _ = fs::remove_file(&self.path);
             }
             Err(_) => {

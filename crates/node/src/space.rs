@@ -32,14 +32,17 @@ use crate::snapshots::OnLogFull;
 
 /// Longest that an append waits for space: within the 5 s that the official clients wait for an answer.
 const SPACE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Longest that a command that gives space back waits for the writes before it.
-const WAY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest that a command that gives space back waits for the reserve to be released and the writes before it:
+/// its client waits for 5 s, and the command has to be written after that.
+const WAY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Interval at which a waiting append or command checks again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Bytes that do not justify a snapshot.
 const LITTLE: u64 = 1 << 20;
 /// At most this share of a disk is kept free.
 const KEPT_SHARE: u64 = 8;
+/// There is room again, for the log of the server, once this share more is free than is kept.
+const ROOM_SHARE: u64 = 16;
 /// At most this share of a disk is the reserve.
 const RESERVE_SHARE: u64 = 16;
 /// The reserve holds this many memtables of `store.write-buffer`: one for a flush, which RocksDB requires to
@@ -143,16 +146,23 @@ impl Inner {
 
     /// Bytes of a disk of `all` bytes that are kept free, and bytes that the reserve holds in addition.
     fn kept_and_reserved(&self, all: u64) -> (u64, u64) {
-        let store = &self.options.store;
-        let kept = store.write_buffers_total as u64 + 2 * self.options.log_segment_size;
         let reserved = match self.space.reserve.is_possible() {
-            true => RESERVE_MEMTABLES * store.write_buffer as u64,
+            true => self.reserved(all),
             false => 0,
         };
-        (
-            kept.min(all / KEPT_SHARE),
-            reserved.min(all / RESERVE_SHARE),
-        )
+        (self.kept(all), reserved)
+    }
+
+    fn kept(&self, all: u64) -> u64 {
+        let store = &self.options.store;
+        let kept = store.write_buffers_total as u64 + 2 * self.options.log_segment_size;
+        kept.min(all / KEPT_SHARE)
+    }
+
+    /// Bytes of the reserve, where the file system can set them aside.
+    fn reserved(&self, all: u64) -> u64 {
+        let reserved = RESERVE_MEMTABLES * self.options.store.write_buffer as u64;
+        reserved.min(all / RESERVE_SHARE)
     }
 
     /// Measures free space; returns the problem if it is too little. May block.
@@ -189,17 +199,8 @@ impl Inner {
         let limit = written + free.saturating_sub(needed) / WRITTEN_TIMES;
         self.space.free_limit.store(limit, Ordering::Relaxed);
         let short = free < needed;
-        if self.space.is_short.swap(short, Ordering::Relaxed) != short {
-            match short {
-                true => tracing::error!(
-                    dir = %self.options.data_dir.display(),
-                    free,
-                    reserve = needed,
-                    "The disk is nearly full: appends are refused until there is room"
-                ),
-                false => tracing::info!(free, "There is room on the disk again: appends are taken"),
-            }
-        }
+        self.space.is_short.store(short, Ordering::Relaxed);
+        self.log_shortage(short, free, needed);
         for part in self.parts() {
             part.note_free_space(short.then_some(free));
         }
@@ -218,19 +219,38 @@ impl Inner {
         shortage
     }
 
+    /// Logs that the disk has become nearly full, and that there is room again. Free space that varies a little
+    /// around what is needed is logged once.
+    fn log_shortage(&self, short: bool, free: u64, needed: u64) {
+        let logged = &self.space.shortage_logged;
+        if short && !logged.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                dir = %self.options.data_dir.display(),
+                free,
+                reserve = needed,
+                "The disk is nearly full: appends are refused until there is room"
+            );
+        }
+        let has_room = free >= needed + needed / ROOM_SHARE;
+        if has_room && logged.swap(false, Ordering::Relaxed) {
+            tracing::info!(free, "There is room on the disk again: appends are taken");
+        }
+    }
+
     /// Allocates the reserve, or changes it to the size of the settings, if there is space beside what is
     /// kept free. May block.
     pub(crate) fn keep_reserve(&self) {
         let reserve = &self.space.reserve;
         metrics::gauge!("esker_reserve_bytes").set(reserve.held() as f64);
         self.note_released();
-        if !reserve.is_possible() {
+        let now = std::time::Instant::now();
+        if !reserve.may_be_possible(now) {
             return;
         }
         let Some((free, all)) = file_system(&self.options.data_dir) else {
             return;
         };
-        let (kept, reserved) = self.kept_and_reserved(all);
+        let (kept, reserved) = (self.kept(all), self.reserved(all));
         let held = reserve.held();
         // One that gets smaller takes no room.
         let has_room = held >= reserved || free >= kept + (reserved - held);
@@ -238,7 +258,7 @@ impl Inner {
             return;
         }
         let dir = self.options.data_dir.display();
-        match reserve.keep(reserved, std::time::Instant::now()) {
+        match reserve.keep(reserved, now) {
             Ok(false) => {}
             Ok(true) => tracing::debug!(%dir, bytes = reserved, "the reserve is taken"),
             Err(error) if !reserve.is_possible() => tracing::warn!(
@@ -355,8 +375,9 @@ impl Inner {
     /// Before a command that gives space back: releases the reserve on a full disk, and waits until the
     /// writes before the command are done. If that takes too long, the command is refused with the cause.
     pub(crate) async fn make_way(&self, group: &Group<Outcome>) {
-        self.release_reserve_from_task().await;
         let deadline = Instant::now() + WAY_TIMEOUT;
+        // What is under way is completed in any case, and noted at the next look.
+        let _ = tokio::time::timeout_at(deadline, self.release_reserve_from_task()).await;
         while self.is_short() && group.status().stalled && Instant::now() < deadline {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }

@@ -24,6 +24,8 @@ pub(crate) struct Space {
     pub log_bytes: AtomicU64,
     /// Whether less is free than is kept.
     pub is_short: AtomicBool,
+    /// Whether the server's log was last told that the disk is nearly full.
+    pub shortage_logged: AtomicBool,
     /// The problem with the free space when it was last measured, if there was one.
     pub shortage: Mutex<Option<String>>,
     /// One thread at a time looks at the file system for a task: one that hangs holds no more of them.
@@ -48,6 +50,7 @@ impl Space {
             free_limit: AtomicU64::new(0),
             log_bytes: AtomicU64::new(log_bytes),
             is_short: AtomicBool::new(false),
+            shortage_logged: AtomicBool::new(false),
             shortage: Mutex::default(),
             looking: Arc::default(),
             is_stuck: AtomicBool::new(false),

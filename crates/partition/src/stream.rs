@@ -456,6 +456,11 @@ pub struct Follower {
 }
 
 impl Follower {
+    /// How many follow the stream, this one included.
+    pub fn followers(&self) -> usize {
+        self.stream.followers.load(Ordering::Relaxed)
+    }
+
     /// Waits until the tail is beyond `seq` or the stream is gone. Safe to cancel.
     pub async fn beyond(&mut self, seq: SeqNum) {
         loop {

@@ -27,7 +27,8 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Scans that run at a time.
@@ -245,7 +246,6 @@ fn permits(bytes: usize) -> u32 {
 /// A value that is dropped or replaced when its client has taken no part of it for a while.
 pub(crate) struct Perishable<T> {
     slot: Arc<Mutex<Slot<T>>>,
-    used: Arc<Notify>,
     watchdog: tokio::task::JoinHandle<()>,
 }
 
@@ -253,6 +253,9 @@ struct Slot<T> {
     value: Option<T>,
     /// Whether the client waits for the value; otherwise the value waits for the client.
     awaited: bool,
+    /// When the client last took part of it, or asked for more. The watchdog reads this when the time since
+    /// then may be over, so a use wakes no task.
+    used: Instant,
 }
 
 impl<T: Send + 'static> Perishable<T> {
@@ -269,26 +272,27 @@ impl<T: Send + 'static> Perishable<T> {
         let slot = Arc::new(Mutex::new(Slot {
             value: Some(value),
             awaited: false,
+            used: Instant::now(),
         }));
-        let used = Arc::new(Notify::new());
-        let (watched, uses) = (slot.clone(), used.clone());
+        let watched = slot.clone();
         let watchdog = tokio::spawn(async move {
+            let mut deadline = Instant::now() + timeout;
             loop {
-                if tokio::time::timeout(timeout, uses.notified()).await.is_ok() {
-                    continue;
-                }
+                tokio::time::sleep_until(deadline).await;
                 let mut slot = watched.lock().unwrap_or_else(PoisonError::into_inner);
-                if !slot.awaited {
+                let now = Instant::now();
+                deadline = match slot.awaited {
+                    // The value waits for nobody, however long that takes.
+                    true => now + timeout,
+                    false => slot.used + timeout,
+                };
+                if deadline <= now {
                     slot.value = slot.value.take().and_then(at_stall);
                     return;
                 }
             }
         });
-        Perishable {
-            slot,
-            used,
-            watchdog,
-        }
+        Perishable { slot, watchdog }
     }
 
     /// Takes the next part of the value. An error if the value was dropped.
@@ -296,13 +300,13 @@ impl<T: Send + 'static> Perishable<T> {
         &self,
         part: impl FnOnce(&mut T) -> Poll<R>,
     ) -> Poll<Result<R, Exhausted>> {
-        self.used.notify_one();
         let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(value) = &mut slot.value else {
             return Poll::Ready(Err(Exhausted::Stalled));
         };
         let part = part(value);
         slot.awaited = part.is_pending();
+        slot.used = Instant::now();
         part.map(Ok)
     }
 }

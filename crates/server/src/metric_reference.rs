@@ -89,13 +89,13 @@ const GROUP: &[&str] = &["group"];
 const SECTIONS: &[Section] = &[
     Section {
         title: "What is at risk",
-        about: "How much would be lost with this disk now, and how long it would take to come back. Alerts belong here first. `esker_problems` counts advice, too; `esker status` exits with 1 only for problems that need action.",
+        about: "How much would be lost with this disk now, and how long it would take to come back. Alerts belong here first. `esker status` exits with 1 only for problems that need action.",
         metrics: &[
             gauge(
                 "esker_problems",
                 "problems",
-                &[],
-                "Problems that `esker status` lists.",
+                &["kind"],
+                "Problems that `esker status` lists: those that need `action`, and those that are `advice`, of which some are there from the first day.",
             ),
             gauge(
                 "esker_entries_at_risk",
@@ -736,6 +736,12 @@ const SECTIONS: &[Section] = &[
                 &[],
                 "Time for which sending waited, so as to stay within its rate.",
             ),
+            counter(
+                "esker_raft_snapshot_full_disk_waits_total",
+                "attempts",
+                &[],
+                "Attempts to write a snapshot of another member that found the disk full: the fetch waits until there is room.",
+            ),
         ],
     },
     Section {
@@ -755,16 +761,6 @@ const SECTIONS: &[Section] = &[
                 "Repeated lines that were left out.",
             ),
         ],
-    },
-    Section {
-        title: "Traces",
-        about: "Without `traces.endpoint` they stay at 0.",
-        metrics: &[counter(
-            "esker_trace_spans_total",
-            "spans",
-            &["result"],
-            "Spans of requests: `sent` to the collector, `failed` where it did not take them, and `dropped` where too many waited for it.",
-        )],
     },
 ];
 

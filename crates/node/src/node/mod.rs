@@ -138,53 +138,6 @@ impl Node {
         self.maintenance.wake();
     }
 
-    /// Whether the node takes appends; the error is the reason why it does not.
-    pub fn health(&self) -> Result<(), String> {
-        if self.is_draining() {
-            return Err("the server is stopping".to_owned());
-        }
-        if self.inner.refuses_appends.load(Ordering::Relaxed) {
-            return Err("the log is full, and snapshots are not archived".to_owned());
-        }
-        if let Some(why) = self.inner.shortage().or_else(|| self.inner.stuck()) {
-            return Err(why);
-        }
-        if let Some(why) = self.inner.hanging_write() {
-            return Err(why);
-        }
-        for group in self.inner.groups() {
-            let partition = group.id().0;
-            if let Some(halted) = group.halted() {
-                let rest = match halted.reopens {
-                    true => "the server opens it again",
-                    false => "mend the cause, then start the server again",
-                };
-                let why = halted.why;
-                return Err(format!("partition {partition} has halted: {why}; {rest}"));
-            }
-            if group.status().stalled {
-                let why = self.inner.stall_cause(partition);
-                return Err(format!("partition {partition} cannot be written: {why}"));
-            }
-        }
-        if let Some(why) = self.inner.restarts.held_back() {
-            return Err(format!(
-                "a restart is needed, and the server does not restart itself: {why}"
-            ));
-        }
-        if let Some(partition) = self.inner.damaged_partition() {
-            let why = self.inner.damage(partition).unwrap_or_default();
-            let next = match self.inner.restarts.preparing() {
-                Some(what) => format!("{what}; then the server restarts itself"),
-                None => "the server is about to restart itself to recover it".to_owned(),
-            };
-            return Err(format!(
-                "files of partition {partition} are damaged ({why}): {next}"
-            ));
-        }
-        Ok(())
-    }
-
     /// Cancelled when the node stops.
     pub fn stopping(&self) -> &CancellationToken {
         &self.inner.stopping

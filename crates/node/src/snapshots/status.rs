@@ -108,6 +108,23 @@ pub struct Problem {
     pub remedy: &'static str,
 }
 
+/// Codes of problems that are advice: they can wait. Some are there from the first day.
+pub const ADVICE: [&str; 6] = [
+    "repository_on_this_disk",
+    "one_snapshot_retained",
+    "unproven",
+    "abandoned_snapshots",
+    "snapshot_from_future",
+    "restarted",
+];
+
+impl Problem {
+    /// Whether it is advice, which can wait. Any other problem needs action.
+    pub fn is_advice(&self) -> bool {
+        ADVICE.contains(&self.code)
+    }
+}
+
 impl Inner {
     pub(crate) fn recovery_status(&self) -> NodeStatus {
         let inner = self;
@@ -221,7 +238,10 @@ pub(crate) fn publish(status: &NodeStatus) {
     };
     seconds("esker_predicted_restart_seconds", status.restart);
     seconds("esker_predicted_restore_seconds", status.restore);
-    metrics::gauge!("esker_problems").set(status.problems.len() as f64);
+    let advice = status.problems.iter().filter(|it| it.is_advice()).count();
+    let urgent = status.problems.len() - advice;
+    metrics::gauge!("esker_problems", "kind" => "action").set(urgent as f64);
+    metrics::gauge!("esker_problems", "kind" => "advice").set(advice as f64);
     for one in &status.partitions {
         let partition = one.partition.to_string();
         let gauge = |name: &'static str, value: u64| {

@@ -55,7 +55,6 @@ pub(super) fn run<S: StateMachine>(
                 committed.forget();
                 continue;
             }
-            shared.waiters.committed(&entries);
             if !apply(&mut machine, &entries, &mut outputs, shared) {
                 return;
             }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -48,6 +48,8 @@ struct Inner {
     snapshots: Arc<Permits>,
     /// One for each group; returns false once its group is gone.
     tickables: Mutex<Vec<Tickable>>,
+    /// When the ticker last ran.
+    ticked: Mutex<Instant>,
     stopping: AtomicBool,
     /// Like the purger, it ends when it is unparked after `stopping` was set.
     ticker: Mutex<Option<JoinHandle<()>>>,
@@ -143,6 +145,7 @@ impl Node {
             log,
             writer,
             tickables: Mutex::new(Vec::new()),
+            ticked: Mutex::new(Instant::now()),
             stopping: AtomicBool::new(false),
             ticker: Mutex::new(None),
             purger: Mutex::new(None),
@@ -172,6 +175,11 @@ impl Node {
             *inner.purger.lock() = Some(purger);
         }
         Ok((Node { inner }, inspection))
+    }
+
+    /// How long ago the ticker last ran: it runs at each tick interval, and waits for no disk by itself.
+    pub fn ticked(&self) -> Duration {
+        self.inner.ticked.lock().elapsed()
     }
 
     /// Opens a group of one member on its state machine. A sole voter campaigns at once. Snapshots are
@@ -411,6 +419,7 @@ fn tick(inner: &Weak<Inner>, interval: Duration) {
             return;
         }
         inner.tickables.lock().retain(|tick| tick());
+        *inner.ticked.lock() = Instant::now();
         if let Some(others) = &inner.others {
             others.snapshot_sender.tick();
             let bytes = others.snapshot_sender.counts().bytes_sent;

@@ -36,6 +36,8 @@ use verifier::Verifier;
 /// Events other than chunks that may be queued: ticks, ends, verified files.
 const MAX_OTHER_EVENTS: usize = 64;
 
+/// Counts writes of fetched snapshots that found the disk full; the fetch waits then.
+const FULL_DISK_WAITS: &str = "esker_raft_snapshot_full_disk_waits_total";
 /// Errors of the disk in a row, other than a full disk, after which a fetch ends. The next offer resumes
 /// it.
 const MAX_FAILURES: u32 = 5;
@@ -333,7 +335,10 @@ impl Fetch {
                 reported = true;
             }
             match error {
-                StoreError::Io(error) if is_full(&error) => self.wait(1)?,
+                StoreError::Io(error) if is_full(&error) => {
+                    metrics::counter!(FULL_DISK_WAITS).increment(1);
+                    self.wait(1)?;
+                }
                 _ => self.note_failure(failures)?,
             }
         }
@@ -459,6 +464,7 @@ impl Fetch {
                         Ok(()) => events.push_back(ReceiverEvent::Written),
                         Err(error) if is_full(&error) => {
                             self.full = true;
+                            metrics::counter!(FULL_DISK_WAITS).increment(1);
                             tracing::warn!(%error, "a snapshot cannot be written; it is tried again");
                             events.push_back(ReceiverEvent::WriteFailed);
                         }

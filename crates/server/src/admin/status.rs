@@ -6,14 +6,14 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use esker_node::{
-    Measured, NodeStatus, PartitionStatus, Prediction, Problem, RecoveryReport, Role,
+    Measured, NodeStatus, NotReady, PartitionStatus, Prediction, Problem, RecoveryReport, Role,
     SnapshotStatus, Source,
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::error::{ErrorBody, PROBLEMS};
+use super::error::ErrorBody;
 use super::snapshots::Proven;
 use super::{Admin, AdminError};
 
@@ -238,11 +238,11 @@ pub(super) async fn status(State(admin): State<Admin>) -> Result<Json<Status>, A
 }
 
 impl Status {
-    fn new(health: Result<(), String>, status: NodeStatus) -> Status {
+    fn new(health: Result<(), NotReady>, status: NodeStatus) -> Status {
         let recovery = status.recovery.as_ref();
         Status {
             serving: health.is_ok(),
-            not_serving: health.err(),
+            not_serving: health.err().map(|not_ready| not_ready.why),
             cluster_name: status.cluster_name,
             cluster_id: status.cluster_id,
             node_id: status.node_id,
@@ -357,11 +357,9 @@ impl From<SnapshotStatus> for Newest {
 
 impl From<Problem> for Wrong {
     fn from(problem: Problem) -> Wrong {
-        let known = PROBLEMS.iter().find(|(code, ..)| *code == problem.code);
         Wrong {
             code: problem.code.to_owned(),
-            // An unknown problem may be urgent.
-            advice: known.is_some_and(|(_, advice, _)| *advice),
+            advice: problem.is_advice(),
             partitions: problem.partitions,
             what: problem.what,
             remedy: problem.remedy.to_owned(),

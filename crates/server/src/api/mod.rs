@@ -10,6 +10,7 @@ mod bodies;
 mod body_budget;
 mod counted_bodies;
 mod drain_body;
+mod encoded_batches;
 mod error;
 mod held_answers;
 mod ops;
@@ -35,7 +36,7 @@ pub use error::{CODES, ServiceError};
 
 use crate::answers::Answers;
 use crate::config::LimitsConfig;
-use crate::traces::{self, Traces};
+use encoded_batches::EncodedBatches;
 
 /// Answers with fewer bytes are not compressed: they would hardly shrink.
 const COMPRESS_ABOVE: u64 = 1024;
@@ -52,8 +53,6 @@ pub struct App {
     pub metrics: PrometheusHandle,
     /// Sizes.
     pub limits: Arc<Limits>,
-    /// Traces of requests.
-    pub traces: Traces,
 }
 
 /// Sizes that handlers keep to.
@@ -67,6 +66,8 @@ pub struct Limits {
     pub bodies: Bodies,
     /// What answers may hold.
     pub(crate) answers: Answers,
+    /// What many followers of a stream get.
+    pub(crate) encoded: EncodedBatches,
 }
 
 impl Limits {
@@ -81,6 +82,7 @@ impl Limits {
                 config.header_timeout.as_duration(),
             ),
             answers: Answers::new(config.stall_timeout.as_duration()),
+            encoded: EncodedBatches::default(),
         }
     }
 }
@@ -99,15 +101,13 @@ pub fn state_router(app: App) -> Router {
     let answers = app.limits.answers.clone();
     Router::new()
         .route("/health", get(ops::health))
+        .route("/health/live", get(ops::live))
+        .route("/health/ready", get(ops::ready))
         .route("/ping", get(ops::health))
         .merge(crate::state::router(&app.node, &answers).route_layer(
             middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
         ))
         .route_layer(middleware::from_fn(ops::count))
-        .route_layer(middleware::from_fn_with_state(
-            app.traces.clone(),
-            traces::trace,
-        ))
         .fallback(ops::no_route)
         .method_not_allowed_fallback(ops::no_method)
         .with_state(app)
@@ -166,6 +166,8 @@ pub fn router(app: App) -> Router {
         .route_layer(middleware::from_fn(drain_body::read_on));
     Router::new()
         .route("/health", get(ops::health))
+        .route("/health/live", get(ops::live))
+        .route("/health/ready", get(ops::ready))
         .route("/ping", get(ops::health))
         .route("/metrics", get(ops::metrics))
         .nest("/v1", v1)
@@ -179,10 +181,6 @@ pub fn router(app: App) -> Router {
             middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
         ))
         .route_layer(middleware::from_fn(ops::count))
-        .route_layer(middleware::from_fn_with_state(
-            app.traces.clone(),
-            traces::trace,
-        ))
         .fallback(ops::no_route)
         .method_not_allowed_fallback(ops::no_method)
         .with_state(app)

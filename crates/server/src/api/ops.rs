@@ -1,18 +1,65 @@
 //! Health, metrics, and the answers to paths and methods that do not exist.
 
+use axum::Json;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::{Method, StatusCode, Uri, header};
+use esker_node::NotReady;
+use http::{HeaderMap, Method, StatusCode, Uri, header};
+use serde::Serialize;
 
 use super::series::REQUESTS;
 use super::{App, ServiceError};
 
-/// `OK` if appends are accepted, else 503 and the reason.
-pub async fn health(State(app): State<App>) -> Response {
+/// `OK` if appends are accepted, else 503 and the reason; as [`ready`] for a client that accepts JSON only.
+pub async fn health(State(app): State<App>, headers: HeaderMap) -> Response {
+    let accepts = headers.get(header::ACCEPT);
+    if accepts.is_some_and(|kinds| kinds == "application/json") {
+        return judged("ready", app.node.health());
+    }
     match app.node.health() {
         Ok(()) => "OK".into_response(),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why).into_response(),
+        Err(not_ready) => (StatusCode::SERVICE_UNAVAILABLE, not_ready.why).into_response(),
+    }
+}
+
+/// Whether appends are accepted.
+pub async fn ready(State(app): State<App>) -> Response {
+    judged("ready", app.node.health())
+}
+
+/// Whether the process runs: that it answers, and that its loops turn. It may be alive and not ready.
+pub async fn live(State(app): State<App>) -> Response {
+    judged("live", app.node.liveness())
+}
+
+/// What a probe is answered.
+#[derive(Serialize)]
+struct Judged {
+    status: String,
+    reasons: Vec<Reason>,
+}
+
+#[derive(Serialize)]
+struct Reason {
+    code: &'static str,
+    message: String,
+}
+
+fn judged(question: &str, answer: Result<(), NotReady>) -> Response {
+    match answer {
+        Ok(()) => Json(Judged {
+            status: question.to_owned(),
+            reasons: Vec::new(),
+        })
+        .into_response(),
+        Err(NotReady { code, why }) => {
+            let judged = Judged {
+                status: format!("not_{question}"),
+                reasons: vec![Reason { code, message: why }],
+            };
+            (StatusCode::SERVICE_UNAVAILABLE, Json(judged)).into_response()
+        }
     }
 }
 
@@ -91,5 +138,19 @@ fn label(method: &Method) -> &'static str {
         Method::DELETE => "DELETE",
         Method::OPTIONS => "OPTIONS",
         _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    #[test]
+    fn the_page_of_monitoring_has_every_reason_of_a_probe() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operating/monitoring.md");
+        let page = std::fs::read_to_string(path).expect("docs/operating/monitoring.md");
+        for (code, _) in esker_node::NOT_READY {
+            assert!(page.contains(&format!("\n| `{code}` | ")), "{code}");
+        }
     }
 }

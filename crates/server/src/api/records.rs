@@ -122,7 +122,8 @@ pub async fn read(
                 .with_key(encryption_key)?
                 .read(start, end)
                 .await?;
-            Ok(sessions::events(session, format, delivered))
+            let encoded = app.limits.encoded.clone();
+            Ok(sessions::events(session, format, delivered, encoded))
         }
         ReadRequest::S2s {
             encryption_key,

@@ -7,6 +7,8 @@
 /// fail in no other way.
 const ROUTES: &[(&str, &[&str])] = &[
     ("/health", &["GET"]),
+    ("/health/live", &["GET"]),
+    ("/health/ready", &["GET"]),
     ("/ping", &["GET"]),
     ("/metrics", &["GET"]),
     ("/v1/basins", &["GET", "POST"]),

@@ -14,16 +14,17 @@ use futures::{Stream, StreamExt as _};
 use http::{HeaderValue, header};
 use s2_api::data::Format;
 use s2_api::v1::stream::sse::{self, LastEventId};
-use s2_api::v1::stream::{ReadEnd, proto, s2s};
+use s2_api::v1::stream::{ReadEnd, json, proto, s2s};
 use s2_common::read_extent::CountOrBytes;
 use s2_common::record::MeteredSize as _;
-use s2_common::stream::{AppendAck, ReadFrom, ReadStart};
+use s2_common::stream::{AppendAck, ReadBatch, ReadFrom, ReadStart};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::ServiceError;
 use super::counted_bodies::PermitSlot;
+use super::encoded_batches::EncodedBatches;
 use super::series::session_ended;
 use super::session_inputs::{Input, Inputs};
 use crate::answers::{AtStall, EndFrame, Exhausted};
@@ -53,7 +54,12 @@ pub fn resume(
 }
 
 /// A read as server-sent events.
-pub fn events(mut session: ReadSession, format: Format, mut delivered: CountOrBytes) -> Response {
+pub fn events(
+    mut session: ReadSession,
+    format: Format,
+    mut delivered: CountOrBytes,
+    encoded: EncodedBatches,
+) -> Response {
     let slot = PermitSlot::default();
     let batches = slot.clone();
     let events = async_stream::stream! {
@@ -76,7 +82,7 @@ pub fn events(mut session: ReadSession, format: Format, mut delivered: CountOrBy
                         count: delivered.count,
                         bytes: delivered.bytes,
                     };
-                    let event = sse::read_batch_event(format, &batch, id);
+                    let event = batch_event(&session, &encoded, format, &batch, id);
                     drop(batch);
                     batches.put(permit);
                     yield event;
@@ -102,6 +108,25 @@ pub fn events(mut session: ReadSession, format: Format, mut delivered: CountOrBy
     headers.insert(header::CACHE_CONTROL, NO_TRANSFORM);
     headers.insert(NO_BUFFERING.0, NO_BUFFERING.1);
     response
+}
+
+/// The event of a batch. Where others follow the stream, its data may have been encoded for one of them.
+fn batch_event(
+    session: &ReadSession,
+    encoded: &EncodedBatches,
+    format: Format,
+    batch: &ReadBatch,
+    id: LastEventId,
+) -> Result<Event, axum::Error> {
+    if batch.tail.is_none() || !session.is_shared() {
+        return sse::read_batch_event(format, batch, id);
+    }
+    let data = encoded.encoded(session.stream_key(), format, batch, |batch| {
+        serde_json::to_string(&json::serialize_read_batch(format, batch)).map_err(axum::Error::new)
+    })?;
+    // As `sse::read_batch_event` writes it.
+    let event = Event::default().event(sse::Batch::Batch);
+    Ok(event.id(id.to_string()).data(data))
 }
 
 /// The event that ends a session of events whose client reads nothing.

@@ -21,7 +21,6 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::snapshots::SnapshotsConfig;
 use super::state::StateConfig;
-use super::traces::TracesConfig;
 use super::units::{ByteCount, HumanDuration};
 
 /// Port of the one listener, unless `listen` says otherwise.
@@ -104,9 +103,6 @@ pub struct Config {
 
     /// What the server writes about itself on standard error.
     pub logs: LogsConfig,
-
-    /// Traces of requests, sent to a collector of OpenTelemetry.
-    pub traces: TracesConfig,
 }
 
 /// The durable log (`[log]`).
@@ -177,7 +173,7 @@ pub struct LimitsConfig {
     #[schemars(extend("x-minimum" = "2MiB", "x-maximum" = "1GiB"))]
     pub append_session_inflight: ByteCount,
 
-    /// Most open connections, over all listeners. Beyond it there are 16 on which health, metrics and the
+    /// Most open connections, over all listeners: fewer if the limit of open files allows fewer. Beyond it there are 16 on which health, metrics and the
     /// admin API are answered, and where anything else waits for 10 s until another connection ends.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub connections: u32,
@@ -289,7 +285,6 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             retention: RetentionConfig::default(),
             logs: LogsConfig::default(),
-            traces: TracesConfig::default(),
         }
     }
 }
@@ -323,7 +318,7 @@ impl Default for LimitsConfig {
         Self {
             append_inflight: ByteCount::mib(128),
             append_session_inflight: ByteCount::mib(8),
-            connections: 1024,
+            connections: 16_384,
             request_body: ByteCount::mib(4),
             request_bodies: ByteCount::mib(128),
             http2_windows: ByteCount::mib(256),

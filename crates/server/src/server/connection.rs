@@ -17,7 +17,14 @@ const PLACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whether a path is served when all places are taken, too: health, metrics and the admin API.
 fn is_of_reserve(path: &str) -> bool {
-    ["/health", "/ping", "/metrics"].contains(&path) || path.starts_with("/esker/v1/")
+    let monitored = [
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/ping",
+        "/metrics",
+    ];
+    monitored.contains(&path) || path.starts_with("/esker/v1/")
 }
 
 /// The routes, for one connection.

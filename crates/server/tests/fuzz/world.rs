@@ -75,7 +75,6 @@ impl World {
             node: node.clone(),
             metrics: telemetry::metrics(),
             limits: Arc::new(limits()),
-            traces: Default::default(),
         });
         World {
             node,

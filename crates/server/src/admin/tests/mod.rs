@@ -416,6 +416,9 @@ fn every_problem_that_a_node_reports_is_listed() {
     let failures = include_str!("../../../../node/src/snapshots/failure.rs");
     let words = failures.split('"').skip(1).step_by(2);
     reported.extend(words.filter(|word| word.starts_with("repository_")));
+    let advice = PROBLEMS.iter().filter(|(_, advice, _)| *advice);
+    let advice: BTreeSet<_> = advice.map(|(code, ..)| *code).collect();
+    assert_eq!(advice, BTreeSet::from(esker_node::ADVICE));
     let listed: BTreeSet<_> = PROBLEMS.iter().map(|(code, ..)| *code).collect();
     assert!(reported.len() > 10, "{reported:?}");
     assert_eq!(reported, listed);

@@ -28,6 +28,36 @@ fn configuration_docs_are_current() {
 }
 
 #[test]
+fn the_page_of_limits_has_every_limit_with_its_default() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operating/limits.md");
+    let page = std::fs::read_to_string(path).expect("docs/operating/limits.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
+    let rows: Vec<_> = rows.filter_map(|row| row.split_once("` | ")).collect();
+    for key in &keys().keys {
+        let row = rows.iter().find(|(path, _)| *path == key.path);
+        assert!(
+            row.is_some() || !key.path.starts_with("limits."),
+            "{} is missing",
+            key.path
+        );
+        if let Some((path, row)) = row {
+            let default = match &key.default {
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            assert!(
+                row.starts_with(&format!("{default} |")),
+                "{path}: {default}"
+            );
+        }
+    }
+    for (path, _) in rows {
+        let known = keys().keys.iter().any(|key| key.path == path);
+        assert!(known, "{path} is no key");
+    }
+}
+
+#[test]
 fn every_field_is_a_key_with_a_meaning_and_bounds() {
     // The schema knows each field; a field that is no key could be neither set nor documented.
     fn leaves(schema: &Value, prefix: &str, into: &mut BTreeSet<String>) {
@@ -81,10 +111,7 @@ fn every_field_is_a_key_with_a_meaning_and_bounds() {
 fn keys_are_listed_in_the_order_of_the_fields() {
     let paths: Vec<_> = keys().keys.iter().map(|key| key.path.as_str()).collect();
     assert_eq!(paths[..2], ["data-dir", "listen"]);
-    assert_eq!(
-        paths[paths.len() - 2..],
-        ["traces.sampled-per-thousand", "traces.service-name"]
-    );
+    assert_eq!(paths[paths.len() - 2..], ["logs.level", "logs.format"]);
     let sections: Vec<_> = keys()
         .sections
         .iter()
@@ -99,8 +126,7 @@ fn keys_are_listed_in_the_order_of_the_fields() {
             "state",
             "limits",
             "retention",
-            "logs",
-            "traces"
+            "logs"
         ]
     );
     let place = |path: &str| paths.iter().position(|at| *at == path);
