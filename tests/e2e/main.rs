@@ -15,6 +15,7 @@
 //! | [`runbook`] | the runbook's answers of a disk that is full or hangs |
 //! | [`open_files`] | too many open files, while serving |
 //! | [`floods`] | appends, tiny requests, connections and followers in great number |
+//! | [`traces`] | traces of requests, as a collector receives them |
 //! | [`kill_loop`], [`linearizable`] | many kills; one order of events for all answers |
 //! | [`formats`] | formats of earlier releases |
 //! | [`recovery`] | every loss in turn, and the recovery from it |
@@ -55,6 +56,7 @@ mod slow_clients;
 mod small_disk;
 mod stream_settings;
 mod streams;
+mod traces;
 
 /// Servers and clients, from the test kit.
 use testkit_server as support;

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::core::Inner;
 use crate::error::Error;
+use crate::stages::{self, Stage};
 
 /// How long a proposal waits while the disk refuses writes: within the 5 s that the official clients wait.
 const REFUSED_TIMEOUT: Duration = Duration::from_secs(2);
@@ -56,6 +57,7 @@ impl Inner {
         let mut applied = None;
         loop {
             if let Ok(answered) = tokio::time::timeout(LOOK_INTERVAL, &mut answer).await {
+                stages::note(Stage::Applied);
                 return Ok(answered.unwrap_or(Err(ProposeError::Unknown)));
             }
             let now = Instant::now();

@@ -23,6 +23,7 @@ use crate::blocking::{MAX_INLINE, blocking};
 use crate::clock::now_ms;
 use crate::error::{Error, changeable, unexpected};
 use crate::space::SpaceUse;
+use crate::stages::{self, Stage};
 use crate::streams::StreamHandle;
 
 /// The positions of an append's records.
@@ -167,6 +168,7 @@ impl StreamHandle {
             Caller::Session => admitted.await?,
             Caller::Request => in_time(ADMISSION_TIMEOUT, admitted).await?,
         };
+        stages::note(Stage::Admitted);
         let AppendInput {
             records,
             match_seq_num,
@@ -185,7 +187,8 @@ impl StreamHandle {
         append.match_seq_num = match_seq_num;
         append.fencing_token = fencing_token.map(|t| t.to_string());
         append.session = session;
-        let answer = self.partition.group.propose_with(
+        let answer = stages::propose(
+            &self.partition.group,
             Kind::Append(append).into_bytes(),
             Some(Box::new((admitted, of_session))),
         )?;

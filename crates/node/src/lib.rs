@@ -64,6 +64,7 @@ mod signal;
 pub mod snapshots;
 mod space;
 mod space_account;
+mod stages;
 pub mod state;
 pub mod streams;
 mod tokens;
@@ -85,6 +86,7 @@ pub use snapshots::{
     NodeStatus, OnLogFull, PartitionStatus, Prediction, Problem, Proof, SnapshotKind,
     SnapshotOptions, SnapshotStatus,
 };
+pub use stages::{Stage, Stages};
 pub use state::{StateError, StateOptions, StateStore, ValueCheck};
 pub use streams::{CreateOn, StreamHandle, StreamListing};
 pub use tokens::{MAX_ACCESS_TOKENS, NewToken, TokenError, Tokens};

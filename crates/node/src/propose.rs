@@ -9,6 +9,7 @@ use esker_raft::Group;
 use crate::core::Inner;
 use crate::error::Error;
 use crate::space::SpaceUse;
+use crate::stages::{self, Stage};
 
 /// How a command that is not an append uses the space of a nearly full disk.
 fn space_use(command: &Kind) -> SpaceUse {
@@ -51,7 +52,8 @@ impl Inner {
             SpaceUse::Keeps => {}
             SpaceUse::GivesBack => self.make_way(group).await,
         }
-        let answer = group.propose(command.into_bytes())?;
+        stages::note(Stage::Admitted);
+        let answer = stages::propose(group, command.into_bytes(), None)?;
         self.answered(group, answer).await
     }
 }

@@ -49,9 +49,9 @@ pub use engine::{
 pub use ids::{CheckpointId, ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeId, Term};
 pub use message::Envelope;
 pub use runtime::{
-    ApplyError, Capture, ChangeError, ClusterInit, ConfigError, Group, GroupCounters, GroupOptions,
-    GroupStatus, Halted, InMemory, InMemoryState, Node, NodeConfig as Config, NodeError,
-    ProposeError, RemoveFiles, SnapshotData, SnapshotDir, SnapshotError, SnapshotSink,
-    StateMachine, StoredSnapshot, UnreadCounts, Writing, capture_clone,
+    ApplyError, Attached, Capture, ChangeError, ClusterInit, ConfigError, Group, GroupCounters,
+    GroupOptions, GroupStatus, Guard, Halted, InMemory, InMemoryState, Node, NodeConfig as Config,
+    NodeError, Observer, ProposeError, RemoveFiles, SnapshotData, SnapshotDir, SnapshotError,
+    SnapshotSink, StateMachine, StoredSnapshot, UnreadCounts, Writing, capture_clone,
 };
 pub use transport::Transport;

@@ -38,6 +38,11 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
         "Stop that program, or choose another address with `--listen`.",
     ),
     (
+        "traces",
+        "Traces cannot be sent as `[traces]` says: `header` is no header, or there can be no client for the collector.",
+        "Correct `traces.header`, as `name: value`, or leave `traces.endpoint` unset.",
+    ),
+    (
         "unreachable",
         "No server answers at the address.",
         "Start one with `esker server`, or name another with `--server`.",

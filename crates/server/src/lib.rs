@@ -10,6 +10,7 @@
 //! | `client` | whose turn a request is where many wait |
 //! | [`state`] | the state service, over gRPC |
 //! | [`telemetry`] | logs and metrics |
+//! | [`traces`] | traces of requests, for a collector |
 //! | [`errors`] | `docs/reference/errors.md`, from the codes in the source |
 //!
 //! `esker-node` does everything that a request asks for; this crate decides nothing.
@@ -34,6 +35,7 @@ pub mod server;
 pub mod state;
 pub mod telemetry;
 mod timestamp;
+pub mod traces;
 mod windows;
 
 pub use server::{ServeError, Server};

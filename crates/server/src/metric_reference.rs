@@ -762,6 +762,16 @@ const SECTIONS: &[Section] = &[
             ),
         ],
     },
+    Section {
+        title: "Traces",
+        about: "Without `traces.endpoint` they stay at 0.",
+        metrics: &[counter(
+            "esker_trace_spans_total",
+            "spans",
+            &["result"],
+            "Spans of requests: `sent` to the collector, `failed` where it did not take them, and `dropped` where too many waited for it.",
+        )],
+    },
 ];
 
 /// Describes all metrics to the recorder, which prints the descriptions as `# HELP` lines.

@@ -28,6 +28,7 @@ use crate::api::{self, App, Limits};
 use crate::config::Config;
 use crate::open_files::OpenFiles;
 use crate::place::CONNECTIONS;
+use crate::traces::{self, Traces};
 use crate::windows::Windows;
 use crate::{state, telemetry};
 use listener::{Accepted, RESERVED_CONNECTIONS, accept, bind, guarded};
@@ -55,6 +56,9 @@ pub enum ServeError {
         /// What to do.
         hint: &'static str,
     },
+    /// Traces cannot be sent as the configuration says.
+    #[error("{0}")]
+    Traces(String),
     /// The node could not start.
     #[error(transparent)]
     Node(#[from] StartError),
@@ -65,6 +69,7 @@ impl ServeError {
     pub fn code(&self) -> &'static str {
         match self {
             ServeError::Listen { .. } => "listen",
+            ServeError::Traces(_) => "traces",
             ServeError::Node(e) => e.code(),
         }
     }
@@ -88,6 +93,7 @@ pub struct Server {
     grace: Duration,
     stop: CancellationToken,
     accepting: Vec<tokio::task::JoinHandle<()>>,
+    traces: Traces,
 }
 
 impl Server {
@@ -129,11 +135,13 @@ impl Server {
             restarted,
             ..node_options(config, bootstrap)
         };
+        let traces = Traces::start(&config.traces).map_err(ServeError::Traces)?;
         let node = Node::start(options).await?;
         let app = App {
             node: node.clone(),
             metrics,
             limits: Arc::new(Limits::new(&config.limits)),
+            traces: traces.clone(),
         };
         let stop = CancellationToken::new();
         let grace = config.shutdown_grace.as_duration();
@@ -152,6 +160,7 @@ impl Server {
         metrics::gauge!(CONNECTIONS).increment(0.0);
         api::series::register();
         state::layer::register();
+        traces::register();
         telemetry::upkeep(&telemetry::metrics());
         tokio::spawn(look_after_metrics(telemetry::metrics(), stop.clone()));
         let mut accepting = vec![tokio::spawn(accept(
@@ -172,6 +181,7 @@ impl Server {
             grace,
             stop,
             accepting,
+            traces,
         })
     }
 
@@ -216,7 +226,9 @@ impl Server {
         self.stop.cancel();
         // Sessions end because the node does; the connections that carried them end then.
         self.node.stop(self.grace).await;
+        let traces = self.traces.clone();
         self.end_connections().await;
+        traces.stop(traces::FLUSH_TIMEOUT).await;
     }
 
     /// Stops as [`Server::stop`] does, within [`RESTART_GRACE`] and the time to close the database: what
@@ -228,7 +240,9 @@ impl Server {
         self.node.stop_for_restart(grace).await;
         // Their last answers are on their way. The connection of a client that does not take them ends
         // with the process.
+        let traces = self.traces.clone();
         let _ = tokio::time::timeout(LAST_ANSWERS_TIMEOUT, self.end_connections()).await;
+        traces.stop(LAST_ANSWERS_TIMEOUT).await;
     }
 
     async fn end_connections(self) {

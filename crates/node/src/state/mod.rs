@@ -59,6 +59,7 @@ use crate::admission::{ADMISSION_TIMEOUT, Caller, Client, admit, in_time, unless
 use crate::core::Inner;
 use crate::error::Error;
 use crate::space::SpaceUse;
+use crate::stages::{self, Stage};
 pub(crate) use shared::Shared;
 use transactions::{Committing, check_operation};
 
@@ -200,11 +201,12 @@ impl StateStore {
                 Error::Stopping => StateError::Stopping,
                 other => StateError::Unavailable(other.to_string()),
             })?;
+        stages::note(Stage::Admitted);
         self.takes_changes()?;
         // If the client disconnects from here on, the transaction is not opened again.
         committing.proposed();
         let group = self.inner.state_group();
-        let answered = match group.propose_with(bytes, Some(Box::new(permits))) {
+        let answered = match stages::propose(group, bytes, Some(Box::new(permits))) {
             Ok(answer) => match self.inner.answer_in_time(group, answer).await {
                 Ok(answered) => answered,
                 Err(why) => return Err(StateError::Unknown(why)),

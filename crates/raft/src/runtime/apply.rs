@@ -55,6 +55,7 @@ pub(super) fn run<S: StateMachine>(
                 committed.forget();
                 continue;
             }
+            shared.waiters.committed(&entries);
             if !apply(&mut machine, &entries, &mut outputs, shared) {
                 return;
             }

@@ -14,7 +14,7 @@ use super::error::{ChangeError, ProposeError};
 use super::proposals::Proposal;
 use super::shared::{Addressed, Halted, Setup, Shared};
 use super::state_machine::{SnapshotError, StateMachine};
-use super::waiters::{Answer, Guard};
+use super::waiters::{Answer, Attached};
 use crate::engine::{
     Action, Event, Membership, MembershipChange, ReadFailure, Role, Status, Ticket,
 };
@@ -105,14 +105,14 @@ impl<O: Send + 'static> Group<O> {
         &self,
         command: Vec<u8>,
     ) -> Result<oneshot::Receiver<Result<O, ProposeError>>, ProposeError> {
-        self.propose_with(command, None)
+        self.propose_with(command, Attached::default())
     }
 
-    /// As [`Group::propose`], with a guard that is dropped together with the answer.
+    /// As [`Group::propose`], with a guard that is dropped together with the answer, and an observer.
     pub fn propose_with(
         &self,
         command: Vec<u8>,
-        guard: Option<Guard>,
+        attached: Attached,
     ) -> Result<oneshot::Receiver<Result<O, ProposeError>>, ProposeError> {
         let shared = &self.shared;
         if shared.stopping.load(Ordering::Relaxed) {
@@ -134,7 +134,7 @@ impl<O: Send + 'static> Group<O> {
             shared.propose_together(Proposal {
                 command,
                 answer: tx,
-                guard,
+                attached,
             })?;
             // A proposal that the engine refused is reported by this call.
             return match rx.try_recv() {
@@ -153,7 +153,9 @@ impl<O: Send + 'static> Group<O> {
             command,
         };
         shared.with_verdict(propose, |verdict| match verdict {
-            Some(Action::Accepted { lsn, term, .. }) => Ok((lsn, term, Answer::Command(tx), guard)),
+            Some(Action::Accepted { lsn, term, .. }) => {
+                Ok((lsn, term, Answer::Command(tx), attached))
+            }
             Some(Action::Rejected { reason, .. }) => Err(reason.into()),
             _ => Err(shared.no_verdict()),
         })?;
@@ -340,7 +342,7 @@ impl<O: Send + 'static> Group<O> {
                 Event::ChangeMembership { ticket, change },
                 |verdict| match verdict {
                     Some(Action::Accepted { lsn, term, .. }) => {
-                        Ok((lsn, term, Answer::Change(asker), None))
+                        Ok((lsn, term, Answer::Change(asker), Attached::default()))
                     }
                     Some(Action::Rejected { reason, .. }) => Err(reason.into()),
                     _ => Err(ChangeError::Other("the group has stopped".to_owned())),

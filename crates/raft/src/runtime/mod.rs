@@ -66,6 +66,6 @@ pub use shared::{Halted, SendToPeers};
 pub use state_machine::{
     ApplyError, Capture, RemoveFiles, SnapshotError, SnapshotSink, StateMachine,
 };
-pub use waiters::Guard;
+pub use waiters::{Attached, Guard, Observer};
 
 pub use crate::store::{SnapshotData, SnapshotDir, StoredSnapshot};

@@ -16,13 +16,13 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::error::ProposeError;
-use super::waiters::Guard;
+use super::waiters::Attached;
 
 /// A command, and where its answer goes.
 pub(super) struct Proposal<O> {
     pub command: Vec<u8>,
     pub answer: oneshot::Sender<Result<O, ProposeError>>,
-    pub guard: Option<Guard>,
+    pub attached: Attached,
 }
 
 /// See the [module's head](self).
@@ -92,7 +92,7 @@ mod tests {
         Proposal {
             command: command.into(),
             answer: oneshot::channel().0,
-            guard: None,
+            attached: Attached::default(),
         }
     }
 

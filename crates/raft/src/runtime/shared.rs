@@ -17,7 +17,7 @@ use super::reopening::Reopening;
 use super::requests::Requests;
 use super::snapshot_jobs::SnapshotJobs;
 use super::snapshot_receiver::FetchHost;
-use super::waiters::{Answer, Guard, Waiter, Waiters};
+use super::waiters::{Answer, Attached, Waiter, Waiters};
 use crate::engine::{Action, Engine, Event, Membership, RejectReason, Role, Ticket};
 use crate::ids::{GroupId, Lsn, NodeId, Term};
 use crate::log::{LogWriter, Persisted};
@@ -115,7 +115,7 @@ impl<O: Send + 'static> Shared<O> {
     pub(super) fn with_verdict<E>(
         &self,
         event: Event,
-        judge: impl FnOnce(Option<Action>) -> Result<(Lsn, Term, Answer<O>, Option<Guard>), E>,
+        judge: impl FnOnce(Option<Action>) -> Result<(Lsn, Term, Answer<O>, Attached), E>,
     ) -> Result<(), E> {
         let mut engine = self.engine.lock();
         // Read under the lock: `stop` sees every waiter that is added from here on.
@@ -127,12 +127,13 @@ impl<O: Send + 'static> Shared<O> {
             .iter()
             .position(|a| matches!(a, Action::Accepted { .. } | Action::Rejected { .. }));
         let judged = judge(verdict.map(|at| actions.remove(at)));
-        let outcome = judged.map(|(lsn, term, answer, guard)| {
+        let outcome = judged.map(|(lsn, term, answer, attached)| {
             self.waiters.wait(Waiter {
                 lsn,
                 term,
                 answer,
-                _guard: guard,
+                observer: attached.observer,
+                _guard: attached.guard,
             });
         });
         self.carry_out(&mut engine, actions);
@@ -176,18 +177,19 @@ impl<O: Send + 'static> Shared<O> {
         let mut commands = Vec::with_capacity(waiting.len());
         for (number, proposal) in waiting.into_iter().enumerate() {
             commands.push((Ticket(number as u64), proposal.command));
-            pending.push(Some((proposal.answer, proposal.guard)));
+            pending.push(Some((proposal.answer, proposal.attached)));
         }
         let mut actions = engine.step(Event::ProposeBatch(commands));
         let mut take_pending = |ticket: Ticket| pending.get_mut(ticket.0 as usize)?.take();
         actions.retain(|action| match action {
             Action::Accepted { ticket, lsn, term } => {
-                if let Some((answer, guard)) = take_pending(*ticket) {
+                if let Some((answer, attached)) = take_pending(*ticket) {
                     self.waiters.wait(Waiter {
                         lsn: *lsn,
                         term: *term,
                         answer: Answer::Command(answer),
-                        _guard: guard,
+                        observer: attached.observer,
+                        _guard: attached.guard,
                     });
                 }
                 false

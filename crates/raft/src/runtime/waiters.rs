@@ -4,6 +4,7 @@
 //! earlier term. The earlier entry is then replaced, and its waiter gets [`ProposeError::Superseded`].
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -15,6 +16,19 @@ use crate::ids::{GroupId, Lsn, Term};
 /// Kept while a proposal is under way and dropped when it is answered, whether or not anybody
 /// looks at the answer: the place for what was admitted.
 pub type Guard = Box<dyn Send + Sync>;
+
+/// Called once a proposal is durable and committed, right before it is applied. Called on the apply thread,
+/// so it must not block.
+pub type Observer = Box<dyn FnOnce() + Send>;
+
+/// What accompanies a proposal until its answer.
+#[derive(Default)]
+pub struct Attached {
+    /// The place of what was admitted.
+    pub guard: Option<Guard>,
+    /// Who is to learn that it is committed.
+    pub observer: Option<Observer>,
+}
 
 /// Where the outcome goes when an entry is applied.
 pub(super) enum Answer<O> {
@@ -39,28 +53,39 @@ pub(super) struct Waiter<O> {
     pub lsn: Lsn,
     pub term: Term,
     pub answer: Answer<O>,
+    pub observer: Option<Observer>,
     /// Dropped with the answer.
     pub _guard: Option<Guard>,
 }
 
 /// Bounded by `max_pending_proposals` of the engine.
-pub(super) struct Waiters<O>(Mutex<VecDeque<Waiter<O>>>);
+pub(super) struct Waiters<O> {
+    waiting: Mutex<VecDeque<Waiter<O>>>,
+    /// Whether any waiter has had an observer: without one, nothing looks for them before each step.
+    observed: AtomicBool,
+}
 
 impl<O> Default for Waiters<O> {
     fn default() -> Self {
-        Waiters(Mutex::default())
+        Waiters {
+            waiting: Mutex::default(),
+            observed: AtomicBool::new(false),
+        }
     }
 }
 
 impl<O> Waiters<O> {
     pub fn is_empty(&self) -> bool {
-        self.0.lock().is_empty()
+        self.waiting.lock().is_empty()
     }
 
     /// Adds a waiter. Waiters for the same LSN, or a later one, are of an earlier term: their entries are
     /// no longer in the log, which has everything that was committed.
     pub fn wait(&self, waiter: Waiter<O>) {
-        let mut waiters = self.0.lock();
+        if waiter.observer.is_some() {
+            self.observed.store(true, Ordering::Relaxed);
+        }
+        let mut waiters = self.waiting.lock();
         while let Some(late) = waiters.pop_back_if(|last| last.lsn >= waiter.lsn) {
             late.answer.fail(&ProposeError::Superseded);
         }
@@ -70,7 +95,7 @@ impl<O> Waiters<O> {
     /// This member leads from the entry at `last` on. Entries that it proposed for that LSN or a later one,
     /// in an earlier term, are replaced.
     pub fn supersede(&self, last: Lsn, term: Term) {
-        let mut waiters = self.0.lock();
+        let mut waiters = self.waiting.lock();
         while let Some(late) = waiters.pop_back_if(|w| w.lsn >= last && w.term != term) {
             late.answer.fail(&ProposeError::Superseded);
         }
@@ -79,9 +104,23 @@ impl<O> Waiters<O> {
     /// A snapshot has replaced the state up to `lsn`. The outcome of entries that it covers is unknown
     /// here.
     pub fn skipped(&self, lsn: Lsn) {
-        let mut waiters = self.0.lock();
+        let mut waiters = self.waiting.lock();
         while let Some(waiter) = waiters.pop_front_if(|w| w.lsn <= lsn) {
             waiter.answer.fail(&ProposeError::Unknown);
+        }
+    }
+
+    /// Calls the observers of entries that are applied next.
+    pub fn committed(&self, entries: &[Committed]) {
+        let Some(last) = entries.last() else { return };
+        if !self.observed.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut waiting = self.waiting.lock();
+        for waiter in waiting.iter_mut().take_while(|w| w.lsn <= last.lsn) {
+            if let Some(observer) = waiter.observer.take() {
+                observer();
+            }
         }
     }
 
@@ -101,7 +140,7 @@ impl<O> Waiters<O> {
         );
         let mut ready = Vec::with_capacity(outputs.len());
         {
-            let mut waiters = self.0.lock();
+            let mut waiters = self.waiting.lock();
             let mut outputs = outputs.drain(..);
             for entry in entries {
                 let mut output = entry.command.as_ref().and_then(|_| outputs.next());
@@ -129,7 +168,7 @@ impl<O> Waiters<O> {
 
     /// Answers all waiters with `error`.
     pub fn fail_all(&self, error: &ProposeError) {
-        for waiter in self.0.lock().drain(..) {
+        for waiter in self.waiting.lock().drain(..) {
             waiter.answer.fail(error);
         }
     }

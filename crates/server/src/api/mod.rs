@@ -37,6 +37,7 @@ pub use error::{CODES, ServiceError};
 use crate::answers::Answers;
 use crate::config::LimitsConfig;
 use encoded_batches::EncodedBatches;
+use crate::traces::{self, Traces};
 
 /// Answers with fewer bytes are not compressed: they would hardly shrink.
 const COMPRESS_ABOVE: u64 = 1024;
@@ -53,6 +54,8 @@ pub struct App {
     pub metrics: PrometheusHandle,
     /// Sizes.
     pub limits: Arc<Limits>,
+    /// Traces of requests.
+    pub traces: Traces,
 }
 
 /// Sizes that handlers keep to.
@@ -108,6 +111,10 @@ pub fn state_router(app: App) -> Router {
             middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
         ))
         .route_layer(middleware::from_fn(ops::count))
+        .route_layer(middleware::from_fn_with_state(
+            app.traces.clone(),
+            traces::trace,
+        ))
         .fallback(ops::no_route)
         .method_not_allowed_fallback(ops::no_method)
         .with_state(app)
@@ -181,6 +188,10 @@ pub fn router(app: App) -> Router {
             middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
         ))
         .route_layer(middleware::from_fn(ops::count))
+        .route_layer(middleware::from_fn_with_state(
+            app.traces.clone(),
+            traces::trace,
+        ))
         .fallback(ops::no_route)
         .method_not_allowed_fallback(ops::no_method)
         .with_state(app)

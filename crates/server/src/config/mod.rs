@@ -45,6 +45,7 @@ mod source;
 pub mod state;
 mod statehouse;
 mod suggest;
+pub mod traces;
 pub mod units;
 pub mod values;
 mod variables;
@@ -59,6 +60,7 @@ pub use show::{show, show_json};
 pub use snapshots::{OnLogFull, SnapshotKind, SnapshotsConfig};
 pub use source::Source;
 pub use state::StateConfig;
+pub use traces::TracesConfig;
 pub use units::{ByteCount, HumanDuration};
 pub use values::{
     Config, LimitsConfig, LogConfig, LogFormat, LogsConfig, RetentionConfig, StoreConfig,

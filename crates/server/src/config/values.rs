@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::snapshots::SnapshotsConfig;
 use super::state::StateConfig;
+use super::traces::TracesConfig;
 use super::units::{ByteCount, HumanDuration};
 
 /// Port of the one listener, unless `listen` says otherwise.
@@ -103,6 +104,9 @@ pub struct Config {
 
     /// What the server writes about itself on standard error.
     pub logs: LogsConfig,
+
+    /// Traces of requests, sent to a collector of OpenTelemetry.
+    pub traces: TracesConfig,
 }
 
 /// The durable log (`[log]`).
@@ -285,6 +289,7 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             retention: RetentionConfig::default(),
             logs: LogsConfig::default(),
+            traces: TracesConfig::default(),
         }
     }
 }

@@ -75,6 +75,7 @@ impl World {
             node: node.clone(),
             metrics: telemetry::metrics(),
             limits: Arc::new(limits()),
+            traces: Default::default(),
         });
         World {
             node,

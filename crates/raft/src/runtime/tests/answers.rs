@@ -181,7 +181,11 @@ fn the_guard_of_a_proposal_is_dropped_when_it_is_answered_whether_anybody_listen
     let propose = |command: &str| {
         admitted.fetch_add(1, Ordering::SeqCst);
         let guard = Box::new(Admission(admitted.clone()));
-        host.groups[0].propose_with(command.into(), Some(guard))
+        let attached = Attached {
+            guard: Some(guard),
+            observer: None,
+        };
+        host.groups[0].propose_with(command.into(), attached)
     };
     let held = HeldSync::of(&faults);
     let listened = propose("a").unwrap();
@@ -260,4 +264,34 @@ fn too_many_proposals_at_once_are_busy_and_leave_no_trace() {
     assert_eq!(store.commands(), accepted);
     group.stop();
     node.stop();
+}
+
+#[test]
+fn the_observer_of_a_proposal_is_called_once_it_is_durable_and_before_it_is_answered() {
+    let (_keep, dir) = scratch();
+    let faults = Faults::new();
+    let host = Host::start(&dir, &faults, &[Store::default()]);
+    let committed = Arc::new(AtomicUsize::new(0));
+    let propose = |command: &str| {
+        let committed = committed.clone();
+        let attached = Attached {
+            guard: None,
+            observer: Some(Box::new(move || {
+                committed.fetch_add(1, Ordering::SeqCst);
+            })),
+        };
+        host.groups[0].propose_with(command.into(), attached)
+    };
+    let held = HeldSync::of(&faults);
+    let (first, second) = (propose("a").unwrap(), propose("b").unwrap());
+    assert_eq!(committed.load(Ordering::SeqCst), 0, "nothing is synced yet");
+    drop(held);
+    answer(first).unwrap();
+    assert!(committed.load(Ordering::SeqCst) >= 1);
+    answer(second).unwrap();
+    assert_eq!(committed.load(Ordering::SeqCst), 2, "each is called once");
+
+    host.groups[0].stop();
+    assert!(propose("c").is_err());
+    assert_eq!(committed.load(Ordering::SeqCst), 2, "refused, not called");
 }

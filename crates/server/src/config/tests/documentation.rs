@@ -111,7 +111,10 @@ fn every_field_is_a_key_with_a_meaning_and_bounds() {
 fn keys_are_listed_in_the_order_of_the_fields() {
     let paths: Vec<_> = keys().keys.iter().map(|key| key.path.as_str()).collect();
     assert_eq!(paths[..2], ["data-dir", "listen"]);
-    assert_eq!(paths[paths.len() - 2..], ["logs.level", "logs.format"]);
+    assert_eq!(
+        paths[paths.len() - 2..],
+        ["traces.sampled-per-thousand", "traces.service-name"]
+    );
     let sections: Vec<_> = keys()
         .sections
         .iter()
@@ -126,7 +129,8 @@ fn keys_are_listed_in_the_order_of_the_fields() {
             "state",
             "limits",
             "retention",
-            "logs"
+            "logs",
+            "traces"
         ]
     );
     let place = |path: &str| paths.iter().position(|at| *at == path);
