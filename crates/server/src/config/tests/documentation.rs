@@ -280,3 +280,85 @@ fn every_code_that_an_error_has_is_listed() {
         assert!(codes.contains(error.code()), "{}", error.code());
     }
 }
+
+/// What stands between backticks in a text.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn the_pages_for_operators_name_keys_that_exist() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operating");
+    for page in ["install", "monitoring", "security", "sizing", "upgrading"] {
+        let text = std::fs::read_to_string(directory.join(page).with_extension("md")).unwrap();
+        // A formula has several keys.
+        let words = quoted(&text).flat_map(|code| code.split([' ', '=']));
+        for word in words {
+            let Some((section, _)) = word.split_once('.') else {
+                continue;
+            };
+            let is_key = keys().sections.iter().any(|it| it.name == section);
+            assert!(
+                !is_key || keys().by_path(word).is_some(),
+                "{page}.md: `{word}` is no key"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_sums_of_sizing_are_those_of_the_defaults() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operating/sizing.md");
+    let text = std::fs::read_to_string(page).unwrap();
+    let default = Config::default();
+    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    let row = |what: &str, expected: String| {
+        let row = text
+            .lines()
+            .find(|line| line.starts_with(&format!("| {what} |")))
+            .unwrap_or_else(|| panic!("no row `{what}`"));
+        let cell = row.trim_end_matches(" |").rsplit("| ").next().unwrap();
+        assert_eq!(cell, expected, "{row}");
+    };
+    let limits = &default.limits;
+    row(
+        "blocks of the database",
+        mib(default.store.block_cache.as_u64()),
+    );
+    row(
+        "writes that are not in files yet",
+        mib(default.store.write_buffers_total.as_u64()),
+    );
+    row("appends in flight", mib(limits.append_inflight.as_u64()));
+    row(
+        "request bodies",
+        mib(limits.request_bodies.as_u64() + (16 << 20)),
+    );
+    let windows = limits.http2_windows.as_u64() + u64::from(limits.connections) * (64 << 10);
+    row("what clients send ahead", mib(windows));
+    row(
+        "newest records for followers",
+        mib(limits.follower_buffers_total.as_u64()),
+    );
+    row("batches of readers", mib(limits.read_sessions.as_u64()));
+    row(
+        "open transactions",
+        mib(default.state.transactions_bytes.as_u64()),
+    );
+    let most = default.log.purge_threshold.as_u64();
+    let most = most.max(default.snapshots.max_log_bytes.as_u64());
+    let segment = default.log.segment_size.as_u64();
+    let log = most / 4 * 7 + 2 * segment + limits.append_inflight.as_u64();
+    row(
+        "the log",
+        format!("{:.1} GiB", log as f64 / (1_u64 << 30) as f64),
+    );
+    row(
+        "kept free",
+        mib(default.store.write_buffers_total.as_u64() + 2 * segment),
+    );
+    row("the reserve", mib(2 * default.store.write_buffer.as_u64()));
+    let files = u64::from(default.store.max_open_files) + u64::from(limits.connections);
+    let files = (files + most / segment + 168).to_string();
+    row("open files", format!("{},{}", &files[..1], &files[1..]));
+}
