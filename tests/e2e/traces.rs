@@ -162,6 +162,7 @@ async fn an_append_is_a_span_with_its_admission_its_sync_and_its_apply_below_it(
             "traceparent",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         )
+        .header("tracestate", &format!("key={HUSH}"))
         .json(&json!({"records": [{"body": HUSH}]}))
         .send()
         .await

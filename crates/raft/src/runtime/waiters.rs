@@ -112,13 +112,20 @@ impl<O> Waiters<O> {
 
     /// Calls the observers of entries that are applied next.
     pub fn committed(&self, entries: &[Committed]) {
-        let Some(last) = entries.last() else { return };
+        let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
+            return;
+        };
         if !self.observed.load(Ordering::Relaxed) {
             return;
         }
         let mut waiting = self.waiting.lock();
         for waiter in waiting.iter_mut().take_while(|w| w.lsn <= last.lsn) {
-            if let Some(observer) = waiter.observer.take() {
+            // An entry of another term has replaced the one that is waited for.
+            let at = waiter.lsn.0.checked_sub(first.lsn.0);
+            let entry = at.and_then(|at| entries.get(at as usize));
+            if entry.is_some_and(|entry| entry.term == waiter.term)
+                && let Some(observer) = waiter.observer.take()
+            {
                 observer();
             }
         }
