@@ -36,8 +36,8 @@ pub use error::{CODES, ServiceError};
 
 use crate::answers::Answers;
 use crate::config::LimitsConfig;
-use encoded_batches::EncodedBatches;
 use crate::traces::{self, Traces};
+use encoded_batches::EncodedBatches;
 
 /// Answers with fewer bytes are not compressed: they would hardly shrink.
 const COMPRESS_ABOVE: u64 = 1024;
