@@ -17,27 +17,12 @@ async fn what_is_not_there_yet_says_so() {
             (Method::GET, "/v1/access-tokens"),
             (Method::POST, "/v1/access-tokens"),
             (Method::DELETE, "/v1/access-tokens/some-id"),
-            (Method::GET, "/v1/metrics?set=active-basins"),
-            (Method::GET, "/v1/metrics/test-basin"),
-            (Method::GET, "/v1/metrics/test-basin/orders"),
-            (Method::GET, "/v1/locations"),
-            (Method::GET, "/v1/locations/default"),
-            (Method::PUT, "/v1/locations/default"),
         ] {
             http.request(method, path)
                 .send()
                 .await
                 .refused(501, "not_implemented");
         }
-        http.post("/v1/basins")
-            .json(&json!({"basin": "somewhere-else", "location": "aws:us-east-1"}))
-            .send()
-            .await
-            .refused(501, "not_implemented");
-        http.get("/v1/basins/somewhere-else")
-            .send()
-            .await
-            .refused(404, "basin_not_found");
     }
     let error = server
         .sdk()

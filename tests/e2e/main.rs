@@ -42,6 +42,7 @@ mod full_disk;
 mod hanging_disk;
 mod kill_loop;
 mod linearizable;
+mod locations;
 mod metrics;
 mod open_files;
 mod read_memory;
@@ -57,6 +58,7 @@ mod small_disk;
 mod stream_settings;
 mod streams;
 mod traces;
+mod usage_metrics;
 
 /// Servers and clients, from the test kit.
 use testkit_server as support;

@@ -92,8 +92,9 @@ pub use streams::{CreateOn, StreamHandle, StreamListing};
 pub use tokens::{MAX_ACCESS_TOKENS, NewToken, TokenError, Tokens};
 
 // Types of the crates below that callers need.
+pub use esker_partition::reader::StreamSize;
 pub use esker_partition::token::{
-    NameSet, Names, OpGroups, ReadWrite, StoredToken, TokenHash, TokenScope,
+    NameSet, Names, OPERATIONS, OpGroups, ReadWrite, StoredToken, TokenHash, TokenScope,
 };
 pub use esker_partition::{Fork, StoreOptions};
 pub use esker_raft::{GroupStatus, Role};

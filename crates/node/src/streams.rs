@@ -6,6 +6,7 @@ use esker_partition::command::{
     DeleteStream, Kind, Outcome, ProvisionRefusal, ProvisionStream, SetStreamSettings, SettingsSet,
 };
 use esker_partition::encryption::{associated_data, cipher_number, cipher_of_spec};
+use esker_partition::reader::StreamSize;
 use esker_partition::settings::StreamSettings;
 use esker_partition::{Basin, Stream};
 use s2_common::config::{OptionalStreamConfig, StreamConfig, StreamReconfiguration};
@@ -18,7 +19,7 @@ use crate::admission::Client;
 use crate::basins::{CHANGE_ATTEMPTS, Change, Create};
 use crate::clock::now_ms;
 use crate::core::StreamGroup;
-use crate::error::{Error, changeable, unexpected};
+use crate::error::{Error, changeable, read_error, unexpected};
 use crate::node::Node;
 
 /// A stream in a list.
@@ -101,6 +102,12 @@ impl StreamHandle {
     /// The tail.
     pub fn tail(&self) -> StreamPosition {
         self.stream.tail()
+    }
+
+    /// The storage class of its settings, if they have one.
+    pub fn storage_class(&self) -> Option<String> {
+        let view = self.stream.view();
+        view.config.storage_class.as_ref().map(ToString::to_string)
     }
 
     pub(crate) fn not_found(&self) -> Error {
@@ -193,6 +200,18 @@ impl Node {
     pub fn stream_config(&self, basin: &str, name: &str) -> Result<StreamConfig, Error> {
         let handle = self.existing(self.any_basin(basin)?, name)?;
         Ok(StreamConfig::clone(&handle.stream.view().config))
+    }
+
+    /// How many bytes a stream holds: exact for a small one, and an estimate from samples for a large one.
+    /// Blocks while the database reads.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BasinNotFound`] and [`Error::StreamNotFound`]; [`Error::Storage`] if it cannot be read.
+    pub fn metered_size(&self, basin: &str, name: &str) -> Result<StreamSize, Error> {
+        let handle = self.existing(self.any_basin(basin)?, name)?;
+        let size = handle.partition.reader.metered_size(&handle.stream);
+        size.map_err(|e| read_error(e, basin, name))
     }
 
     /// Changes settings of a stream; returns the new settings.

@@ -11,6 +11,7 @@
 //! | [`state`] | the state service, over gRPC |
 //! | [`telemetry`] | logs and metrics |
 //! | [`traces`] | traces of requests, for a collector |
+//! | [`usage`] | what is used of the S2 API, for its metrics |
 //! | [`errors`] | `docs/reference/errors.md`, from the codes in the source |
 //!
 //! `esker-node` does everything that a request asks for; this crate decides nothing.
@@ -36,6 +37,7 @@ pub mod state;
 pub mod telemetry;
 mod timestamp;
 pub mod traces;
+pub mod usage;
 mod windows;
 
 pub use server::{ServeError, Server};

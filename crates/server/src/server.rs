@@ -14,6 +14,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,8 +30,9 @@ use crate::config::Config;
 use crate::open_files::OpenFiles;
 use crate::place::CONNECTIONS;
 use crate::traces::{self, Traces};
+use crate::usage::Usage;
 use crate::windows::Windows;
-use crate::{state, telemetry};
+use crate::{state, telemetry, usage};
 use listener::{Accepted, RESERVED_CONNECTIONS, accept, bind, guarded};
 use node_options::node_options;
 
@@ -40,6 +42,8 @@ mod node_options;
 
 /// Time for what is in flight when the server restarts itself.
 pub const RESTART_GRACE: Duration = Duration::from_secs(2);
+/// How long the measured usage may take to be saved when the server stops.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long connections may take for the answers that are ready by then.
 const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -90,6 +94,8 @@ pub struct Server {
     address: SocketAddr,
     state_address: Option<SocketAddr>,
     node: Node,
+    usage: Usage,
+    data_dir: PathBuf,
     grace: Duration,
     stop: CancellationToken,
     accepting: Vec<tokio::task::JoinHandle<()>>,
@@ -137,11 +143,16 @@ impl Server {
         };
         let traces = Traces::start(&config.traces).map_err(ServeError::Traces)?;
         let node = Node::start(options).await?;
+        let data_dir = config.data_dir.clone();
+        let opened = tokio::task::spawn_blocking(move || Usage::open(&data_dir)).await;
+        let usage = opened.unwrap_or_default();
         let app = App {
             node: node.clone(),
             metrics,
             limits: Arc::new(Limits::new(&config.limits)),
             traces: traces.clone(),
+            location: config.location.clone(),
+            usage: usage.clone(),
         };
         let stop = CancellationToken::new();
         let grace = config.shutdown_grace.as_duration();
@@ -163,6 +174,12 @@ impl Server {
         traces::register();
         telemetry::upkeep(&telemetry::metrics());
         tokio::spawn(look_after_metrics(telemetry::metrics(), stop.clone()));
+        tokio::spawn(usage::run(
+            usage.clone(),
+            node.clone(),
+            config.data_dir.clone(),
+            stop.clone(),
+        ));
         let mut accepting = vec![tokio::spawn(accept(
             listener,
             guarded(api::router(app.clone()), config, address),
@@ -178,6 +195,8 @@ impl Server {
             address,
             state_address,
             node,
+            usage,
+            data_dir: config.data_dir.clone(),
             grace,
             stop,
             accepting,
@@ -224,6 +243,7 @@ impl Server {
     pub async fn stop(self) {
         tracing::info!("stopping");
         self.stop.cancel();
+        self.save_usage().await;
         // Sessions end because the node does; the connections that carried them end then.
         self.node.stop(self.grace).await;
         let traces = self.traces.clone();
@@ -236,6 +256,7 @@ impl Server {
     pub async fn stop_for_restart(self) {
         tracing::info!("stopping for a restart");
         self.stop.cancel();
+        self.save_usage().await;
         let grace = self.grace.min(RESTART_GRACE);
         self.node.stop_for_restart(grace).await;
         // Their last answers are on their way. The connection of a client that does not take them ends
@@ -243,6 +264,15 @@ impl Server {
         let traces = self.traces.clone();
         let _ = tokio::time::timeout(LAST_ANSWERS_TIMEOUT, self.end_connections()).await;
         traces.stop(LAST_ANSWERS_TIMEOUT).await;
+    }
+
+    /// Saves the measured usage, while the directory is still locked.
+    async fn save_usage(&self) {
+        let (usage, data_dir) = (self.usage.clone(), self.data_dir.clone());
+        let saved = tokio::task::spawn_blocking(move || usage.save(&data_dir));
+        if tokio::time::timeout(SAVE_TIMEOUT, saved).await.is_err() {
+            tracing::warn!("usage metrics were not saved: the disk does not answer");
+        }
     }
 
     async fn end_connections(self) {

@@ -4,6 +4,7 @@
 
 mod due;
 mod scan;
+mod size;
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use crate::streams::name_index::NameEntry;
 
 pub use due::Due;
 pub use scan::{Cursor, Scan, ScanEnd};
+pub use size::StreamSize;
 
 /// Why nothing could be read.
 #[derive(Debug, thiserror::Error)]

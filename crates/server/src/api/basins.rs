@@ -10,7 +10,7 @@ use s2_common::config::{BasinConfig, BasinReconfiguration};
 use s2_common::http::extract::HeaderOpt;
 use s2_common::resources::{PROVISION_RESULT_HEADER, RequestToken};
 
-use super::{App, ServiceError};
+use super::{App, ServiceError, locations};
 use crate::timestamp::timestamp;
 
 /// A status, the header with the result of provisioning, and the resource.
@@ -33,7 +33,8 @@ pub async fn list(
         &request.start_after,
         request.limit.as_usize(),
     );
-    let basins = basins.iter().map(basin_info).collect::<Result<_, _>>()?;
+    let basins = basins.iter().map(|basin| basin_info(&app, basin));
+    let basins = basins.collect::<Result<_, _>>()?;
     Ok(Json(v1::basin::ListBasinsResponse { basins, has_more }))
 }
 
@@ -52,7 +53,8 @@ pub async fn create(
         request,
     }: CreateArgs,
 ) -> Result<Provisioned<v1::basin::BasinInfo>, ServiceError> {
-    let config = checked_config(request.config, request.location.is_some())?;
+    locations::check(&app, request.location.as_ref())?;
+    let config = checked_config(request.config)?;
     let create = Create::Only {
         token: token.map(|t| t.to_string()),
     };
@@ -63,7 +65,7 @@ pub async fn create(
     Ok((
         StatusCode::CREATED,
         provision_result(change),
-        Json(basin_info(&info)?),
+        Json(basin_info(&app, &info)?),
     ))
 }
 
@@ -83,7 +85,8 @@ pub async fn ensure(
     }: EnsureArgs,
 ) -> Result<Provisioned<v1::basin::BasinInfo>, ServiceError> {
     let (config, location) = request.map_or((None, None), |r| (r.config, r.location));
-    let config = checked_config(config, location.is_some())?;
+    locations::check(&app, location.as_ref())?;
+    let config = checked_config(config)?;
     let (change, info) = app
         .node
         .provision_basin(&basin, &config, &Create::Ensure)
@@ -91,7 +94,7 @@ pub async fn ensure(
     Ok((
         status_of(change),
         provision_result(change),
-        Json(basin_info(&info)?),
+        Json(basin_info(&app, &info)?),
     ))
 }
 
@@ -138,24 +141,18 @@ pub async fn delete(
     Ok(StatusCode::ACCEPTED)
 }
 
-fn checked_config(
-    config: Option<v1::config::BasinConfig>,
-    has_location: bool,
-) -> Result<BasinConfig, ServiceError> {
+fn checked_config(config: Option<v1::config::BasinConfig>) -> Result<BasinConfig, ServiceError> {
     let config: BasinConfig = config
         .map(TryInto::try_into)
         .transpose()?
         .unwrap_or_default();
-    if has_location {
-        return Err(ServiceError::NotImplemented("locations"));
-    }
     Ok(config)
 }
 
-fn basin_info(basin: &BasinInfo) -> Result<v1::basin::BasinInfo, ServiceError> {
+fn basin_info(app: &App, basin: &BasinInfo) -> Result<v1::basin::BasinInfo, ServiceError> {
     let info = s2_common::basin::BasinInfo {
         name: basin.name.parse()?,
-        location: None,
+        location: Some(app.location.clone()),
         created_at: timestamp(basin.created_ms)?,
         deleted_at: basin.deleted_ms.map(timestamp).transpose()?,
     };

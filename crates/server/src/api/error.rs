@@ -3,6 +3,8 @@
 //! Codes that mean "no side effects" (`rate_limited`, `server_draining`, `transaction_conflict`, …) are
 //! used only for requests that had no effect and will have none, because clients retry on them.
 
+use std::convert::Infallible;
+
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
 use esker_node::Error;
@@ -79,7 +81,7 @@ pub const CODES: &[(ErrorCode, &str, &str)] = &[
     ),
     (
         ErrorCode::NotImplemented,
-        "Access tokens, locations and usage metrics are not there yet.",
+        "Access tokens are not there yet.",
         "Do without.",
     ),
     (
@@ -185,6 +187,12 @@ pub enum ServiceError {
     /// No memory for the answer.
     #[error(transparent)]
     Exhausted(Exhausted),
+}
+
+impl From<Infallible> for ServiceError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
 }
 
 impl From<AppendRequestRejection> for ServiceError {

@@ -9,16 +9,19 @@ mod basins;
 mod bodies;
 mod body_budget;
 mod counted_bodies;
+mod counted_operations;
 mod drain_body;
 mod encoded_batches;
 mod error;
 mod held_answers;
+mod locations;
 mod ops;
 mod records;
 pub(crate) mod series;
 mod session_inputs;
 mod sessions;
 mod streams;
+mod usage_metrics;
 
 use std::sync::Arc;
 
@@ -27,6 +30,7 @@ use axum::routing::{any, get};
 use axum::{Router, middleware};
 use esker_node::Node;
 use metrics_exporter_prometheus::PrometheusHandle;
+use s2_common::location::LocationName;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate as _, SizeAbove};
 use tower_http::decompression::RequestDecompressionLayer;
@@ -37,6 +41,7 @@ pub use error::{CODES, ServiceError};
 use crate::answers::Answers;
 use crate::config::LimitsConfig;
 use crate::traces::{self, Traces};
+use crate::usage::Usage;
 use encoded_batches::EncodedBatches;
 
 /// Answers with fewer bytes are not compressed: they would hardly shrink.
@@ -56,6 +61,10 @@ pub struct App {
     pub limits: Arc<Limits>,
     /// Traces of requests.
     pub traces: Traces,
+    /// The one location that this server is.
+    pub location: LocationName,
+    /// What is used of the S2 API.
+    pub usage: Usage,
 }
 
 /// Sizes that handlers keep to.
@@ -150,11 +159,18 @@ pub fn router(app: App) -> Router {
         .route("/streams/{stream}/records/tail", get(records::check_tail))
         .route("/access-tokens", any(ops::not_implemented))
         .route("/access-tokens/{id}", any(ops::not_implemented))
-        .route("/metrics", any(ops::not_implemented))
-        .route("/metrics/{basin}", any(ops::not_implemented))
-        .route("/metrics/{basin}/{stream}", any(ops::not_implemented))
-        .route("/locations", any(ops::not_implemented))
-        .route("/locations/default", any(ops::not_implemented))
+        .route("/metrics", get(usage_metrics::account))
+        .route("/metrics/{basin}", get(usage_metrics::basin))
+        .route("/metrics/{basin}/{stream}", get(usage_metrics::stream))
+        .route("/locations", get(locations::list))
+        .route(
+            "/locations/default",
+            get(locations::default).put(locations::set_default),
+        )
+        .route_layer(middleware::from_fn_with_state(
+            app.usage.clone(),
+            counted_operations::count,
+        ))
         .route_layer(middleware::from_fn_with_state(
             answers.clone(),
             held_answers::hold,

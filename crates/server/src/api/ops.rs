@@ -78,12 +78,8 @@ pub async fn metrics(State(app): State<App>) -> Response {
 
 /// Parts of the API that are not implemented.
 pub async fn not_implemented(path: MatchedPath) -> ServiceError {
-    let what = match path.as_str() {
-        p if p.contains("access-tokens") => "access tokens",
-        p if p.contains("locations") => "locations",
-        _ => "usage metrics",
-    };
-    ServiceError::NotImplemented(what)
+    let _ = path;
+    ServiceError::NotImplemented("access tokens")
 }
 
 /// Paths that do not exist.

@@ -1,11 +1,14 @@
 //! `/v1/streams/{stream}/records`: append, read, check the tail, one request at a time.
 
+use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{FromRequest, Path, Query, Request, State};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::response::{IntoResponse as _, Response};
 use esker_node::{CreateOn, ReadOutput, ReadPermit, ReadSession};
+use http::request::Parts;
 use s2_api::data::{Json, Proto};
 use s2_api::mime::JsonOrProto;
 use s2_api::v1;
@@ -19,15 +22,36 @@ use s2_common::config::OptionalStreamConfig;
 use s2_common::encryption::EncryptionKey;
 use s2_common::http::extract::Header;
 use s2_common::read_extent::ReadLimit;
-use s2_common::record::Metered;
+use s2_common::record::{Metered, MeteredSize as _};
 use s2_common::stream::{ReadBatch, ReadEnd, ReadFrom, ReadStart, StreamName};
 
 use super::{App, ServiceError, bodies, session_inputs, sessions};
 use crate::answers::Exhausted;
+use crate::auth::PeerAddress;
 use crate::client::OfClient;
+use crate::usage::StreamMeter;
 
 /// Longest wait of a read that is not a session.
 const MAX_UNARY_WAIT: Duration = Duration::from_secs(60);
+
+/// The connection that a request comes over; `None` if it comes over none, in tests.
+pub struct Connection(Option<SocketAddr>);
+
+impl<S: Sync> FromRequestParts<S> for Connection {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Connection, Infallible> {
+        let peer = parts.extensions.get::<PeerAddress>();
+        Ok(Connection(peer.map(|peer| peer.0)))
+    }
+}
+
+impl Connection {
+    /// The meter of what it does with a stream.
+    fn meter(&self, app: &App, basin: &BasinName, stream: &StreamName) -> StreamMeter {
+        app.usage.of_stream(basin, stream, self.0)
+    }
+}
 
 #[derive(FromRequest)]
 #[from_request(rejection(ServiceError))]
@@ -63,6 +87,7 @@ pub struct ReadArgs {
     start: v1::stream::ReadStart,
     #[from_request(via(Query))]
     end: v1::stream::ReadEnd,
+    connection: Connection,
     request: ReadRequest,
 }
 
@@ -73,10 +98,12 @@ pub async fn read(
         stream,
         start,
         end,
+        connection,
         request,
     }: ReadArgs,
 ) -> Result<Response, ServiceError> {
     let start: ReadStart = start.try_into()?;
+    let meter = connection.meter(&app, &basin, &stream);
     match request {
         ReadRequest::Unary {
             encryption_key,
@@ -97,6 +124,7 @@ pub async fn read(
                 .await?;
             // The encoded batch counts among the answers.
             let (batch, _permit) = first_batch(session).await?;
+            meter.read(batch.records.metered_size());
             Ok(match response_mime {
                 JsonOrProto::Json => {
                     Json(v1::stream::json::serialize_read_batch(format, &batch)).into_response()
@@ -123,7 +151,7 @@ pub async fn read(
                 .read(start, end)
                 .await?;
             let encoded = app.limits.encoded.clone();
-            Ok(sessions::events(session, format, delivered, encoded))
+            Ok(sessions::events(session, meter, format, delivered, encoded))
         }
         ReadRequest::S2s {
             encryption_key,
@@ -139,7 +167,11 @@ pub async fn read(
                 .with_key(encryption_key)?
                 .read(start, end)
                 .await?;
-            Ok(sessions::frames_of_read(session, response_compression))
+            Ok(sessions::frames_of_read(
+                session,
+                meter,
+                response_compression,
+            ))
         }
     }
 }
@@ -179,6 +211,7 @@ pub struct AppendArgs {
     basin: BasinName,
     #[from_request(via(Path))]
     stream: StreamName,
+    connection: Connection,
     request: AppendBody,
 }
 
@@ -229,9 +262,11 @@ pub async fn append(
     AppendArgs {
         basin,
         stream,
+        connection,
         request,
     }: AppendArgs,
 ) -> Result<Response, ServiceError> {
+    let meter = connection.meter(&app, &basin, &stream);
     match request {
         AppendBody::One(AppendRequest::Unary {
             encryption_key,
@@ -250,7 +285,9 @@ pub async fn append(
                 .await?
                 .with_key(encryption_key)?
                 .of_client(client);
+            let bytes = input.records.metered_size();
             let ack = sessions::wire_ack(handle.append(input).await?.done().await?);
+            meter.appended(handle.storage_class().as_deref(), bytes);
             Ok(match response_mime {
                 JsonOrProto::Json => Json(v1::stream::AppendAck::from(ack)).into_response(),
                 JsonOrProto::Proto => {
@@ -275,6 +312,8 @@ pub async fn append(
                 .await?
                 .with_key(encryption_key)?
                 .of_client(client);
+            let class = handle.storage_class();
+            let meter = move |bytes| meter.appended(class.as_deref(), bytes);
             let session = handle.session(app.limits.append_session_inflight);
             let stopping = app.node.stopping().clone();
             let inputs = session_inputs::inputs(body, app.limits.bodies.clone());
@@ -282,6 +321,7 @@ pub async fn append(
                 session,
                 inputs,
                 stopping,
+                meter,
                 response_compression,
             ))
         }

@@ -17,6 +17,11 @@ const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/streams/{stream}", &["GET", "PUT", "PATCH", "DELETE"]),
     ("/v1/streams/{stream}/records", &["GET", "POST"]),
     ("/v1/streams/{stream}/records/tail", &["GET"]),
+    ("/v1/metrics", &["GET"]),
+    ("/v1/metrics/{basin}", &["GET"]),
+    ("/v1/metrics/{basin}/{stream}", &["GET"]),
+    ("/v1/locations", &["GET"]),
+    ("/v1/locations/default", &["GET", "PUT"]),
 ];
 
 /// Statuses of failures that clients alone do not cause.
@@ -76,7 +81,7 @@ mod tests {
             let known = |it: &str| ROUTES.iter().any(|(route, _)| *route == it);
             known(path) || known(&format!("/v1{path}"))
         };
-        let without = ["/access-tokens", "/locations", "/metrics/{basin}"];
+        let without = ["/access-tokens"];
         for path in &found {
             let implemented = !without.iter().any(|it| path.starts_with(it));
             assert_eq!(listed(path), implemented, "{path}");

@@ -28,6 +28,7 @@ use super::encoded_batches::EncodedBatches;
 use super::series::session_ended;
 use super::session_inputs::{Input, Inputs};
 use crate::answers::{AtStall, EndFrame, Exhausted};
+use crate::usage::StreamMeter;
 
 const NO_TRANSFORM: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
 /// Tells reverse proxies not to buffer.
@@ -56,6 +57,7 @@ pub fn resume(
 /// A read as server-sent events.
 pub fn events(
     mut session: ReadSession,
+    mut meter: StreamMeter,
     format: Format,
     mut delivered: CountOrBytes,
     encoded: EncodedBatches,
@@ -65,7 +67,10 @@ pub fn events(
     let events = async_stream::stream! {
         loop {
             match session.next().await {
-                Ok(Some(ReadOutput::Heartbeat(tail))) => yield sse::ping_event(tail),
+                Ok(Some(ReadOutput::Heartbeat(tail))) => {
+                    meter.streamed(0);
+                    yield sse::ping_event(tail);
+                }
                 // Shows the client that the connection is alive; it is not at the tail.
                 Ok(Some(ReadOutput::Waiting)) => {
                     yield Ok(Event::default().comment("waiting for memory"));
@@ -76,7 +81,9 @@ pub fn events(
                     };
                     let seq_num = last.position().seq_num;
                     delivered.count = delivered.count.saturating_add(batch.records.len());
-                    delivered.bytes = delivered.bytes.saturating_add(batch.records.metered_size());
+                    let bytes = batch.records.metered_size();
+                    delivered.bytes = delivered.bytes.saturating_add(bytes);
+                    meter.streamed(bytes);
                     let id = LastEventId {
                         seq_num,
                         count: delivered.count,
@@ -141,6 +148,7 @@ fn stalled_events() -> AtStall {
 /// A read as frames.
 pub fn frames_of_read(
     mut session: ReadSession,
+    mut meter: StreamMeter,
     compression: s2s::CompressionAlgorithm,
 ) -> Response {
     let slot = PermitSlot::default();
@@ -148,15 +156,19 @@ pub fn frames_of_read(
     let batches = async_stream::stream! {
         loop {
             match session.next().await {
-                Ok(Some(ReadOutput::Heartbeat(tail))) => yield Ok(proto::ReadBatch {
-                    records: Vec::new(),
-                    tail: Some(tail.into()),
-                }),
+                Ok(Some(ReadOutput::Heartbeat(tail))) => {
+                    meter.streamed(0);
+                    yield Ok(proto::ReadBatch {
+                        records: Vec::new(),
+                        tail: Some(tail.into()),
+                    });
+                }
                 // Shows the client that the connection is alive. A batch without a tail is not at the
                 // tail.
                 Ok(Some(ReadOutput::Waiting)) => yield Ok(proto::ReadBatch::default()),
                 Ok(Some(ReadOutput::Batch(batch, permit))) => {
                     permits.put(permit);
+                    meter.streamed(batch.records.metered_size());
                     yield Ok(proto::ReadBatch::from(batch));
                 }
                 Ok(None) => return,
@@ -185,11 +197,13 @@ pub fn frames_of_read(
 const MAX_ACKS: usize = 64;
 
 /// Appends as they arrive, acknowledgements in order. The session ends at the first error, which the
-/// client receives after the acknowledgements of everything before it.
+/// client receives after the acknowledgements of everything before it. `meter` is called with the metered
+/// bytes of each append that is acknowledged.
 pub fn frames_of_append(
     session: AppendSession,
     inputs: Inputs,
     stopping: CancellationToken,
+    meter: impl Fn(usize) + Send + 'static,
     compression: s2s::CompressionAlgorithm,
 ) -> Response {
     let (acks, waiting) = mpsc::channel(MAX_ACKS);
@@ -197,7 +211,7 @@ pub fn frames_of_append(
     let at_stall = AtStall::Cancel(stalled.clone());
     // A task of its own: an append that waits for admission has a place among all appends, and must not
     // depend on whether its client reads acknowledgements.
-    let driver = drive(session, inputs, stopping, stalled, acks);
+    let driver = drive(session, inputs, stopping, stalled, meter, acks);
     let driver = AbortOnDropHandle::new(tokio::spawn(driver));
     let acks = stream::unfold((waiting, driver), |(mut waiting, driver)| async move {
         let ack = waiting.recv().await?;
@@ -209,7 +223,9 @@ pub fn frames_of_append(
 }
 
 type SessionAck = Result<proto::AppendAck, ServiceError>;
-type Submission<'a> = Pin<Box<dyn Future<Output = Result<PendingAppend, Error>> + Send + 'a>>;
+/// An append that is submitted, and its metered bytes.
+type Submission<'a> =
+    Pin<Box<dyn Future<Output = Result<(PendingAppend, usize), Error>> + Send + 'a>>;
 
 /// Takes appends until the session ends, and forwards their acknowledgements.
 async fn drive(
@@ -217,6 +233,7 @@ async fn drive(
     inputs: Inputs,
     stopping: CancellationToken,
     stalled: CancellationToken,
+    meter: impl Fn(usize),
     acks: mpsc::Sender<SessionAck>,
 ) {
     // `None` once no more is accepted, so that what it holds is released.
@@ -241,7 +258,10 @@ async fn drive(
             }
             Some(answer) = pending.next(), if ready.is_none() && !pending.is_empty() => {
                 let answer: Result<_, Error> = answer;
-                let ack = answer.map(|ack| proto::AppendAck::from(wire_ack(ack)));
+                let ack = answer.map(|(ack, bytes)| {
+                    meter(bytes);
+                    proto::AppendAck::from(wire_ack(ack))
+                });
                 ready = Some(ack.map_err(ServiceError::from));
             }
             submitted = async { submitting.as_mut().expect("checked").await },
@@ -249,7 +269,9 @@ async fn drive(
             {
                 submitting = None;
                 match submitted {
-                    Ok(append) => pending.push_back(append.done()),
+                    Ok((append, bytes)) => pending.push_back(async move {
+                        append.done().await.map(|ack| (ack, bytes))
+                    }),
                     Err(error) => {
                         last_error = Some(error.into());
                         inputs = None;
@@ -287,9 +309,10 @@ async fn drive(
 }
 
 /// Submits an append. The memory of its frame is released once it has been admitted.
-async fn submit(session: &AppendSession, input: Input) -> Result<PendingAppend, Error> {
+async fn submit(session: &AppendSession, input: Input) -> Result<(PendingAppend, usize), Error> {
     let Input { append, _claim } = input;
-    session.append(append).await
+    let bytes = append.records.metered_size();
+    Ok((session.append(append).await?, bytes))
 }
 
 fn frames<P>(

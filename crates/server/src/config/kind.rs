@@ -9,6 +9,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
+use s2_common::caps::MAX_LOCATION_NAME_LEN;
+use s2_common::location::LocationName;
 use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 
@@ -80,6 +82,8 @@ pub(super) enum Kind {
     HostNames,
     /// Web origins.
     Origins,
+    /// Name of a location.
+    Location,
     /// A value that is never shown.
     Secret,
     /// On or off.
@@ -110,6 +114,7 @@ impl Kind {
             Some("text") => return Some(Self::Text),
             Some("host-names") => return Some(Self::HostNames),
             Some("origins") => return Some(Self::Origins),
+            Some("location") => return Some(Self::Location),
             Some(SECRET_FORMAT) => return Some(Self::Secret),
             Some(BYTE_COUNT_FORMAT) => {
                 let minimum = text("x-minimum")?.parse().ok()?;
@@ -140,7 +145,7 @@ impl Kind {
         match self {
             Self::Path => "path",
             Self::Address => "address",
-            Self::ClusterName => "name",
+            Self::ClusterName | Self::Location => "name",
             Self::LogFilter => "filter",
             Self::Destination => "destination",
             Self::Endpoint => "URL",
@@ -174,6 +179,10 @@ impl Kind {
             Self::Origins => {
                 "origins as browsers send them, such as `https://esker.example.com:8443`".into()
             }
+            Self::Location => format!(
+                "1 to {MAX_LOCATION_NAME_LEN} of the characters `a`-`z`, `A`-`Z`, `0`-`9`, `:`, \
+                 `-`, `.`"
+            ),
             Self::Text | Self::Secret => "one line of text".into(),
             Self::Switch => "`true` or `false`".into(),
             Self::Choice(words) => {
@@ -278,6 +287,7 @@ impl Kind {
             Self::Text => short_text(self.text(raw)?.trim()).map(Value::from),
             Self::HostNames => each(self.text(raw)?, host_name).map(Value::from),
             Self::Origins => each(self.text(raw)?, origin).map(Value::from),
+            Self::Location => location(self.text(raw)?.trim()).map(Value::from),
             Self::Secret => {
                 Secret::new(self.text(raw)?).map(|secret| secret.expose().to_string().into())
             }
@@ -390,6 +400,14 @@ fn cluster_name(text: &str) -> Result<&str, String> {
     match text.chars().find(foreign) {
         Some(character) => Err(format!("it contains {character:?}")),
         None => Ok(text),
+    }
+}
+
+fn location(text: &str) -> Result<&str, String> {
+    let name: Result<LocationName, _> = not_empty(text)?.parse();
+    match name {
+        Ok(_) => Ok(text),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Attributes that the schema does not know by itself: `format` names the kind of a string
 //! (`path`, `socket-address`, `cluster-name`, `log-filter`, `destination`, `endpoint`, `text`, `host-names`,
-//! `origins`),
+//! `origins`, `location`),
 //! `x-minimum` and `x-maximum` are the bounds of sizes and durations, both inclusive, and `x-alias`
 //! is a second name of a key or section. Every number has an upper bound, so that a slip of the
 //! keyboard does not reserve more than a machine has.
@@ -16,6 +16,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use s2_common::location::LocationName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -68,6 +69,11 @@ pub struct Config {
     /// should have different names.
     #[schemars(extend("format" = "cluster-name"))]
     pub cluster_name: String,
+
+    /// Name of the one location of the S2 API that this server is: the default location, and that of all
+    /// basins. A basin cannot be created in any other.
+    #[schemars(with = "String", extend("format" = "location"))]
+    pub location: LocationName,
 
     /// Number of stream partitions. Fixed when the data directory is created: a directory that was
     /// made with another number is refused. Partition 0, the catalog, comes on top.
@@ -280,6 +286,7 @@ impl Default for Config {
             allowed_hosts: None,
             allowed_origins: None,
             cluster_name: "esker".into(),
+            location: "esker:local".parse().expect("it follows the rules"),
             partitions: 8,
             shutdown_grace: HumanDuration::from_secs(10),
             log: LogConfig::default(),

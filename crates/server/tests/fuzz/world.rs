@@ -14,6 +14,7 @@ use esker_node::{Node, NodeOptions, StoreOptions};
 use esker_server::api::{self, App, Limits};
 use esker_server::config::Config;
 use esker_server::telemetry;
+use esker_server::usage::Usage;
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt as _;
 use tempfile::TempDir;
@@ -76,6 +77,8 @@ impl World {
             metrics: telemetry::metrics(),
             limits: Arc::new(limits()),
             traces: Default::default(),
+            location: "fuzz:local".parse().unwrap(),
+            usage: Usage::default(),
         });
         World {
             node,

@@ -28,7 +28,7 @@ pub(super) fn issue(id: &str, of: u8, expires_at_ms: Option<u64>, at_ms: u64, fo
         id: id.to_owned(),
         hash: hash(of).0.to_vec(),
         expires_at_ms,
-        auto_prefix_streams: of % 2 == 0,
+        auto_prefix_streams: of.is_multiple_of(2),
         scope: scope(),
         at_ms,
         forks,
@@ -107,7 +107,7 @@ fn a_token_is_found_by_its_hash_with_all_that_was_stored() {
         if reopened {
             catalog.reopen();
         }
-        assert_eq!(catalog.tokens(), [expected.clone()]);
+        assert_eq!(catalog.tokens(), std::slice::from_ref(&expected));
         assert!(catalog.reader().token(&hash(2)).is_none());
     }
     assert!(!expected.is_expired(8_999));

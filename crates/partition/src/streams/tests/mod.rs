@@ -23,5 +23,6 @@ mod provisioning;
 mod reclaiming;
 mod recovery;
 mod sessions;
+mod sizes;
 mod starting;
 mod trimming;

@@ -50,6 +50,13 @@ const BAD_TEXTS: &[(&str, &str, &str)] = &[
     ("allowed-hosts", "http://a", "not a name or address"),
     ("allowed-origins", "esker.example", "does not begin with"),
     ("allowed-origins", "https://a/path", "nothing else"),
+    ("location", "", "it is empty"),
+    ("location", "north/1", "must comprise ASCII letters"),
+    (
+        "location",
+        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "must be at most 64",
+    ),
     ("partitions", "0", "it is less than 1"),
     ("partitions", "1025", "it is more than 1024"),
     ("partitions", "-1", "it is negative"),

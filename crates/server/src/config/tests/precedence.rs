@@ -153,6 +153,7 @@ fn another_value(key: &Key) -> (String, Value) {
         Kind::Text => ("another one", json!("another one")),
         Kind::HostNames => ("esker.internal, [::2]", json!("esker.internal, [::2]")),
         Kind::Origins => ("https://ui.example:8443", json!("https://ui.example:8443")),
+        Kind::Location => ("eu:north-1", json!("eu:north-1")),
         Kind::Secret => ("hush", json!("(hidden)")),
         Kind::Switch => ("true", json!(true)),
         Kind::Choice(words) => {

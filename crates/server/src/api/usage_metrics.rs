@@ -1,0 +1,121 @@
+//! `/v1/metrics`: usage of the account, of a basin and of a stream.
+
+use axum::extract::{FromRequest, Path, Query, State};
+use esker_node::Error;
+use s2_api::data::Json;
+use s2_api::v1::metrics::{
+    AccountMetricSetRequest, BasinMetricSetRequest, MetricSetResponse, StreamMetricSetRequest,
+};
+use s2_common::basin::BasinName;
+use s2_common::metrics::{
+    AccountMetricsRequest, BasinMetricsRequest, MetricsResponse, StreamMetricSet,
+    StreamMetricsRequest,
+};
+use s2_common::stream::StreamName;
+
+use super::{App, ServiceError};
+use crate::usage::{self, Bounds};
+
+#[derive(FromRequest)]
+#[from_request(rejection(ServiceError))]
+pub struct AccountArgs {
+    #[from_request(via(Query))]
+    request: AccountMetricSetRequest,
+}
+
+pub async fn account(
+    State(app): State<App>,
+    AccountArgs { request }: AccountArgs,
+) -> Result<Json<MetricSetResponse>, ServiceError> {
+    let AccountMetricsRequest {
+        set,
+        start,
+        end,
+        interval,
+    } = request.into();
+    let bounds = Bounds {
+        start,
+        end,
+        interval,
+    };
+    let values = blocking(move || usage::account(&app.usage, &app.node, set, bounds)).await??;
+    Ok(Json(MetricsResponse { values }.into()))
+}
+
+#[derive(FromRequest)]
+#[from_request(rejection(ServiceError))]
+pub struct BasinArgs {
+    #[from_request(via(Path))]
+    basin: BasinName,
+    #[from_request(via(Query))]
+    request: BasinMetricSetRequest,
+}
+
+pub async fn basin(
+    State(app): State<App>,
+    BasinArgs { basin, request }: BasinArgs,
+) -> Result<Json<MetricSetResponse>, ServiceError> {
+    let BasinMetricsRequest {
+        set,
+        start,
+        end,
+        interval,
+    } = request.into();
+    let bounds = Bounds {
+        start,
+        end,
+        interval,
+    };
+    app.node.basin_config(&basin)?;
+    let values =
+        blocking(move || usage::basin(&app.usage, &app.node, &basin, set, bounds)).await??;
+    Ok(Json(MetricsResponse { values }.into()))
+}
+
+#[derive(FromRequest)]
+#[from_request(rejection(ServiceError))]
+pub struct StreamArgs {
+    #[from_request(via(Path))]
+    path: (BasinName, StreamName),
+    #[from_request(via(Query))]
+    request: StreamMetricSetRequest,
+}
+
+pub async fn stream(
+    State(app): State<App>,
+    StreamArgs {
+        path: (basin, stream),
+        request,
+    }: StreamArgs,
+) -> Result<Json<MetricSetResponse>, ServiceError> {
+    let StreamMetricsRequest {
+        set: StreamMetricSet::Storage,
+        start,
+        end,
+        interval,
+    } = request.into();
+    let bounds = Bounds {
+        start,
+        end,
+        interval,
+    };
+    let values = blocking(move || {
+        app.node.stream_config(&basin, &stream)?;
+        let metrics = usage::storage_of_stream(&app.usage, &app.node, &basin, &stream, bounds)?;
+        Ok::<_, ServiceError>(metrics?)
+    });
+    Ok(Json(
+        MetricsResponse {
+            values: values.await??,
+        }
+        .into(),
+    ))
+}
+
+/// Runs what reads the database on a thread where that is fine.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Error::Storage(error.to_string()))
+}
