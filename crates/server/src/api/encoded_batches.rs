@@ -26,10 +26,13 @@ struct Key {
     is_raw: bool,
 }
 
+/// Encoded batches, the one that was encoded last at the back.
+type Kept = VecDeque<(Key, Arc<str>)>;
+
 /// See the [module's head](self). Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct EncodedBatches {
-    kept: Arc<Mutex<VecDeque<(Key, Arc<str>)>>>,
+    kept: Arc<Mutex<Kept>>,
 }
 
 impl std::fmt::Debug for EncodedBatches {
