@@ -296,16 +296,28 @@ fn end_threads(runtime: tokio::runtime::Runtime) {
 fn announce(server: &Server, config: &Config, args: &Args) {
     let mut out = std::io::stdout().lock();
     let mut text = format!(
-        "esker {} serves http://{} from {}\n",
+        "esker {} serves {} from {}\n",
         env!("CARGO_PKG_VERSION"),
-        server.address(),
+        server.url(),
         config.data_dir.display()
     );
     if let Some(address) = server.state_address() {
         text += &format!("the state service listens on {address} as well\n");
     }
+    if config.tls.self_signed
+        && let Some((certificate, path)) = server.certificate()
+    {
+        text += &format!(
+            "it has made a certificate for {}, valid until {}\n\
+             clients trust it with --ca-file {} (fingerprint, SHA-256: {})\n",
+            certificate.names.join(", "),
+            certificate.end(),
+            path.display(),
+            certificate.fingerprint,
+        );
+    }
     if args.hints || out.is_terminal() {
-        let address = format!("http://{}", server.address());
+        let address = server.url();
         let server = if address == DEFAULT_SERVER {
             String::new()
         } else {

@@ -9,6 +9,7 @@
 //! | [`append_sessions`], [`read_sessions`] | sessions of both kinds, raw and by the official client |
 //! | [`slow_clients`], [`slow_bodies`] | clients that stop reading or sending |
 //! | [`compression`], [`errors`] | codings of bodies; what is refused, and how |
+//! | [`tls`] | TLS, certificates that change or end, failed handshakes |
 //! | [`bad_input`] | every limit and every rule |
 //! | [`retention`] | records past their age, empty streams |
 //! | [`disk`], [`full_disk`], [`hanging_disk`], [`disk_space`] | a full or hanging disk; space that is freed |
@@ -57,6 +58,7 @@ mod slow_clients;
 mod small_disk;
 mod stream_settings;
 mod streams;
+mod tls;
 mod traces;
 mod usage_metrics;
 

@@ -52,6 +52,7 @@ pub mod maintenance;
 pub mod node;
 mod options;
 pub mod position;
+mod problem;
 mod propose;
 pub mod read;
 mod read_budget;
@@ -77,14 +78,14 @@ pub use error::{Error, START_CODES, StartError};
 pub use node::{Node, check_destination};
 pub use options::NodeOptions;
 pub use position::Position;
+pub use problem::{ADVICE, HostProblems, Problem};
 pub use read::{ReadOutput, ReadSession};
 pub use read_budget::{ReadBudget, ReadPermit};
 pub use readiness::{NOT_READY, NotReady};
 pub use recovery::{PartitionRecovery, RecoveryReport, Source};
 pub use snapshots::{
-    ADVICE, Bootstrap, CreatedSnapshot, DescribedSnapshot, DestinationOptions, Measured,
-    NodeStatus, OnLogFull, PartitionStatus, Prediction, Problem, Proof, SnapshotKind,
-    SnapshotOptions, SnapshotStatus,
+    Bootstrap, CreatedSnapshot, DescribedSnapshot, DestinationOptions, Measured, NodeStatus,
+    OnLogFull, PartitionStatus, Prediction, Proof, SnapshotKind, SnapshotOptions, SnapshotStatus,
 };
 pub use stages::{Stage, Stages};
 pub use state::{StateError, StateOptions, StateStore, ValueCheck};

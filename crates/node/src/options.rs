@@ -8,6 +8,7 @@ use esker_partition::streams::StreamOptions;
 use esker_partition::{RecentBudget, StoreOptions};
 
 use crate::data_dir::DataDir;
+use crate::problem::HostProblems;
 use crate::snapshots::{Bootstrap, SnapshotOptions};
 use crate::state::{StateOptions, ValueCheck};
 
@@ -51,6 +52,8 @@ pub struct NodeOptions {
     pub state: StateOptions,
     /// Checks that clients can read a value of the state store.
     pub check_value: ValueCheck,
+    /// Problems of the program around the node, which its status lists too.
+    pub host_problems: HostProblems,
     /// What an empty data directory means, if the operator has set it.
     pub bootstrap: Option<Bootstrap>,
     /// Partitions that begin empty if a restore finds no copy of them. Without effect unless `bootstrap` is
@@ -93,6 +96,7 @@ impl NodeOptions {
             snapshots: SnapshotOptions::default(),
             state: StateOptions::default(),
             check_value: ValueCheck::default(),
+            host_problems: HostProblems::default(),
             bootstrap: None,
             empty_partitions: BTreeSet::new(),
             restarted: false,

@@ -43,6 +43,11 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
         "Correct `traces.header`, as `name: value`, or leave `traces.endpoint` unset.",
     ),
     (
+        "tls_files",
+        "A file of TLS cannot be used: it cannot be read, holds something else, or key and certificate do not fit each other.",
+        "Correct the file that the message names.",
+    ),
+    (
         "unreachable",
         "No server answers at the address.",
         "Start one with `esker server`, or name another with `--server`.",

@@ -9,6 +9,7 @@
 //! | `auth` | who sends a request, and what they may do |
 //! | `client` | whose turn a request is where many wait |
 //! | [`state`] | the state service, over gRPC |
+//! | `tls` | certificates of the listeners, handshakes |
 //! | [`telemetry`] | logs and metrics |
 //! | [`traces`] | traces of requests, for a collector |
 //! | [`usage`] | what is used of the S2 API, for its metrics |
@@ -23,10 +24,12 @@ pub mod api;
 mod auth;
 mod client;
 pub mod config;
+mod cors;
 pub mod errors;
 mod log_writer;
 mod metric_reference;
 mod open_files;
+mod origins;
 mod place;
 mod protocol_detect;
 mod refusal;
@@ -36,8 +39,10 @@ pub mod server;
 pub mod state;
 pub mod telemetry;
 mod timestamp;
+mod tls;
 pub mod traces;
 pub mod usage;
 mod windows;
 
 pub use server::{ServeError, Server};
+pub use tls::{CertificateInfo, TlsError};

@@ -233,7 +233,31 @@ const SECTIONS: &[Section] = &[
                 "esker_http_refused_total",
                 "requests",
                 &["reason"],
-                "Requests that were refused for their host, their headers, their origin or their content type, before they were read.",
+                "Requests that were refused for their host, their headers, their origin or their content type, before they were read; `tls`: connections that speak TLS to a port without it.",
+            ),
+            counter(
+                "esker_tls_handshakes_total",
+                "handshakes",
+                &[],
+                "TLS handshakes that have succeeded.",
+            ),
+            counter(
+                "esker_tls_handshakes_failed_total",
+                "handshakes",
+                &["reason"],
+                "TLS handshakes that have failed: `cleartext` (HTTP without TLS), `timeout`, `closed`, `refused_by_client` (it does not trust the certificate, most often), `no_client_certificate`, `bad_client_certificate`, `incompatible` (no version, cipher suite or protocol in common), `protocol`.",
+            ),
+            counter(
+                "esker_tls_reloads_total",
+                "reloads",
+                &["result"],
+                "Changes of the files of TLS: `ok`, new connections use them; `failed`, they do not fit each other or cannot be read.",
+            ),
+            gauge(
+                "esker_tls_certificate_expiry_timestamp_seconds",
+                "seconds since the epoch",
+                &[],
+                "Until when the served certificate and its chain are valid.",
             ),
             gauge(
                 "esker_http_connections",

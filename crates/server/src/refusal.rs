@@ -11,6 +11,9 @@ pub enum Refusal {
     /// A header that decides what the request means, twice with different values.
     #[error("the header `{0}` comes more than once, with different values: send it once")]
     Twice(HeaderName),
+    /// A request target that names another host than the `Host` header.
+    #[error("the request names two hosts: `Host` has to be the same as that of the request target")]
+    TwoHosts,
     /// A `Host` that is no name of the server.
     #[error(
         "`Host: {0}` is no name of this server: on a loopback address it takes loopback names (localhost, \
@@ -35,7 +38,7 @@ impl Refusal {
     /// Its label in the series of `esker_http_refused_total`.
     pub(crate) fn label(&self) -> &'static str {
         match self {
-            Refusal::NoHost | Refusal::Host(_) => "host",
+            Refusal::NoHost | Refusal::TwoHosts | Refusal::Host(_) => "host",
             Refusal::Twice(_) => "header",
             Refusal::Origin(_) => "origin",
             Refusal::NotGrpc | Refusal::ContentType(_) => "content_type",
@@ -45,7 +48,7 @@ impl Refusal {
     /// The status that it is answered with.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Refusal::NoHost | Refusal::Twice(_) => StatusCode::BAD_REQUEST,
+            Refusal::NoHost | Refusal::TwoHosts | Refusal::Twice(_) => StatusCode::BAD_REQUEST,
             Refusal::Host(_) | Refusal::Origin(_) => StatusCode::FORBIDDEN,
             Refusal::NotGrpc | Refusal::ContentType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         }
@@ -53,4 +56,4 @@ impl Refusal {
 }
 
 /// All labels of refusals, so that their counters exist from the start.
-pub(crate) const LABELS: [&str; 4] = ["host", "header", "origin", "content_type"];
+pub(crate) const LABELS: [&str; 5] = ["host", "header", "origin", "content_type", "tls"];

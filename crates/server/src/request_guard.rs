@@ -27,16 +27,19 @@ use tonic::Status;
 
 use crate::api::ServiceError;
 use crate::config::Config;
+use crate::origins::Origins;
 use crate::refusal::{LABELS, Refusal};
 
 /// Paths of the gRPC services begin with these.
 const GRPC_PATHS: [&str; 2] = ["/statehouse.v1.", "/esker.state.v1."];
 
 /// Headers whose value decides what a request means.
-const SINGLE: [HeaderName; 8] = [
+const SINGLE: [HeaderName; 10] = [
     header::HOST,
     header::ORIGIN,
+    header::AUTHORIZATION,
     header::CONTENT_TYPE,
+    header::CONTENT_ENCODING,
     HeaderName::from_static("s2-basin"),
     HeaderName::from_static("s2-request-token"),
     HeaderName::from_static("s2-format"),
@@ -51,8 +54,8 @@ pub(crate) struct RequestGuard {
     loopback: bool,
     /// More names for it, in lower case.
     hosts: Vec<String>,
-    /// Origins that may send requests, in lower case.
-    origins: Vec<String>,
+    /// Origins that may send requests.
+    origins: Origins,
 }
 
 impl RequestGuard {
@@ -69,7 +72,7 @@ impl RequestGuard {
         RequestGuard {
             loopback: address.ip().to_canonical().is_loopback(),
             hosts: list(&config.allowed_hosts),
-            origins: list(&config.allowed_origins),
+            origins: Origins::of(config),
         }
     }
 
@@ -84,8 +87,8 @@ impl RequestGuard {
         }
         self.check_host(request)?;
         if let Some(origin) = headers.get(header::ORIGIN) {
-            let origin = String::from_utf8_lossy(origin.as_bytes()).to_lowercase();
-            if !self.origins.contains(&origin) {
+            if !self.origins.allow(origin) {
+                let origin = String::from_utf8_lossy(origin.as_bytes()).into_owned();
                 return Err(Refusal::Origin(origin));
             }
         }
@@ -97,18 +100,23 @@ impl RequestGuard {
         if header.is_none() && request.version() == Version::HTTP_11 {
             return Err(Refusal::NoHost);
         }
-        if !self.loopback {
-            return Ok(());
-        }
         // HTTP/2 has the host in the URI.
         let authority = request.uri().authority().map(Authority::as_str);
         let header = header.map(|value| String::from_utf8_lossy(value.as_bytes()));
-        for name in authority.into_iter().chain(header.as_deref()) {
-            if !self.is_own_name(name) {
-                return Err(Refusal::Host(name.to_owned()));
+        if self.loopback {
+            for name in authority.into_iter().chain(header.as_deref()) {
+                if !self.is_own_name(name) {
+                    return Err(Refusal::Host(name.to_owned()));
+                }
             }
         }
-        Ok(())
+        match (authority, header) {
+            // A proxy in front may have decided by the other one.
+            (Some(authority), Some(header)) if !authority.eq_ignore_ascii_case(&header) => {
+                Err(Refusal::TwoHosts)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn is_own_name(&self, name: &str) -> bool {

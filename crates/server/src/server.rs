@@ -1,5 +1,5 @@
-//! The listener: HTTP/1.1 and HTTP/2 with prior knowledge on one port; and a second one for the state
-//! service, if `state.listen` is set.
+//! The server: HTTP/1.1 and HTTP/2 on one port, with TLS if that is configured; and a second one for the
+//! state service, if `state.listen` is set.
 //!
 //! The ports are bound first, so that a port in use is an error before anything else happens; then the
 //! node recovers; then connections are accepted.
@@ -8,18 +8,18 @@
 //! metrics and the admin API; more wait in the kernel's queue), bytes of a request's body and of all
 //! bodies, bytes of appends in flight, the time to send the first bytes, a request's head and its body,
 //! the time without a request, and the time in which nothing of an answer is taken. HTTP/2 lets a client
-//! have at most [`H2_STREAMS`](listener) requests open, and what clients send ahead is bounded by [`windows`](crate::windows).
+//! have at most 1,024 requests open, and what clients send ahead is bounded by [`windows`](crate::windows).
 //!
 //! A stop refuses new requests, ends sessions, waits for what is in flight, and then stops the node.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use esker_node::Bootstrap;
-use esker_node::{Node, NodeOptions, StartError};
+use esker_node::{HostProblems, Node, NodeOptions, StartError};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -29,16 +29,19 @@ use crate::api::{self, App, Limits};
 use crate::config::Config;
 use crate::open_files::OpenFiles;
 use crate::place::CONNECTIONS;
+use crate::tls::{self, CertificateInfo, Tls, TlsError, handshake};
 use crate::traces::{self, Traces};
 use crate::usage::Usage;
 use crate::windows::Windows;
 use crate::{state, telemetry, usage};
-use listener::{Accepted, RESERVED_CONNECTIONS, accept, bind, guarded};
+use connection::Connections;
+use listener::{RESERVED_CONNECTIONS, Shared, accept, bind, guarded};
 use node_options::node_options;
 
 mod connection;
 mod listener;
 mod node_options;
+mod stream;
 
 /// Time for what is in flight when the server restarts itself.
 pub const RESTART_GRACE: Duration = Duration::from_secs(2);
@@ -63,6 +66,9 @@ pub enum ServeError {
     /// Traces cannot be sent as the configuration says.
     #[error("{0}")]
     Traces(String),
+    /// The files of TLS cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The node could not start.
     #[error(transparent)]
     Node(#[from] StartError),
@@ -74,6 +80,7 @@ impl ServeError {
         match self {
             ServeError::Listen { .. } => "listen",
             ServeError::Traces(_) => "traces",
+            ServeError::Tls(_) => "tls_files",
             ServeError::Node(e) => e.code(),
         }
     }
@@ -93,6 +100,8 @@ pub fn check(config: &Config) -> Result<(), ServeError> {
 pub struct Server {
     address: SocketAddr,
     state_address: Option<SocketAddr>,
+    has_tls: bool,
+    tls: Option<Tls>,
     node: Node,
     usage: Usage,
     data_dir: PathBuf,
@@ -134,11 +143,22 @@ impl Server {
                 .await?,
             ),
         };
+        let bound = state_listener.iter().map(|(_, address)| *address);
+        let addresses: Vec<SocketAddr> = std::iter::once(address).chain(bound).collect();
         let config = &OpenFiles::raise(config).within(config);
         let metrics = telemetry::metrics();
+        let names = tls::names_of(&addresses);
+        // Before the recovery, which may take long. A self-signed certificate is made in the data directory,
+        // once that is ours.
+        let own_files = match config.tls.self_signed {
+            true => None,
+            false => Tls::load(&config.tls, &config.data_dir, &names)?,
+        };
+        let problems = HostProblems::default();
         let options = NodeOptions {
             empty_partitions,
             restarted,
+            host_problems: problems.clone(),
             ..node_options(config, bootstrap)
         };
         let traces = Traces::start(&config.traces).map_err(ServeError::Traces)?;
@@ -146,6 +166,10 @@ impl Server {
         let data_dir = config.data_dir.clone();
         let opened = tokio::task::spawn_blocking(move || Usage::open(&data_dir)).await;
         let usage = opened.unwrap_or_default();
+        let tls = match own_files {
+            None => Tls::load(&config.tls, &config.data_dir, &names)?,
+            own_files => own_files,
+        };
         let app = App {
             node: node.clone(),
             metrics,
@@ -156,16 +180,20 @@ impl Server {
         };
         let stop = CancellationToken::new();
         let grace = config.shutdown_grace.as_duration();
-        let accepted = Accepted {
+        let shared = Shared {
             room: Arc::new(Semaphore::new(config.limits.connections as usize)),
-            header_timeout: config.limits.header_timeout.as_duration(),
-            idle_timeout: config.limits.idle_timeout.as_duration(),
-            stall_timeout: config.limits.stall_timeout.as_duration(),
             reserve: Arc::new(Semaphore::new(RESERVED_CONNECTIONS)),
-            reads: node.reads().clone(),
-            windows: Windows::new(config.limits.http2_windows.as_usize()),
             stop: stop.clone(),
             grace,
+        };
+        let budgets = (
+            node.reads().clone(),
+            Windows::new(config.limits.http2_windows.as_usize()),
+        );
+        let connections = |router, address: SocketAddr| {
+            let is_cleartext = config.tls.cleartext_loopback && is_loopback(address);
+            let tls = tls.clone().filter(|_| !is_cleartext);
+            Connections::new(router, tls, &config.limits, budgets.clone(), stop.clone())
         };
         activity::describe();
         metrics::gauge!(CONNECTIONS).increment(0.0);
@@ -180,20 +208,26 @@ impl Server {
             config.data_dir.clone(),
             stop.clone(),
         ));
-        let mut accepting = vec![tokio::spawn(accept(
-            listener,
-            guarded(api::router(app.clone()), config, address),
-            accepted.clone(),
-        ))];
+        handshake::register();
+        if let Some(tls) = tls.clone() {
+            tokio::spawn(tls.follow(names, problems, stop.clone()));
+        }
+        let router = guarded(api::router(app.clone()), config, address);
+        let main = connections(router, address);
+        let has_tls = main.has_tls();
+        let mut accepting = vec![tokio::spawn(accept(listener, shared.clone(), main))];
         let mut state_address = None;
         if let Some((listener, address)) = state_listener {
             let router = guarded(api::state_router(app), config, address);
-            accepting.push(tokio::spawn(accept(listener, router, accepted)));
+            let served = connections(router, address);
+            accepting.push(tokio::spawn(accept(listener, shared, served)));
             state_address = Some(address);
         }
         Ok(Server {
             address,
             state_address,
+            has_tls,
+            tls,
             node,
             usage,
             data_dir: config.data_dir.clone(),
@@ -212,6 +246,18 @@ impl Server {
     /// Where the state service listens, if it has an address of its own.
     pub fn state_address(&self) -> Option<SocketAddr> {
         self.state_address
+    }
+
+    /// Where clients of this machine reach it: `https://` and the address, or `http://`.
+    pub fn url(&self) -> String {
+        let scheme = if self.has_tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// The certificate of its listeners, and the file that holds it; `None` without TLS.
+    pub fn certificate(&self) -> Option<(CertificateInfo, &Path)> {
+        let tls = self.tls.as_ref()?;
+        Some((tls.info(), tls.certificate_path()))
     }
 
     /// The node behind it.
@@ -281,6 +327,10 @@ impl Server {
             let _ = accepting.await;
         }
     }
+}
+
+fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
 }
 
 async fn look_after_metrics(metrics: PrometheusHandle, stop: CancellationToken) {

@@ -108,12 +108,12 @@ impl Process {
         lines.iter().find(|line| line.contains(text)).cloned()
     }
 
-    /// The URL at which it serves, `http://HOST:PORT`, if it does by now.
+    /// The URL at which it serves, `http://HOST:PORT` or `https://HOST:PORT`, if it does by now.
     pub fn url(&self) -> Option<String> {
-        let line = self.line_with(" serves http://")?;
+        let line = self.line_with(" serves http")?;
         let url = line
             .split_whitespace()
-            .find(|word| word.starts_with("http://"));
+            .find(|word| word.starts_with("http://") || word.starts_with("https://"));
         url.map(str::to_owned)
     }
 

@@ -47,5 +47,5 @@ pub use schedule::Reason;
 pub(crate) use state::Snapshots;
 pub use state::{CreatedSnapshot, Proof};
 pub(crate) use status::publish;
-pub use status::{ADVICE, NodeStatus, PartitionStatus, Problem, SnapshotStatus};
+pub use status::{NodeStatus, PartitionStatus, SnapshotStatus};
 pub(crate) use uploader::Uploader;

@@ -6,9 +6,10 @@ use esker_repository::env::steady_now;
 
 use super::failure::Failure;
 use super::state::RepositoryState;
-use super::status::{NodeStatus, PartitionStatus, Problem};
+use super::status::{NodeStatus, PartitionStatus};
 use crate::clock::{age_of, past_age};
 use crate::core::Inner;
+use crate::problem::Problem;
 
 /// A proof older than this has to be renewed.
 const PROOF_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -221,6 +222,7 @@ impl Inner {
                 );
             }
         }
+        problems.list.extend(inner.options.host_problems.list());
         problems.list
     }
 }

@@ -10,6 +10,7 @@ use super::rates::{Measured, Prediction};
 use super::state::Proof;
 use crate::clock::{age_of, past_age};
 use crate::core::Inner;
+use crate::problem::Problem;
 use crate::recovery::RecoveryReport;
 
 /// The status of a node.
@@ -93,36 +94,6 @@ pub struct SnapshotStatus {
     pub lsn: u64,
     /// When it was made.
     pub created_at: OffsetDateTime,
-}
-
-/// Something that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// A stable code.
-    pub code: &'static str,
-    /// The partitions that it affects; empty if it affects the node.
-    pub partitions: Vec<u64>,
-    /// What is wrong.
-    pub what: String,
-    /// What to do.
-    pub remedy: &'static str,
-}
-
-/// Codes of problems that are advice: they can wait. Some are there from the first day.
-pub const ADVICE: [&str; 6] = [
-    "repository_on_this_disk",
-    "one_snapshot_retained",
-    "unproven",
-    "abandoned_snapshots",
-    "snapshot_from_future",
-    "restarted",
-];
-
-impl Problem {
-    /// Whether it is advice, which can wait. Any other problem needs action.
-    pub fn is_advice(&self) -> bool {
-        ADVICE.contains(&self.code)
-    }
 }
 
 impl Inner {

@@ -135,6 +135,21 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "A snapshot did not restore, or differed from the live partition.",
     ),
     (
+        "tls_certificate_expires_soon",
+        true,
+        "The TLS certificate expires within 14 days.",
+    ),
+    (
+        "tls_certificate_expired",
+        false,
+        "The TLS certificate has expired, or is not valid yet: clients refuse it.",
+    ),
+    (
+        "tls_not_reloaded",
+        false,
+        "Files of TLS have changed and cannot be used: new connections use what was read before.",
+    ),
+    (
         "log_full",
         false,
         "The log exceeds `snapshots.max-log-bytes`.",

@@ -9,6 +9,7 @@ use super::error::ConfigError;
 use super::key::{Key, keys, tree};
 use super::kind::{Kind, Raw};
 use super::source::Source;
+use super::tls::TlsConfig;
 use super::units::ByteCount;
 use super::values::Config;
 
@@ -20,6 +21,8 @@ const LEAST_SEGMENTS: u64 = 4;
 pub(super) const RULES: &[&str] = &[
     "`listen` and `state.listen` must be loopback addresses unless `insecure-no-auth` is `true` (there \
      are no access tokens yet).",
+    "`tls.certificate` and `tls.private-key` are set both or neither, and neither beside `tls.self-signed`; \
+     `tls.client-ca` and `tls.cleartext-loopback` only with either.",
     "`log.purge-threshold` must be at least `log.segment-size`.",
     "`store.write-buffers-total` must be at least `store.write-buffer`.",
     "`limits.append-inflight` must be at least `limits.append-session-inflight`.",
@@ -127,6 +130,7 @@ pub(super) fn rules(config: &Config, source: &dyn Fn(&str) -> Source) -> Vec<Con
         ),
         "one session must be able to use what it may",
     );
+    problems.extend(tls(&config.tls, source));
     problems.extend(too_few_segments(config, source));
     problems.extend(half_of_the_keys(config, source));
     problems
@@ -178,6 +182,56 @@ fn too_few_segments(config: &Config, source: &dyn Fn(&str) -> Source) -> Option<
     })
 }
 
+/// Keys of TLS that are of no use without others, or beside others.
+fn tls(tls: &TlsConfig, source: &dyn Fn(&str) -> Source) -> Option<ConfigError> {
+    const CERTIFICATE: &str = "tls.certificate";
+    const KEY: &str = "tls.private-key";
+    const SELF_SIGNED: &str = "tls.self-signed";
+    let conflict = |has: &str, other: &str, problem: String, remedy: String| {
+        Some(ConfigError::Conflict {
+            keys: vec![has.into(), other.into()],
+            problem: format!("`{has}` is set ({}) {problem}", source(has)),
+            remedy,
+        })
+    };
+    let lacks = |has: &str, other: &str| {
+        conflict(
+            has,
+            other,
+            format!("and `{other}` is not: neither is of use without the other"),
+            format!("set `{other}` as well, or unset `{has}`"),
+        )
+    };
+    match (&tls.certificate, &tls.private_key) {
+        (Some(_), None) => return lacks(CERTIFICATE, KEY),
+        (None, Some(_)) => return lacks(KEY, CERTIFICATE),
+        (Some(_), Some(_)) if tls.self_signed => {
+            return conflict(
+                SELF_SIGNED,
+                CERTIFICATE,
+                format!(
+                    "and so is `{CERTIFICATE}` ({}): a server has one certificate",
+                    source(CERTIFICATE)
+                ),
+                "unset one of them".into(),
+            );
+        }
+        _ if tls.enabled() => return None,
+        _ => {}
+    }
+    let alone = [
+        ("tls.client-ca", tls.client_ca.is_some()),
+        ("tls.cleartext-loopback", tls.cleartext_loopback),
+    ];
+    let (has, _) = alone.into_iter().find(|(_, is_set)| *is_set)?;
+    conflict(
+        has,
+        CERTIFICATE,
+        format!("and `{CERTIFICATE}` is not: without a certificate, no listener speaks TLS"),
+        format!("set `{CERTIFICATE}` and `{KEY}`, or unset `{has}`"),
+    )
+}
+
 /// What is missing of the keys of S3: the first of these that is not set although a later one is.
 fn half_of_the_keys(config: &Config, source: &dyn Fn(&str) -> Source) -> Option<ConfigError> {
     const ID: &str = "snapshots.aws-access-key-id";
@@ -211,6 +265,20 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
             "`{key}` = {address} can be reached from other machines without an access token \
              (`insecure-no-auth`): anyone who reaches it can read, write and delete everything",
         ));
+    }
+    if config.allowed_origins.as_deref() == Some("*") {
+        warnings.push(
+            "`allowed-origins` = * takes requests of every web page that a user of this network opens: name \
+             the origins of your own pages instead, unless requests need an access token"
+                .into(),
+        );
+    }
+    if config.tls.enabled() && config.tls.cleartext_loopback && reachable(config).next().is_none() {
+        warnings.push(
+            "`tls.cleartext-loopback` is set, and all listeners have loopback addresses: none of them speaks \
+             TLS"
+                .into(),
+        );
     }
     // Each partition and the catalog may hold back that much log before its database is flushed.
     let partitions = u64::from(config.partitions) + 1;

@@ -80,9 +80,10 @@ and `__` for the dot behind a section:
 | `data-dir` | `ESKER_DATA_DIR` |
 | `log.segment-size` | `ESKER_LOG__SEGMENT_SIZE` |
 
-**Flags.** `--data-dir`, `--listen`, `--insecure-no-auth` and `--partitions` set the keys of their
-names; `--set KEY=VALUE` sets any key (`--set limits.connections=100`) and may be given several
-times. Setting one key by two flags is an error.
+**Flags.** `--data-dir`, `--listen`, `--insecure-no-auth`, `--partitions`, `--tls-certificate`,
+`--tls-private-key`, `--tls-client-ca` and `--tls-self-signed` set the keys of their names;
+`--set KEY=VALUE` sets any key (`--set limits.connections=100`) and may be given several times. Setting one
+key by two flags is an error.
 
 **Unknown keys** are errors, with a suggestion. An unknown variable that starts with `ESKER_` is an
 error if it differs from a known one by at most two letters, or starts with the name of a section and

@@ -177,7 +177,8 @@ impl Kind {
             Self::Endpoint => destination_url::ENDPOINTS.into(),
             Self::HostNames => "names without ports, such as `esker.internal,10.0.0.7`".into(),
             Self::Origins => {
-                "origins as browsers send them, such as `https://esker.example.com:8443`".into()
+                "origins as browsers send them, such as `https://esker.example.com:8443`; or `*`"
+                    .into()
             }
             Self::Location => format!(
                 "1 to {MAX_LOCATION_NAME_LEN} of the characters `a`-`z`, `A`-`Z`, `0`-`9`, `:`, \
@@ -286,7 +287,7 @@ impl Kind {
             Self::Endpoint => destination_url::endpoint(self.text(raw)?.trim()).map(Value::from),
             Self::Text => short_text(self.text(raw)?.trim()).map(Value::from),
             Self::HostNames => each(self.text(raw)?, host_name).map(Value::from),
-            Self::Origins => each(self.text(raw)?, origin).map(Value::from),
+            Self::Origins => origins(self.text(raw)?).map(Value::from),
             Self::Location => location(self.text(raw)?.trim()).map(Value::from),
             Self::Secret => {
                 Secret::new(self.text(raw)?).map(|secret| secret.expose().to_string().into())
@@ -374,7 +375,19 @@ fn host_name(text: &str) -> Result<(), String> {
     }
 }
 
+fn origins(text: &str) -> Result<&str, String> {
+    match text.trim() {
+        "*" => Ok("*"),
+        text => each(text, origin),
+    }
+}
+
 fn origin(text: &str) -> Result<(), String> {
+    match text {
+        "*" => return Err("it stands alone, and not among others".into()),
+        "null" => return Err("it is the origin of every page that has none".into()),
+        _ => {}
+    }
     let Some((scheme, host)) = not_empty(text)?.split_once("://") else {
         return Err("it does not begin with `http://` or `https://`".into());
     };

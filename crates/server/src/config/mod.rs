@@ -45,6 +45,7 @@ mod source;
 pub mod state;
 mod statehouse;
 mod suggest;
+mod tls;
 pub mod traces;
 pub mod units;
 pub mod values;
@@ -60,6 +61,7 @@ pub use show::{show, show_json};
 pub use snapshots::{OnLogFull, SnapshotKind, SnapshotsConfig};
 pub use source::Source;
 pub use state::StateConfig;
+pub use tls::TlsConfig;
 pub use traces::TracesConfig;
 pub use units::{ByteCount, HumanDuration};
 pub use values::{

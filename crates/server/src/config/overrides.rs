@@ -35,6 +35,22 @@ pub struct Overrides {
     #[arg(long, value_name = "COUNT")]
     pub partitions: Option<String>,
 
+    /// The server's certificate with its chain (PEM): the listeners then speak TLS
+    #[arg(long, value_name = "FILE")]
+    pub tls_certificate: Option<PathBuf>,
+
+    /// The certificate's key (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub tls_private_key: Option<PathBuf>,
+
+    /// Authorities (PEM), one of which must have issued the certificate of each client
+    #[arg(long, value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// Make a certificate for trying out TLS, in the data directory
+    #[arg(long)]
+    pub tls_self_signed: bool,
+
     /// Set any key, such as log.segment-size=64MiB. May be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -50,6 +66,10 @@ impl fmt::Debug for Overrides {
             .field("listen", &self.listen)
             .field("insecure_no_auth", &self.insecure_no_auth)
             .field("partitions", &self.partitions)
+            .field("tls_certificate", &self.tls_certificate)
+            .field("tls_private_key", &self.tls_private_key)
+            .field("tls_client_ca", &self.tls_client_ca)
+            .field("tls_self_signed", &self.tls_self_signed)
             .field("set", &set)
             .finish()
     }
@@ -61,23 +81,25 @@ impl Overrides {
         let mut found: Vec<Setting> = Vec::new();
         let mut problems = Vec::new();
 
-        let data_dir = self
-            .data_dir
-            .as_ref()
-            .map(|path| path.to_string_lossy().into_owned());
+        let path = |path: &Option<PathBuf>| {
+            path.as_ref()
+                .map(|path| path.to_string_lossy().into_owned())
+        };
+        let switch = |is_set: bool| is_set.then(|| "true".to_string());
         let own = [
-            ("data-dir", data_dir),
+            ("data-dir", path(&self.data_dir)),
             ("listen", self.listen.clone()),
-            (
-                "insecure-no-auth",
-                self.insecure_no_auth.then(|| "true".to_string()),
-            ),
+            ("insecure-no-auth", switch(self.insecure_no_auth)),
             ("partitions", self.partitions.clone()),
+            ("tls.certificate", path(&self.tls_certificate)),
+            ("tls.private-key", path(&self.tls_private_key)),
+            ("tls.client-ca", path(&self.tls_client_ca)),
+            ("tls.self-signed", switch(self.tls_self_signed)),
         ];
         for (path, value) in own {
             if let (Some(value), Some(key)) = (value, keys().by_path(path)) {
                 let from = Source::Flag {
-                    name: format!("--{path}"),
+                    name: format!("--{}", path.replace('.', "-")),
                 };
                 found.push(Setting {
                     key,

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::snapshots::SnapshotsConfig;
 use super::state::StateConfig;
+use super::tls::TlsConfig;
 use super::traces::TracesConfig;
 use super::units::{ByteCount, HumanDuration};
 
@@ -59,9 +60,10 @@ pub struct Config {
     #[schemars(extend("format" = "host-names"))]
     pub allowed_hosts: Option<String>,
 
-    /// Web origins whose pages may send requests, separated by commas. Unset, a request with an
-    /// `Origin` header, which browsers send and other clients do not, is refused. No CORS headers are
-    /// answered: the pages have to come from the same origin, by way of a proxy.
+    /// Web origins whose pages may send requests (CORS), separated by commas; `*` alone is every origin
+    /// but `null`, the one of pages without an origin, which is never allowed. Pages send an access token
+    /// in a header: there are no cookies. Unset, a request with an `Origin` header, which browsers send
+    /// and other clients do not, is refused.
     #[schemars(extend("format" = "origins"))]
     pub allowed_origins: Option<String>,
 
@@ -83,6 +85,9 @@ pub struct Config {
     /// How long a server that was asked to stop waits for open requests before it ends them.
     #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1h"))]
     pub shutdown_grace: HumanDuration,
+
+    /// TLS of the listeners: the files of the certificate, and whether clients need one.
+    pub tls: TlsConfig,
 
     /// The durable log: one per server, shared by all partitions. What a restart replays, and how
     /// much disk the log takes, is set here.
@@ -289,6 +294,7 @@ impl Default for Config {
             location: "esker:local".parse().expect("it follows the rules"),
             partitions: 8,
             shutdown_grace: HumanDuration::from_secs(10),
+            tls: TlsConfig::default(),
             log: LogConfig::default(),
             store: StoreConfig::default(),
             snapshots: SnapshotsConfig::default(),

@@ -1,19 +1,182 @@
-//! What serves one connection: the routes, within the places of connections.
+//! One connection: its handshake, the HTTP that it speaks, its requests, and its end.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::IntoResponse as _;
+use esker_node::ReadBudget;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use super::stream::Stream;
 use crate::activity::Activity;
 use crate::api::ServiceError;
 use crate::auth::PeerAddress;
+use crate::config::LimitsConfig;
 use crate::place::Place;
+use crate::protocol_detect::{Opened, Protocol, opened};
+use crate::tls::{Tls, handshake};
+use crate::windows::Windows;
 
+/// Requests that one HTTP/2 connection may have open.
+const H2_STREAMS: u32 = 1024;
+/// Bytes that a connection of HTTP/1.1 reads or writes at a time, and of a request's head.
+const H1_BUFFER: usize = 128 * 1024;
+/// A silent HTTP/2 connection is sent a ping after this long.
+const H2_KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// How long a client has to take the end of a connection that is closed for being idle.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long any other request on such a connection waits for an ordinary place.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What serves the connections of a listener.
+#[derive(Clone)]
+pub(super) struct Connections {
+    http: auto::Builder<TokioExecutor>,
+    router: axum::Router,
+    tls: Option<Tls>,
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    stall_timeout: Duration,
+    /// When memory is short, connections are closed that hold some for clients which read nothing.
+    reads: ReadBudget,
+    windows: Windows,
+    stop: CancellationToken,
+}
+
+impl Connections {
+    /// Serves these routes, with TLS if there is one.
+    pub(super) fn new(
+        router: axum::Router,
+        tls: Option<Tls>,
+        limits: &LimitsConfig,
+        (reads, windows): (ReadBudget, Windows),
+        stop: CancellationToken,
+    ) -> Connections {
+        let header_timeout = limits.header_timeout.as_duration();
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        http.http1()
+            .timer(TokioTimer::new())
+            .max_buf_size(H1_BUFFER)
+            .header_read_timeout(header_timeout);
+        http.http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(H2_STREAMS)
+            .keep_alive_interval(H2_KEEP_ALIVE);
+        Connections {
+            http,
+            router,
+            tls,
+            header_timeout,
+            idle_timeout: limits.idle_timeout.as_duration(),
+            stall_timeout: limits.stall_timeout.as_duration(),
+            reads,
+            windows,
+            stop,
+        }
+    }
+
+    /// Whether connections speak TLS.
+    pub(super) fn has_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Serves a connection until it ends.
+    pub(super) async fn serve(mut self, stream: TcpStream, peer: PeerAddress, place: Arc<Place>) {
+        let opened = tokio::select! {
+            opened = self.open(stream, peer) => opened,
+            () = self.stop.cancelled() => return,
+        };
+        let Some((stream, is_http2)) = opened else {
+            return;
+        };
+        // Held until the connection has ended. HTTP/1.1 has no window.
+        let window = is_http2.then(|| self.windows.open());
+        if let Some(window) = &window {
+            window.apply(&mut self.http);
+        }
+        let Connections {
+            http,
+            router,
+            header_timeout,
+            idle_timeout,
+            stall_timeout,
+            reads,
+            stop,
+            ..
+        } = self;
+        let activity = Arc::new(Activity::default());
+        let service = service(router, peer, activity.clone(), place.clone(), stall_timeout);
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let graceful = GracefulShutdown::new();
+        let connection = graceful.watch(connection.into_owned());
+        // Owned, so that it is dropped as soon as it has ended: the graceful shutdown waits for that.
+        let mut connection = Box::pin(connection);
+        let idle = async {
+            activity.idle(header_timeout.min(idle_timeout)).await;
+            // A connection of the reserve is closed sooner.
+            if place.is_ordinary() {
+                activity.idle(idle_timeout).await;
+            }
+        };
+        let abandoned = activity.abandoned(stall_timeout, || reads.waiting() > 0);
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = abandoned => {
+                tracing::debug!("a connection was closed whose client takes nothing of what it holds");
+                return;
+            }
+            () = stop.cancelled() => tokio::join!(connection, graceful.shutdown()).0,
+            () = idle => {
+                let closing = async { tokio::join!(connection, graceful.shutdown()).0 };
+                match timeout(CLOSE_TIMEOUT, closing).await {
+                    Ok(ended) => ended,
+                    // The client does not even take the end.
+                    Err(_) => return,
+                }
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection ended");
+        }
+    }
+
+    /// Waits for the first request of a connection, until the deadline of its head; returns whether it is one
+    /// of HTTP/2. A client that sent nothing in time, or has disconnected, gets no answer.
+    async fn open(&self, stream: TcpStream, peer: PeerAddress) -> Option<(Opened<Stream>, bool)> {
+        let deadline = Instant::now() + self.header_timeout;
+        let (stream, agreed) = match &self.tls {
+            None => (Stream::Plain(stream), None),
+            Some(tls) => {
+                let stream = handshake::accept(tls, stream, peer, deadline).await?;
+                let alpn = stream.get_ref().1.alpn_protocol();
+                let agreed = alpn.map(|name| match name {
+                    b"h2" => Protocol::Http2,
+                    _ => Protocol::Http1,
+                });
+                (Stream::Tls(Box::new(stream)), agreed)
+            }
+        };
+        let (stream, protocol) = timeout_at(deadline, opened(stream)).await.ok()?.ok()?;
+        match protocol {
+            Protocol::Tls => {
+                if let Stream::Plain(stream) = stream.into_inner() {
+                    handshake::refuse_tls(stream, peer).await;
+                }
+                None
+            }
+            // The client does not speak what it has agreed to.
+            _ if agreed.is_some_and(|agreed| agreed != protocol) => None,
+            _ => Some((stream, protocol == Protocol::Http2)),
+        }
+    }
+}
 
 /// Whether a path is served when all places are taken, too: health, metrics and the admin API.
 fn is_of_reserve(path: &str) -> bool {
@@ -28,7 +191,7 @@ fn is_of_reserve(path: &str) -> bool {
 }
 
 /// The routes, for one connection.
-pub(super) fn service(
+fn service(
     router: axum::Router,
     peer: PeerAddress,
     activity: Arc<Activity>,

@@ -5,6 +5,7 @@
 //! gives the answer's head and its body as it arrives, and lets the caller continue to send.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,12 +15,19 @@ use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ClientConfig;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::{SOON, soon};
+use crate::{SOON, soon, tls};
+
+/// A connection, with TLS or without.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -49,6 +57,8 @@ pub struct Http {
     transport: Transport,
     /// Flow control windows of HTTP/2: of one stream, and of the connection.
     windows: Option<(u32, u32)>,
+    /// What TLS trusts; `None` for cleartext.
+    tls: Option<Arc<ClientConfig>>,
     connection: Mutex<Option<Connection>>,
 }
 
@@ -59,8 +69,15 @@ impl Http {
             address: address.to_owned(),
             transport,
             windows: None,
+            tls: None,
             connection: Mutex::new(None),
         }
+    }
+
+    /// The same over TLS.
+    pub fn with_tls(mut self, config: Arc<ClientConfig>) -> Http {
+        self.tls = Some(config);
+        self
     }
 
     /// Like [`Http::new`] over HTTP/2, with flow control windows of `window` bytes.
@@ -139,10 +156,26 @@ impl Http {
         }
     }
 
-    async fn connect(&self) -> Result<Connection, Lost> {
+    async fn stream(&self) -> Result<Box<dyn Stream>, Lost> {
+        if let Some(config) = &self.tls {
+            let protocol = match self.transport {
+                Transport::Http1 => "http/1.1",
+                Transport::Http2 => "h2",
+            };
+            let stream = tls::connect(&self.address, config, &[protocol]).await?;
+            assert_eq!(
+                stream.get_ref().1.alpn_protocol(),
+                Some(protocol.as_bytes())
+            );
+            return Ok(Box::new(stream));
+        }
         let stream = TcpStream::connect(&self.address).await?;
         stream.set_nodelay(true)?;
-        let io = TokioIo::new(stream);
+        Ok(Box::new(stream))
+    }
+
+    async fn connect(&self) -> Result<Connection, Lost> {
+        let io = TokioIo::new(self.stream().await?);
         match self.transport {
             Transport::Http1 => {
                 let (sender, connection) = http1::handshake(io).await?;

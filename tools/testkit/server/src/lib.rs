@@ -7,6 +7,7 @@
 //! | [`frames`] | frames of sessions |
 //! | [`events`] | server-sent events |
 //! | [`sdk`] | the official client, and helpers of the tests |
+//! | [`tls`] | certificates, and clients that trust them |
 //! | [`codec`] | gzip and zstd |
 //! | [`history`] | what was sent and answered, and the check of a stream against it |
 
@@ -23,6 +24,7 @@ pub mod history;
 pub mod http;
 pub mod sdk;
 pub mod server;
+pub mod tls;
 
 use std::time::{Duration, Instant};
 

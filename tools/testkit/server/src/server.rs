@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -13,6 +14,7 @@ use testkit::process::{Process, program, without_configuration};
 use crate::SOON;
 use crate::http::{Http, Transport};
 use crate::sdk;
+use crate::tls::{self, TlsFiles};
 
 /// The parameters of a server's start: by default small, with two partitions.
 #[derive(Clone, Debug)]
@@ -24,6 +26,7 @@ pub struct Setup {
     empty_partitions: Option<&'static str>,
     open_files: Option<u32>,
     variables: Vec<(&'static str, String)>,
+    trusts: Option<PathBuf>,
 }
 
 impl Default for Setup {
@@ -35,6 +38,7 @@ impl Default for Setup {
             empty_partitions: None,
             open_files: None,
             variables: Vec::new(),
+            trusts: None,
             set: [
                 "store.block-cache=4MiB",
                 "store.write-buffer=4MiB",
@@ -79,6 +83,23 @@ impl Setup {
     /// With this variable of the environment.
     pub fn variable(mut self, name: &'static str, value: &str) -> Setup {
         self.variables.push((name, value.to_owned()));
+        self
+    }
+
+    /// With TLS and these files, whose authority its clients trust.
+    pub fn with_tls(files: &TlsFiles) -> Setup {
+        Setup::default()
+            .set(&format!(
+                "tls.certificate={}",
+                files.certificate().display()
+            ))
+            .set(&format!("tls.private-key={}", files.key().display()))
+            .trusting(&files.ca())
+    }
+
+    /// Whose clients trust the authorities of this file.
+    pub fn trusting(mut self, ca: &Path) -> Setup {
+        self.trusts = Some(ca.to_owned());
         self
     }
 
@@ -169,6 +190,7 @@ impl Setup {
             url,
             data_dir: data_dir.to_owned(),
             temporary: None,
+            trusts: self.trusts.clone(),
         })
     }
 
@@ -216,6 +238,7 @@ pub struct Server {
     url: String,
     data_dir: PathBuf,
     temporary: Option<tempfile::TempDir>,
+    trusts: Option<PathBuf>,
 }
 
 impl Server {
@@ -224,14 +247,15 @@ impl Server {
         Setup::default().start_fresh().await
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// `http://127.0.0.1:PORT`, or `https://`.
     pub fn url(&self) -> &str {
         &self.url
     }
 
     /// `127.0.0.1:PORT`.
     pub fn address(&self) -> &str {
-        self.url.trim_start_matches("http://")
+        let (_, address) = self.url.split_once("://").unwrap();
+        address
     }
 
     /// Its data directory.
@@ -256,7 +280,11 @@ impl Server {
 
     /// A client for raw requests.
     pub fn http(&self, transport: Transport) -> Http {
-        Http::new(self.address(), transport)
+        let http = Http::new(self.address(), transport);
+        match &self.trusts {
+            None => http,
+            Some(ca) => http.with_tls(Arc::new(tls::client(ca, None))),
+        }
     }
 
     /// A client for raw requests over HTTP/1.1.
@@ -276,7 +304,7 @@ impl Server {
 
     /// The number of times that it began to serve: more than one if it has restarted itself.
     pub fn starts(&self) -> usize {
-        let serves = |line: &&String| line.contains(" serves http://");
+        let serves = |line: &&String| line.contains(" serves http");
         self.process.lines().iter().filter(serves).count()
     }
 

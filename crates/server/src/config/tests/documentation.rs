@@ -123,6 +123,7 @@ fn keys_are_listed_in_the_order_of_the_fields() {
     assert_eq!(
         sections,
         [
+            "tls",
             "log",
             "store",
             "snapshots",

@@ -64,7 +64,11 @@ fn each_flag_sets_the_key_of_its_name() {
         listen: Some("0.0.0.0:7171".into()),
         insecure_no_auth: true,
         partitions: Some("3".into()),
+        tls_certificate: Some("server.crt".into()),
+        tls_private_key: Some("server.key".into()),
+        tls_client_ca: Some("clients.crt".into()),
         set: vec!["cluster-name=north".into(), "limits.connections = 5".into()],
+        ..Overrides::default()
     };
     let loaded = load(&overrides, env(&[])).expect("good flags");
     let config = loaded.config;
@@ -72,6 +76,29 @@ fn each_flag_sets_the_key_of_its_name() {
     assert_eq!(config.listen.to_string(), "0.0.0.0:7171");
     assert!(config.insecure_no_auth);
     assert_eq!(config.partitions, 3);
+    assert_eq!(
+        config.tls.certificate.as_deref(),
+        Some("server.crt".as_ref())
+    );
+    assert_eq!(
+        config.tls.private_key.as_deref(),
+        Some("server.key".as_ref())
+    );
+    assert_eq!(
+        config.tls.client_ca.as_deref(),
+        Some("clients.crt".as_ref())
+    );
+    assert!(config.tls.enabled());
+    let overrides = Overrides {
+        tls_self_signed: true,
+        ..Overrides::default()
+    };
+    let loaded = load(&overrides, env(&[])).expect("a good flag");
+    assert!(loaded.config.tls.self_signed);
+    assert_eq!(
+        loaded.source("tls.self-signed").to_string(),
+        "flag --tls-self-signed"
+    );
     assert_eq!(config.cluster_name, "north");
     assert_eq!(config.limits.connections, 5);
 }
@@ -193,6 +220,9 @@ fn companions(path: &str) -> Vec<(&'static str, &'static str)> {
             ("snapshots.aws-access-key-id", "i"),
             ("snapshots.aws-secret-access-key", "s"),
         ],
+        "tls.certificate" => vec![("tls.private-key", "k")],
+        "tls.private-key" => vec![("tls.certificate", "c")],
+        "tls.client-ca" | "tls.cleartext-loopback" => vec![("tls.self-signed", "true")],
         _ => Vec::new(),
     }
 }

@@ -97,6 +97,54 @@ fn keys_of_s3_are_given_as_a_whole() {
 }
 
 #[test]
+fn keys_of_tls_are_given_as_a_whole() {
+    const CERTIFICATE: &str = "tls.certificate=server.crt";
+    const KEY: &str = "tls.private-key=server.key";
+    const CA: &str = "tls.client-ca=clients.crt";
+    const SELF_SIGNED: &str = "tls.self-signed=true";
+    const CLEARTEXT: &str = "tls.cleartext-loopback=true";
+    for (set, lacks) in [
+        (&[CERTIFICATE][..], "`tls.private-key` is not"),
+        (&[KEY], "`tls.certificate` is not"),
+        (&[CA], "no listener speaks TLS"),
+        (&[CLEARTEXT], "no listener speaks TLS"),
+        (&[KEY, SELF_SIGNED], "`tls.certificate` is not"),
+        (
+            &[CERTIFICATE, KEY, SELF_SIGNED],
+            "a server has one certificate",
+        ),
+    ] {
+        let error = from_set(set).expect_err("not whole");
+        assert_says(&error, "config_conflict", &[lacks]);
+    }
+    for set in [
+        &[CERTIFICATE, KEY][..],
+        &[CERTIFICATE, KEY, CA],
+        &[SELF_SIGNED],
+        &[SELF_SIGNED, CA],
+    ] {
+        assert!(from_set(set).expect("whole").config.tls.enabled());
+    }
+    let loaded = from_set(&[SELF_SIGNED, CLEARTEXT]).expect("whole");
+    assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
+    assert!(loaded.warnings[0].contains("none of them speaks TLS"));
+}
+
+#[test]
+fn every_origin_is_allowed_alone_and_with_a_warning_and_null_never() {
+    let loaded = from_set(&["allowed-origins=*"]).expect("good");
+    assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
+    for (origins, problem) in [
+        ("null", "has none"),
+        ("https://a.example, *", "stands alone"),
+        ("https://a.example, null", "has none"),
+    ] {
+        let error = from_set(&[&format!("allowed-origins={origins}")]).expect_err(origins);
+        assert_says(&error, "config_bad_value", &[problem]);
+    }
+}
+
+#[test]
 fn a_start_says_that_nothing_is_there_to_fall_back_on_until_two_are_retained_or_it_is_meant() {
     let loaded = from_set(&[]).expect("good");
     assert_eq!(loaded.warnings, [""; 0], "a check has nothing to say");

@@ -1,0 +1,231 @@
+//! Follows the files while the server runs: new ones are used once they fit each other, and a certificate
+//! that ends is reported.
+//!
+//! The contents are compared, not the times of the files: copies keep times, and links of Kubernetes'
+//! secrets change without the file.
+
+use std::time::Duration;
+
+use esker_node::HostProblems;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::identity::Identity;
+use super::{CertificateInfo, Tls, TlsError, self_signed};
+
+/// How often the files are read.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
+/// From when on the end of a certificate is a problem in the status.
+const WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
+/// How often the end of a certificate is logged.
+const WARN_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+
+/// The code of a certificate that ends soon.
+pub(super) const EXPIRES_SOON: &str = "tls_certificate_expires_soon";
+/// The code of a certificate that clients refuse because of the time.
+pub(super) const EXPIRED: &str = "tls_certificate_expired";
+/// The code of files that cannot be used.
+pub(super) const NOT_RELOADED: &str = "tls_not_reloaded";
+
+/// When a certificate is valid, at some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Validity {
+    NotYet,
+    Valid,
+    EndsSoon,
+    Expired,
+}
+
+impl Validity {
+    /// Of a certificate at a time.
+    pub fn of(info: &CertificateInfo, now: OffsetDateTime) -> Validity {
+        if now > info.not_after {
+            Validity::Expired
+        } else if now < info.not_before {
+            Validity::NotYet
+        } else if info.not_after - now < WARN_BEFORE {
+            Validity::EndsSoon
+        } else {
+            Validity::Valid
+        }
+    }
+
+    fn is_accepted(self) -> bool {
+        matches!(self, Validity::Valid | Validity::EndsSoon)
+    }
+}
+
+/// Reads the files until `stop`.
+pub(super) async fn follow(
+    tls: Tls,
+    names: Vec<String>,
+    problems: HostProblems,
+    stop: CancellationToken,
+) {
+    register();
+    let mut follower = Follower {
+        tls,
+        names,
+        problems,
+        failure: None,
+        warned: None,
+    };
+    loop {
+        follower.report_validity(OffsetDateTime::now_utc());
+        if tokio::time::timeout(RELOAD_INTERVAL, stop.cancelled())
+            .await
+            .is_ok()
+        {
+            return;
+        }
+        // A file system that hangs holds up nothing else.
+        let polled = tokio::task::spawn_blocking(move || {
+            follower.poll();
+            follower
+        });
+        match polled.await {
+            Ok(back) => follower = back,
+            // A panic in it has been reported by the panic hook.
+            Err(_) => return,
+        }
+    }
+}
+
+fn register() {
+    for result in ["ok", "failed"] {
+        metrics::counter!("esker_tls_reloads_total", "result" => result).increment(0);
+    }
+}
+
+pub(super) struct Follower {
+    pub tls: Tls,
+    pub names: Vec<String>,
+    pub problems: HostProblems,
+    /// Why the files cannot be used, so that it is logged once.
+    pub failure: Option<String>,
+    /// When the end of the certificate was logged last, and what about it.
+    pub warned: Option<(Instant, Validity)>,
+}
+
+impl Follower {
+    /// Reads the files once, and uses them if they have changed and fit each other.
+    pub fn poll(&mut self) {
+        let taken = self.changed();
+        match taken {
+            Ok(None) => self.succeed(),
+            Ok(Some(identity)) => {
+                let info = &identity.info;
+                tracing::info!(
+                    names = %info.names.join(", "),
+                    not_after = %info.end(),
+                    fingerprint = %info.fingerprint,
+                    "The TLS certificate was read again: new connections use it"
+                );
+                self.tls.replace(identity);
+                metrics::counter!("esker_tls_reloads_total", "result" => "ok").increment(1);
+                self.warned = None;
+                self.succeed();
+            }
+            Err(error) => self.fail(error.to_string()),
+        }
+    }
+
+    /// What the files hold, if that is something else than what is served.
+    fn changed(&self) -> Result<Option<Identity>, TlsError> {
+        let files = &self.tls.files;
+        if files.self_signed {
+            self_signed::ensure(files, &self.names)?;
+        }
+        let contents = files.read()?;
+        let (served, digest) = self.tls.read(|it| (it.info.clone(), it.digest));
+        if contents.digest() == digest {
+            return Ok(None);
+        }
+        let identity = Identity::of(files, &contents)?;
+        let now = OffsetDateTime::now_utc();
+        let validity = Validity::of(&identity.info, now);
+        if !validity.is_accepted() && Validity::of(&served, now).is_accepted() {
+            return Err(files.certificate_error(match validity {
+                Validity::NotYet => format!("it is not valid before {}", identity.info.start()),
+                _ => format!("it expired on {}", identity.info.end()),
+            }));
+        }
+        Ok(Some(identity))
+    }
+
+    fn succeed(&mut self) {
+        if self.failure.take().is_some() {
+            tracing::info!("The TLS files can be used again");
+            self.problems.clear(NOT_RELOADED);
+        }
+    }
+
+    fn fail(&mut self, why: String) {
+        if self.failure.as_ref() == Some(&why) {
+            return;
+        }
+        tracing::warn!(
+            error = %why,
+            "The TLS files cannot be used: new connections use what was read before"
+        );
+        metrics::counter!("esker_tls_reloads_total", "result" => "failed").increment(1);
+        self.problems.set(
+            NOT_RELOADED,
+            format!("changed files of TLS are not used: {why}"),
+            "correct the file; it is read again by itself",
+        );
+        self.failure = Some(why);
+    }
+
+    /// Publishes until when the certificate is valid, and reports its end.
+    pub fn report_validity(&mut self, now: OffsetDateTime) {
+        let info = self.tls.info();
+        metrics::gauge!("esker_tls_certificate_expiry_timestamp_seconds")
+            .set(info.not_after.unix_timestamp() as f64);
+        let validity = Validity::of(&info, now);
+        let (code, what) = match validity {
+            Validity::Valid => {
+                self.problems.clear(EXPIRES_SOON);
+                self.problems.clear(EXPIRED);
+                return;
+            }
+            Validity::EndsSoon => (
+                EXPIRES_SOON,
+                format!("the TLS certificate expires on {}", info.end()),
+            ),
+            Validity::Expired => (
+                EXPIRED,
+                format!(
+                    "the TLS certificate expired on {}: clients refuse it",
+                    info.end()
+                ),
+            ),
+            Validity::NotYet => (
+                EXPIRED,
+                format!(
+                    "the TLS certificate is not valid before {}: clients refuse it, unless this machine's \
+                     clock is behind",
+                    info.start()
+                ),
+            ),
+        };
+        let remedy = "replace the files of tls.certificate and tls.private-key; they are read again by \
+                      themselves";
+        let other = if code == EXPIRED {
+            EXPIRES_SOON
+        } else {
+            EXPIRED
+        };
+        self.problems.clear(other);
+        let is_due = match self.warned {
+            Some((at, of)) => of != validity || at.elapsed() >= WARN_INTERVAL,
+            None => true,
+        };
+        if is_due {
+            tracing::warn!("{what}: {remedy}");
+            self.warned = Some((Instant::now(), validity));
+        }
+        self.problems.set(code, what, remedy);
+    }
+}
