@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check dist deb test-deb tarball bench bench-snapshots bench-follow bench-recovery bench-state bench-raft bench-overload soak soak-streams soak-memory soak-snapshots soak-follow soak-state soak-raft moto follow-lite fuzz fmt
+.PHONY: help setup run demo test check dist deb test-deb tarball bench bench-snapshots bench-follow bench-recovery bench-state bench-security bench-raft bench-overload soak soak-streams soak-memory soak-snapshots soak-follow soak-state soak-raft moto follow-lite fuzz fmt
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,9 @@ bench-recovery: setup ## measure what snapshots cost a working server, and how l
 
 bench-state: setup ## measure the state store, side by side with statehouse-daemon
 	@scripts/bench state $(ARGS)
+
+bench-security: setup ## measure what encryption of records and access tokens cost
+	@scripts/bench security $(ARGS)
 
 bench-raft: ## measure replication: transfers, stalls, commits side by side with etcd
 	@scripts/bench-raft $(ARGS)

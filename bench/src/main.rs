@@ -1,6 +1,6 @@
 //! Measures Esker side by side with its peers, and tries to make it lose what it acknowledged.
 //!
-//! Eight subcommands:
+//! Nine subcommands:
 //!
 //! - `streams` runs the same load, by the same client, on the same machine and in the same run
 //!   against `s2 lite` (the *peer*) and against Esker, alternating between them row by row, and
@@ -9,6 +9,7 @@
 //! - `recovery` measures what snapshots cost a working server, and how long it takes to come back.
 //! - `follow` measures followers of streams that take snapshots.
 //! - `state` measures the state store side by side with `statehouse-daemon`.
+//! - `security` measures what encryption of records and access tokens cost.
 //! - `layout` measures layouts of a partition's stream data on RocksDB alone.
 //! - `overload` measures a polite client among others that flood, followers in great number, and memory over
 //!   a long mixed load.
@@ -33,6 +34,7 @@ mod recovery;
 mod report;
 mod repository;
 mod rows;
+mod security;
 mod sizes;
 mod soak;
 mod state;
@@ -73,6 +75,8 @@ enum Command {
     FollowStep(follow::step::Step),
     /// Measure the state store side by side with `statehouse-daemon`.
     State(state::Args),
+    /// Measure what encryption of records and access tokens cost.
+    Security(security::Args),
     /// Measure layouts of a partition's stream data on RocksDB alone.
     Layout(layout::Args),
     /// Measure a polite client among 64 that flood, 10,000 followers, and memory over a mixed load.
@@ -93,6 +97,7 @@ async fn main() -> ExitCode {
             Command::Follow(args) => follow::run(args).await,
             Command::FollowStep(step) => follow::step::run(step).await,
             Command::State(args) => state::run(args).await,
+            Command::Security(args) => security::run(args).await,
             Command::Layout(args) => tokio::task::spawn_blocking(move || layout::run(&args))
                 .await?
                 .map(|()| ExitCode::SUCCESS),

@@ -13,7 +13,7 @@
 pub mod batch;
 pub mod scan;
 pub mod sdk;
-mod wire;
+pub mod wire;
 
 use std::fmt;
 

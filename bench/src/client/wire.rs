@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use bytes::{Bytes, BytesMut};
 use futures::channel::mpsc;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Either, Full, StreamBody};
 use hyper::{
     body::{Frame as BodyFrame, Incoming},
@@ -27,6 +27,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use s2_api::v1::stream::proto;
+use s2_sdk::types::EncryptionKey;
 use tokio::net::TcpStream;
 
 use super::{Acked, Batch, Batches, ReadTotals, check_count, scan};
@@ -44,6 +45,10 @@ pub struct Connection {
     socket: Arc<OwnedFd>,
     authority: String,
     basin: String,
+    /// The value of the header `authorization`.
+    authorization: String,
+    /// The key that records are encrypted with.
+    key: Option<HeaderValue>,
 }
 
 impl Connection {
@@ -63,7 +68,34 @@ impl Connection {
             socket,
             authority: authority.to_owned(),
             basin: basin.to_owned(),
+            authorization: "Bearer bench".to_owned(),
+            key: None,
         })
+    }
+
+    /// Sends this access token.
+    pub fn with_token(mut self, token: &str) -> Self {
+        self.authorization = format!("Bearer {token}");
+        self
+    }
+
+    /// Sends this key with every request.
+    pub fn with_encryption_key(mut self, key: &EncryptionKey) -> Self {
+        self.key = Some(key.to_header_value());
+        self
+    }
+
+    /// Makes the basin of the connection.
+    pub async fn create_basin(&self) -> anyhow::Result<()> {
+        let body = format!("{{\"basin\":\"{}\"}}", self.basin);
+        let request = self
+            .request(Method::POST, "/v1/basins")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Either::Left(Full::new(body.into())))?;
+        unary(&self.sender, request)
+            .await
+            .with_context(|| format!("cannot create the basin {}", self.basin))?;
+        Ok(())
     }
 
     pub async fn create_stream(&self, name: &str) -> anyhow::Result<()> {
@@ -85,6 +117,8 @@ impl Connection {
                 socket: self.socket.clone(),
                 authority: self.authority.clone(),
                 basin: self.basin.clone(),
+                authorization: self.authorization.clone(),
+                key: self.key.clone(),
             },
             // The names that the bench gives need no percent-encoding.
             records: format!("/v1/streams/{name}/records"),
@@ -112,11 +146,15 @@ impl Connection {
     }
 
     fn request(&self, method: Method, path: &str) -> http::request::Builder {
-        Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.authority))
             .header("s2-basin", &self.basin)
-            .header(header::AUTHORIZATION, "Bearer bench")
+            .header(header::AUTHORIZATION, &self.authorization);
+        if let Some(key) = &self.key {
+            request = request.header("s2-encryption-key", key);
+        }
+        request
     }
 }
 

@@ -1,0 +1,299 @@
+//! What encryption of records and access tokens cost: appends with each, beside appends without.
+//!
+//! The load is that of the row `batches` of the streams: append sessions of small records in batches, each with
+//! a connection and a stream of its own. What is compared takes turns within a run, in another order in each.
+
+use std::cell::Cell;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use bench_harness::machine::quiet;
+use bench_harness::page::{Figure, Page, Section};
+use bench_harness::run::exit_code;
+use bench_harness::stats::median_or_zero as median;
+use bench_harness::{PartArgs, Run};
+use clap::ValueEnum;
+use futures::future::try_join_all;
+use s2_sdk::types::{BasinConfig, BasinName, CreateBasinInput, EncryptionAlgorithm, EncryptionKey};
+
+use crate::client::wire;
+use crate::client::{Batches, sdk};
+use crate::recovery::subject::{Setup, Subject};
+
+/// Where the page goes by default.
+const PAGE: &str = "docs/benchmarks/security.md";
+/// Append sessions at once.
+const SESSIONS: usize = 8;
+/// Records in each batch.
+const BATCH_RECORDS: usize = 100;
+/// Bytes in the body of each record.
+const BODY_BYTES: usize = 256;
+/// Unacknowledged batches of a session.
+const IN_FLIGHT: usize = 64;
+/// Load before the clock runs.
+const WARM_UP: Duration = Duration::from_secs(1);
+/// The longest that a server is given to become idle before a measurement.
+const SETTLE: Duration = Duration::from_secs(10);
+/// The seed of the contents of records.
+const SEED: u64 = 0xe5_4e13;
+/// The root token of the servers that ask for one.
+const TOKEN: &str = "esk_bench-bench-bench-bench-bench-bench-bench-benc";
+
+/// Arguments of `security`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The program `esker`. Default: the one beside this program.
+    #[arg(long, value_name = "PATH")]
+    esker: Option<PathBuf>,
+    #[command(flatten)]
+    common: PartArgs<Part>,
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Appends to streams of each cipher.
+    Encryption,
+    /// Appends to a server that requires tokens.
+    Tokens,
+}
+
+struct Bench {
+    program: PathBuf,
+    run: Run,
+}
+
+impl Bench {
+    fn time(&self) -> Duration {
+        Duration::from_secs(if self.run.quick { 1 } else { 8 })
+    }
+
+    async fn serve(&self, name: &str, arguments: &[&str]) -> anyhow::Result<Subject> {
+        let setup = Setup {
+            program: self.program.clone(),
+            data: self.run.scratch.join(name),
+            settings: Vec::new(),
+        };
+        Ok(setup.start(arguments).await?.0)
+    }
+}
+
+/// Measures, prints, and writes the page.
+///
+/// # Errors
+///
+/// If anything cannot be measured.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let beside = std::env::current_exe()?.with_file_name("esker");
+    let bench = Bench {
+        program: args.esker.unwrap_or(beside),
+        run: Run::begin(&args.common)?,
+    };
+    let mut sections: Vec<Section> = Vec::new();
+    for part in args.common.parts() {
+        let begun = bench.run.part(part, quiet().await?);
+        let section = match part {
+            Part::Encryption => encryption(&bench).await,
+            Part::Tokens => tokens(&bench).await,
+        };
+        sections.push(begun.end(section)?);
+    }
+    if !bench.run.quick && args.common.is_whole() {
+        let page = Page {
+            title: "encryption and tokens",
+            target: "bench-security",
+            how: "Server and clients share its cores and its one disk. The clients send requests that were \
+                  encoded beforehand, so that the server alone does more with encryption than without.",
+        };
+        let out = args.common.out.unwrap_or_else(|| PAGE.into());
+        bench.run.write(&page, &sections, &out)?;
+    }
+    Ok(exit_code(&sections))
+}
+
+/// How clients present themselves.
+#[derive(Clone, Default)]
+struct Access {
+    token: Option<&'static str>,
+    key: Option<EncryptionKey>,
+}
+
+/// What one measurement found.
+struct Found {
+    /// Records acknowledged per second.
+    rate: f64,
+    /// All records of it, also those of the warm-up.
+    records: usize,
+}
+
+/// Appends to new streams of a basin for some time.
+async fn appends(url: &str, basin: &str, access: &Access, time: Duration) -> anyhow::Result<Found> {
+    let batches = Batches::new(BATCH_RECORDS, BODY_BYTES, SEED)?;
+    let streams = try_join_all((0..SESSIONS).map(async |session| {
+        let mut connection = wire::Connection::open(url, basin).await?;
+        if let Some(token) = access.token {
+            connection = connection.with_token(token);
+        }
+        if let Some(key) = &access.key {
+            connection = connection.with_encryption_key(key);
+        }
+        let name = format!("appends-{session}");
+        connection.create_stream(&name).await?;
+        anyhow::Ok(connection.stream(&name))
+    }))
+    .await?;
+    let from = Instant::now() + WARM_UP;
+    let until = from + time;
+    let (batches, counted, all) = (&batches, &Cell::new(0), &Cell::new(0));
+    let sessions = streams.iter().map(|stream| {
+        stream.session(
+            batches,
+            IN_FLIGHT,
+            move |_| Instant::now() < until,
+            move |records| {
+                let now = Instant::now();
+                all.set(all.get() + records);
+                if now >= from && now <= until {
+                    counted.set(counted.get() + records);
+                }
+            },
+        )
+    });
+    try_join_all(sessions).await?;
+    Ok(Found {
+        rate: counted.get() as f64 / time.as_secs_f64(),
+        records: all.get(),
+    })
+}
+
+const CIPHERS: [Option<EncryptionAlgorithm>; 3] = [
+    None,
+    Some(EncryptionAlgorithm::Aegis256),
+    Some(EncryptionAlgorithm::Aes256Gcm),
+];
+
+async fn encryption(bench: &Bench) -> anyhow::Result<Section> {
+    let mut rates = [const { Vec::new() }; CIPHERS.len()];
+    let mut logged = [const { Vec::new() }; CIPHERS.len()];
+    let access = Access {
+        token: None,
+        key: Some(EncryptionKey::new([7; 32])),
+    };
+    for run in 0..bench.run.runs {
+        let server = bench.serve(&format!("encryption-{run}"), &[]).await?;
+        let s2 = sdk::client(&server.url(), sdk::REQUEST_TIMEOUT)?;
+        for turn in 0..CIPHERS.len() {
+            let at = (turn + run) % CIPHERS.len();
+            let basin = format!("bench-basin-{at}");
+            let mut config = BasinConfig::new();
+            if let Some(cipher) = CIPHERS[at] {
+                config = config.with_stream_cipher(cipher);
+            }
+            let create = CreateBasinInput::new(basin.parse::<BasinName>()?).with_config(config);
+            let created = s2.create_basin(create).await;
+            created.with_context(|| format!("cannot create the basin {basin}"))?;
+            server.settle(SETTLE).await;
+            let written = async || server.metric("esker_log_written_bytes_total").await;
+            let before = written().await?;
+            let found = appends(&server.url(), &basin, &access, bench.time()).await?;
+            rates[at].push(found.rate);
+            logged[at].push((written().await? - before) / found.records as f64);
+        }
+    }
+    let name = |at: usize| CIPHERS[at].map_or("none".to_owned(), |cipher| cipher.to_string());
+    let mut figures = Vec::new();
+    for at in 0..CIPHERS.len() {
+        let ratio = median(&rates[at]) / median(&rates[0]);
+        let mut figure = Figure::plain(
+            format!("records appended, cipher: {}", name(at)),
+            format!("{:.0}/s", median(&rates[at])),
+        );
+        if CIPHERS[at].is_some() {
+            figure = figure
+                .beside(format!("{:.0}/s ({ratio:.2}x)", median(&rates[0])))
+                .target("at least 0.8x", ratio >= 0.8);
+        }
+        figures.push(figure);
+        figures.push(Figure::plain(
+            format!("bytes written to the log for each, cipher: {}", name(at)),
+            format!("{:.0} B", median(&logged[at])),
+        ));
+    }
+    Ok(Section {
+        title: "Encryption of records".to_owned(),
+        how: how(bench, "the same without a cipher"),
+        figures,
+        ..Section::default()
+    })
+}
+
+fn how(bench: &Bench, beside: &str) -> String {
+    format!(
+        "{SESSIONS} append sessions of {BODY_BYTES}-byte records in batches of {BATCH_RECORDS}. `beside` is \
+         {beside}, in the same run, turn by turn. Medians of {} runs of {} s.",
+        bench.run.runs,
+        bench.time().as_secs()
+    )
+}
+
+/// Writes a file that its owner alone may read.
+fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let written = options
+        .open(path)
+        .and_then(|mut file| writeln!(file, "{text}"));
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+async fn tokens(bench: &Bench) -> anyhow::Result<Section> {
+    let file = bench.run.scratch.join("root-token");
+    write_secret(&file, TOKEN)?;
+    let file = file.to_str().context("a path that is not UTF-8")?;
+    let with_token = ["--root-token-file", file];
+    // Without and with.
+    let mut rates = [Vec::new(), Vec::new()];
+    for run in 0..bench.run.runs {
+        for turn in 0..rates.len() {
+            let at = (turn + run) % rates.len();
+            let (arguments, access): (&[&str], _) = match at {
+                0 => (&[], Access::default()),
+                _ => (
+                    &with_token,
+                    Access {
+                        token: Some(TOKEN),
+                        key: None,
+                    },
+                ),
+            };
+            let server = bench
+                .serve(&format!("tokens-{run}-{at}"), arguments)
+                .await?;
+            let url = server.url();
+            let mut connection = wire::Connection::open(&url, "bench-basin").await?;
+            if let Some(token) = access.token {
+                connection = connection.with_token(token);
+            }
+            connection.create_basin().await?;
+            server.settle(SETTLE).await;
+            let found = appends(&url, "bench-basin", &access, bench.time()).await?;
+            rates[at].push(found.rate);
+        }
+    }
+    let ratio = median(&rates[1]) / median(&rates[0]);
+    let rate = |at: usize| format!("{:.0}/s", median(&rates[at]));
+    Ok(Section {
+        title: "Access tokens".to_owned(),
+        how: how(bench, "a server without tokens"),
+        figures: vec![
+            Figure::plain("records appended with a token", rate(1))
+                .beside(format!("{} ({ratio:.2}x)", rate(0)))
+                .target("at least 0.95x", ratio >= 0.95),
+        ],
+        ..Section::default()
+    })
+}
