@@ -10,6 +10,7 @@
 //! | [`slow_clients`], [`slow_bodies`] | clients that stop reading or sending |
 //! | [`compression`], [`errors`] | codings of bodies; what is refused, and how |
 //! | [`tls`] | TLS, certificates that change or end, failed handshakes |
+//! | [`encryption`] | records that are encrypted with the key of each request |
 //! | [`bad_input`] | every limit and every rule |
 //! | [`retention`] | records past their age, empty streams |
 //! | [`disk`], [`full_disk`], [`hanging_disk`], [`disk_space`] | a full or hanging disk; space that is freed |
@@ -35,6 +36,7 @@ mod compression;
 mod conditions;
 mod disk;
 mod disk_space;
+mod encryption;
 mod errors;
 mod floods;
 mod foreign_requests;
