@@ -14,6 +14,7 @@
 //! | [`bad_input`] | every limit and every rule |
 //! | [`retention`] | records past their age, empty streams |
 //! | [`disk`], [`full_disk`], [`hanging_disk`], [`disk_space`] | a full or hanging disk; space that is freed |
+//! | [`lost_disk`] | a disk that takes no more files, or disappears and comes back |
 //! | [`runbook`] | the runbook's answers of a disk that is full or hangs |
 //! | [`open_files`] | too many open files, while serving |
 //! | [`floods`] | appends, tiny requests, connections and followers in great number |
@@ -46,6 +47,7 @@ mod hanging_disk;
 mod kill_loop;
 mod linearizable;
 mod locations;
+mod lost_disk;
 mod metrics;
 mod open_files;
 mod read_memory;

@@ -70,7 +70,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let program = esker_program(args.esker.clone())?;
     println!("{} ({})", program.version()?, program.path.display());
     let parts = match args.parts.as_slice() {
-        [] => &[Part::Polite, Part::Followers],
+        [] => &[Part::Polite, Part::Followers][..],
         parts => parts,
     };
     let mut all_met = true;

@@ -103,6 +103,8 @@ impl Inner {
                 ours: ours.to_string(),
             });
         }
+        let in_place = self.data_dir.check_in_place(&self.options.data_dir);
+        in_place.map_err(|e| Error::TryLater(e.to_string()))?;
         std::fs::create_dir_all(&scratch.dir).map_err(|e| Error::TryLater(e.to_string()))?;
         let to = scratch.dir.join("files");
         let found = repository

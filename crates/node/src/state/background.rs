@@ -144,6 +144,9 @@ impl Shared {
         if let Some((written, true)) = self.known(meta.commit_ts) {
             return Ok((written, false));
         }
+        // Below a mount that is gone, nothing is created.
+        let in_place = inner.data_dir.check_in_place(&inner.options.data_dir);
+        in_place.map_err(|e| SnapshotFailure::Failed(e.to_string()))?;
         let begun = Instant::now();
         let own = self.inspect_files();
         let written = self.reader.view(|view| {

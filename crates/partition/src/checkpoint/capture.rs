@@ -73,6 +73,7 @@ impl Capture {
                 why: format!("none is made while the database is damaged: {why}"),
             });
         }
+        part.store().check_in_place()?;
         fs::create_dir_all(&base).map_err(io("creating", &base))?;
         let temporary = Temporary::create(&base)?;
         let exported = temporary.path.join("files");

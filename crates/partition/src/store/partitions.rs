@@ -107,6 +107,24 @@ impl Store {
         }
     }
 
+    /// Checks that the path of the database leads to one: not to the directory below a mount that is gone, where
+    /// nothing must be created.
+    ///
+    /// # Errors
+    ///
+    /// It does not, or cannot be read now.
+    pub(crate) fn check_in_place(&self) -> Result<(), StoreError> {
+        let current = self.path.join("CURRENT");
+        match std::fs::metadata(&current) {
+            Ok(_) => Ok(()),
+            Err(source) => Err(StoreError::Io {
+                operation: "looking at",
+                path: current,
+                source,
+            }),
+        }
+    }
+
     /// Directory of the checkpoints of a partition.
     pub fn checkpoints(&self, partition: PartitionId) -> std::path::PathBuf {
         self.checkpoints.join(partition.to_string())
