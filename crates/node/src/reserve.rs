@@ -303,6 +303,20 @@ mod tests {
     }
 
     #[test]
+    fn a_file_system_that_could_set_nothing_aside_is_asked_again_later() {
+        let Some(dir) = directory() else { return };
+        let now = Instant::now();
+        let reserve = Reserve::open(dir.path());
+        reserve.is_impossible.store(true, Ordering::Relaxed);
+        reserve.attempts.lock().not_before = Some(now + IMPOSSIBLE_RETRY);
+        assert!(!reserve.may_be_possible(now) && !reserve.keep(BYTES, now).unwrap());
+        let later = now + IMPOSSIBLE_RETRY;
+        assert!(reserve.may_be_possible(later) && reserve.keep(BYTES, later).unwrap());
+        assert!(reserve.is_possible());
+        assert_eq!(reserve.held(), BYTES);
+    }
+
+    #[test]
     fn a_part_of_a_reserve_is_released_too() {
         let Some(dir) = directory() else { return };
         // What a crash in an allocation leaves: some blocks, and another length.

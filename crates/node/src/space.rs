@@ -98,6 +98,16 @@ pub(crate) fn release_reserve_for_start(data_dir: &Path) {
     }
 }
 
+/// Whether the log of the server has to have a line: that there is too little, `Some(true)`, or room again,
+/// `Some(false)`. `logged` is whether the last line was the former.
+fn shortage_to_log(logged: bool, free: u64, needed: u64) -> Option<bool> {
+    match logged {
+        false if free < needed => Some(true),
+        true if free >= needed + needed / ROOM_SHARE => Some(false),
+        _ => None,
+    }
+}
+
 impl Inner {
     /// Bytes that the log may have on disk before it is trimmed: below its purge threshold it is never made
     /// smaller, and one file of each of its two queues is being written to.
@@ -200,7 +210,7 @@ impl Inner {
         self.space.free_limit.store(limit, Ordering::Relaxed);
         let short = free < needed;
         self.space.is_short.store(short, Ordering::Relaxed);
-        self.log_shortage(short, free, needed);
+        self.log_shortage(free, needed);
         for part in self.parts() {
             part.note_free_space(short.then_some(free));
         }
@@ -221,19 +231,22 @@ impl Inner {
 
     /// Logs that the disk has become nearly full, and that there is room again. Free space that varies a little
     /// around what is needed is logged once.
-    fn log_shortage(&self, short: bool, free: u64, needed: u64) {
+    fn log_shortage(&self, free: u64, needed: u64) {
         let logged = &self.space.shortage_logged;
-        if short && !logged.swap(true, Ordering::Relaxed) {
-            tracing::error!(
+        let Some(is_short) = shortage_to_log(logged.load(Ordering::Relaxed), free, needed) else {
+            return;
+        };
+        if logged.swap(is_short, Ordering::Relaxed) == is_short {
+            return;
+        }
+        match is_short {
+            true => tracing::error!(
                 dir = %self.options.data_dir.display(),
                 free,
                 reserve = needed,
                 "The disk is nearly full: appends are refused until there is room"
-            );
-        }
-        let has_room = free >= needed + needed / ROOM_SHARE;
-        if has_room && logged.swap(false, Ordering::Relaxed) {
-            tracing::info!(free, "There is room on the disk again: appends are taken");
+            ),
+            false => tracing::info!(free, "There is room on the disk again: appends are taken"),
         }
     }
 
@@ -453,5 +466,26 @@ impl Inner {
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_space_that_varies_around_what_is_kept_is_logged_once() {
+        let mut logged = false;
+        let mut lines = Vec::new();
+        for free in [2000, 999, 1000, 999, 1001, 998, 1061, 997, 1063, 999, 1062] {
+            if let Some(line) = shortage_to_log(logged, free, 1000) {
+                logged = line;
+                lines.push((free, line));
+            }
+        }
+        assert_eq!(
+            lines,
+            [(999, true), (1063, false), (999, true), (1062, false)]
+        );
     }
 }
