@@ -10,6 +10,9 @@ use s2_sdk::types::SequencedRecord;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+mod reconnection;
+mod snapshots;
+
 use super::recover::{self, Recovered};
 use super::snapshot_task::{self, Outcome, SnapshotTask};
 use super::{Parts, Question, Snapshots, Status, Update, View};
@@ -472,109 +475,6 @@ impl<F: Fold> Run<F> {
         Ok(())
     }
 
-    fn take_if_due(&mut self) {
-        let asked = !self.askers.is_empty();
-        let predicted = self.predicted();
-        let (triggers, snapshots) = (&self.parts.triggers, &self.parts.snapshots);
-        let is_due = self.snapshot_task.is_due(
-            triggers,
-            &self.identity,
-            snapshots,
-            asked,
-            self.next,
-            predicted,
-        );
-        if is_due && self.closing.is_none() {
-            let fold = self.fold.clone();
-            self.snapshot_task
-                .begin(&self.parts, &self.guard, &self.identity, fold, self.next);
-        }
-    }
-
-    fn outcome(&mut self, outcome: Outcome) {
-        self.snapshot_task.note_outcome(&outcome);
-        match outcome {
-            Outcome::Taken(info) => {
-                tracing::debug!(
-                    stream = self.parts.endpoint.shown(),
-                    ?info,
-                    "a snapshot was taken"
-                );
-                let since = self.snapshot_task.since().records;
-                let covered = |wanted: u64| since == 0 || wanted <= info.cursor;
-                for (_, asker) in self.askers.extract_if(.., |(wanted, _)| covered(*wanted)) {
-                    let _ = asker.send(Ok(info.clone()));
-                }
-                self.status.send_modify(|status| {
-                    status.taken += 1;
-                    status.newest = Some(info.clone());
-                    status.last_failure = None;
-                    status.since_snapshot = since;
-                });
-                self.notify(Update::SnapshotTaken(info));
-            }
-            Outcome::Lost { .. } => self.status.send_modify(|status| status.lost += 1),
-            Outcome::Failed(error) => {
-                tracing::warn!(stream = self.parts.endpoint.shown(), %error, "no snapshot was taken");
-                for (_, asker) in self.askers.drain(..) {
-                    let _ = asker.send(Err(error.clone()));
-                }
-                let why = error.to_string();
-                self.status.send_modify(|status| {
-                    status.failed += 1;
-                    status.last_failure = Some(why.clone());
-                });
-                self.notify(Update::SnapshotFailed(why));
-            }
-        }
-    }
-
-    /// Waits for the server, and checks whether it still has the same stream.
-    async fn reconnect(&mut self, why: EndpointError, backoff: &mut Backoff) -> Result<(), Stop> {
-        self.status.send_modify(|status| {
-            status.caught_up = false;
-            status.reconnects += 1;
-        });
-        self.piece_at = None;
-        self.wait(why, backoff).await?;
-        let was = self.ask_identity(backoff).await?;
-        let now = &self.identity;
-        // This is another stream: the state was not built from it.
-        let is_another = match (&was.created_at, &now.created_at) {
-            (Some(then), Some(now)) => then != now,
-            _ => false,
-        };
-        // What was applied last may be what was lost: no snapshot of it may count as one of this lineage.
-        let is_stale = match (&was.lineage, &now.lineage) {
-            (Some(then), Some(lineage)) if then != lineage => {
-                now.shares(then).is_none_or(|shared| self.next > shared)
-            }
-            _ => false,
-        };
-        match is_another || is_stale {
-            true => self.reopen().await,
-            false => Ok(()),
-        }
-    }
-
-    /// Asks which stream it is now; returns which it was before.
-    async fn ask_identity(&mut self, backoff: &mut Backoff) -> Result<Identity, Stop> {
-        let parts = self.parts.clone();
-        loop {
-            match self.meanwhile(parts.endpoint.identity()).await? {
-                Ok(identity) => return Ok(std::mem::replace(&mut self.identity, identity)),
-                Err(why) => self.wait(why, backoff).await?,
-            }
-        }
-    }
-
-    /// Waits for the server.
-    async fn wait(&mut self, why: EndpointError, backoff: &mut Backoff) -> Result<(), Stop> {
-        let parts = self.parts.clone();
-        let waited = self.meanwhile(backoff.wait(&*parts.endpoint, why)).await?;
-        waited.map_err(Stop::Error)
-    }
-
     /// Answers questions while `doing` runs.
     async fn meanwhile<T>(&mut self, doing: impl Future<Output = T>) -> Result<T, Stop> {
         let mut doing = std::pin::pin!(doing);
@@ -590,84 +490,6 @@ impl<F: Fold> Run<F> {
                 outcome = self.snapshot_task.outcome() => self.outcome(outcome),
             }
         }
-    }
-
-    /// Handles a jump of the sequence numbers, from the next one to a later one.
-    async fn moved(&mut self) -> Result<(), Stop> {
-        self.status.send_modify(|status| status.caught_up = false);
-        let mut backoff = Backoff::new(None);
-        self.ask_identity(&mut backoff).await?;
-        // If a history was cut off, or an import passed numbers over, exactly after what was applied,
-        // nothing is missing.
-        if let Some(resumes_at) = self.identity.goes_on_at(self.next) {
-            tracing::info!(
-                stream = self.parts.endpoint.shown(),
-                from = self.next,
-                resumes_at,
-                "sequence numbers go on higher; nothing that was read is lost"
-            );
-            self.next = resumes_at;
-            self.guard.update(|others| others.read_to(resumes_at));
-            return Ok(());
-        }
-        if self.moved_at.replace(self.next) == Some(self.next) {
-            // Nothing that is known explains the jump. The server may explain it later.
-            let why = format!("sequence numbers jump behind {}, again", self.next);
-            let mut moving = std::mem::replace(&mut self.moving, Backoff::new(None));
-            let waited = self
-                .wait(EndpointError::Unavailable(why), &mut moving)
-                .await;
-            self.moving = moving;
-            waited?;
-        } else {
-            self.moving.reset();
-        }
-        self.reopen().await
-    }
-
-    /// Restores a snapshot in place of a state from which the stream does not continue.
-    async fn reopen(&mut self) -> Result<(), Stop> {
-        let parts = self.parts.clone();
-        let stuck = self.is_fresh.then_some(self.next);
-        let mut backoff = Backoff::new(None);
-        let recovered = loop {
-            let why = match self
-                .meanwhile(recover::recover_again(parts.clone(), stuck))
-                .await?
-            {
-                Ok(recovered) => break recovered,
-                // The store worked before, so the wait for it has no limit.
-                Err(Error::Store { why, .. }) => EndpointError::Unavailable(why),
-                Err(Error::Endpoint { why, .. }) => why,
-                Err(error) => return Err(error.into()),
-            };
-            self.wait(why, &mut backoff).await?;
-        };
-        let why = "records went before they were read, or a history was cut off";
-        tracing::warn!(
-            stream = parts.endpoint.shown(),
-            from = self.next,
-            to = recovered.cursor,
-            why,
-            "a snapshot was restored instead"
-        );
-        self.identity = recovered.identity;
-        self.fold = recovered.fold;
-        self.next = recovered.cursor;
-        self.met = recovered.met;
-        self.met_until = recovered.next;
-        self.is_fresh = true;
-        self.is_checked = false;
-        self.guard = Guard::new(recovered.others);
-        self.snapshot_task.restart(recovered.snapshot.clone());
-        let (cursor, newest) = (self.next, recovered.snapshot);
-        self.status.send_modify(|status| {
-            status.cursor = cursor;
-            status.caught_up = false;
-            status.newest = newest.clone();
-        });
-        self.notify(Update::Restored(newest));
-        Ok(())
     }
 }
 

@@ -17,6 +17,12 @@ use object_store::{
 };
 use parking_lot::Mutex;
 
+mod put;
+mod reader;
+mod retention;
+
+use reader::Reader;
+
 use crate::endpoint::Identity;
 use crate::error::Error;
 use crate::fold::Fold;
@@ -368,209 +374,6 @@ impl External {
         })
     }
 
-    /// Puts a snapshot of a state.
-    pub(crate) async fn put<F: Fold>(&self, fold: F, meta: &Meta) -> Result<SnapshotInfo, Error> {
-        let zst = match meta.encoding {
-            Encoding::Zstd => ".zst",
-            Encoding::None => "",
-        };
-        let extension = format!("{}{zst}", fold.extension());
-        let mut chunks = pipe::write(fold, meta);
-        let fold_failed = |error| Error::NotTaken(format!("the fold: {error}"));
-        let mut small = vec![object::head(meta)];
-        let mut bytes = small[0].len();
-        while bytes <= ONE_REQUEST {
-            let Some(chunk) = chunks.next().await else {
-                let totals = chunks.totals().await.map_err(fold_failed)?;
-                small.push(object::tail(meta.encoding, &totals));
-                let path = self.put_small(meta, &extension, small).await?;
-                return Ok(taken(&path, meta, &totals));
-            };
-            bytes += chunk.len();
-            small.push(chunk);
-        }
-        let path = self.apart(meta.cursor, &extension);
-        let options = PutMultipartOptions {
-            attributes: self.attributes(meta.cursor),
-            ..PutMultipartOptions::default()
-        };
-        let upload = self.store.put_multipart_opts(&path, options).await;
-        let upload = upload.map_err(|e| self.failed(&e))?;
-        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART);
-        let mut small = small.into_iter();
-        loop {
-            let chunk = match small.next() {
-                Some(chunk) => chunk,
-                None => match chunks.next().await {
-                    Some(chunk) => chunk,
-                    None => break,
-                },
-            };
-            let ready = upload.wait_for_capacity(PARTS).await;
-            if let Err(error) = ready {
-                let _ = upload.abort().await;
-                return Err(self.failed(&error));
-            }
-            upload.put(chunk);
-        }
-        match chunks.totals().await {
-            Ok(totals) => {
-                upload.put(object::tail(meta.encoding, &totals));
-                upload.finish().await.map_err(|e| self.failed(&e))?;
-                Ok(taken(&path, meta, &totals))
-            }
-            Err(error) => {
-                let _ = upload.abort().await;
-                Err(fold_failed(error))
-            }
-        }
-    }
-
-    async fn put_small(
-        &self,
-        meta: &Meta,
-        extension: &str,
-        parts: Vec<Bytes>,
-    ) -> Result<Path, Error> {
-        let payload: PutPayload = parts.into_iter().collect();
-        let name = format!("{}.{extension}", meta.cursor);
-        let mut path = self.prefix.clone().join(name);
-        loop {
-            let options = PutOptions {
-                mode: PutMode::Create,
-                attributes: self.attributes(meta.cursor),
-                ..PutOptions::default()
-            };
-            match self.store.put_opts(&path, payload.clone(), options).await {
-                Ok(_) => return Ok(path),
-                Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
-                    // The object is another snapshotter's, or our own if the answer was lost. If it is
-                    // something else, or not whole, ours needs another name.
-                    match self.known(&path).await? {
-                        Known::Described(other)
-                            if is_as_good(&other, meta) && self.is_whole(&path, meta).await? =>
-                        {
-                            return Ok(path);
-                        }
-                        _ => path = self.apart(meta.cursor, extension),
-                    }
-                }
-                Err(error) => return Err(self.failed(&error)),
-            }
-        }
-    }
-
-    /// Whether the object that is there has all its bytes: its description does not prove that.
-    async fn is_whole(&self, path: &Path, meta: &Meta) -> Result<bool, Error> {
-        let listed = Listed {
-            path: path.clone(),
-            cursor: meta.cursor,
-            bytes: 0,
-            written_at: 0,
-        };
-        Ok(self.check(&listed).await?.is_ok())
-    }
-
-    /// A name that no other object has.
-    fn apart(&self, cursor: u64, extension: &str) -> Path {
-        let id = uuid::Uuid::new_v4().simple().to_string();
-        self.prefix
-            .clone()
-            .join(format!("{cursor}-{}.{extension}", &id[..12]))
-    }
-
-    fn attributes(&self, cursor: u64) -> Attributes {
-        match &self.cursor_in {
-            CursorIn::Key => Attributes::new(),
-            CursorIn::Metadata(name) => {
-                let name = Attribute::Metadata(name.clone().into());
-                Attributes::from_iter([(name, cursor.to_string())])
-            }
-        }
-    }
-
-    /// Deletes snapshots that are no longer kept. Returns up to where the stream may be trimmed, if it is
-    /// to be. Of those that are there, only the one at `place` is known to be whole: it stays, and the
-    /// stream is never trimmed beyond it.
-    pub(crate) async fn retain(
-        &self,
-        newest: &Meta,
-        place: &str,
-        identity: &Identity,
-    ) -> Result<Option<u64>, Error> {
-        let listed = self.list().await?;
-        {
-            let paths: HashSet<&Path> = listed.iter().map(|one| &one.path).collect();
-            let mut known = self.known.lock();
-            known.retain(|path, _| paths.contains(path));
-        }
-        let mut kept: Vec<u64> = Vec::new();
-        let mut former = Vec::new();
-        for one in listed {
-            let Known::Described(meta) = self.known(&one.path).await? else {
-                continue;
-            };
-            match self.relation(&meta, newest, identity) {
-                Relation::Ours if kept.len() < self.keep || one.path.as_ref() == place => {
-                    kept.push(one.cursor);
-                }
-                Relation::Ours => self.delete(&one.path).await?,
-                Relation::Former => former.push(one.path),
-                Relation::Foreign => {}
-            }
-        }
-        // They are of no use to a follower, but may be all that is left of what was lost. They stay until
-        // as many current ones as are kept are there.
-        if kept.len() >= self.keep {
-            for path in former {
-                self.delete(&path).await?;
-            }
-        }
-        let to = match self.trim {
-            None => None,
-            Some(TrimTo::Oldest) => kept.last().copied(),
-            Some(TrimTo::Newest) => kept.first().copied(),
-        };
-        Ok(to.map(|to| to.min(newest.cursor)))
-    }
-
-    async fn delete(&self, path: &Path) -> Result<(), Error> {
-        match self.store.delete(path).await {
-            Ok(()) | Err(StoreError::NotFound { .. }) => {
-                tracing::debug!(snapshot = %path, "a snapshot is kept no more");
-                Ok(())
-            }
-            Err(error) => Err(self.failed(&error)),
-        }
-    }
-
-    fn relation(&self, meta: &Meta, newest: &Meta, identity: &Identity) -> Relation {
-        if meta.fold != newest.fold {
-            return Relation::Foreign;
-        }
-        if meta.created_at != newest.created_at {
-            let is_former = self.delete_former
-                && matches!(
-                    (created(&meta.created_at), created(&newest.created_at)),
-                    (Some(then), Some(now)) if then < now
-                );
-            return if is_former {
-                Relation::Former
-            } else {
-                Relation::Foreign
-            };
-        }
-        if meta.of_stream(identity).is_ok() {
-            return Relation::Ours;
-        }
-        // Nothing is known of a lineage that is not in the past of this one.
-        let lineage = meta.lineage.as_deref();
-        match lineage.and_then(|lineage| identity.shares(lineage)) {
-            Some(_) => Relation::Former,
-            None => Relation::Foreign,
-        }
-    }
-
     async fn known(&self, path: &Path) -> Result<Known, Error> {
         if let Some(known) = self.known.lock().get(path) {
             return Ok(known.clone());
@@ -591,21 +394,6 @@ impl External {
         self.known.lock().insert(path.clone(), known.clone());
         Ok(known)
     }
-}
-
-/// How a snapshot that is there relates to the one that was taken.
-enum Relation {
-    /// Of the same fold and stream, and of use.
-    Ours,
-    /// Of the same fold, and of a history that no longer exists.
-    Former,
-    /// Any other.
-    Foreign,
-}
-
-fn created(at: &Option<String>) -> Option<time::OffsetDateTime> {
-    let format = &time::format_description::well_known::Rfc3339;
-    time::OffsetDateTime::parse(at.as_deref()?, format).ok()
 }
 
 /// Collects those with the highest cursors.
@@ -639,10 +427,6 @@ impl Newest {
 /// Whether two are of the same fold, stream and lineage.
 fn is_ours(meta: &Meta, ours: &Meta) -> bool {
     meta.fold == ours.fold && meta.created_at == ours.created_at && meta.lineage == ours.lineage
-}
-
-fn is_as_good(meta: &Meta, ours: &Meta) -> bool {
-    is_ours(meta, ours) && meta.cursor == ours.cursor && meta.fold_version == ours.fold_version
 }
 
 fn cursor_of(prefix: &Path, location: &Path) -> Option<u64> {
@@ -681,89 +465,10 @@ fn info(listed: &Listed, meta: Option<&Meta>) -> SnapshotInfo {
     }
 }
 
-fn taken(path: &Path, meta: &Meta, totals: &Totals) -> SnapshotInfo {
-    SnapshotInfo {
-        kind: Kind::External,
-        place: path.to_string(),
-        cursor: meta.cursor,
-        bytes: object_bytes(meta, totals),
-        taken_at: Some(meta.taken_at),
-        anchored: false,
-    }
-}
-
 /// The size of an object.
 fn object_bytes(meta: &Meta, totals: &Totals) -> u64 {
     let around = object::head(meta).len() + object::tail_len(meta.encoding);
     totals.bytes + around as u64
-}
-
-/// Reads an object, from its beginning to its end.
-struct Reader<'a> {
-    place: &'a External,
-    stream: futures::stream::BoxStream<'static, object_store::Result<Bytes>>,
-    /// Bytes that were read and not returned yet.
-    held: BytesMut,
-    /// How many of the object's last bytes are held back.
-    behind: usize,
-    is_over: bool,
-}
-
-impl<'a> Reader<'a> {
-    /// `None` if it is not there.
-    async fn open(place: &'a External, listed: &Listed) -> Result<Option<Reader<'a>>, Error> {
-        match place.store.get(&listed.path).await {
-            Ok(got) => Ok(Some(Reader {
-                place,
-                stream: got.into_stream(),
-                held: BytesMut::new(),
-                behind: 0,
-                is_over: false,
-            })),
-            Err(StoreError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(place.failed(&error)),
-        }
-    }
-
-    async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        let next = self.stream.try_next().await;
-        next.map_err(|error| self.place.failed(&error))
-    }
-
-    /// The first bytes: enough for a description.
-    async fn first(&mut self) -> Result<Bytes, Error> {
-        let mut first = BytesMut::new();
-        while first.len() < MAX_HEAD {
-            match self.next().await? {
-                Some(chunk) => first.extend_from_slice(&chunk),
-                None => break,
-            }
-        }
-        Ok(first.freeze())
-    }
-
-    /// Holds back the object's last `behind` bytes from here on.
-    fn hold_back(&mut self, first: Bytes, behind: usize) {
-        self.held = BytesMut::from(&first[..]);
-        self.behind = behind;
-    }
-
-    /// The next bytes, up to those that are held back.
-    async fn body(&mut self) -> Result<Option<Bytes>, Error> {
-        loop {
-            if self.held.len() > self.behind {
-                let more = self.held.len() - self.behind;
-                return Ok(Some(self.held.split_to(more).freeze()));
-            }
-            if self.is_over {
-                return Ok(None);
-            }
-            match self.next().await? {
-                Some(chunk) => self.held.extend_from_slice(&chunk),
-                None => self.is_over = true,
-            }
-        }
-    }
 }
 
 #[cfg(test)]
