@@ -84,6 +84,25 @@ async fn a_stream_has_a_storage_class_in_any_case_and_a_basin_only_one_that_was_
 }
 
 #[tokio::test]
+async fn ensuring_the_settings_that_a_stream_reports_changes_nothing() {
+    let server = Server::fresh().await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    sdk::stream(&basin, "plain").await;
+    sdk::stream_with(&basin, "full", full_config()).await;
+    for name in ["plain", "full"] {
+        let reported = basin.get_stream_config(stream_name(name)).await.unwrap();
+        let input = EnsureStreamInput::new(stream_name(name)).with_config(reported.clone());
+        let ensured = basin.ensure_stream(input).await.unwrap();
+        assert!(
+            matches!(ensured, EnsureOutput::ConfigUnchanged(_)),
+            "{name}: {ensured:?}"
+        );
+        let kept = basin.get_stream_config(stream_name(name)).await.unwrap();
+        assert_eq!(format!("{kept:?}"), format!("{reported:?}"));
+    }
+}
+
+#[tokio::test]
 async fn basin_defaults_are_merged_in_when_a_stream_is_made_and_only_then() {
     let server = Server::fresh().await;
     let s2 = server.sdk();

@@ -22,6 +22,10 @@ use crate::core::StreamGroup;
 use crate::error::{Error, changeable, read_error, unexpected};
 use crate::node::Node;
 
+/// The storage class of streams if neither their settings nor their basin's name one, as the S2 API defines
+/// it.
+pub const DEFAULT_STORAGE_CLASS: &str = "express";
+
 /// A stream in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamListing {
@@ -159,9 +163,13 @@ impl Node {
     ) -> Result<(Change, StreamListing), Error> {
         let basin = self.basin(basin)?;
         changeable(&basin)?;
-        let merged = config
+        let mut merged = config
             .clone()
             .merge(basin.config.default_stream_config.clone());
+        // The default is stored as absent: ensuring the settings that a stream reports changes nothing.
+        merged
+            .storage_class
+            .take_if(|class| class == DEFAULT_STORAGE_CLASS);
         let command = ProvisionStream {
             basin: basin.id.0,
             name: name.to_owned(),

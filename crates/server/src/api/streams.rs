@@ -1,6 +1,7 @@
 //! `/v1/streams`, except for records.
 
 use axum::extract::{FromRequest, Path, Query, State};
+use esker_node::streams::DEFAULT_STORAGE_CLASS;
 use esker_node::{Create, StreamListing};
 use http::StatusCode;
 use s2_api::data::{Json, extract::JsonOpt};
@@ -152,10 +153,6 @@ pub async fn delete(
     app.node.delete_stream(&basin, &stream).await?;
     Ok(StatusCode::ACCEPTED)
 }
-
-/// The storage class of streams if neither their settings nor their basin's name one, as the API defines
-/// it.
-const DEFAULT_STORAGE_CLASS: &str = "express";
 
 /// A stream's settings, always with a storage class. Settings of a basin have only what was set.
 fn wire_config(mut config: StreamConfig) -> v1::config::StreamConfig {
