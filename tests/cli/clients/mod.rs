@@ -1,6 +1,8 @@
-//! Runs the programs on the pages of `docs/guides/clients` unchanged. The one of curl is in
-//! [`transcripts`](crate::transcripts), and the one of Go is not run.
+//! Runs the programs on the pages of `docs/guides/clients` and in `examples/` unchanged. The page of curl is
+//! in [`transcripts`](crate::transcripts), the one of Go is not run, and the example of the state store is in
+//! `tests/state/python.rs`.
 
+mod examples;
 mod orders;
 
 use std::path::{Path, PathBuf};
@@ -46,18 +48,29 @@ fn prints(interpreter: &Path, name: &str, program: &str, printed: &str) {
     assert_eq!(stdout(&output), printed, "{said}");
 }
 
-/// The interpreter that has the package `statehouse`.
-fn python() -> PathBuf {
+/// A path in the directory into which `scripts/setup` installs clients.
+fn cached(path: &str) -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache =
         cache.unwrap_or_else(|| Path::new(&std::env::var_os("HOME").unwrap()).join(".cache"));
-    let python = cache.join("esker/statehouse/bin/python");
+    cache.join("esker").join(path)
+}
+
+/// The interpreter that has the package `statehouse`.
+fn python() -> PathBuf {
+    let python = cached("statehouse/bin/python");
     assert!(
         python.exists(),
         "{} is missing: run scripts/setup, which installs the Python client",
         python.display()
     );
     python
+}
+
+fn is_installed(program: &str) -> bool {
+    let mut command = Command::new(program);
+    command.arg("--version");
+    command.output().is_ok_and(|output| output.status.success())
 }
 
 #[test]
@@ -72,13 +85,10 @@ fn the_programs_on_the_page_of_python_print_what_it_says() {
 /// Runs where Node is installed, which is no prerequisite of the project.
 #[test]
 fn the_module_on_the_page_of_typescript_prints_what_it_says() {
-    let mut node = Command::new("node");
-    node.arg("--version");
-    let has_node = node.output().is_ok_and(|output| output.status.success());
     let programs = programs(&page("typescript.md"), "typescript");
     assert_eq!(programs.len(), 1);
     for (program, printed) in programs {
-        if has_node {
+        if is_installed("node") {
             prints(Path::new("node"), "program.mjs", &program, &printed);
         } else {
             eprintln!("Node is not installed: the module was not run");
