@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check dist deb test-deb tarball bench bench-snapshots bench-follow bench-recovery bench-state bench-security bench-raft bench-overload soak soak-streams soak-memory soak-snapshots soak-follow soak-state soak-raft moto follow-lite fuzz fmt
+.PHONY: help setup run demo test check dist deb test-deb tarball bench bench-snapshots bench-follow bench-recovery bench-state bench-security bench-raft bench-overload soak soak-streams soak-memory soak-snapshots soak-follow soak-state soak-raft moto follow-lite fuzz sdk-tests fmt
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -88,6 +88,9 @@ follow-lite: setup ## follow streams of another server (s2 lite), for a second o
 
 moto: setup ## ask another S3 server (moto) for a second opinion on the snapshot repository
 	@scripts/moto
+
+sdk-tests: setup ## run the tests of the official Rust SDK against an Esker
+	@scripts/sdk-tests $(ARGS)
 
 fuzz: setup ## feed broken input to everything that parses
 	@scripts/fuzz $(ARGS)
