@@ -8,7 +8,7 @@
 //! | [`generate`], [`mutate`] | good input, and what becomes of it |
 //! | [`wire`] | frames, bodies and codings, written and read independently of the server |
 //! | [`reading`] | reading a stream back, in every form that the API has |
-//! | [`framing`], [`appends`], [`names`], [`queries`], [`round_trips`] | the kinds of cases |
+//! | [`framing`], [`appends`], [`names`], [`bodies`], [`queries`], [`round_trips`] | the kinds of cases |
 //! | [`bombs`] | what a small body may cost in memory |
 //!
 //! A case makes a request from its seed, works out from the bytes alone what the server has to
@@ -21,6 +21,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod appends;
+mod bodies;
 mod bombs;
 mod framing;
 mod generate;
@@ -49,6 +50,11 @@ fn an_append_keeps_what_its_body_says_or_nothing() {
 #[test]
 fn any_name_is_kept_as_it_is_or_refused() {
     run::fuzz(Kind::Names);
+}
+
+#[test]
+fn a_json_body_is_taken_or_refused_and_nothing_else_happens() {
+    run::fuzz(Kind::Bodies);
 }
 
 #[test]

@@ -22,7 +22,7 @@ use testkit::seeds;
 use crate::model::{Stream, Timestamping};
 use crate::reading::{self, Form};
 use crate::world::{WAIT_TIMEOUT, World};
-use crate::{appends, bombs, framing, names, queries, round_trips};
+use crate::{appends, bodies, bombs, framing, names, queries, round_trips};
 
 /// Seeds worked on side by side: appends of several share a sync, and streams must not mix.
 const LANES: usize = 4;
@@ -51,6 +51,8 @@ pub enum Kind {
     Appends,
     /// Names of streams and basins.
     Names,
+    /// JSON bodies of all operations.
+    Bodies,
     /// Queries of reads.
     Queries,
     /// Good appends and reads in every form.
@@ -63,6 +65,7 @@ impl Kind {
             Kind::Framing => framing::case(lane).await,
             Kind::Appends => appends::case(lane).await,
             Kind::Names => names::case(lane).await,
+            Kind::Bodies => bodies::case(lane).await,
             Kind::Queries => queries::case(lane).await,
             Kind::RoundTrips => round_trips::case(lane).await,
         }
@@ -83,6 +86,7 @@ impl Kind {
             Kind::Framing => framing::MUST_HAPPEN,
             Kind::Appends => appends::MUST_HAPPEN,
             Kind::Names => names::MUST_HAPPEN,
+            Kind::Bodies => bodies::MUST_HAPPEN,
             Kind::Queries => queries::MUST_HAPPEN,
             Kind::RoundTrips => round_trips::MUST_HAPPEN,
         }
@@ -156,7 +160,7 @@ impl Plan {
 
 /// For how long this test may take fresh seeds.
 pub fn seconds() -> Option<Duration> {
-    const TESTS: u32 = 5;
+    const TESTS: u32 = 6;
     let all = seeds::number(seeds::SECONDS)?;
     Some(Duration::from_secs(all) / TESTS)
 }
