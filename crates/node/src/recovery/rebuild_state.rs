@@ -56,18 +56,7 @@ pub(super) fn from_state(
     part.fork(&lineage, data_dir.identity.node_id)?;
     let mut rebuild = store.partition_db(id).rebuild_state()?;
     rebuild.commit_forks(checked.header.commit_forks);
-    let mut failed = None;
-    let read = files.read(commit_ts, |key, entry| {
-        rebuild.entry(&key, &entry).map_err(|error| {
-            let why = error.to_string();
-            failed = Some(error);
-            why
-        })
-    });
-    // An error of the database is not damage of the snapshot.
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
+    let read = files.read_into(commit_ts, |key, entry| rebuild.entry(key, entry))?;
     read.map_err(|why| not_read(partition, commit_ts, &why))?;
     rebuild.applied(lsn, 1)?;
     rebuild.finish(commit_ts)?;

@@ -345,6 +345,15 @@ mod tests {
         (node, stream)
     }
 
+    /// A started node with a record of `bytes` bytes, and a snapshot of it.
+    async fn with_snapshot(bytes: usize) -> (tempfile::TempDir, Node, StreamHandle) {
+        let dir = tempfile::tempdir().unwrap();
+        let (node, stream) = started(dir.path()).await;
+        append(&stream, bytes).await;
+        node.create_snapshot(1).await.unwrap();
+        (dir, node, stream)
+    }
+
     async fn append(stream: &StreamHandle, bytes: usize) {
         let body = Bytes::from(vec![b'x'; bytes]);
         let record = EnvelopeRecord::try_from_parts(Vec::new(), body).unwrap();
@@ -387,10 +396,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failed_snapshot_is_answered_with_its_cause_noted_and_tried_again_for_a_caller() {
-        let dir = tempfile::tempdir().unwrap();
-        let (node, stream) = started(dir.path()).await;
-        append(&stream, 1000).await;
-        node.create_snapshot(1).await.unwrap();
+        let (dir, node, stream) = with_snapshot(1000).await;
         let (repository, away) = (dir.path().join("repository"), dir.path().join("away"));
         std::fs::rename(&repository, &away).unwrap();
         append(&stream, 1000).await;
@@ -410,10 +416,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_root_that_is_pruned_after_the_commit_is_read_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let (node, stream) = started(dir.path()).await;
-        append(&stream, 1000).await;
-        node.create_snapshot(1).await.unwrap();
+        let (_dir, node, stream) = with_snapshot(1000).await;
         append(&stream, 1000).await;
         let job = SnapshotJob::begin(&node.inner, 1, Reason::Asked);
         let made = job.make_checkpoint().await.unwrap();
@@ -433,10 +436,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_snapshot_after_damage_shares_no_file_with_those_that_are_there() {
-        let dir = tempfile::tempdir().unwrap();
-        let (node, stream) = started(dir.path()).await;
-        append(&stream, 100_000).await;
-        node.create_snapshot(1).await.unwrap();
+        let (_dir, node, stream) = with_snapshot(100_000).await;
         append(&stream, 10).await;
         let shared = node.create_snapshot(1).await.unwrap();
         assert!(shared.bytes_uploaded < shared.bytes, "{shared:?}");

@@ -323,17 +323,7 @@ fn try_file(
         "Loading snapshot: {name}"
     );
     let mut rebuild = part.rebuild_state()?;
-    let mut failed = None;
-    let read = files.read(commit_ts, |key, entry| {
-        rebuild.entry(&key, &entry).map_err(|error| {
-            let why = error.to_string();
-            failed = Some(error);
-            why
-        })
-    });
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
+    let read = files.read_into(commit_ts, |key, entry| rebuild.entry(key, entry))?;
     if let Err(why) = read {
         return Ok(Err(why));
     }

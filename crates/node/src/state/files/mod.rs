@@ -213,6 +213,26 @@ impl Files {
         }
     }
 
+    /// The same for a caller that can fail: its error is not damage of the snapshot, and comes first.
+    pub fn read_into<E: std::fmt::Display>(
+        &self,
+        commit_ts: u64,
+        mut take: impl FnMut(&StateKey, &StateEntry) -> Result<(), E>,
+    ) -> Result<Result<(Written, bool), FileError>, E> {
+        let mut failed = None;
+        let read = self.read(commit_ts, |key, entry| {
+            take(&key, &entry).map_err(|error| {
+                let why = error.to_string();
+                failed = Some(error);
+                why
+            })
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(read),
+        }
+    }
+
     /// Reads a snapshot to its end, without using its entries.
     pub fn check(&self, commit_ts: u64) -> Result<(Written, bool), FileError> {
         self.read(commit_ts, |_, _| Ok(()))

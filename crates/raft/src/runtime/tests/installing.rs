@@ -7,6 +7,23 @@ use super::*;
 use crate::engine::Committed;
 use crate::message::Payload;
 
+/// Leaves a member so far behind that its state is to be replaced, and waits until the install begins.
+fn begin_install(members: &mut Members, behind: u64) {
+    members.leave_behind(behind, 20);
+    members.network.cut(&[]);
+    wait_for("the state is to be replaced", || {
+        let transfers = members.group(behind).details().transfers;
+        transfers.iter().any(|t| t.installing)
+    });
+}
+
+/// Drops offers from now on, so that no second one hides the result of the first.
+fn refuse_offers(members: &Members) {
+    let offered = |payload: &Payload| matches!(payload, Payload::Offer(_));
+    let no_offer = Box::new(move |m: &mut crate::Envelope| !offered(&m.payload));
+    members.network.filter(Some(no_offer));
+}
+
 #[test]
 fn entries_that_wait_while_an_install_fails_are_applied() {
     let mut members = Members::start(&[1, 2, 3]);
@@ -22,17 +39,9 @@ fn entries_that_wait_while_an_install_fails_are_applied() {
     wait_for("they wait to be applied", || {
         members.group(behind).status().committed == committed
     });
-    members.leave_behind(behind, 20);
-    members.network.cut(&[]);
-    wait_for("the state is to be replaced", || {
-        let transfers = members.group(behind).details().transfers;
-        transfers.iter().any(|t| t.installing)
-    });
+    begin_install(&mut members, behind);
 
-    // No second offer covers up what comes of it.
-    let offered = |payload: &Payload| matches!(payload, Payload::Offer(_));
-    let no_offer = Box::new(move |m: &mut crate::Envelope| !offered(&m.payload));
-    members.network.filter(Some(no_offer));
+    refuse_offers(&members);
     knobs.held.store(false, Ordering::SeqCst);
     wait_for("the install fails", || {
         members.group(behind).counters().engine.fetches_failed == 1
@@ -69,15 +78,8 @@ fn a_fetch_that_cannot_be_read_at_its_install_is_kept_and_not_fetched_again() {
     wait_for("an apply is held", || {
         members.group(behind).status().committed == committed
     });
-    members.leave_behind(behind, 20);
-    members.network.cut(&[]);
-    wait_for("the state is to be replaced", || {
-        let transfers = members.group(behind).details().transfers;
-        transfers.iter().any(|t| t.installing)
-    });
-    let offered = |payload: &Payload| matches!(payload, Payload::Offer(_));
-    let no_offer = Box::new(move |m: &mut crate::Envelope| !offered(&m.payload));
-    members.network.filter(Some(no_offer));
+    begin_install(&mut members, behind);
+    refuse_offers(&members);
     let fetched = members.group(behind).counters().bytes_fetched;
     faults.fail_once_after(0);
     knobs.held.store(false, Ordering::SeqCst);
