@@ -24,7 +24,7 @@ pub(crate) struct Space {
     pub log_bytes: AtomicU64,
     /// Whether less is free than is kept.
     pub is_short: AtomicBool,
-    /// Whether the server's log was last told that the disk is nearly full.
+    /// Whether the last such line of the server's log reports that the disk is nearly full.
     pub shortage_logged: AtomicBool,
     /// The problem with the free space when it was last measured, if there was one.
     pub shortage: Mutex<Option<String>>,
