@@ -4,11 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use esker_follow::{Encoding, Error, Kind, TrimTo};
+use esker_follow::folds::Latest;
+use esker_follow::{Encoding, Error, Follower, Kind, TrimTo};
 use futures::StreamExt as _;
-use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord};
+use s2_sdk::types::{
+    AppendInput, AppendRecord, AppendRecordBatch, BasinReconfiguration, CommandRecord,
+    DeleteStreamInput, EncryptionAlgorithm, EncryptionKey, ReconfigureBasinInput,
+};
 
-use super::place::{Place, SOON, append_one, expected, is_elsewhere, numbers, settled};
+use super::place::{Place, SOON, append_one, expected, is_elsewhere, numbers, order, settled};
 use crate::support::{eventually, sdk};
 
 #[tokio::test]
@@ -49,6 +53,53 @@ async fn after_a_restart_only_what_came_since_the_snapshot_is_read() {
     assert_eq!(status.cursor, 3102);
     let view = follower.close().await.unwrap();
     assert_eq!(numbers(&view.state), expected(3100, 50));
+}
+
+#[tokio::test]
+async fn a_follower_of_an_encrypted_stream_has_its_snapshots_in_it_with_the_streams_key() {
+    let place = Place::new().await;
+    let basin = place.s2().basin(sdk::basin_name(place.basin()));
+    let encrypted = BasinReconfiguration::new().with_stream_cipher(EncryptionAlgorithm::Aegis256);
+    let name = sdk::basin_name(place.basin());
+    let encrypted = ReconfigureBasinInput::new(name, encrypted);
+    place.s2().reconfigure_basin(encrypted).await.unwrap();
+    let orders = sdk::stream_name("orders");
+    let delete = DeleteStreamInput::new(orders);
+    basin.delete_stream(delete).await.unwrap();
+    sdk::stream(&basin, "orders").await;
+    let key = EncryptionKey::new([7; 32]);
+    let stream = place.stream().with_encryption_key(key.clone());
+    sdk::append(&stream, (0..500).map(|n| order(n, 50))).await;
+
+    let with_key = |key| {
+        let endpoint = place.endpoint().with_encryption_key(key);
+        Follower::builder(endpoint, Latest::by("/id").unwrap()).in_stream()
+    };
+    let follower = with_key(key.clone()).open().await.unwrap();
+    follower.caught_up().await.unwrap();
+    let taken = follower.snapshot().await.unwrap();
+    assert_eq!((taken.kind, taken.cursor), (Kind::Single, 500));
+    drop(follower);
+    sdk::append(&stream, (500..520).map(|n| order(n, 50))).await;
+
+    let follower = with_key(key).open().await.unwrap();
+    follower.caught_up().await.unwrap();
+    assert_eq!(follower.restored().unwrap().cursor, 500);
+    let view = follower.close().await.unwrap();
+    assert_eq!(numbers(&view.state), expected(520, 50));
+
+    for endpoint in [
+        place.endpoint(),
+        place
+            .endpoint()
+            .with_encryption_key(EncryptionKey::new([8; 32])),
+    ] {
+        let other = Follower::builder(endpoint, Latest::by("/id").unwrap()).in_stream();
+        assert!(
+            other.open().await.is_err(),
+            "it has no state without the key"
+        );
+    }
 }
 
 #[tokio::test]
