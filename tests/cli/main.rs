@@ -14,7 +14,7 @@
 //! | [`access`] | access tokens and certificates, for every way to a server |
 //! | [`alerts`] | alert rules and the guide to recovery name metrics that exist |
 //! | [`links`] | links between pages, and paths in them, lead to existing targets |
-//! | [`clients`] | the programs on the pages of clients print what the pages show |
+//! | [`clients`] | the programs on the pages of clients and in `examples/` print what is shown |
 //! | [`servers`] | the output of `esker server` for people and for programs |
 //! | [`support`] | running the program, and servers for it |
 //!
