@@ -304,11 +304,13 @@ fn announce(server: &Server, config: &Config, args: &Args) {
     if let Some(address) = server.state_address() {
         text += &format!("the state service listens on {address} as well\n");
     }
+    let mut authority = String::new();
     if config.tls.self_signed
         && let Some((certificate, path)) = server.certificate()
     {
+        authority = format!(" --ca-file {}", path.display());
         text += &format!(
-            "it has made a certificate for {}, valid until {}\n\
+            "its certificate is self-signed, for {}, valid until {}\n\
              clients trust it with --ca-file {} (fingerprint, SHA-256: {})\n",
             certificate.names.join(", "),
             certificate.end(),
@@ -321,7 +323,7 @@ fn announce(server: &Server, config: &Config, args: &Args) {
         let server = if address == DEFAULT_SERVER {
             String::new()
         } else {
-            format!(" --server {address}")
+            format!(" --server {address}{authority}")
         };
         let stream = format!("{} stream{server}", this_program());
         text += &format!(

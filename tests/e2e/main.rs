@@ -9,6 +9,8 @@
 //! | [`append_sessions`], [`read_sessions`] | sessions of both kinds, raw and by the official client |
 //! | [`slow_clients`], [`slow_bodies`] | clients that stop reading or sending |
 //! | [`compression`], [`errors`] | codings of bodies; what is refused, and how |
+//! | [`cors`] | pages of allowed origins |
+//! | [`hostile_http`] | smuggled requests, injected headers, floods of frames |
 //! | [`tls`] | TLS, certificates that change or end, failed handshakes |
 //! | [`encryption`] | records that are encrypted with the key of each request |
 //! | [`bad_input`] | every limit and every rule |
@@ -35,6 +37,7 @@ mod bad_input;
 mod basins;
 mod compression;
 mod conditions;
+mod cors;
 mod disk;
 mod disk_space;
 mod encryption;
@@ -44,6 +47,7 @@ mod foreign_requests;
 mod formats;
 mod full_disk;
 mod hanging_disk;
+mod hostile_http;
 mod kill_loop;
 mod linearizable;
 mod locations;
