@@ -66,9 +66,42 @@ impl Admin {
         self.answer(request.body(body)).await
     }
 
+    /// Sends a GET for a path below `/v1`, of the S2 API, with a query.
+    pub async fn get_s2<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<T, Failure> {
+        let mut url = self.url_below("/v1", path)?;
+        url.query_pairs_mut().extend_pairs(query);
+        self.answer(self.http.get(url)).await
+    }
+
+    /// Sends a POST for a path below `/v1`.
+    pub async fn post_s2<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let body = serde_json::to_vec(body).map_err(|e| Failure::wrong("client", e))?;
+        let request = self.http.post(self.url_below("/v1", path)?);
+        let request = request.header("content-type", "application/json");
+        self.answer(request.body(body)).await
+    }
+
+    /// Sends a DELETE for a path below `/v1`.
+    pub async fn delete_s2(&self, path: &[&str]) -> Result<(), Failure> {
+        let url = self.url_below("/v1", path)?;
+        self.body(self.http.delete(url)).await.map(|_| ())
+    }
+
     fn url(&self, path: &[&str]) -> Result<Url, Failure> {
+        self.url_below("/esker/v1", path)
+    }
+
+    fn url_below(&self, prefix: &str, path: &[&str]) -> Result<Url, Failure> {
         let address = self.address();
-        let mut url = Url::parse(&format!("{address}/esker/v1"))
+        let mut url = Url::parse(&format!("{address}{prefix}"))
             .map_err(|e| Failure::usage("invalid", format!("{address}: {e}")))?;
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.extend(path);
@@ -77,6 +110,11 @@ impl Admin {
     }
 
     async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Failure> {
+        let body = self.body(request).await?;
+        serde_json::from_slice(&body).map_err(|e| self.not_esker(&e.to_string()))
+    }
+
+    async fn body(&self, request: RequestBuilder) -> Result<Vec<u8>, Failure> {
         let lost = |e: reqwest::Error| {
             Asked::new(self.address()).unreachable(&format!(
                 "it closed the connection instead of answering ({})",
@@ -91,7 +129,7 @@ impl Admin {
         let status = answer.status();
         let body = answer.bytes().await.map_err(lost)?;
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|e| self.not_esker(&e.to_string()));
+            return Ok(body.into());
         }
         let error = serde_json::from_slice::<ErrorBody>(&body);
         let (code, message) = match &error {
@@ -130,7 +168,14 @@ fn failure(error: &ErrorBody) -> Failure {
     let known = admin::CODES.iter().map(|(code, ..)| *code);
     let known = known
         .chain(admin::error::REPOSITORY_CODES.iter().map(|(code, _)| *code))
-        .chain(["invalid", "server_draining", "storage"]);
+        .chain([
+            "invalid",
+            "server_draining",
+            "storage",
+            "access_token_not_found",
+            "resource_already_exists",
+            "not_implemented",
+        ]);
     let code = known.into_iter().find(|code| *code == error.code);
     let message = match code {
         Some("no_snapshot") => format!(

@@ -16,9 +16,11 @@ mod exit;
 mod failure;
 mod follow_cmd;
 mod globals;
+mod import_cmd;
 mod input;
 mod interrupts;
 mod json;
+mod man_cmd;
 mod output_file;
 mod refusal;
 mod remote;
@@ -26,12 +28,14 @@ mod restart;
 mod secret_file;
 mod server_address;
 mod server_cmd;
+mod service_manager;
 mod snapshot_cmd;
 mod state_cmd;
 mod status_cmd;
 mod stream_cmd;
 mod term;
 mod tls;
+mod token_cmd;
 
 use clap::{Arg, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use failure::Failure;
@@ -58,9 +62,13 @@ enum Command {
     Follow(Box<follow_cmd::Args>),
     State(state_cmd::Args),
     Snapshot(Box<snapshot_cmd::Args>),
+    Token(token_cmd::Args),
+    Import(import_cmd::Args),
     /// Check or show the configuration that a server would run with.
     Config(config_cmd::Args),
     Completion(completion_cmd::Args),
+    #[command(hide = true)]
+    Man(man_cmd::Args),
     /// Print the version of this program.
     Version,
 }
@@ -73,12 +81,15 @@ impl Command {
             Command::Demo(_) => "demo",
             Command::Config(_) => "config",
             Command::Completion(_) => "completion",
+            Command::Man(_) => "man",
             Command::Version => "version",
             Command::Status(_)
             | Command::Stream(_)
             | Command::Follow(_)
             | Command::State(_)
-            | Command::Snapshot(_) => return None,
+            | Command::Snapshot(_)
+            | Command::Token(_)
+            | Command::Import(_) => return None,
         };
         Some(name)
     }
@@ -88,14 +99,15 @@ impl Command {
         match self {
             Command::Demo(_) => Some("demo"),
             Command::Completion(_) => Some("completion"),
+            Command::Man(_) => Some("man"),
             _ => None,
         }
     }
 }
 
 /// Commands for which `--server` or `--json` has no meaning: their help leaves it out.
-const WITHOUT_SERVER: [&str; 5] = ["server", "demo", "config", "completion", "version"];
-const WITHOUT_JSON: [&str; 3] = ["server", "demo", "completion"];
+const WITHOUT_SERVER: [&str; 6] = ["server", "demo", "config", "completion", "man", "version"];
+const WITHOUT_JSON: [&str; 4] = ["server", "demo", "completion", "man"];
 
 /// In every command, an environment variable that is set to the empty string counts as unset.
 fn without_empty_variables(command: clap::Command) -> clap::Command {
@@ -168,8 +180,11 @@ fn main() -> std::process::ExitCode {
         Command::Follow(args) => follow_cmd::run(*args, access),
         Command::State(args) => state_cmd::run(args, access),
         Command::Snapshot(args) => snapshot_cmd::run(*args, access),
+        Command::Token(args) => token_cmd::run(args, access),
+        Command::Import(args) => import_cmd::run(args, access),
         Command::Config(args) => config_cmd::run(&args, wants_json),
         Command::Completion(args) => completion_cmd::run(&args, &mut command()),
+        Command::Man(args) => man_cmd::run(&args, command()),
         Command::Version => version(wants_json),
     };
     exit::report(result, wants_json).into()

@@ -54,10 +54,19 @@ impl AccessArgs {
     ///
     /// `token` if the file cannot be read, or holds no token.
     pub fn token(&self) -> Result<Option<Secret>, Failure> {
+        self.token_of(&TOKEN_VARIABLES)
+    }
+
+    /// The access token of the option or of one of these variables.
+    ///
+    /// # Errors
+    ///
+    /// As of [`AccessArgs::token`].
+    pub fn token_of(&self, variables: &[&str]) -> Result<Option<Secret>, Failure> {
         if let Some(path) = &self.token_file {
             return secret_file::read(path, TOKEN).map(Some);
         }
-        for name in TOKEN_VARIABLES {
+        for &name in variables {
             let value = std::env::var_os(name);
             let token = secret_file::of_variable(name, value, TOKEN)?;
             if token.is_some() {

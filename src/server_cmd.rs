@@ -15,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::failure::Failure;
 use crate::restart;
 use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE};
+use crate::service_manager;
 use crate::snapshot_cmd::REPOSITORY_VARIABLE;
 
 /// Time limit for the end of threads after the server has stopped or was given up.
@@ -197,16 +198,20 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
             // Nothing was acknowledged yet.
             _ = interrupt.recv() => return Ok(Ended::Stopped),
             _ = terminate.recv() => return Ok(Ended::Stopped),
+            never = service_manager::while_starting() => match never {},
         };
         announce(&server, &loaded.config, args);
+        service_manager::ready(&server);
         warn_of_others(&loaded.config.data_dir);
         let cause = tokio::select! {
             _ = interrupt.recv() => None,
             _ = terminate.recv() => None,
             () = stdin_closed(), if args.until_stdin_closes => None,
             cause = server.restart_wanted(async || may_restart(&loaded.config, args).await) => Some(cause),
+            never = service_manager::while_serving(&server) => match never {},
         };
         let Some(cause) = cause else {
+            service_manager::stopping();
             telemetry::write_line(
                 "stopping: waiting for what is in flight; once more to stop at once",
             );
@@ -217,6 +222,7 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
             };
         };
         telemetry::write_line(format!("restarting: {cause}"));
+        service_manager::restarting(&cause);
         let addresses = [Some(server.address()), server.state_address()];
         let addresses = addresses.into_iter().flatten().collect();
         let mut stop = std::pin::pin!(server.stop_for_restart());
@@ -233,6 +239,9 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
             }
         }
         // A request to stop takes precedence over a restart.
+        if signals > 0 {
+            service_manager::stopping();
+        }
         Ok(match signals {
             0 => Ended::ForRestart(Restart {
                 addresses,

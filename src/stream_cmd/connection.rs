@@ -63,6 +63,11 @@ impl Connection {
         Connection { key, ..self }
     }
 
+    /// Whether it has a key for records.
+    pub fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+
     /// The server's address.
     pub fn address(&self) -> &ServerAddress {
         &self.address

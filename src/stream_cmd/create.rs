@@ -1,11 +1,13 @@
 //! `esker stream create`.
 
 use s2_sdk::error::{ErrorCode, RequestError};
-use s2_sdk::types::{BasinConfig, BasinName, CreateBasinInput, CreateStreamInput, StreamConfig};
+use s2_sdk::types::{
+    BasinConfig, BasinName, CreateBasinInput, CreateStreamInput, EncryptionAlgorithm, StreamConfig,
+};
 use serde_json::json;
 
 use super::connection::Connection;
-use super::settings::Settings;
+use super::settings::{CipherArgs, Settings};
 use super::target::{self, StreamTarget, Target};
 use crate::failure::Failure;
 use crate::output::print;
@@ -20,7 +22,8 @@ Examples:
   esker stream create my-basin/orders
   esker stream create my-basin/audit --retention infinite
   esker stream create my-basin/inbox --retention 1h --delete-on-empty 10m
-  esker stream create my-basin")]
+  esker stream create my-basin
+  esker stream create my-basin --stream-cipher aegis-256")]
 pub struct Args {
     /// The stream, or a basin alone
     #[arg(value_name = "BASIN[/STREAM]", value_parser = target::target)]
@@ -29,6 +32,9 @@ pub struct Args {
     #[command(flatten)]
     settings: Settings,
 
+    #[command(flatten)]
+    cipher: CipherArgs,
+
     /// Print a JSON object
     #[arg(long)]
     json: bool,
@@ -36,11 +42,17 @@ pub struct Args {
 
 pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
     let config = args.settings.config();
+    let cipher = args.cipher.stream_cipher.map(EncryptionAlgorithm::from);
     match &args.target {
         Target::Basin(basin) => {
             let mut input = CreateBasinInput::new(basin.clone());
-            if let Some(config) = config {
-                input = input.with_config(BasinConfig::new().with_default_stream_config(config));
+            if config.is_some() || cipher.is_some() {
+                let defaults = config.unwrap_or_default();
+                let basin = BasinConfig::new().with_default_stream_config(defaults);
+                input = input.with_config(match cipher {
+                    Some(cipher) => basin.with_stream_cipher(cipher),
+                    None => basin,
+                });
             }
             if !create_basin(connection, input).await? {
                 return Err(exists(format!("there is a basin {basin} already")));
@@ -52,7 +64,12 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
             }
         }
         Target::Stream(target) => {
+            let encrypted = match cipher {
+                Some(cipher) => ensure_encrypted(connection, &target.basin, cipher).await?,
+                None => false,
+            };
             let Created { basin, stream } = ensure(connection, target, config).await?;
+            let basin = basin || encrypted;
             if !stream {
                 return Err(exists(format!(
                     "there is a stream {target} already; its settings were left as they are"
@@ -74,6 +91,30 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
 
 fn exists(message: String) -> Failure {
     Failure::wrong(ErrorCode::ResourceAlreadyExists.into(), message)
+}
+
+/// Ensures that there is a basin with this cipher. Returns whether it was created.
+async fn ensure_encrypted(
+    connection: &Connection,
+    basin: &BasinName,
+    cipher: EncryptionAlgorithm,
+) -> Result<bool, Failure> {
+    let input = CreateBasinInput::new(basin.clone());
+    let input = input.with_config(BasinConfig::new().with_stream_cipher(cipher));
+    if create_basin(connection, input).await? {
+        return Ok(true);
+    }
+    let config = connection.account().get_basin_config(basin.clone()).await;
+    let config = config.map_err(|e| connection.asked_basin(basin).request(&e))?;
+    match config.stream_cipher == Some(cipher) {
+        true => Ok(false),
+        false => Err(exists(format!(
+            "there is a basin {basin} already, with another cipher"
+        ))
+        .advise(format!(
+            "change it with `esker stream reconfigure {basin} --stream-cipher {cipher}`"
+        ))),
+    }
 }
 
 /// What did not exist and was created.

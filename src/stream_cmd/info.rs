@@ -3,7 +3,8 @@
 use std::str::FromStr as _;
 
 use s2_sdk::types::{
-    BasinName, BasinNamePrefix, ListBasinsInput, ListStreamsInput, StreamConfig, StreamNamePrefix,
+    BasinName, BasinNamePrefix, EncryptionAlgorithm, ListBasinsInput, ListStreamsInput,
+    StreamConfig, StreamNamePrefix,
 };
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -62,6 +63,7 @@ async fn basin(connection: &Connection, name: &BasinName, json: bool) -> Result<
             "created_at": created_at(created)?,
             "create_stream_on_append": config.create_stream_on_append,
             "create_stream_on_read": config.create_stream_on_read,
+            "stream_cipher": config.stream_cipher.map(|it| it.to_string()),
             "stream_settings": settings::document(&defaults),
         });
         return print_with(&document, Ok(()));
@@ -74,6 +76,7 @@ async fn basin(connection: &Connection, name: &BasinName, json: bool) -> Result<
             config.create_stream_on_append.to_string(),
         ),
         ("create on read", config.create_stream_on_read.to_string()),
+        ("cipher", cipher(config.stream_cipher)),
     ];
     rows.extend(settings::rows(&defaults));
     print(lines(&rows))
@@ -93,10 +96,15 @@ async fn stream(connection: &Connection, target: &StreamTarget, json: bool) -> R
         .values
         .into_iter()
         .find(|info| info.name == target.stream);
+    let encryption = info.as_ref().and_then(|info| info.cipher);
     let created = info.map(|info| OffsetDateTime::from(info.created_at));
     let stream = connection.stream(target);
     let tail = stream.check_tail().await.map_err(|e| asked.read(&e))?;
-    let head = head(&stream, asked, tail.seq_num).await?;
+    // Where it begins is found by a read, which needs the key of encrypted records.
+    let head = match encryption.is_some() && !connection.has_key() {
+        true => None,
+        false => Some(head(&stream, asked, tail.seq_num).await?),
+    };
     if json {
         let document = json!({
             "basin": &*target.basin,
@@ -108,6 +116,7 @@ async fn stream(connection: &Connection, target: &StreamTarget, json: bool) -> R
                 "timestamp": tail.timestamp,
                 "time": rfc3339(tail.timestamp).filter(|_| tail.seq_num > 0),
             },
+            "cipher": encryption.map(|it| it.to_string()),
             "settings": settings::document(&config),
         });
         return print_with(&document, Ok(()));
@@ -119,8 +128,15 @@ async fn stream(connection: &Connection, target: &StreamTarget, json: bool) -> R
     let mut rows = vec![
         ("stream", target.to_string()),
         ("created", created.map_or_else(|| "unknown".into(), shown)),
-        ("head", head.to_string()),
+        (
+            "head",
+            head.map_or_else(
+                || "unknown without --encryption-key-file".to_owned(),
+                |head| head.to_string(),
+            ),
+        ),
         ("tail", format!("{}{last}", tail.seq_num)),
+        ("cipher", cipher(encryption)),
     ];
     rows.extend(settings::rows(&config));
     print(lines(&rows))
@@ -140,6 +156,10 @@ fn lines(rows: &[(&'static str, String)]) -> String {
         .iter()
         .map(|(name, value)| format!("{name:<19}  {value}"));
     lines.collect::<Vec<_>>().join("\n")
+}
+
+fn cipher(cipher: Option<EncryptionAlgorithm>) -> String {
+    cipher.map_or_else(|| "none".to_owned(), |cipher| cipher.to_string())
 }
 
 fn shown(time: OffsetDateTime) -> String {

@@ -31,7 +31,7 @@ mod resumption;
 mod settings;
 mod tail;
 pub mod target;
-mod trim;
+pub mod trim;
 mod when;
 
 use clap::Subcommand;

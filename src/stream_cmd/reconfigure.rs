@@ -6,7 +6,7 @@ use s2_sdk::types::{
 
 use super::connection::Connection;
 use super::info;
-use super::settings::Settings;
+use super::settings::{CipherArgs, Settings};
 use super::target::{self, Target};
 use crate::failure::Failure;
 
@@ -19,7 +19,8 @@ use crate::failure::Failure;
 Examples:
   esker stream reconfigure my-basin/orders --retention 30d
   esker stream reconfigure my-basin/orders --delete-on-empty never --uncapped-timestamps=false
-  esker stream reconfigure my-basin --retention infinite")]
+  esker stream reconfigure my-basin --retention infinite
+  esker stream reconfigure my-basin --stream-cipher aegis-256")]
 pub struct Args {
     /// The stream, or a basin
     #[arg(value_name = "BASIN[/STREAM]", value_parser = target::target)]
@@ -27,6 +28,9 @@ pub struct Args {
 
     #[command(flatten)]
     settings: Settings,
+
+    #[command(flatten)]
+    cipher: CipherArgs,
 
     /// Print a JSON object
     #[arg(long)]
@@ -40,12 +44,20 @@ impl Args {
     ///
     /// `usage`.
     pub fn check(&self) -> Result<(), Failure> {
+        if self.cipher.stream_cipher.is_some() && matches!(self.target, Target::Stream(_)) {
+            return Err(Failure::usage(
+                "usage",
+                "a stream keeps the cipher that it was created with: --stream-cipher is a setting of basins, \
+                 for their new streams",
+            ));
+        }
         match self.settings.reconfiguration() {
             Some(_) => Ok(()),
+            None if self.cipher.stream_cipher.is_some() => Ok(()),
             None => Err(Failure::usage(
                 "usage",
-                "what is to change? give --retention, --delete-on-empty, --timestamping or \
-                 --uncapped-timestamps",
+                "what is to change? give --retention, --delete-on-empty, --timestamping, \
+                 --uncapped-timestamps or --stream-cipher",
             )),
         }
     }
@@ -56,6 +68,10 @@ pub async fn run(connection: &Connection, args: Args) -> Result<(), Failure> {
     let (name, config): (_, StreamConfig) = match &args.target {
         Target::Basin(basin) => {
             let change = BasinReconfiguration::new().with_default_stream_config(change);
+            let change = match args.cipher.stream_cipher {
+                Some(cipher) => change.with_stream_cipher(cipher.into()),
+                None => change,
+            };
             let input = ReconfigureBasinInput::new(basin.clone(), change);
             let config = connection.account().reconfigure_basin(input).await;
             let config = config.map_err(|e| connection.asked_basin(basin).request(&e))?;

@@ -5,8 +5,9 @@ use std::time::Duration;
 use clap::ValueEnum;
 use esker_server::config::HumanDuration;
 use s2_sdk::types::{
-    DeleteOnEmptyConfig, DeleteOnEmptyReconfiguration, RetentionPolicy, StreamConfig,
-    StreamReconfiguration, TimestampingConfig, TimestampingMode, TimestampingReconfiguration,
+    DeleteOnEmptyConfig, DeleteOnEmptyReconfiguration, EncryptionAlgorithm, RetentionPolicy,
+    StreamConfig, StreamReconfiguration, TimestampingConfig, TimestampingMode,
+    TimestampingReconfiguration,
 };
 use serde_json::{Value, json};
 
@@ -34,6 +35,34 @@ pub struct Settings {
         default_missing_value = "true"
     )]
     uncapped_timestamps: Option<bool>,
+}
+
+/// How the records of a basin's streams are encrypted.
+#[derive(clap::Args)]
+pub struct CipherArgs {
+    /// Encrypt the records of the basin's streams that are created from then on, with the key of each request
+    #[arg(long, value_name = "CIPHER", help_heading = "Encryption")]
+    pub stream_cipher: Option<Cipher>,
+}
+
+/// A cipher.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Cipher {
+    /// The faster one
+    #[value(name = "aegis-256")]
+    Aegis256,
+    /// The one that standards ask for
+    #[value(name = "aes-256-gcm")]
+    Aes256Gcm,
+}
+
+impl From<Cipher> for EncryptionAlgorithm {
+    fn from(cipher: Cipher) -> EncryptionAlgorithm {
+        match cipher {
+            Cipher::Aegis256 => EncryptionAlgorithm::Aegis256,
+            Cipher::Aes256Gcm => EncryptionAlgorithm::Aes256Gcm,
+        }
+    }
 }
 
 /// Where the timestamps of records come from.

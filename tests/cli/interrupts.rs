@@ -52,6 +52,10 @@ const WAITING: &[(&str, Option<i32>)] = &[
     ("snapshot list", Some(1)),
     ("snapshot verify --restore", Some(1)),
     ("snapshot prune", Some(1)),
+    ("token issue worker --ops read", Some(1)),
+    ("token list", Some(1)),
+    ("token revoke worker", Some(1)),
+    ("token confirm", Some(1)),
 ];
 
 fn command(server: &Server, arguments: &str) -> Command {

@@ -12,6 +12,7 @@
 //! | [`outputs`] | files that commands write, and existing files at their paths |
 //! | [`interrupts`] | the end of commands by a signal |
 //! | [`access`] | access tokens and certificates, for every way to a server |
+//! | [`imports`] | `esker import s2`, from this program and from s2-lite |
 //! | [`alerts`] | alert rules and the guide to recovery name metrics that exist |
 //! | [`links`] | links between pages, and paths in them, lead to existing targets |
 //! | [`clients`] | the programs on the pages of clients and in `examples/` print what is shown |
@@ -28,6 +29,7 @@ mod alerts;
 mod appends;
 mod clients;
 mod demo;
+mod imports;
 mod interrupts;
 mod json;
 mod links;

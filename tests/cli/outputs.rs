@@ -9,7 +9,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{Running, Server, esker, eventually, run, signal, stderr};
+use crate::support::{Running, Server, esker, eventually, run, signal, stderr, stdout};
 
 /// A server with some state, and a repository.
 struct World {
@@ -78,6 +78,63 @@ impl World {
 
 fn is_json(path: &Path) -> bool {
     serde_json::from_slice::<Value>(&fs::read(path).unwrap()).is_ok()
+}
+
+/// `Commands:` of a help, without `help`.
+fn commands_of(words: &[&str]) -> Vec<String> {
+    let mut process = esker();
+    let help = stdout(&run(
+        {
+            process.args(words).arg("-h");
+            process
+        },
+        b"",
+    ));
+    let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let lines = lines.take_while(|line| !line.is_empty());
+    let words = lines.filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
+    let words = words.filter(|word| !word.is_empty() && *word != "help");
+    words.map(str::to_owned).collect()
+}
+
+#[test]
+fn every_command_has_a_manual_page_and_is_completed() {
+    let dir = tempfile::tempdir().unwrap();
+    let pages = dir.path().join("pages");
+    let mut process = esker();
+    process.args(["man", "--output"]).arg(&pages);
+    let output = run(process, b"");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let mut process = esker();
+    process.args(["completion", "bash"]);
+    let completion = stdout(&run(process, b""));
+    let mut expected = vec!["esker.1".to_owned()];
+    for group in commands_of(&[]) {
+        assert!(completion.contains(&group), "{group}");
+        expected.push(format!("esker-{group}.1"));
+        for command in commands_of(&[&group]) {
+            expected.push(format!("esker-{group}-{command}.1"));
+        }
+    }
+    assert!(expected.len() > 40, "{expected:?}");
+    let found = fs::read_dir(&pages).unwrap();
+    let mut found: Vec<_> = found
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected);
+    for page in found {
+        let text = fs::read_to_string(pages.join(&page)).unwrap();
+        assert!(
+            text.contains(".SH NAME") && text.contains(".SH SYNOPSIS"),
+            "{page}"
+        );
+        // An absolute path or a time of the build would make packages differ.
+        assert!(!text.contains(env!("CARGO_MANIFEST_DIR")), "{page}");
+    }
+    let page = fs::read_to_string(pages.join("esker-stream-append.1")).unwrap();
+    assert!(page.contains("encryption"), "{page}");
 }
 
 #[test]

@@ -2,10 +2,12 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use testkit::process::Process;
 
 use crate::support::{Running, SOON, Server, esker, eventually, run, signal, stderr};
 
@@ -454,4 +456,55 @@ fn a_destination_that_the_server_refuses_is_not_valid_for_config_check_either() 
         assert!(!serves, "{settings:?}: {said}");
         assert_eq!(code, refusal, "{settings:?}: {said}");
     }
+}
+
+/// The next reports to a service manager, until one contains this text. Returns them all.
+fn reports_until(manager: &UnixDatagram, wanted: &str) -> Vec<String> {
+    let mut reports = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let length = manager.recv(&mut buffer);
+        let length = length.unwrap_or_else(|e| panic!("no {wanted} after {reports:?}: {e}"));
+        reports.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
+        if reports.last().is_some_and(|report| report.contains(wanted)) {
+            return reports;
+        }
+    }
+}
+
+#[test]
+fn a_service_manager_gets_readiness_pings_and_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(SOON)).unwrap();
+    let mut command = esker();
+    command
+        .args(["server", "--until-stdin-closes", "--partitions", "2"])
+        .args(["--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(dir.path().join("data"))
+        .env("NOTIFY_SOCKET", &socket)
+        .env("WATCHDOG_USEC", "300000")
+        .env_remove("WATCHDOG_PID")
+        .stdin(Stdio::piped());
+    let mut process = Process::spawn(&mut command);
+    let starting = reports_until(&manager, "READY=1");
+    assert!(starting[0].contains("STATUS=starting"), "{starting:?}");
+    let url = process.wait_to_serve().unwrap();
+    let ready = starting.last().unwrap();
+    let address = url.strip_prefix("http://").unwrap();
+    assert!(
+        ready.contains(&format!("STATUS=serving at {address}")),
+        "{ready}"
+    );
+    for _ in 0..3 {
+        reports_until(&manager, "WATCHDOG=1");
+    }
+    process.signal(Signal::TERM);
+    let ending = reports_until(&manager, "STOPPING=1");
+    assert!(
+        ending.iter().all(|report| !report.contains("READY=1")),
+        "{ending:?}"
+    );
+    process.wait();
 }

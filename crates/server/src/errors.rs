@@ -73,6 +73,31 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
         "The message names it: 32 bytes in base64, as `openssl rand -base64 32` makes them.",
     ),
     (
+        "import_incomplete",
+        "`esker import` could not copy all streams, or they differ; what it printed names each.",
+        "Do what the message of each stream says, and run it again.",
+    ),
+    (
+        "import_conflict",
+        "A stream is no copy of the source's: it has other records, or somebody else appends to it.",
+        "Delete the copy, and run the import again; let nobody write to it until then.",
+    ),
+    (
+        "import_differs",
+        "A record of the copy is not that of the source, or the copy ends elsewhere. The message has the position.",
+        "Delete the copy, and run the import again.",
+    ),
+    (
+        "import_front",
+        "The stream was trimmed in the source, and more positions before its first record are to be filled than `--max-front` allows.",
+        "Raise `--max-front`: ten million take a minute or so.",
+    ),
+    (
+        "import_gap",
+        "The source's sequence numbers have a gap, or it was trimmed while it was copied.",
+        "Run it again. A gap that stays cannot be copied with positions kept.",
+    ),
+    (
         "not_a_server",
         "Something answers at the address, but it is not an S2 server.",
         "Correct the address.",

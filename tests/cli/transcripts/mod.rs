@@ -22,6 +22,8 @@ const PAGES: &[&str] = &[
     "README.md",
     "docs/demo.md",
     "docs/guides/clients/curl.md",
+    "docs/guides/coming-from-s2-lite.md",
+    "docs/guides/coming-from-statehouse.md",
     "docs/guides/follow.md",
     "docs/guides/snapshots.md",
     "docs/guides/state.md",
@@ -171,6 +173,29 @@ fn what_the_guide_to_following_shows_is_what_happens() {
 #[test]
 fn what_the_guide_to_the_state_store_shows_is_what_happens() {
     holds("docs/guides/state.md", &Server::start());
+}
+
+#[test]
+fn what_the_page_for_those_who_come_from_s2_lite_shows_is_what_happens() {
+    let (source, server) = (Server::start(), Server::start());
+    source.ok(&["create", "my-basin/orders"]);
+    source.ok_with(&["append", "my-basin/orders"], b"apple\npear\nplum\n");
+    source.ok(&["create", "my-basin/trimmed"]);
+    source.ok_with(&["append", "my-basin/trimmed"], lines(10).as_bytes());
+    source.ok(&["trim", "my-basin/trimmed", "7"]);
+    let dir = tempfile::tempdir().unwrap();
+    let mut page = Page::read("docs/guides/coming-from-s2-lite.md");
+    let variables = [
+        ("ESKER_SERVER", server.url.as_str()),
+        ("S2_LITE", source.url.as_str()),
+    ];
+    page.run("", dir.path(), &variables, &server);
+    page.finish();
+}
+
+#[test]
+fn what_the_page_for_those_who_come_from_statehouse_shows_is_what_happens() {
+    holds("docs/guides/coming-from-statehouse.md", &Server::start());
 }
 
 #[test]

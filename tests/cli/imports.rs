@@ -1,0 +1,367 @@
+//! `esker import s2`, from a server to another: real servers of this program, and s2-lite where it is installed.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use crate::support::{Server, esker, eventually, run, stderr, stdout};
+
+/// `esker import s2` with arguments.
+fn import(source: &str, target: &Server, arguments: &[&str]) -> Output {
+    let mut command = esker();
+    command
+        .args(["import", "s2", source, "--server", &target.url])
+        .args(arguments);
+    run(command, b"")
+}
+
+/// The same, which has to succeed. Returns its standard output.
+fn imported(source: &str, target: &Server, arguments: &[&str]) -> String {
+    let output = import(source, target, arguments);
+    assert!(
+        output.status.success(),
+        "import {arguments:?}:\n{}{}",
+        stdout(&output),
+        stderr(&output)
+    );
+    stdout(&output)
+}
+
+/// `esker stream` against a server of any kind.
+fn stream(url: &str, arguments: &[&str], input: &str) -> String {
+    let mut command = esker();
+    command
+        .arg("stream")
+        .args(arguments)
+        .args(["--server", url]);
+    let output = run(command, input.as_bytes());
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        stderr(&output)
+    );
+    stdout(&output)
+}
+
+fn numbered(from: u64, to: u64) -> String {
+    (from..to).map(|n| format!("record {n}\n")).collect()
+}
+
+/// All records of a stream with their positions, timestamps and headers, and its settings.
+fn contents(url: &str, name: &str) -> (String, serde_json::Value) {
+    let tail = stream(url, &["check-tail", name, "--json"], "");
+    let tail: serde_json::Value = serde_json::from_str(&tail).unwrap();
+    let records = match tail["seq_num"].as_u64() {
+        Some(0) => String::new(),
+        _ => stream(url, &["read", name, "--json"], ""),
+    };
+    let info = stream(url, &["info", name, "--json"], "");
+    let mut info: serde_json::Value = serde_json::from_str(&info).unwrap();
+    info.as_object_mut().unwrap().remove("created_at");
+    (records, info)
+}
+
+/// The fencing token in force, which the error of an append with another one has.
+fn fencing_token(url: &str, name: &str) -> String {
+    let mut command = esker();
+    command.args([
+        "stream",
+        "append",
+        name,
+        "--fencing-token",
+        "no-such-token",
+        "--server",
+        url,
+    ]);
+    let output = run(command, b"not appended\n");
+    assert!(!output.status.success());
+    stderr(&output)
+}
+
+/// Streams of every kind, on a server that may have a first, empty basin.
+fn fill(url: &str) {
+    stream(url, &["create", "my-basin", "--retention", "30d"], "");
+    stream(url, &["create", "my-basin/orders"], "");
+    stream(url, &["append", "my-basin/orders"], &numbered(0, 2500));
+    stream(url, &["fence", "my-basin/orders", "owner-1"], "");
+    stream(
+        url,
+        &["append", "my-basin/orders", "--fencing-token", "owner-1"],
+        &numbered(2501, 2600),
+    );
+    let settings = ["--retention", "infinite", "--timestamping", "arrival"];
+    stream(
+        url,
+        &[&["create", "my-basin/by arrival/é"][..], &settings].concat(),
+        "",
+    );
+    stream(url, &["append", "my-basin/by arrival/é"], &numbered(0, 10));
+    stream(url, &["create", "my-basin/empty"], "");
+    // Trimmed, with the fencing token set before that.
+    stream(url, &["create", "other-basin/trimmed"], "");
+    stream(url, &["fence", "other-basin/trimmed", "owner-2"], "");
+    let fenced = [
+        "append",
+        "other-basin/trimmed",
+        "--fencing-token",
+        "owner-2",
+    ];
+    stream(url, &fenced, &numbered(1, 1500));
+    stream(
+        url,
+        &[
+            "trim",
+            "other-basin/trimmed",
+            "1200",
+            "--fencing-token",
+            "owner-2",
+        ],
+        "",
+    );
+    stream(url, &fenced, &numbered(1501, 1600));
+}
+
+const STREAMS: [&str; 4] = [
+    "my-basin/orders",
+    "my-basin/by arrival/é",
+    "my-basin/empty",
+    "other-basin/trimmed",
+];
+
+fn assert_same(source: &str, target: &Server) {
+    for name in STREAMS {
+        let (theirs, ours) = (contents(source, name), contents(&target.url, name));
+        assert!(theirs.0 == ours.0, "the records of {name} differ");
+        for field in ["head", "tail", "settings", "cipher"] {
+            assert_eq!(theirs.1[field], ours.1[field], "{field} of {name}");
+        }
+    }
+    for name in ["my-basin/orders", "other-basin/trimmed"] {
+        assert_eq!(
+            fencing_token(source, name),
+            fencing_token(&target.url, name)
+        );
+    }
+    let basin = |url: &str| {
+        let info = stream(url, &["info", "my-basin", "--json"], "");
+        let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+        info["stream_settings"].clone()
+    };
+    assert_eq!(basin(source), basin(&target.url));
+}
+
+#[test]
+fn an_import_copies_records_with_their_positions_and_settings_and_can_be_repeated() {
+    let (source, target) = (Server::start(), Server::start());
+    fill(&source.url);
+    let plan = imported(&source.url, &target, &["--dry-run"]);
+    assert!(
+        plan.contains("my-basin/orders: 2,600 records to copy"),
+        "{plan}"
+    );
+    assert_eq!(stream(&target.url, &["ls"], ""), "");
+
+    let done = imported(&source.url, &target, &[]);
+    assert!(
+        done.contains("my-basin/orders: 2,600 records copied, 2,600 records compared"),
+        "{done}"
+    );
+    assert_same(&source.url, &target);
+
+    let again = imported(&source.url, &target, &[]);
+    assert!(
+        again.contains("my-basin/orders: 0 records copied, 2,600 records compared"),
+        "{again}"
+    );
+    assert_same(&source.url, &target);
+
+    let more = ["append", "my-basin/orders", "--fencing-token", "owner-1"];
+    stream(&source.url, &more, &numbered(2600, 2700));
+    let next = imported(&source.url, &target, &["--basin", "my-basin", "--json"]);
+    let lines: Vec<serde_json::Value> = next
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let orders = lines
+        .iter()
+        .find(|line| line["stream"] == "my-basin/orders")
+        .unwrap();
+    assert_eq!(
+        (&orders["copied"], &orders["tail"]),
+        (&100.into(), &2700.into())
+    );
+    assert_same(&source.url, &target);
+    imported(&source.url, &target, &["--verify"]);
+}
+
+#[test]
+fn a_stream_with_other_records_is_not_written_and_does_not_keep_the_others_from_being_copied() {
+    let (source, target) = (Server::start(), Server::start());
+    fill(&source.url);
+    stream(&target.url, &["create", "my-basin/orders"], "");
+    stream(
+        &target.url,
+        &["append", "my-basin/orders"],
+        &numbered(7, 2700),
+    );
+    let before = contents(&target.url, "my-basin/orders").0;
+    let output = import(&source.url, &target, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stdout(&output).contains("my-basin/orders: [import_conflict]"),
+        "{}",
+        stdout(&output)
+    );
+    assert!(
+        stderr(&output).contains("error [import_incomplete]: 1 of 4"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(contents(&target.url, "my-basin/orders").0 == before);
+    let same = |name| contents(&source.url, name).0 == contents(&target.url, name).0;
+    assert!(STREAMS[1..].iter().all(|name| same(name)));
+
+    // Fewer records, and others: also where the source begins behind them.
+    for name in ["my-basin/few", "other-basin/few"] {
+        stream(&target.url, &["create", name], "");
+        stream(&source.url, &["create", name], "");
+        stream(&target.url, &["append", name], &numbered(0, 5));
+        stream(&source.url, &["append", name], &numbered(1, 100));
+    }
+    stream(&source.url, &["trim", "other-basin/few", "50"], "");
+    let before = ["my-basin/few", "other-basin/few"].map(|name| contents(&target.url, name));
+    let said = stdout(&import(&source.url, &target, &[]));
+    assert!(said.contains("my-basin/few: [import_conflict]"), "{said}");
+    assert!(
+        said.contains("other-basin/few: [import_conflict]"),
+        "{said}"
+    );
+    let after = ["my-basin/few", "other-basin/few"].map(|name| contents(&target.url, name));
+    assert!(before == after, "{before:?}, {after:?}");
+
+    // As many records, and others.
+    stream(&target.url, &["create", "other-basin/changed"], "");
+    stream(&source.url, &["create", "other-basin/changed"], "");
+    stream(
+        &target.url,
+        &["append", "other-basin/changed"],
+        &numbered(0, 5),
+    );
+    stream(
+        &source.url,
+        &["append", "other-basin/changed"],
+        &numbered(1, 6),
+    );
+    for (mode, code) in [
+        (&["--verify"][..], "import_differs"),
+        (&[], "import_conflict"),
+    ] {
+        let output = import(&source.url, &target, mode);
+        let said = stdout(&output);
+        let expected = format!("other-basin/changed: [{code}]");
+        assert!(said.contains(&expected), "{said}");
+        assert!(said.contains("the record at 0 is another"), "{said}");
+    }
+}
+
+#[test]
+fn a_front_that_is_too_long_is_refused_before_anything_is_written_to_it() {
+    let (source, target) = (Server::start(), Server::start());
+    fill(&source.url);
+    let output = import(&source.url, &target, &["--max-front", "1000"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stdout(&output).contains("trimmed: [import_front]"),
+        "{}",
+        stdout(&output)
+    );
+    let tail = stream(
+        &target.url,
+        &["check-tail", "other-basin/trimmed", "--json"],
+        "",
+    );
+    assert!(tail.contains("\"seq_num\":0"), "{tail}");
+    imported(&source.url, &target, &[]);
+    assert_same(&source.url, &target);
+}
+
+#[test]
+fn an_import_that_was_killed_continues_where_it_ended() {
+    let (source, target) = (Server::start(), Server::start());
+    let name = "my-basin/large";
+    stream(&source.url, &["create", name], "");
+    let text = "x".repeat(2000);
+    let records: String = (0..20_000).map(|n| format!("{n} {text}\n")).collect();
+    stream(&source.url, &["append", name], &records);
+    let tail = || {
+        let mut command = esker();
+        command.args([
+            "stream",
+            "check-tail",
+            name,
+            "--json",
+            "--server",
+            &target.url,
+        ]);
+        let output = run(command, b"");
+        let tail: Option<serde_json::Value> = serde_json::from_slice(&output.stdout).ok();
+        tail.and_then(|tail| tail["seq_num"].as_u64()).unwrap_or(0)
+    };
+    let mut command = esker();
+    command.args(["import", "s2", &source.url, "--server", &target.url]);
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("some records are copied", || tail() > 0);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let begun = tail();
+    assert!(begun > 0);
+    let done = imported(&source.url, &target, &["--json"]);
+    let done: serde_json::Value = serde_json::from_str(done.trim()).unwrap();
+    assert!(done["copied"].as_u64().unwrap() <= 20_000 - begun, "{done}");
+    assert_eq!(done["compared"], 20_000);
+    assert!(contents(&source.url, name) == contents(&target.url, name));
+}
+
+/// A process that ends with the test.
+struct Lite(Child);
+
+impl Drop for Lite {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_s2_lite_holds_is_imported() {
+    let home = std::env::var_os("HOME")
+        .map(PathBuf::from)
+        .unwrap_or_default();
+    let program = home.join(".cache/esker/peers/bin/s2");
+    if !program.exists() {
+        eprintln!("not tested: there is no s2-lite at {}", program.display());
+        return;
+    }
+    let port = testkit::ports::free_port().unwrap().to_string();
+    let lite = Command::new(&program)
+        .args(["lite", "--port", &port, "--no-dashboard"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _lite = Lite(lite);
+    let url = format!("http://127.0.0.1:{port}");
+    eventually("s2-lite answers", || {
+        let mut command = esker();
+        command.args(["stream", "ls", "--server", &url]);
+        run(command, b"").status.success()
+    });
+    fill(&url);
+    let target = Server::start();
+    imported(&url, &target, &[]);
+    assert_same(&url, &target);
+    imported(&url, &target, &["--verify"]);
+}
