@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(groups.account.unwrap().to_string(), "rw");
         assert_eq!(groups.stream.unwrap().to_string(), "r");
         assert_eq!(groups.basin, None);
-        for text in ["", "account", "account=x", "acount=r", "stream=r,stream=w"] {
+        for text in ["", "account", "account=x", "tenant=r", "stream=r,stream=w"] {
             assert!(text.parse::<Groups>().is_err(), "{text}");
         }
     }
