@@ -300,6 +300,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_token_that_expired_more_than_a_day_ago_is_removed_and_others_stay() {
+        const HOUR: u64 = 3_600_000;
+        let dir = tempfile::tempdir().unwrap();
+        let (data, repository) = (dir.path().join("data"), dir.path().join("repository"));
+        let node = start(&data, &repository, None).await;
+        let tokens = node.tokens();
+        let hours_ago = [("old", Some(25)), ("late", Some(1)), ("never", None)];
+        for (of, (name, hours)) in (1..).zip(hours_ago) {
+            let token = NewToken {
+                expires_at_ms: hours.map(|hours| now_ms() - hours * HOUR),
+                ..new_token(name, of)
+            };
+            tokens.issue(token).await.unwrap();
+        }
+        // Expired tokens are looked for once a minute, and when a node starts.
+        node.stop(GRACE).await;
+        drop((node, tokens));
+        let node = start(&data, &repository, None).await;
+        let deadline = tokio::time::Instant::now() + GRACE;
+        while found(&node, 1).is_some() {
+            assert!(tokio::time::Instant::now() < deadline, "it is not removed");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!([2, 3].map(|of| found(&node, of)), [Some(false); 2]);
+        node.stop(GRACE).await;
+    }
+
+    #[tokio::test]
     async fn what_is_not_valid_is_refused_and_stores_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let node = start(
