@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
+use esker_server::auth::root_token;
 use esker_server::config::{self, BOOTSTRAP_VARIABLE, Config, ConfigError, Loaded, Overrides};
 use esker_server::{Server, server, telemetry};
 use rustix::fs::Mode;
@@ -46,6 +47,12 @@ pub struct Args {
     /// now, is refused. Partition 0 is the catalog of basins.
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
     empty_partitions: Vec<u64>,
+
+    /// Create the file that `root-token-file` names, with a new root token, if there is none
+    ///
+    /// It gets mode 0600. Its path is printed; the token is in the file alone.
+    #[arg(long)]
+    create_root_token: bool,
 
     /// Say what to try next, even where standard output is no terminal.
     #[arg(long, hide = true)]
@@ -178,6 +185,9 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
     for warning in loaded.warnings.iter().chain(&loaded.reminders) {
         tracing::warn!("{warning}");
     }
+    if args.create_root_token {
+        create_root_token(&loaded.config)?;
+    }
     // A process that continues another one does not bootstrap: it begins no new cluster, and restores nothing
     // into an empty directory. The restore was for the start before, and the data directory records it as
     // long as the option stays.
@@ -262,6 +272,21 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
             ended
         }
     }
+}
+
+fn create_root_token(config: &Config) -> Result<(), Failure> {
+    let Some(path) = &config.root_token_file else {
+        return Err(Failure::usage(
+            "invalid",
+            "--create-root-token creates the file that --root-token-file names: name one",
+        ));
+    };
+    match root_token::create(path) {
+        Ok(true) => telemetry::write_line(format!("Created root token file {}", path.display())),
+        Ok(false) => {}
+        Err(error) => return Err(Failure::wrong("root_token", error)),
+    }
+    Ok(())
 }
 
 /// Fails with the reason if the server cannot be started again as it was. Runs on a separate thread, because

@@ -6,6 +6,7 @@
 //! | [`basins`], [`streams`], [`stream_settings`] | creation, listing, change and deletion of basins and streams |
 //! | [`appends`], [`conditions`] | appends in every form; expected sequence numbers, fences, trims |
 //! | [`reads`] | every start and every end of a read, in every form |
+//! | [`access_tokens`] | who may do what, with access tokens |
 //! | [`append_sessions`], [`read_sessions`] | sessions of both kinds, raw and by the official client |
 //! | [`slow_clients`], [`slow_bodies`] | clients that stop reading or sending |
 //! | [`compression`], [`errors`] | codings of bodies; what is refused, and how |
@@ -31,6 +32,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod access_tokens;
 mod append_sessions;
 mod appends;
 mod bad_input;

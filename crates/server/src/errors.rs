@@ -48,6 +48,11 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
         "Correct the file that the message names.",
     ),
     (
+        "root_token",
+        "The file that `root-token-file` names is missing, can be read or written by other users, has no token of at least 32 visible ASCII characters, or cannot be read.",
+        "Do what the message says; `--create-root-token` creates a file that is not there.",
+    ),
+    (
         "unreachable",
         "No server answers at the address.",
         "Start one with `esker server`, or name another with `--server`.",

@@ -6,7 +6,8 @@
 //! | [`server`] | the listener: connections, limits, start and graceful stop |
 //! | [`api`] | handlers: from requests to calls on a node, and back |
 //! | [`admin`] | the admin API: status, partition snapshots |
-//! | `auth` | who sends a request, and what they may do |
+//! | [`auth`] | who sends a request, and what they may do |
+//! | [`identification`] | the layers that find that out |
 //! | `client` | whose turn a request is where many wait |
 //! | [`state`] | the state service, over gRPC |
 //! | `tls` | certificates of the listeners, handshakes |
@@ -21,11 +22,12 @@ mod activity;
 pub mod admin;
 mod answers;
 pub mod api;
-mod auth;
+pub mod auth;
 mod client;
 pub mod config;
 mod cors;
 pub mod errors;
+pub mod identification;
 mod log_writer;
 mod metric_reference;
 mod open_files;

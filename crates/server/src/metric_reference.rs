@@ -259,6 +259,12 @@ const SECTIONS: &[Section] = &[
                 &[],
                 "Until when the served certificate and its chain are valid.",
             ),
+            counter(
+                "esker_auth_failures_total",
+                "requests",
+                &["reason"],
+                "Requests that were refused for their access token: it is `missing`, `malformed`, `unknown` (never issued, or revoked), `expired` or `suspended`, does not permit what was asked for (`forbidden`), or it was `unavailable` whether it is valid. Those that `limited` counts came from an address with too many of them, and are counted with their reason, too.",
+            ),
             gauge(
                 "esker_http_connections",
                 "connections",

@@ -26,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::activity;
 use crate::api::{self, App, Limits};
+use crate::auth::Authority;
+use crate::auth::root_token::{self, RootTokenError};
 use crate::config::Config;
 use crate::open_files::OpenFiles;
 use crate::place::CONNECTIONS;
@@ -69,6 +71,9 @@ pub enum ServeError {
     /// The files of TLS cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// There is no root token in the file that the configuration names.
+    #[error(transparent)]
+    RootToken(#[from] RootTokenError),
     /// The node could not start.
     #[error(transparent)]
     Node(#[from] StartError),
@@ -81,6 +86,7 @@ impl ServeError {
             ServeError::Listen { .. } => "listen",
             ServeError::Traces(_) => "traces",
             ServeError::Tls(_) => "tls_files",
+            ServeError::RootToken(_) => "root_token",
             ServeError::Node(e) => e.code(),
         }
     }
@@ -126,6 +132,13 @@ impl Server {
         empty_partitions: BTreeSet<u64>,
         restarted: bool,
     ) -> Result<Server, ServeError> {
+        let root_token = match &config.root_token_file {
+            Some(path) => Some(root_token::read(path)?),
+            None => None,
+        };
+        if let Some(warning) = root_token.as_ref().and_then(|it| it.warning.as_ref()) {
+            tracing::warn!("{warning}");
+        }
         let (listener, address) = bind(
             config.listen,
             "; stop the program that uses it, or choose another with --listen",
@@ -171,13 +184,17 @@ impl Server {
             own_files => own_files,
         };
         let app = App {
-            node: node.clone(),
-            metrics,
-            limits: Arc::new(Limits::new(&config.limits)),
             traces: traces.clone(),
-            location: config.location.clone(),
             usage: usage.clone(),
+            ..App::new(
+                node.clone(),
+                metrics,
+                Limits::new(&config.limits),
+                config.location.clone(),
+            )
         };
+        let root = root_token.map(|it| it.hash);
+        let authority = Arc::new(Authority::new(root, node.tokens()));
         let stop = CancellationToken::new();
         let grace = config.shutdown_grace.as_duration();
         let shared = Shared {
@@ -212,13 +229,13 @@ impl Server {
         if let Some(tls) = tls.clone() {
             tokio::spawn(tls.follow(names, problems, stop.clone()));
         }
-        let router = guarded(api::router(app.clone()), config, address);
+        let router = guarded(api::router(app.clone()), authority.clone(), config, address);
         let main = connections(router, address);
         let has_tls = main.has_tls();
         let mut accepting = vec![tokio::spawn(accept(listener, shared.clone(), main))];
         let mut state_address = None;
         if let Some((listener, address)) = state_listener {
-            let router = guarded(api::state_router(app), config, address);
+            let router = guarded(api::state_router(app), authority, config, address);
             let served = connections(router, address);
             accepting.push(tokio::spawn(accept(listener, shared, served)));
             state_address = Some(address);

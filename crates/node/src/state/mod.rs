@@ -253,6 +253,12 @@ impl StateStore {
         }
     }
 
+    /// Namespace and agent of each operation and expectation that is staged in a transaction, without repetition.
+    /// None if there is no such transaction.
+    pub fn staged_agents(&self, txn: &str) -> Vec<(String, String)> {
+        self.shared().transactions.lock().agents(txn)
+    }
+
     /// Drops a transaction. An unknown one counts as dropped.
     pub fn abort(&self, txn: &str) {
         self.shared().transactions.lock().abort(txn);

@@ -167,6 +167,21 @@ impl Transactions {
         Ok(staged)
     }
 
+    /// Namespace and agent of what is staged in an open transaction, without repetition.
+    pub fn agents(&self, id: &str) -> Vec<(String, String)> {
+        let Some(staged) = self.open.get(id) else {
+            return Vec::new();
+        };
+        let operations = staged.operations.iter();
+        let operations = operations.map(|it| (&it.namespace, &it.agent_id));
+        let expected = staged.expected.iter();
+        let expected = expected.map(|it| (&it.namespace, &it.agent_id));
+        let all: HashSet<_> = operations.chain(expected).collect();
+        all.into_iter()
+            .map(|(namespace, agent)| (namespace.clone(), agent.clone()))
+            .collect()
+    }
+
     /// Drops a transaction. One that is being committed is not open again if the commit fails.
     pub fn abort(&mut self, id: &str) {
         self.committing.remove(id);

@@ -10,6 +10,8 @@ use utoipa::ToSchema;
 use super::error::Failures;
 use super::request::{Body, InPath};
 use super::{Admin, AdminError};
+use crate::auth::Access;
+use crate::auth::operation::Effect;
 use crate::timestamp::timestamp;
 
 /// Which streams a basin is made for.
@@ -48,10 +50,13 @@ pub struct Adopted {
 )]
 pub(super) async fn adopt(
     State(admin): State<Admin>,
+    access: Access,
     InPath(basin): InPath<BasinName>,
     Body(Adopt { id }): Body<Adopt>,
 ) -> Result<Json<Adopted>, AdminError> {
-    let adopted = admin.node.adopt_basin(&basin, id).await?;
+    let granted = access.admin(Effect::Write)?;
+    let node = admin.node.open(&granted);
+    let adopted = node.adopt_basin(&basin, id).await?;
     let created_at = timestamp(adopted.created_ms).map_err(AdminError::invalid)?;
     Ok(Json(Adopted {
         basin: adopted.name,

@@ -3,12 +3,14 @@
 use axum::Json;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
-use esker_node::{Error, RepositoryError};
-use http::StatusCode;
+use esker_node::{Error, RepositoryError, TokenError};
+use http::{HeaderName, HeaderValue, StatusCode};
 use s2_api::v1::error::ErrorCode;
 use s2_common::http::extract::HeaderRejection;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoResponses, ToSchema};
+
+use crate::auth::AccessError;
 
 /// Codes that this API adds to those of the S2 API and of the repository: the code, its status, when,
 /// and what to do.
@@ -28,7 +30,7 @@ pub const CODES: &[(&str, u16, &str, &str)] = &[
     (
         "unavailable",
         503,
-        "It failed; the message names the cause. Nothing was changed.",
+        "It failed; the message names the cause. Nothing was changed. Of every API: it is not known now whether the access token is valid, because the catalog has halted.",
         "Mend what the message names, and try again.",
     ),
     (
@@ -236,6 +238,7 @@ pub struct AdminError {
     status: StatusCode,
     code: &'static str,
     message: String,
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl AdminError {
@@ -248,6 +251,7 @@ impl AdminError {
             status,
             code,
             message: message.to_string(),
+            header: None,
         }
     }
 
@@ -348,6 +352,24 @@ fn repository_code(error: &RepositoryError) -> &'static str {
     }
 }
 
+impl From<AccessError> for AdminError {
+    fn from(error: AccessError) -> AdminError {
+        let code = error.code();
+        let mut refused = AdminError::new(code.status(), code.into(), &error);
+        refused.header = error.header();
+        refused
+    }
+}
+
+impl From<TokenError> for AdminError {
+    fn from(error: TokenError) -> AdminError {
+        match error {
+            TokenError::Failed(error) => error.into(),
+            other => AdminError::listed("unavailable", other),
+        }
+    }
+}
+
 impl From<PathRejection> for AdminError {
     fn from(rejection: PathRejection) -> AdminError {
         AdminError::new(StatusCode::BAD_REQUEST, "bad_path", rejection.body_text())
@@ -381,7 +403,11 @@ impl IntoResponse for AdminError {
             code: self.code.to_owned(),
             message: self.message,
         };
-        (self.status, Json(body)).into_response()
+        let mut response = (self.status, Json(body)).into_response();
+        if let Some((name, value)) = self.header {
+            response.headers_mut().insert(name, value);
+        }
+        response
     }
 }
 
@@ -392,6 +418,15 @@ pub(super) enum Failures {
     /// The path, a header, a query parameter or the body is malformed.
     #[response(status = 400)]
     BadRequest(ErrorBody),
+    /// There is no valid access token.
+    #[response(status = 401)]
+    Unauthenticated(ErrorBody),
+    /// The access token does not permit it.
+    #[response(status = 403)]
+    Forbidden(ErrorBody),
+    /// Too many requests without a valid access token came from the address.
+    #[response(status = 429)]
+    Limited(ErrorBody),
     /// There is no such partition, basin, stream, snapshot or repository.
     #[response(status = 404)]
     NotFound(ErrorBody),

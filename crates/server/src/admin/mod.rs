@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`status`] | `GET /status` |
 //! | [`streams`] | everything below `/streams/{stream}` |
+//! | [`access_tokens`] | everything below `/access-tokens` |
 //! | [`basins`] | everything below `/basins/{basin}` |
 //! | [`snapshots`] | everything below `/partitions/{partition}` |
 //! | [`request`] | paths, headers, queries and bodies, and how they are refused |
@@ -16,6 +17,7 @@
 //! pruning) one runs per partition at a time, and a second one is refused as `busy`. An operation
 //! continues when its client disconnects.
 
+pub mod access_tokens;
 pub mod basins;
 pub mod error;
 mod request;
@@ -37,6 +39,8 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::auth::Guarded;
+
 pub use error::{AdminError, CODES, PROBLEMS};
 
 /// Most bytes of a request's body.
@@ -52,6 +56,7 @@ pub const BODY: usize = 64 * 1024;
     tags(
         (name = "status", description = "Where a node stands"),
         (name = "streams", description = "Where a stream stands"),
+        (name = "access tokens", description = "What the S2 API has no operations for"),
         (name = "snapshots", description = "The partitions' snapshots in the repository"),
     )
 )]
@@ -60,18 +65,21 @@ struct Document;
 /// What handlers need.
 #[derive(Clone)]
 struct Admin {
-    node: Node,
+    node: Guarded<Node>,
     /// One permit per partition, for long operations.
     long: Arc<Vec<Arc<Semaphore>>>,
     document: Arc<str>,
 }
 
 impl Admin {
-    fn new(node: Node, document: String) -> Admin {
-        let partitions = 0..=node.identity().partitions;
+    fn new(node: Guarded<Node>, partitions: u64, document: String) -> Admin {
         Admin {
             node,
-            long: Arc::new(partitions.map(|_| Arc::new(Semaphore::new(1))).collect()),
+            long: Arc::new(
+                (0..partitions)
+                    .map(|_| Arc::new(Semaphore::new(1)))
+                    .collect(),
+            ),
             document: document.into(),
         }
     }
@@ -104,14 +112,17 @@ impl Admin {
     }
 }
 
-/// All routes.
-pub fn router<S: Clone + Send + Sync + 'static>(node: Node) -> Router<S> {
+/// All routes, for a node with so many partitions, with the catalog.
+pub(crate) fn router<S: Clone + Send + Sync + 'static>(
+    node: Guarded<Node>,
+    partitions: u64,
+) -> Router<S> {
     let (router, document) = open_api().split_for_parts();
     // The document is built from constants, so this cannot fail: a test builds it too.
     let document = document.to_pretty_json().unwrap_or_default();
     router
         .layer(DefaultBodyLimit::max(BODY))
-        .with_state(Admin::new(node, document))
+        .with_state(Admin::new(node, partitions, document))
 }
 
 /// This document.
@@ -149,6 +160,7 @@ fn open_api() -> OpenApiRouter<Admin> {
         .routes(routes!(status::status))
         .routes(routes!(streams::position))
         .routes(routes!(basins::adopt))
+        .routes(routes!(access_tokens::confirm))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::show))
         .routes(routes!(snapshots::diff))

@@ -16,6 +16,8 @@ use utoipa::{IntoParams, ToSchema};
 use super::error::Failures;
 use super::request::{Body, InPath, InQuery};
 use super::{Admin, AdminError};
+use crate::auth::Access;
+use crate::auth::operation::Effect;
 
 /// The name that means the newest retained snapshot.
 pub const NEWEST: &str = "newest";
@@ -177,9 +179,11 @@ pub(super) struct Key {
 )]
 pub(super) async fn list(
     State(admin): State<Admin>,
+    access: Access,
     InPath(partition): InPath<u64>,
 ) -> Result<Json<Inventory>, AdminError> {
-    Ok(Json(admin.node.snapshots(partition).await?))
+    let granted = access.admin(Effect::Read)?;
+    Ok(Json(admin.node.open(&granted).snapshots(partition).await?))
 }
 
 /// Put a snapshot of a partition into the repository now, and wait for it.
@@ -195,9 +199,18 @@ pub(super) async fn list(
 )]
 pub(super) async fn create(
     State(admin): State<Admin>,
+    access: Access,
     InPath(partition): InPath<u64>,
 ) -> Result<Json<Created>, AdminError> {
-    Ok(Json(admin.node.create_snapshot(partition).await?.into()))
+    let granted = access.admin(Effect::Write)?;
+    Ok(Json(
+        admin
+            .node
+            .open(&granted)
+            .create_snapshot(partition)
+            .await?
+            .into(),
+    ))
 }
 
 /// One snapshot and its files.
@@ -214,14 +227,17 @@ pub(super) async fn create(
 )]
 pub(super) async fn show(
     State(admin): State<Admin>,
+    access: Access,
     InPath((partition, name)): InPath<(u64, String)>,
 ) -> Result<Json<Described>, AdminError> {
+    let granted = access.admin(Effect::Read)?;
     let found = admin
         .node
+        .open(&granted)
         .describe_snapshot(partition, named(&name))
         .await?;
     Ok(Json(Described {
-        repository: admin.node.repository_url().to_owned(),
+        repository: admin.node.open(&granted).repository_url().to_owned(),
         partition,
         snapshot: found.snapshot,
         states: found.states,
@@ -247,9 +263,15 @@ pub(super) async fn show(
 )]
 pub(super) async fn diff(
     State(admin): State<Admin>,
+    access: Access,
     InPath((partition, old, new)): InPath<(u64, String, String)>,
 ) -> Result<Json<Diff>, AdminError> {
-    let diff = admin.node.diff_snapshots(partition, &old, &new).await?;
+    let granted = access.admin(Effect::Read)?;
+    let diff = admin
+        .node
+        .open(&granted)
+        .diff_snapshots(partition, &old, &new)
+        .await?;
     Ok(Json(diff))
 }
 
@@ -267,10 +289,12 @@ pub(super) async fn diff(
 )]
 pub(super) async fn verify(
     State(admin): State<Admin>,
+    access: Access,
     InPath(partition): InPath<u64>,
     Body(Verify { data }): Body<Verify>,
 ) -> Result<Json<Verification>, AdminError> {
-    let node = admin.node.clone();
+    let granted = access.admin(Effect::Write)?;
+    let node = admin.node.open(&granted).clone();
     let work = async move { Ok(node.verify_snapshots(partition, data).await?) };
     Ok(Json(admin.alone(partition, work).await?))
 }
@@ -290,9 +314,11 @@ pub(super) async fn verify(
 )]
 pub(super) async fn prove(
     State(admin): State<Admin>,
+    access: Access,
     InPath((partition, name)): InPath<(u64, String)>,
 ) -> Result<Json<Proven>, AdminError> {
-    let node = admin.node.clone();
+    let granted = access.admin(Effect::Write)?;
+    let node = admin.node.open(&granted).clone();
     let work = async move {
         let proof = node.prove_snapshot(partition, named(&name)).await;
         proof.map_err(AdminError::of_proof)
@@ -311,10 +337,12 @@ pub(super) async fn prove(
 )]
 pub(super) async fn why(
     State(admin): State<Admin>,
+    access: Access,
     InPath(partition): InPath<u64>,
     InQuery(Key { key }): InQuery<Key>,
 ) -> Result<Json<Why>, AdminError> {
-    Ok(Json(admin.node.why(partition, &key).await?))
+    let granted = access.admin(Effect::Read)?;
+    Ok(Json(admin.node.open(&granted).why(partition, &key).await?))
 }
 
 /// Delete what no kept snapshot needs, or list it.
@@ -332,9 +360,11 @@ pub(super) async fn why(
 )]
 pub(super) async fn prune(
     State(admin): State<Admin>,
+    access: Access,
     InPath(partition): InPath<u64>,
     Body(asked): Body<Prune>,
 ) -> Result<Json<PruneAnswer>, AdminError> {
+    let granted = access.admin(Effect::Write)?;
     let min_age = asked.min_age_seconds.map(Duration::try_from_secs_f64);
     let min_age = min_age.transpose().map_err(|_| {
         AdminError::invalid("min_age_seconds is no number of seconds that could be waited for")
@@ -350,7 +380,7 @@ pub(super) async fn prune(
         keep: asked.keep,
         abandoned: asked.abandoned,
     };
-    let node = admin.node.clone();
+    let node = admin.node.open(&granted).clone();
     let work = async move {
         let plan = node.plan_prune(partition, &options).await?;
         if !asked.apply {

@@ -16,6 +16,8 @@ use utoipa::ToSchema;
 use super::error::ErrorBody;
 use super::snapshots::Proven;
 use super::{Admin, AdminError};
+use crate::auth::Access;
+use crate::auth::operation::Effect;
 
 /// The status of a node.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -226,8 +228,12 @@ pub struct Wrong {
         (status = 503, description = "The server is stopping", body = ErrorBody),
     )
 )]
-pub(super) async fn status(State(admin): State<Admin>) -> Result<Json<Status>, AdminError> {
-    let node = admin.node;
+pub(super) async fn status(
+    State(admin): State<Admin>,
+    access: Access,
+) -> Result<Json<Status>, AdminError> {
+    let granted = access.admin(Effect::Read)?;
+    let node = admin.node.open(&granted).clone();
     // This accesses files of the databases.
     let found = tokio::task::spawn_blocking(move || (node.health(), node.recovery_status()));
     let (health, status) = found

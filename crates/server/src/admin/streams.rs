@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use super::error::Failures;
 use super::request::{InHeader, InPath};
 use super::{Admin, AdminError};
+use crate::auth::Access;
 use crate::timestamp::timestamp;
 
 /// The position of a stream, as of one moment.
@@ -86,9 +87,11 @@ impl From<Fork> for StreamFork {
 )]
 pub(super) async fn position(
     State(admin): State<Admin>,
+    access: Access,
     InHeader(basin): InHeader<BasinName>,
     InPath(stream): InPath<StreamName>,
 ) -> Result<Json<StreamPosition>, AdminError> {
+    let stream = access.position(&basin, stream)?;
     let Position {
         head,
         tail,
@@ -96,7 +99,10 @@ pub(super) async fn position(
         lineage,
         forks,
         passed_over,
-    } = admin.node.position(&basin, &stream)?;
+    } = admin
+        .node
+        .open(&stream.granted)
+        .position(&basin, &stream.name)?;
     Ok(Json(StreamPosition {
         head,
         tail: tail.seq_num,

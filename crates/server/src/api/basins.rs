@@ -5,12 +5,15 @@ use esker_node::{BasinInfo, Change, Create};
 use http::{HeaderName, StatusCode};
 use s2_api::data::{Json, extract::JsonOpt};
 use s2_api::v1;
+use s2_common::access::Operation;
 use s2_common::basin::{BasinName, ListBasinsRequest};
 use s2_common::config::{BasinConfig, BasinReconfiguration};
 use s2_common::http::extract::HeaderOpt;
 use s2_common::resources::{PROVISION_RESULT_HEADER, RequestToken};
 
 use super::{App, ServiceError, locations};
+use crate::auth::Access;
+use crate::auth::scope::Visible;
 use crate::timestamp::timestamp;
 
 /// A status, the header with the result of provisioning, and the resource.
@@ -25,14 +28,25 @@ pub struct ListArgs {
 
 pub async fn list(
     State(app): State<App>,
+    access: Access,
     ListArgs { request }: ListArgs,
 ) -> Result<Json<v1::basin::ListBasinsResponse>, ServiceError> {
     let request: ListBasinsRequest = request.try_into()?;
-    let (basins, has_more) = app.node.list_basins(
-        &request.prefix,
-        &request.start_after,
-        request.limit.as_usize(),
-    );
+    let listing = access.basins(&request.prefix, &request.start_after)?;
+    let node = app.node.open(&listing.granted);
+    let (basins, has_more) = match &listing.visible {
+        Visible::Nothing => (Vec::new(), false),
+        Visible::Prefixed {
+            prefix,
+            start_after,
+        } => node.list_basins(prefix, start_after, request.limit.as_usize()),
+        // The first one with a prefix is the one that has that name, if it is there.
+        Visible::One(name) => {
+            let (mut basins, _) = node.list_basins(name, "", 1);
+            basins.retain(|it| it.name == *name);
+            (basins, false)
+        }
+    };
     let basins = basins.iter().map(|basin| basin_info(&app, basin));
     let basins = basins.collect::<Result<_, _>>()?;
     Ok(Json(v1::basin::ListBasinsResponse { basins, has_more }))
@@ -48,11 +62,13 @@ pub struct CreateArgs {
 
 pub async fn create(
     State(app): State<App>,
+    access: Access,
     CreateArgs {
         request_token: HeaderOpt(token),
         request,
     }: CreateArgs,
 ) -> Result<Provisioned<v1::basin::BasinInfo>, ServiceError> {
+    let granted = access.basin(Operation::CreateBasin, &request.basin)?;
     locations::check(&app, request.location.as_ref())?;
     let config = checked_config(request.config)?;
     let create = Create::Only {
@@ -60,6 +76,7 @@ pub async fn create(
     };
     let (change, info) = app
         .node
+        .open(&granted)
         .provision_basin(&request.basin, &config, &create)
         .await?;
     Ok((
@@ -79,16 +96,21 @@ pub struct EnsureArgs {
 
 pub async fn ensure(
     State(app): State<App>,
+    access: Access,
     EnsureArgs {
         basin,
         request: JsonOpt(request),
     }: EnsureArgs,
 ) -> Result<Provisioned<v1::basin::BasinInfo>, ServiceError> {
+    // It may do either.
+    access.basin(Operation::ReconfigureBasin, &basin)?;
+    let granted = access.basin(Operation::CreateBasin, &basin)?;
     let (config, location) = request.map_or((None, None), |r| (r.config, r.location));
     locations::check(&app, location.as_ref())?;
     let config = checked_config(config)?;
     let (change, info) = app
         .node
+        .open(&granted)
         .provision_basin(&basin, &config, &Create::Ensure)
         .await?;
     Ok((
@@ -107,9 +129,11 @@ pub struct NameArgs {
 
 pub async fn config(
     State(app): State<App>,
+    access: Access,
     NameArgs { basin }: NameArgs,
 ) -> Result<Json<v1::config::BasinConfig>, ServiceError> {
-    Ok(Json(app.node.basin_config(&basin)?.into()))
+    let granted = access.basin(Operation::GetBasinConfig, &basin)?;
+    Ok(Json(app.node.open(&granted).basin_config(&basin)?.into()))
 }
 
 #[derive(FromRequest)]
@@ -123,21 +147,29 @@ pub struct ReconfigureArgs {
 
 pub async fn reconfigure(
     State(app): State<App>,
+    access: Access,
     ReconfigureArgs {
         basin,
         reconfiguration,
     }: ReconfigureArgs,
 ) -> Result<Json<v1::config::BasinConfig>, ServiceError> {
+    let granted = access.basin(Operation::ReconfigureBasin, &basin)?;
     let changes: BasinReconfiguration = reconfiguration.try_into()?;
-    let config = app.node.reconfigure_basin(&basin, &changes).await?;
+    let config = app
+        .node
+        .open(&granted)
+        .reconfigure_basin(&basin, &changes)
+        .await?;
     Ok(Json(config.into()))
 }
 
 pub async fn delete(
     State(app): State<App>,
+    access: Access,
     NameArgs { basin }: NameArgs,
 ) -> Result<StatusCode, ServiceError> {
-    app.node.delete_basin(&basin).await?;
+    let granted = access.basin(Operation::DeleteBasin, &basin)?;
+    app.node.open(&granted).delete_basin(&basin).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
-use esker_node::Error;
+use esker_node::{Error, TokenError};
 use http::{HeaderValue, StatusCode, header};
 use s2_api::data::extract::{JsonExtractionRejection, ProtoRejection};
 use s2_api::v1::error::{ErrorCode, ErrorInfo, ErrorResponse, StandardError};
@@ -18,6 +18,7 @@ use s2_common::http::extract::HeaderRejection;
 
 use super::series::session_ended;
 use crate::answers::Exhausted;
+use crate::auth::AccessError;
 use crate::refusal::Refusal;
 
 /// When a request that had no effect may be sent again: after a second. It has waited already where that helps,
@@ -29,6 +30,16 @@ const RETRY_AFTER: (HeaderValue, HeaderValue) = (
 
 /// Every code that this server answers with: the code, when, and what to do.
 pub const CODES: &[(ErrorCode, &str, &str)] = &[
+    (
+        ErrorCode::AccessTokenNotFound,
+        "There is no access token of that id.",
+        "`esker token list` shows those that there are.",
+    ),
+    (
+        ErrorCode::Authn,
+        "The request has no valid access token: none at all, one that is malformed or was never issued, or one that was revoked or has expired. A session whose token is revoked or expires ends with it.",
+        "Send a valid token as `authorization: Bearer TOKEN`; have one issued.",
+    ),
     (
         ErrorCode::BadFrame,
         "A frame of an append session is too large, truncated, of an unknown compression or not a message.",
@@ -81,7 +92,7 @@ pub const CODES: &[(ErrorCode, &str, &str)] = &[
     ),
     (
         ErrorCode::NotImplemented,
-        "Access tokens are not there yet.",
+        "A part of the API that is not there yet.",
         "Do without.",
     ),
     (
@@ -91,13 +102,18 @@ pub const CODES: &[(ErrorCode, &str, &str)] = &[
     ),
     (
         ErrorCode::PermissionDenied,
-        "The basin is reserved: the server alone writes it, and clients may read it. Or the request comes from a web page, or was sent to a name that is none of the server's.",
-        "Commit to the state store instead (`esker state`). Name the page's origin in `allowed-origins`, or the name in `allowed-hosts`.",
+        "The access token does not permit it, whether what it names exists or not; or issued tokens are suspended after a restore. Or the basin is reserved: the server alone writes it, and clients may read it. Or the request comes from a web page, or was sent to a name that is none of the server's.",
+        "Use a token whose scope has the operation and the names; the message says how a suspension is lifted. Commit to the state store instead (`esker state`). Name the page's origin in `allowed-origins`, or the name in `allowed-hosts`.",
+    ),
+    (
+        ErrorCode::QuotaExhausted,
+        "There are as many access tokens as there may be.",
+        "Revoke some; expired ones are removed by themselves.",
     ),
     (
         ErrorCode::RateLimited,
-        "The partition has too much pending, its disk takes no writes, or the bodies of requests, or answers that clients do not take, hold all memory that they may. Nothing was read or appended; a stream that is created when it is first used may have been.",
-        "Try again; if it lasts, look at `/health` and the disk's free space.",
+        "The partition has too much pending, its disk takes no writes, or the bodies of requests, or answers that clients do not take, hold all memory that they may. Nothing was read or appended; a stream that is created when it is first used may have been. Or too many requests without a valid access token came from the client's address.",
+        "Try again, after `retry-after`; if it lasts, look at `/health` and the disk's free space. Send a valid token.",
     ),
     (
         ErrorCode::RequestTimeout,
@@ -187,6 +203,12 @@ pub enum ServiceError {
     /// No memory for the answer.
     #[error(transparent)]
     Exhausted(Exhausted),
+    /// An operation on access tokens.
+    #[error(transparent)]
+    Token(TokenError),
+    /// The sender may not do this.
+    #[error(transparent)]
+    Access(#[from] AccessError),
 }
 
 impl From<Infallible> for ServiceError {
@@ -243,11 +265,13 @@ impl ServiceError {
                 return standard(refusal.status(), code, self.to_string());
             }
             ServiceError::SlowBody => ErrorCode::RequestTimeout,
+            ServiceError::Access(error) => return error.to_response(),
             // As at a stop: a session of the official client connects again, and continues.
             ServiceError::Exhausted(Exhausted::Stalled) => ErrorCode::ServerDraining,
             ServiceError::BodiesFull | ServiceError::NoPlace | ServiceError::Exhausted(_) => {
                 ErrorCode::RateLimited
             }
+            ServiceError::Token(error) => return of_token(error),
             ServiceError::Node(error) => match error {
                 Error::FencingTokenMismatch(actual) => {
                     return ErrorResponse::AppendConditionFailed(
@@ -292,6 +316,28 @@ impl ServiceError {
     }
 }
 
+impl From<TokenError> for ServiceError {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::Failed(error) => ServiceError::Node(error),
+            other => ServiceError::Token(other),
+        }
+    }
+}
+
+fn of_token(error: &TokenError) -> ErrorResponse {
+    let code = match error {
+        TokenError::Exists(_) => ErrorCode::ResourceAlreadyExists,
+        TokenError::NotFound(_) => ErrorCode::AccessTokenNotFound,
+        TokenError::TooMany(_) => ErrorCode::QuotaExhausted,
+        TokenError::Invalid(_) => ErrorCode::Invalid,
+        TokenError::Unavailable(_) => ErrorCode::Unavailable,
+        // It is one of the node's, and was made into that.
+        TokenError::Failed(_) => ErrorCode::Other,
+    };
+    standard(code.status(), code, error.to_string())
+}
+
 fn standard(status: http::StatusCode, code: ErrorCode, message: String) -> ErrorResponse {
     ErrorResponse::Standard(StandardError {
         status,
@@ -304,6 +350,9 @@ fn standard(status: http::StatusCode, code: ErrorCode, message: String) -> Error
 
 impl IntoResponse for ServiceError {
     fn into_response(self) -> Response {
+        if let ServiceError::Access(error) = self {
+            return error.into_response();
+        }
         let response = self.to_response();
         if let ErrorResponse::Standard(error) = &response
             && error.status.is_server_error()

@@ -4,20 +4,30 @@ use axum::extract::{FromRequest, State};
 use s2_api::data::Json;
 use s2_api::v1;
 use s2_common::ValidationError;
+use s2_common::access::Operation;
 use s2_common::location::{LocationInfo, LocationName};
 
 use super::{App, ServiceError};
+use crate::auth::Access;
 
 /// The storage classes of the S2 API. A stream keeps the one that it is created with, and it has no effect
 /// here.
 const STORAGE_CLASSES: [&str; 2] = ["standard", "express"];
 
-pub async fn list(State(app): State<App>) -> Json<Vec<v1::location::LocationInfo>> {
-    Json(vec![info(&app)])
+pub(crate) async fn list(
+    State(app): State<App>,
+    access: Access,
+) -> Result<Json<Vec<v1::location::LocationInfo>>, ServiceError> {
+    access.account(Operation::ListLocations)?;
+    Ok(Json(vec![info(&app)]))
 }
 
-pub async fn default(State(app): State<App>) -> Json<v1::location::GetDefaultLocationResponse> {
-    Json(info(&app))
+pub(crate) async fn default(
+    State(app): State<App>,
+    access: Access,
+) -> Result<Json<v1::location::GetDefaultLocationResponse>, ServiceError> {
+    access.account(Operation::GetDefaultLocation)?;
+    Ok(Json(info(&app)))
 }
 
 #[derive(FromRequest)]
@@ -29,8 +39,10 @@ pub struct SetDefaultArgs {
 
 pub async fn set_default(
     State(app): State<App>,
+    access: Access,
     SetDefaultArgs { location }: SetDefaultArgs,
 ) -> Result<Json<v1::location::LocationInfo>, ServiceError> {
+    access.account(Operation::SetDefaultLocation)?;
     check(&app, Some(&location))?;
     Ok(Json(info(&app)))
 }

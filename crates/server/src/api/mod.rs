@@ -5,6 +5,7 @@
 //! Wire types, extractors and framing are those of the `s2-api` crate. `/health` and `/ping` report
 //! whether appends are accepted; `/metrics` is for Prometheus.
 
+mod access_tokens;
 mod basins;
 mod bodies;
 mod body_budget;
@@ -17,18 +18,19 @@ mod held_answers;
 mod locations;
 mod ops;
 mod records;
+mod routes;
 pub(crate) mod series;
 mod session_inputs;
 mod sessions;
 mod streams;
+mod token_scope;
 mod usage_metrics;
 
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{any, get};
 use axum::{Router, middleware};
-use esker_node::Node;
+use esker_node::{Node, StateStore};
 use metrics_exporter_prometheus::PrometheusHandle;
 use s2_common::location::LocationName;
 use tower_http::compression::CompressionLayer;
@@ -39,10 +41,15 @@ pub use bodies::Bodies;
 pub use error::{CODES, ServiceError};
 
 use crate::answers::Answers;
+use crate::auth::Guarded;
 use crate::config::LimitsConfig;
+use crate::identification::gate;
 use crate::traces::{self, Traces};
 use crate::usage::Usage;
 use encoded_batches::EncodedBatches;
+
+use routes::Method::{Delete, Get, Patch, Post, Put};
+use routes::Routes;
 
 /// Answers with fewer bytes are not compressed: they would hardly shrink.
 const COMPRESS_ABOVE: u64 = 1024;
@@ -54,7 +61,11 @@ const MAX_MESSAGE: usize = crate::state::MAX_REQUEST + 5;
 #[derive(Clone)]
 pub struct App {
     /// The node that does the work.
-    pub node: Node,
+    pub(crate) node: Guarded<Node>,
+    /// Its state store.
+    pub(crate) state: Guarded<StateStore>,
+    /// The number of its partitions, with the catalog.
+    pub(crate) partitions: u64,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
     /// Sizes.
@@ -80,6 +91,27 @@ pub struct Limits {
     pub(crate) answers: Answers,
     /// What many followers of a stream get.
     pub(crate) encoded: EncodedBatches,
+}
+
+impl App {
+    /// What handlers need. They reach the node with a permission alone.
+    pub fn new(
+        node: Node,
+        metrics: PrometheusHandle,
+        limits: Limits,
+        location: LocationName,
+    ) -> App {
+        App {
+            state: Guarded::new(node.state().clone()),
+            partitions: u64::from(node.identity().partitions) + 1,
+            node: Guarded::new(node),
+            metrics,
+            limits: Arc::new(limits),
+            traces: Traces::default(),
+            location,
+            usage: Usage::default(),
+        }
+    }
 }
 
 impl Limits {
@@ -111,14 +143,56 @@ impl Limits {
 /// The routes of the state service's own listener: the service and the health check.
 pub fn state_router(app: App) -> Router {
     let answers = app.limits.answers.clone();
-    Router::new()
-        .route("/health", get(ops::health))
-        .route("/health/live", get(ops::live))
-        .route("/health/ready", get(ops::ready))
-        .route("/ping", get(ops::health))
-        .merge(crate::state::router(&app.node, &answers).route_layer(
-            middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
-        ))
+    let state = crate::state::router(&app.state, &answers).route_layer(
+        middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
+    );
+    finished(open_routes().router.merge(state), app)
+}
+
+/// Routes that need no token.
+fn open_routes() -> Routes<App> {
+    Routes::new()
+        .at(Get, "/health", ops::health)
+        .at(Get, "/health/live", ops::live)
+        .at(Get, "/health/ready", ops::ready)
+        .at(Get, "/ping", ops::health)
+}
+
+/// Routes below `/v1`.
+fn v1_routes() -> Routes<App> {
+    Routes::new()
+        .at(Get, "/basins", basins::list)
+        .at(Post, "/basins", basins::create)
+        .at(Get, "/basins/{basin}", basins::config)
+        .at(Put, "/basins/{basin}", basins::ensure)
+        .at(Patch, "/basins/{basin}", basins::reconfigure)
+        .at(Delete, "/basins/{basin}", basins::delete)
+        .at(Get, "/streams", streams::list)
+        .at(Post, "/streams", streams::create)
+        .at(Get, "/streams/{stream}", streams::config)
+        .at(Put, "/streams/{stream}", streams::ensure)
+        .at(Patch, "/streams/{stream}", streams::reconfigure)
+        .at(Delete, "/streams/{stream}", streams::delete)
+        .at(Get, "/streams/{stream}/records", records::read)
+        .at(Post, "/streams/{stream}/records", records::append)
+        .at(Get, "/streams/{stream}/records/tail", records::check_tail)
+        .at(Get, "/access-tokens", access_tokens::list)
+        .at(Post, "/access-tokens", access_tokens::issue)
+        .at(Delete, "/access-tokens/{id}", access_tokens::revoke)
+        .at(Get, "/metrics", usage_metrics::account)
+        .at(Get, "/metrics/{basin}", usage_metrics::basin)
+        .at(Get, "/metrics/{basin}/{stream}", usage_metrics::stream)
+        .at(Get, "/locations", locations::list)
+        .at(Get, "/locations/default", locations::default)
+        .at(Put, "/locations/default", locations::set_default)
+}
+
+/// What is added to all routes of a listener.
+fn finished(router: Router<App>, app: App) -> Router {
+    router
+        // Every route is behind it.
+        .route_layer(middleware::from_fn(gate))
+        .route_layer(middleware::from_fn(drain_body::read_on))
         .route_layer(middleware::from_fn(ops::count))
         .route_layer(middleware::from_fn_with_state(
             app.traces.clone(),
@@ -135,38 +209,8 @@ pub fn router(app: App) -> Router {
     let compress = SizeAbove::new(COMPRESS_ABOVE)
         .and(NotForContentType::SSE)
         .and(NotForContentType::const_new("s2s/proto"));
-    let v1 = Router::new()
-        .route("/basins", get(basins::list).post(basins::create))
-        .route(
-            "/basins/{basin}",
-            get(basins::config)
-                .put(basins::ensure)
-                .patch(basins::reconfigure)
-                .delete(basins::delete),
-        )
-        .route("/streams", get(streams::list).post(streams::create))
-        .route(
-            "/streams/{stream}",
-            get(streams::config)
-                .put(streams::ensure)
-                .patch(streams::reconfigure)
-                .delete(streams::delete),
-        )
-        .route(
-            "/streams/{stream}/records",
-            get(records::read).post(records::append),
-        )
-        .route("/streams/{stream}/records/tail", get(records::check_tail))
-        .route("/access-tokens", any(ops::not_implemented))
-        .route("/access-tokens/{id}", any(ops::not_implemented))
-        .route("/metrics", get(usage_metrics::account))
-        .route("/metrics/{basin}", get(usage_metrics::basin))
-        .route("/metrics/{basin}/{stream}", get(usage_metrics::stream))
-        .route("/locations", get(locations::list))
-        .route(
-            "/locations/default",
-            get(locations::default).put(locations::set_default),
-        )
+    let v1 = v1_routes()
+        .router
         .route_layer(middleware::from_fn_with_state(
             app.usage.clone(),
             counted_operations::count,
@@ -185,30 +229,16 @@ pub fn router(app: App) -> Router {
             RequestDecompressionLayer::new(),
             DefaultBodyLimit::max(app.limits.request_body),
         ))
-        .route_layer(middleware::map_response(ops::explain_unsupported))
-        .route_layer(middleware::from_fn(drain_body::read_on));
-    Router::new()
-        .route("/health", get(ops::health))
-        .route("/health/live", get(ops::live))
-        .route("/health/ready", get(ops::ready))
-        .route("/ping", get(ops::health))
-        .route("/metrics", get(ops::metrics))
+        .route_layer(middleware::map_response(ops::explain_unsupported));
+    let admitted = middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit);
+    let routes = open_routes().at(Get, "/metrics", ops::metrics);
+    let router = routes
+        .router
         .nest("/v1", v1)
-        .merge(
-            crate::admin::router(app.node.clone()).route_layer(middleware::from_fn_with_state(
-                app.limits.bodies.clone(),
-                bodies::admit,
-            )),
-        )
-        .merge(crate::state::router(&app.node, &answers).route_layer(
-            middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
-        ))
-        .route_layer(middleware::from_fn(ops::count))
-        .route_layer(middleware::from_fn_with_state(
-            app.traces.clone(),
-            traces::trace,
-        ))
-        .fallback(ops::no_route)
-        .method_not_allowed_fallback(ops::no_method)
-        .with_state(app)
+        .merge(crate::admin::router(app.node.clone(), app.partitions).route_layer(admitted.clone()))
+        .merge(crate::state::router(&app.state, &answers).route_layer(admitted));
+    finished(router, app)
 }
+
+#[cfg(test)]
+mod access_table;

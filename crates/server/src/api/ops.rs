@@ -10,27 +10,48 @@ use serde::Serialize;
 
 use super::series::REQUESTS;
 use super::{App, ServiceError};
+use crate::auth::Access;
+use crate::auth::operation::Effect;
+
+/// Whether the server is healthy, as far as the sender may know: the path is open, and where there is
+/// authentication, reasons are for those who may read the status.
+fn shown(access: &Access, answer: Result<(), NotReady>) -> Result<(), NotReady> {
+    answer.map_err(|not_ready| match access.admin(Effect::Read) {
+        Ok(_) => not_ready,
+        Err(_) => NotReady {
+            why: "the status of the server has the reason (`esker status`)".to_owned(),
+            ..not_ready
+        },
+    })
+}
 
 /// `OK` if appends are accepted, else 503 and the reason; as [`ready`] for a client that accepts JSON only.
-pub async fn health(State(app): State<App>, headers: HeaderMap) -> Response {
+pub(crate) async fn health(State(app): State<App>, access: Access, headers: HeaderMap) -> Response {
+    let health = shown(&access, app.node.open(&access.any()).health());
     let accepts = headers.get(header::ACCEPT);
     if accepts.is_some_and(|kinds| kinds == "application/json") {
-        return judged("ready", app.node.health());
+        return judged("ready", health);
     }
-    match app.node.health() {
+    match health {
         Ok(()) => "OK".into_response(),
         Err(not_ready) => (StatusCode::SERVICE_UNAVAILABLE, not_ready.why).into_response(),
     }
 }
 
 /// Whether appends are accepted.
-pub async fn ready(State(app): State<App>) -> Response {
-    judged("ready", app.node.health())
+pub(crate) async fn ready(State(app): State<App>, access: Access) -> Response {
+    judged(
+        "ready",
+        shown(&access, app.node.open(&access.any()).health()),
+    )
 }
 
 /// Whether the process runs: that it answers, and that its loops turn. It may be alive and not ready.
-pub async fn live(State(app): State<App>) -> Response {
-    judged("live", app.node.liveness())
+pub(crate) async fn live(State(app): State<App>, access: Access) -> Response {
+    judged(
+        "live",
+        shown(&access, app.node.open(&access.any()).liveness()),
+    )
 }
 
 /// What a probe is answered.
@@ -64,22 +85,17 @@ fn judged(question: &str, answer: Result<(), NotReady>) -> Response {
 }
 
 /// Metrics in Prometheus' text format.
-pub async fn metrics(State(app): State<App>) -> Response {
+pub(crate) async fn metrics(
+    State(app): State<App>,
+    access: Access,
+) -> Result<Response, ServiceError> {
+    let granted = access.admin(Effect::Read)?;
     app.limits.publish();
-    let reads = app.node.reads();
+    let reads = app.node.open(&granted).reads();
     metrics::gauge!("esker_read_sessions_bytes").set(reads.held() as f64);
     metrics::gauge!("esker_read_sessions_waiting").set(reads.waiting() as f64);
-    (
-        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
-        app.metrics.render(),
-    )
-        .into_response()
-}
-
-/// Parts of the API that are not implemented.
-pub async fn not_implemented(path: MatchedPath) -> ServiceError {
-    let _ = path;
-    ServiceError::NotImplemented("access tokens")
+    let type_of_text = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    Ok((type_of_text, app.metrics.render()).into_response())
 }
 
 /// Paths that do not exist.

@@ -16,6 +16,7 @@ use s2_api::v1::stream::extract::AppendRequestRejection;
 use s2_api::v1::stream::s2s::CompressionAlgorithm;
 use s2_api::v1::stream::{AppendRequest, ReadRequest};
 use s2_common::ValidationError;
+use s2_common::access::Operation;
 use s2_common::basin::BasinName;
 use s2_common::caps::RECORD_BATCH_MAX;
 use s2_common::config::OptionalStreamConfig;
@@ -28,6 +29,7 @@ use s2_common::stream::{ReadBatch, ReadEnd, ReadFrom, ReadStart, StreamName};
 use super::{App, ServiceError, bodies, session_inputs, sessions};
 use crate::answers::Exhausted;
 use crate::auth::PeerAddress;
+use crate::auth::{Access, AccessError, StreamAccess};
 use crate::client::OfClient;
 use crate::usage::StreamMeter;
 
@@ -64,12 +66,15 @@ pub struct TailArgs {
 
 pub async fn check_tail(
     State(app): State<App>,
+    access: Access,
     TailArgs { basin, stream }: TailArgs,
 ) -> Result<Json<v1::stream::TailResponse>, ServiceError> {
+    let stream = access.stream(Operation::CheckTail, &basin, stream)?;
     let settings = OptionalStreamConfig::default();
     let handle = app
         .node
-        .open_stream(&basin, &stream, CreateOn::Read, &settings)
+        .open(&stream.granted)
+        .open_stream(&basin, &stream.name, CreateOn::Read, &settings)
         .await?;
     Ok(Json(v1::stream::TailResponse {
         tail: handle.tail().into(),
@@ -93,6 +98,7 @@ pub struct ReadArgs {
 
 pub async fn read(
     State(app): State<App>,
+    access: Access,
     ReadArgs {
         basin,
         stream,
@@ -102,8 +108,9 @@ pub async fn read(
         request,
     }: ReadArgs,
 ) -> Result<Response, ServiceError> {
+    let stream = access.stream(Operation::Read, &basin, stream)?;
     let start: ReadStart = start.try_into()?;
-    let meter = connection.meter(&app, &basin, &stream);
+    let meter = connection.meter(&app, &basin, &stream.name);
     match request {
         ReadRequest::Unary {
             encryption_key,
@@ -115,15 +122,22 @@ pub async fn read(
             end.limit = ReadLimit::CountOrBytes(end.limit.into_allowance(RECORD_BATCH_MAX));
             end.wait = end.wait.map(|wait| wait.min(MAX_UNARY_WAIT));
             check_until(start, end)?;
+            check_settings(&access, &basin, &stream, &create_stream_config_patch)?;
             let session = app
                 .node
-                .open_stream(&basin, &stream, CreateOn::Read, &create_stream_config_patch)
+                .open(&stream.granted)
+                .open_stream(
+                    &basin,
+                    &stream.name,
+                    CreateOn::Read,
+                    &create_stream_config_patch,
+                )
                 .await?
                 .with_key(encryption_key)?
                 .read(start, end)
                 .await?;
             // The encoded batch counts among the answers.
-            let (batch, _permit) = first_batch(session).await?;
+            let (batch, _permit) = access.lease().unless_ended(first_batch(session)).await??;
             meter.read(batch.records.metered_size());
             Ok(match response_mime {
                 JsonOrProto::Json => {
@@ -143,15 +157,29 @@ pub async fn read(
             let (start, end, delivered) = sessions::resume(start, end, last_event_id);
             let end: ReadEnd = end.into();
             check_until(start, end)?;
+            check_settings(&access, &basin, &stream, &create_stream_config_patch)?;
             let session = app
                 .node
-                .open_stream(&basin, &stream, CreateOn::Read, &create_stream_config_patch)
+                .open(&stream.granted)
+                .open_stream(
+                    &basin,
+                    &stream.name,
+                    CreateOn::Read,
+                    &create_stream_config_patch,
+                )
                 .await?
                 .with_key(encryption_key)?
                 .read(start, end)
                 .await?;
             let encoded = app.limits.encoded.clone();
-            Ok(sessions::events(session, meter, format, delivered, encoded))
+            Ok(sessions::events(
+                session,
+                access.lease(),
+                meter,
+                format,
+                delivered,
+                encoded,
+            ))
         }
         ReadRequest::S2s {
             encryption_key,
@@ -160,20 +188,42 @@ pub async fn read(
         } => {
             let end: ReadEnd = end.into();
             check_until(start, end)?;
+            check_settings(&access, &basin, &stream, &create_stream_config_patch)?;
             let session = app
                 .node
-                .open_stream(&basin, &stream, CreateOn::Read, &create_stream_config_patch)
+                .open(&stream.granted)
+                .open_stream(
+                    &basin,
+                    &stream.name,
+                    CreateOn::Read,
+                    &create_stream_config_patch,
+                )
                 .await?
                 .with_key(encryption_key)?
                 .read(start, end)
                 .await?;
             Ok(sessions::frames_of_read(
                 session,
+                access.lease(),
                 meter,
                 response_compression,
             ))
         }
     }
+}
+
+/// Settings for a stream that is created when it is first used are those of whoever creates streams. Without
+/// them, the basin's settings decide, and who may use the stream may create it, as the basin allows it.
+fn check_settings(
+    access: &Access,
+    basin: &BasinName,
+    stream: &StreamAccess,
+    settings: &OptionalStreamConfig,
+) -> Result<(), AccessError> {
+    if *settings == OptionalStreamConfig::default() {
+        return Ok(());
+    }
+    access.again(Operation::CreateStream, basin, stream)
 }
 
 fn check_until(start: ReadStart, end: ReadEnd) -> Result<(), ValidationError> {
@@ -259,6 +309,7 @@ impl<S: Send + Sync> FromRequest<S> for AppendBody {
 pub async fn append(
     State(app): State<App>,
     OfClient(client): OfClient,
+    access: Access,
     AppendArgs {
         basin,
         stream,
@@ -266,7 +317,9 @@ pub async fn append(
         request,
     }: AppendArgs,
 ) -> Result<Response, ServiceError> {
-    let meter = connection.meter(&app, &basin, &stream);
+    const ANY: [Operation; 3] = [Operation::Append, Operation::Trim, Operation::Fence];
+    let stream = access.stream_any(&ANY, &basin, stream)?;
+    let meter = connection.meter(&app, &basin, &stream.name);
     match request {
         AppendBody::One(AppendRequest::Unary {
             encryption_key,
@@ -274,11 +327,14 @@ pub async fn append(
             input,
             response_mime,
         }) => {
+            access.append(&input)?;
+            check_settings(&access, &basin, &stream, &create_stream_config_patch)?;
             let handle = app
                 .node
+                .open(&stream.granted)
                 .open_stream(
                     &basin,
-                    &stream,
+                    &stream.name,
                     CreateOn::Append,
                     &create_stream_config_patch,
                 )
@@ -301,11 +357,13 @@ pub async fn append(
             response_compression,
             body,
         } => {
+            check_settings(&access, &basin, &stream, &create_stream_config_patch)?;
             let handle = app
                 .node
+                .open(&stream.granted)
                 .open_stream(
                     &basin,
-                    &stream,
+                    &stream.name,
                     CreateOn::Append,
                     &create_stream_config_patch,
                 )
@@ -315,11 +373,12 @@ pub async fn append(
             let class = handle.storage_class();
             let meter = move |bytes| meter.appended(class.as_deref(), bytes);
             let session = handle.session(app.limits.append_session_inflight);
-            let stopping = app.node.stopping().clone();
+            let stopping = app.node.open(&stream.granted).stopping().clone();
             let inputs = session_inputs::inputs(body, app.limits.bodies.clone());
             Ok(sessions::frames_of_append(
                 session,
                 inputs,
+                access,
                 stopping,
                 meter,
                 response_compression,

@@ -28,6 +28,7 @@ use super::encoded_batches::EncodedBatches;
 use super::series::session_ended;
 use super::session_inputs::{Input, Inputs};
 use crate::answers::{AtStall, EndFrame, Exhausted};
+use crate::auth::{Access, AccessError, Lease};
 use crate::usage::StreamMeter;
 
 const NO_TRANSFORM: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
@@ -55,8 +56,9 @@ pub fn resume(
 }
 
 /// A read as server-sent events.
-pub fn events(
+pub(crate) fn events(
     mut session: ReadSession,
+    lease: Lease,
     mut meter: StreamMeter,
     format: Format,
     mut delivered: CountOrBytes,
@@ -65,8 +67,9 @@ pub fn events(
     let slot = PermitSlot::default();
     let batches = slot.clone();
     let events = async_stream::stream! {
+        let mut ended = std::pin::pin!(lease.ended());
         loop {
-            match session.next().await {
+            match next(&mut session, ended.as_mut()).await {
                 Ok(Some(ReadOutput::Heartbeat(tail))) => {
                     meter.streamed(0);
                     yield sse::ping_event(tail);
@@ -99,7 +102,7 @@ pub fn events(
                     return;
                 }
                 Err(error) => {
-                    let (status, body) = ServiceError::from(error).to_response().to_parts();
+                    let (status, body) = error.to_response().to_parts();
                     session_ended(status);
                     yield sse::error_event(body);
                     return;
@@ -136,6 +139,18 @@ fn batch_event(
     Ok(event.id(id.to_string()).data(data))
 }
 
+/// What a session has next, unless its token ends.
+async fn next(
+    session: &mut ReadSession,
+    ended: Pin<&mut impl Future<Output = AccessError>>,
+) -> Result<Option<ReadOutput>, ServiceError> {
+    tokio::select! {
+        biased;
+        error = ended => Err(error.into()),
+        output = session.next() => Ok(output?),
+    }
+}
+
 /// The event that ends a session of events whose client reads nothing.
 fn stalled_events() -> AtStall {
     let error = ServiceError::Exhausted(Exhausted::Stalled);
@@ -146,16 +161,18 @@ fn stalled_events() -> AtStall {
 }
 
 /// A read as frames.
-pub fn frames_of_read(
+pub(crate) fn frames_of_read(
     mut session: ReadSession,
+    lease: Lease,
     mut meter: StreamMeter,
     compression: s2s::CompressionAlgorithm,
 ) -> Response {
     let slot = PermitSlot::default();
     let permits = slot.clone();
     let batches = async_stream::stream! {
+        let mut ended = std::pin::pin!(lease.ended());
         loop {
-            match session.next().await {
+            match next(&mut session, ended.as_mut()).await {
                 Ok(Some(ReadOutput::Heartbeat(tail))) => {
                     meter.streamed(0);
                     yield Ok(proto::ReadBatch {
@@ -173,7 +190,7 @@ pub fn frames_of_read(
                 }
                 Ok(None) => return,
                 Err(error) => {
-                    yield Err(ServiceError::from(error));
+                    yield Err(error);
                     return;
                 }
             }
@@ -199,9 +216,10 @@ const MAX_ACKS: usize = 64;
 /// Appends as they arrive, acknowledgements in order. The session ends at the first error, which the
 /// client receives after the acknowledgements of everything before it. `meter` is called with the metered
 /// bytes of each append that is acknowledged.
-pub fn frames_of_append(
+pub(crate) fn frames_of_append(
     session: AppendSession,
     inputs: Inputs,
+    access: Access,
     stopping: CancellationToken,
     meter: impl Fn(usize) + Send + 'static,
     compression: s2s::CompressionAlgorithm,
@@ -211,7 +229,7 @@ pub fn frames_of_append(
     let at_stall = AtStall::Cancel(stalled.clone());
     // A task of its own: an append that waits for admission has a place among all appends, and must not
     // depend on whether its client reads acknowledgements.
-    let driver = drive(session, inputs, stopping, stalled, meter, acks);
+    let driver = drive(session, inputs, access, stopping, stalled, meter, acks);
     let driver = AbortOnDropHandle::new(tokio::spawn(driver));
     let acks = stream::unfold((waiting, driver), |(mut waiting, driver)| async move {
         let ack = waiting.recv().await?;
@@ -231,11 +249,14 @@ type Submission<'a> =
 async fn drive(
     session: AppendSession,
     inputs: Inputs,
+    access: Access,
     stopping: CancellationToken,
     stalled: CancellationToken,
     meter: impl Fn(usize),
     acks: mpsc::Sender<SessionAck>,
 ) {
+    let lease = access.lease();
+    let mut ended = std::pin::pin!(lease.ended());
     // `None` once no more is accepted, so that what it holds is released.
     let mut inputs = Some(inputs);
     let mut submitting: Option<Submission<'_>> = None;
@@ -278,6 +299,12 @@ async fn drive(
                     }
                 }
             }
+            // What was admitted before is answered.
+            error = &mut ended, if inputs.is_some() => {
+                last_error = Some(error.into());
+                inputs = None;
+                submitting = None;
+            }
             () = stopping.cancelled(), if inputs.is_some() => {
                 last_error = Some(Error::Stopping.into());
                 inputs = None;
@@ -291,7 +318,13 @@ async fn drive(
                 if inputs.is_some() && submitting.is_none() && ready.is_none() =>
             {
                 match input {
-                    Some(Ok(input)) => submitting = Some(Box::pin(submit(&session, input))),
+                    Some(Ok(input)) => match access.append(&input.append) {
+                        Ok(()) => submitting = Some(Box::pin(submit(&session, input))),
+                        Err(error) => {
+                            last_error = Some(error.into());
+                            inputs = None;
+                        }
+                    },
                     Some(Err(error)) => {
                         last_error = Some(error);
                         inputs = None;

@@ -6,6 +6,7 @@ use esker_node::{Create, StreamListing};
 use http::StatusCode;
 use s2_api::data::{Json, extract::JsonOpt};
 use s2_api::v1;
+use s2_common::access::Operation;
 use s2_common::basin::BasinName;
 use s2_common::config::{OptionalStreamConfig, StreamConfig, StreamReconfiguration};
 use s2_common::http::extract::{Header, HeaderOpt};
@@ -14,6 +15,8 @@ use s2_common::stream::{ListStreamsRequest, StreamName};
 
 use super::basins::{Provisioned, provision_result, status_of};
 use super::{App, ServiceError};
+use crate::auth::Access;
+use crate::auth::scope::Visible;
 use crate::timestamp::timestamp;
 
 #[derive(FromRequest)]
@@ -27,16 +30,33 @@ pub struct ListArgs {
 
 pub async fn list(
     State(app): State<App>,
+    access: Access,
     ListArgs { basin, request }: ListArgs,
 ) -> Result<Json<v1::stream::ListStreamsResponse>, ServiceError> {
     let request: ListStreamsRequest = request.try_into()?;
-    let (streams, has_more) = app.node.list_streams(
-        &basin,
-        &request.prefix,
-        &request.start_after,
-        request.limit.as_usize(),
-    )?;
-    let streams = streams.iter().map(stream_info).collect::<Result<_, _>>()?;
+    let listing = access.streams(&basin, &request.prefix, &request.start_after)?;
+    let node = app.node.open(&listing.granted);
+    let (streams, has_more) = match &listing.visible {
+        // Whether there is such a basin is answered as it is for others.
+        Visible::Nothing => {
+            node.list_streams(&basin, "", "", 0)?;
+            (Vec::new(), false)
+        }
+        Visible::Prefixed {
+            prefix,
+            start_after,
+        } => node.list_streams(&basin, prefix, start_after, request.limit.as_usize())?,
+        // The first one with a prefix is the one that has that name, if it is there.
+        Visible::One(name) => {
+            let (mut streams, _) = node.list_streams(&basin, name, "", 1)?;
+            streams.retain(|it| it.name == *name);
+            (streams, false)
+        }
+    };
+    let streams = streams
+        .iter()
+        .map(|it| stream_info(it, listing.prefix))
+        .collect::<Result<_, _>>()?;
     Ok(Json(v1::stream::ListStreamsResponse { streams, has_more }))
 }
 
@@ -52,24 +72,27 @@ pub struct CreateArgs {
 
 pub async fn create(
     State(app): State<App>,
+    access: Access,
     CreateArgs {
         request_token: HeaderOpt(token),
         basin,
         request,
     }: CreateArgs,
 ) -> Result<Provisioned<v1::stream::StreamInfo>, ServiceError> {
+    let stream = access.stream(Operation::CreateStream, &basin, request.stream)?;
     let config = checked_config(request.config)?;
     let create = Create::Only {
         token: token.map(|t| t.to_string()),
     };
     let (change, info) = app
         .node
-        .provision_stream(&basin, &request.stream, &config, &create)
+        .open(&stream.granted)
+        .provision_stream(&basin, &stream.name, &config, &create)
         .await?;
     Ok((
         StatusCode::CREATED,
         provision_result(change),
-        Json(stream_info(&info)?),
+        Json(stream_info(&info, stream.prefix())?),
     ))
 }
 
@@ -84,9 +107,12 @@ pub struct NameArgs {
 
 pub async fn config(
     State(app): State<App>,
+    access: Access,
     NameArgs { basin, stream }: NameArgs,
 ) -> Result<Json<v1::config::StreamConfig>, ServiceError> {
-    Ok(Json(wire_config(app.node.stream_config(&basin, &stream)?)))
+    let stream = access.stream(Operation::GetStreamConfig, &basin, stream)?;
+    let node = app.node.open(&stream.granted);
+    Ok(Json(wire_config(node.stream_config(&basin, &stream.name)?)))
 }
 
 #[derive(FromRequest)]
@@ -101,21 +127,26 @@ pub struct EnsureArgs {
 
 pub async fn ensure(
     State(app): State<App>,
+    access: Access,
     EnsureArgs {
         basin,
         stream,
         config: JsonOpt(config),
     }: EnsureArgs,
 ) -> Result<Provisioned<v1::stream::StreamInfo>, ServiceError> {
+    // It may do either.
+    access.stream(Operation::ReconfigureStream, &basin, stream.clone())?;
+    let stream = access.stream(Operation::CreateStream, &basin, stream)?;
     let config = checked_config(config)?;
     let (change, info) = app
         .node
-        .provision_stream(&basin, &stream, &config, &Create::Ensure)
+        .open(&stream.granted)
+        .provision_stream(&basin, &stream.name, &config, &Create::Ensure)
         .await?;
     Ok((
         status_of(change),
         provision_result(change),
-        Json(stream_info(&info)?),
+        Json(stream_info(&info, stream.prefix())?),
     ))
 }
 
@@ -132,25 +163,31 @@ pub struct ReconfigureArgs {
 
 pub async fn reconfigure(
     State(app): State<App>,
+    access: Access,
     ReconfigureArgs {
         basin,
         stream,
         reconfiguration,
     }: ReconfigureArgs,
 ) -> Result<Json<v1::config::StreamConfig>, ServiceError> {
+    let stream = access.stream(Operation::ReconfigureStream, &basin, stream)?;
     let changes: StreamReconfiguration = reconfiguration.try_into()?;
     let config = app
         .node
-        .reconfigure_stream(&basin, &stream, &changes)
+        .open(&stream.granted)
+        .reconfigure_stream(&basin, &stream.name, &changes)
         .await?;
     Ok(Json(wire_config(config)))
 }
 
 pub async fn delete(
     State(app): State<App>,
+    access: Access,
     NameArgs { basin, stream }: NameArgs,
 ) -> Result<StatusCode, ServiceError> {
-    app.node.delete_stream(&basin, &stream).await?;
+    let stream = access.stream(Operation::DeleteStream, &basin, stream)?;
+    let node = app.node.open(&stream.granted);
+    node.delete_stream(&basin, &stream.name).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -170,9 +207,14 @@ fn checked_config(
         .unwrap_or_default())
 }
 
-fn stream_info(stream: &StreamListing) -> Result<v1::stream::StreamInfo, ServiceError> {
+/// A stream as it is answered, without the prefix of its name that the token adds.
+fn stream_info(
+    stream: &StreamListing,
+    prefix: usize,
+) -> Result<v1::stream::StreamInfo, ServiceError> {
+    let name = stream.name.get(prefix..).unwrap_or_default();
     let info = s2_common::stream::StreamInfo {
-        name: stream.name.parse()?,
+        name: name.parse()?,
         created_at: timestamp(stream.created_ms)?,
         // A deleted stream disappears at once.
         deleted_at: None,

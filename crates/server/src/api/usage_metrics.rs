@@ -6,6 +6,7 @@ use s2_api::data::Json;
 use s2_api::v1::metrics::{
     AccountMetricSetRequest, BasinMetricSetRequest, MetricSetResponse, StreamMetricSetRequest,
 };
+use s2_common::access::Operation;
 use s2_common::basin::BasinName;
 use s2_common::metrics::{
     AccountMetricsRequest, BasinMetricsRequest, MetricsResponse, StreamMetricSet,
@@ -14,6 +15,7 @@ use s2_common::metrics::{
 use s2_common::stream::StreamName;
 
 use super::{App, ServiceError};
+use crate::auth::Access;
 use crate::usage::{self, Bounds};
 
 #[derive(FromRequest)]
@@ -25,8 +27,10 @@ pub struct AccountArgs {
 
 pub async fn account(
     State(app): State<App>,
+    access: Access,
     AccountArgs { request }: AccountArgs,
 ) -> Result<Json<MetricSetResponse>, ServiceError> {
+    let granted = access.account(Operation::AccountMetrics)?;
     let AccountMetricsRequest {
         set,
         start,
@@ -38,7 +42,8 @@ pub async fn account(
         end,
         interval,
     };
-    let values = blocking(move || usage::account(&app.usage, &app.node, set, bounds)).await??;
+    let node = app.node.open(&granted).clone();
+    let values = blocking(move || usage::account(&app.usage, &node, set, bounds)).await??;
     Ok(Json(MetricsResponse { values }.into()))
 }
 
@@ -53,8 +58,10 @@ pub struct BasinArgs {
 
 pub async fn basin(
     State(app): State<App>,
+    access: Access,
     BasinArgs { basin, request }: BasinArgs,
 ) -> Result<Json<MetricSetResponse>, ServiceError> {
+    let granted = access.basin(Operation::BasinMetrics, &basin)?;
     let BasinMetricsRequest {
         set,
         start,
@@ -66,9 +73,9 @@ pub async fn basin(
         end,
         interval,
     };
-    app.node.basin_config(&basin)?;
-    let values =
-        blocking(move || usage::basin(&app.usage, &app.node, &basin, set, bounds)).await??;
+    let node = app.node.open(&granted).clone();
+    node.basin_config(&basin)?;
+    let values = blocking(move || usage::basin(&app.usage, &node, &basin, set, bounds)).await??;
     Ok(Json(MetricsResponse { values }.into()))
 }
 
@@ -83,11 +90,13 @@ pub struct StreamArgs {
 
 pub async fn stream(
     State(app): State<App>,
+    access: Access,
     StreamArgs {
         path: (basin, stream),
         request,
     }: StreamArgs,
 ) -> Result<Json<MetricSetResponse>, ServiceError> {
+    let stream = access.stream(Operation::StreamMetrics, &basin, stream)?;
     let StreamMetricsRequest {
         set: StreamMetricSet::Storage,
         start,
@@ -99,9 +108,11 @@ pub async fn stream(
         end,
         interval,
     };
+    let node = app.node.open(&stream.granted).clone();
+    let stream = stream.name;
     let values = blocking(move || {
-        app.node.stream_config(&basin, &stream)?;
-        let metrics = usage::storage_of_stream(&app.usage, &app.node, &basin, &stream, bounds)?;
+        node.stream_config(&basin, &stream)?;
+        let metrics = usage::storage_of_stream(&app.usage, &node, &basin, &stream, bounds)?;
         Ok::<_, ServiceError>(metrics?)
     });
     Ok(Json(

@@ -1,6 +1,9 @@
 //! Who sends a request.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, LazyLock};
+
+use esker_node::{StoredToken, TokenHash, TokenScope};
 
 /// The address that a connection comes from. The accept loop puts it into each request's extensions.
 #[derive(Clone, Copy, Debug)]
@@ -9,13 +12,26 @@ pub(crate) struct PeerAddress(pub SocketAddr);
 /// Who sends a request. It is in the request's extensions before any handler runs.
 #[derive(Clone, Debug)]
 pub(crate) enum Principal {
+    /// The holder of the root token, who may do everything.
+    Root,
+    /// The holder of an issued token.
+    Token(Arc<StoredToken>),
     /// Anybody: no authentication is configured. Has the address that the request comes from.
     Anonymous(IpAddr),
+    /// Somebody without a token, at an open path: may do nothing else. Has the same address.
+    Unauthenticated(IpAddr),
 }
+
+/// The scope of those without a token.
+static NOTHING: LazyLock<TokenScope> = LazyLock::new(TokenScope::default);
 
 /// What requests of the same principal have in common. Cheap to clone and to hash.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum PrincipalKey {
+    /// The holder of the root token.
+    Root,
+    /// The holder of an issued token, by its hash.
+    Token(TokenHash),
     /// A client without a token, by its address.
     Address(IpAddr),
 }
@@ -23,16 +39,38 @@ pub(crate) enum PrincipalKey {
 impl Principal {
     /// The sender of a request without a token.
     pub(crate) fn anonymous(peer: Option<&PeerAddress>) -> Principal {
-        let address = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |it| it.0.ip());
-        Principal::Anonymous(address.to_canonical())
+        Principal::Anonymous(address(peer))
+    }
+
+    /// The sender of a request without a token, where others have one.
+    pub(crate) fn unauthenticated(peer: Option<&PeerAddress>) -> Principal {
+        Principal::Unauthenticated(address(peer))
     }
 
     /// The key by which requests of this principal are counted.
     pub(crate) fn key(&self) -> PrincipalKey {
         match self {
-            Principal::Anonymous(address) => PrincipalKey::Address(*address),
+            Principal::Root => PrincipalKey::Root,
+            Principal::Token(token) => PrincipalKey::Token(token.hash),
+            Principal::Anonymous(address) | Principal::Unauthenticated(address) => {
+                PrincipalKey::Address(*address)
+            }
         }
     }
+
+    /// What it is restricted to; `None` if it is not restricted.
+    pub(crate) fn scope(&self) -> Option<&TokenScope> {
+        match self {
+            Principal::Token(token) => Some(&token.scope),
+            Principal::Unauthenticated(_) => Some(&NOTHING),
+            Principal::Root | Principal::Anonymous(_) => None,
+        }
+    }
+}
+
+fn address(peer: Option<&PeerAddress>) -> IpAddr {
+    let address = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |it| it.0.ip());
+    address.to_canonical()
 }
 
 #[cfg(test)]

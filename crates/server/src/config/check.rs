@@ -19,8 +19,9 @@ const LEAST_SEGMENTS: u64 = 4;
 
 /// The rules between values, as the documentation lists them. [`rules`] enforces them.
 pub(super) const RULES: &[&str] = &[
-    "`listen` and `state.listen` must be loopback addresses unless `insecure-no-auth` is `true` (there \
-     are no access tokens yet).",
+    "`listen` and `state.listen` must be loopback addresses unless `root-token-file` is set or \
+     `insecure-no-auth` is `true`.",
+    "`insecure-no-auth` must not be `true` where `root-token-file` is set.",
     "`tls.certificate` and `tls.private-key` are set both or neither, and neither beside `tls.self-signed`; \
      `tls.client-ca` and `tls.cleartext-loopback` only with either.",
     "`log.purge-threshold` must be at least `log.segment-size`.",
@@ -86,7 +87,19 @@ fn raw(value: &Value) -> Raw {
 /// Violations of the rules between values. `source` returns where a key's value came from.
 pub(super) fn rules(config: &Config, source: &dyn Fn(&str) -> Source) -> Vec<ConfigError> {
     let mut problems = Vec::new();
-    if !config.insecure_no_auth {
+    if config.insecure_no_auth && config.root_token_file.is_some() {
+        problems.push(ConfigError::Conflict {
+            keys: vec!["insecure-no-auth".into(), "root-token-file".into()],
+            problem: format!(
+                "`insecure-no-auth` ({}) allows requests without a token, and `root-token-file` ({}) has every \
+                 request need one",
+                source("insecure-no-auth"),
+                source("root-token-file"),
+            ),
+            remedy: "unset one of them".into(),
+        });
+    }
+    if !config.insecure_no_auth && config.root_token_file.is_none() {
         problems.extend(
             reachable(config).map(|(key, address)| ConfigError::InsecureListen {
                 key,

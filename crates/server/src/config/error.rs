@@ -111,12 +111,12 @@ pub enum ConfigError {
         remedy: String,
     },
 
-    /// A listener that everyone could reach, without access tokens.
+    /// A listener that everyone could reach, without authentication.
     #[error(
-        "`{key}` = {address} ({from}) can be reached from other machines, and there are no access \
-         tokens: anyone who reaches it could read, write and delete everything; listen on a loopback \
-         address such as 127.0.0.1:{}, or set `insecure-no-auth` (flag --insecure-no-auth) if \
-         that is meant",
+        "`{key}` = {address} ({from}) can be reached from other machines, and requests need no access \
+         token: anyone who reaches it could read, write and delete everything; have them need one with \
+         `root-token-file` (flags --root-token-file, --create-root-token), listen on a loopback address such as \
+         127.0.0.1:{}, or set `insecure-no-auth` (flag --insecure-no-auth) if that is meant",
         address.rsplit(':').next().unwrap_or_default()
     )]
     InsecureListen {

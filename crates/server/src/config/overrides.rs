@@ -27,7 +27,11 @@ pub struct Overrides {
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,
 
-    /// Allow an address that other machines can reach, although there are no access tokens
+    /// File with the root token; with it, every request needs a token
+    #[arg(long, value_name = "FILE")]
+    pub root_token_file: Option<PathBuf>,
+
+    /// Allow an address that other machines can reach, although requests need no token
     #[arg(long)]
     pub insecure_no_auth: bool,
 
@@ -64,6 +68,7 @@ impl fmt::Debug for Overrides {
             .field("config", &self.config)
             .field("data_dir", &self.data_dir)
             .field("listen", &self.listen)
+            .field("root_token_file", &self.root_token_file)
             .field("insecure_no_auth", &self.insecure_no_auth)
             .field("partitions", &self.partitions)
             .field("tls_certificate", &self.tls_certificate)
@@ -89,6 +94,7 @@ impl Overrides {
         let own = [
             ("data-dir", path(&self.data_dir)),
             ("listen", self.listen.clone()),
+            ("root-token-file", path(&self.root_token_file)),
             ("insecure-no-auth", switch(self.insecure_no_auth)),
             ("partitions", self.partitions.clone()),
             ("tls.certificate", path(&self.tls_certificate)),

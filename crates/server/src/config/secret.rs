@@ -33,6 +33,11 @@ impl Secret {
         }
     }
 
+    /// A secret that was just made, of visible characters alone.
+    pub(crate) fn of_random(text: String) -> Self {
+        Self(text)
+    }
+
     /// The secret itself.
     pub fn expose(&self) -> &str {
         &self.0

@@ -45,12 +45,20 @@ pub struct Config {
 
     /// Address of the one listener, which serves the S2 API, the state service, the admin API and the
     /// metrics over HTTP/1.1 and HTTP/2. Port 0 takes any free port. An address that other machines can reach
-    /// is refused unless `insecure-no-auth` is set.
+    /// is refused unless requests need a token (`root-token-file`) or `insecure-no-auth` is set.
     #[schemars(extend("format" = "socket-address"))]
     pub listen: SocketAddr,
 
-    /// Allows an address in `listen` or `state.listen` that is not a loopback address although there
-    /// are no access tokens: anyone who reaches the address can then read, write and delete everything.
+    /// File with the root token, as its only line: at least 32 visible ASCII characters, such as those of
+    /// `openssl rand -hex 32`. Its holder may do everything, and issues access tokens to others: every
+    /// request needs a token then, except `/health` and `/ping`. Unset, none does. Other users of the machine
+    /// must not be able to read the file. It is read at the start.
+    #[serde(serialize_with = "as_optional_text")]
+    #[schemars(extend("format" = "path"))]
+    pub root_token_file: Option<PathBuf>,
+
+    /// Allows an address in `listen` or `state.listen` that is not a loopback address although no
+    /// `root-token-file` is set: anyone who reaches the address can then read, write and delete everything.
     pub insecure_no_auth: bool,
 
     /// More names by which clients reach a listener that has a loopback address, separated by commas:
@@ -287,6 +295,7 @@ impl Default for Config {
         Self {
             data_dir: "esker-data".into(),
             listen: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into(),
+            root_token_file: None,
             insecure_no_auth: false,
             allowed_hosts: None,
             allowed_origins: None,
@@ -372,4 +381,15 @@ impl Default for LogsConfig {
 /// or message could name such a path.
 fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
+}
+
+/// The same of a path that may be unset.
+fn as_optional_text<S: Serializer>(
+    path: &Option<PathBuf>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => serializer.serialize_some(&path.to_string_lossy()),
+        None => serializer.serialize_none(),
+    }
 }

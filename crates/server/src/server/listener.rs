@@ -11,9 +11,10 @@ use tokio_util::task::TaskTracker;
 
 use super::ServeError;
 use super::connection::Connections;
-use crate::auth::{self, PeerAddress};
+use crate::auth::{Authority, PeerAddress};
 use crate::config::Config;
 use crate::cors::{self, Cors};
+use crate::identification;
 use crate::place::Place;
 use crate::request_guard::{self, RequestGuard};
 
@@ -43,10 +44,18 @@ pub(super) async fn bind(
 }
 
 /// A router that accepts only requests for the server that listens on this address.
-pub(super) fn guarded(router: axum::Router, config: &Config, address: SocketAddr) -> axum::Router {
+pub(super) fn guarded(
+    router: axum::Router,
+    authority: Arc<Authority>,
+    config: &Config,
+    address: SocketAddr,
+) -> axum::Router {
     let guard = Arc::new(RequestGuard::new(config, address));
     let router = router
-        .layer(axum::middleware::from_fn(auth::layer::identify))
+        .layer(axum::middleware::from_fn_with_state(
+            authority,
+            identification::identify,
+        ))
         .layer(axum::middleware::from_fn_with_state(
             guard,
             request_guard::check,

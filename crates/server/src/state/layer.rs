@@ -12,13 +12,16 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use tonic::{Code, Status};
 
-use super::status::{refused, too_large};
+use super::status::{no_access, refused, too_large};
 use crate::answers::{Answers, AtStall, EndFrame, Exhausted, Scanning};
+use crate::auth::{Access, AccessError};
 
 /// The beginning of the message of `tonic` for a request that is too large. Its code means something
 /// else.
@@ -33,6 +36,7 @@ pub(super) async fn watched(
 ) -> Response {
     let is_read = READS.contains(&request.uri().path());
     let mut call = Call::of(request.uri().path());
+    let lease = Access::of(request.extensions()).ok().map(|it| it.lease());
     let response = next.run(request).await;
     let response = match refusal(response.headers()) {
         Some(refusal) => refusal.into_http(),
@@ -49,7 +53,11 @@ pub(super) async fn watched(
     }
     let stalled = AtStall::End(EndFrame::Trailers(trailers(refused(Exhausted::Stalled))));
     response.extensions_mut().insert(stalled);
-    response.map(|body| Body::new(Counted { body, call }))
+    let ended = lease.map(|lease| {
+        // Without a token that could end, nothing is asked.
+        async move { lease.ended().await }.boxed()
+    });
+    response.map(|body| Body::new(Counted { body, call, ended }))
 }
 
 /// The answer as bytes. The tree of messages is dropped.
@@ -132,6 +140,8 @@ impl Drop for Call {
 struct Counted {
     body: Body,
     call: Call,
+    /// Is done when the token has been revoked or has expired; none once the end has been sent.
+    ended: Option<BoxFuture<'static, AccessError>>,
 }
 
 impl HttpBody for Counted {
@@ -142,6 +152,15 @@ impl HttpBody for Counted {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if let Some(ended) = &mut self.ended
+            && let Poll::Ready(error) = ended.as_mut().poll(context)
+        {
+            let status = no_access(&error);
+            self.ended = None;
+            self.body = Body::empty();
+            self.call.end(status.code());
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers(status)))));
+        }
         let polled = Pin::new(&mut self.body).poll_frame(context);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
@@ -170,19 +189,21 @@ fn count(method: &'static str, code: Code, calls: u64) {
 }
 
 /// Codes that the service answers, or that a call ends with.
-const ANSWERED: [Code; 12] = [
+const ANSWERED: [Code; 14] = [
     Code::Ok,
     Code::Cancelled,
     Code::Unknown,
     Code::InvalidArgument,
     Code::DeadlineExceeded,
     Code::NotFound,
+    Code::PermissionDenied,
     Code::ResourceExhausted,
     Code::FailedPrecondition,
     Code::Aborted,
     Code::OutOfRange,
     Code::Internal,
     Code::Unavailable,
+    Code::Unauthenticated,
 ];
 
 /// Registers all series, so that an alert on an increase sees the first failure.
@@ -218,7 +239,7 @@ fn name(code: Code) -> &'static str {
 }
 
 /// Paths of all methods.
-const METHODS: &[&str] = &[
+pub(crate) const METHODS: &[&str] = &[
     "/statehouse.v1.StatehouseService/Health",
     "/statehouse.v1.StatehouseService/Version",
     "/statehouse.v1.StatehouseService/BeginTransaction",

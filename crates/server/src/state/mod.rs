@@ -7,6 +7,7 @@
 //! | [`snapshots`] | its snapshots: export, import, verification |
 //! | [`convert`] | values and events, from the store's form into messages |
 //! | [`pages`] | pages of a scan |
+//! | [`permission`] | the state store, for those whose token permits it |
 //! | [`raw`] | messages that are written as bytes, and the methods that answer with them |
 //! | [`blocking`] | runs calls that wait for a disk |
 //! | [`status`] | errors, their codes and their details |
@@ -22,6 +23,7 @@ mod blocking;
 mod convert;
 pub(crate) mod layer;
 mod pages;
+mod permission;
 mod raw;
 mod service;
 mod snapshots;
@@ -30,7 +32,7 @@ pub mod status;
 
 use axum::routing::any_service;
 use axum::{Router, middleware};
-use esker_node::{Node, StateStore};
+use esker_node::StateStore;
 use esker_proto::state::v1::state_service_server::{SERVICE_NAME as STATE, StateServiceServer};
 use esker_proto::statehouse::v1::statehouse_service_server::{
     SERVICE_NAME as STATEHOUSE, StatehouseServiceServer,
@@ -40,6 +42,7 @@ pub(crate) use snapshots::check_value;
 pub use status::CODES;
 
 use crate::answers::Answers;
+use crate::auth::Guarded;
 
 /// Most bytes of a request. A commit is at most one record, 1 MiB of JSON; as a message it is several
 /// times larger.
@@ -51,17 +54,17 @@ pub const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// What both services share.
 #[derive(Clone)]
 struct Calls {
-    store: StateStore,
+    store: Guarded<StateStore>,
     answers: Answers,
 }
 
 /// Routes of both services.
 pub(crate) fn router<S: Clone + Send + Sync + 'static>(
-    node: &Node,
+    store: &Guarded<StateStore>,
     answers: &Answers,
 ) -> Router<S> {
     let calls = Calls {
-        store: node.state().clone(),
+        store: store.clone(),
         answers: answers.clone(),
     };
     let scans = raw::router(&calls);

@@ -4,16 +4,19 @@
 //! that all pages are of the same moment. It is opaque to clients.
 
 use bytes::Bytes;
+use esker_node::StateStore;
 use esker_node::state::{Scan, StateEntry};
 use esker_proto::state::v1::{ScanRequest, ScanResponse};
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use prost::Message as _;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
+use super::permission::access;
 use super::statehouse::{AROUND, too_much};
 use super::status::{invalid, refused, status};
 use super::{Calls, MAX_ANSWER, blocking, convert};
+use crate::auth::operation::Effect;
 
 /// Approximate bytes of a message of an answer: well below the 4 MiB that clients accept.
 const MESSAGE: usize = 256 * 1024;
@@ -54,12 +57,15 @@ impl Calls {
     /// A page, as messages of `ScanResponse`.
     pub(super) async fn scan_raw(
         &self,
-        request: ScanRequest,
+        request: Request<ScanRequest>,
     ) -> Result<Response<BoxStream<'static, Result<Bytes, Status>>>, Status> {
+        let access = access(&request)?;
+        let request = request.into_inner();
+        let store = self.of_agent(&access, Effect::Read, &request.namespace, &request.agent_id)?;
+        let store = store.clone();
         let scanning = self.answers.scanning().await.map_err(refused)?;
-        let calls = self.clone();
         let (messages, scanning) =
-            blocking::read(move || Ok((calls.page(request)?, scanning))).await?;
+            blocking::read(move || Ok((page(&store, request)?, scanning))).await?;
         let bytes = messages.iter().map(Bytes::len).sum();
         let permit = self.answers.hold_scan(bytes, scanning).await;
         let permit = permit.map_err(refused)?;
@@ -68,68 +74,68 @@ impl Calls {
         let messages = answers.perishable(messages, permit, |error| Err(refused(error)));
         Ok(Response::new(messages))
     }
+}
 
-    /// The messages of a page. Blocking.
-    fn page(&self, request: ScanRequest) -> Result<Vec<Bytes>, Status> {
-        let limit = match request.page_size {
-            0 => None,
-            size => Some(size as usize),
-        };
-        let token = match request.page_token.as_str() {
-            "" => None,
-            text => Some(Token::read(text)?),
-        };
-        let at = match &token {
-            Some(token) => Some(token.commit_ts),
-            None if request.commit_ts.is_some() => request.commit_ts,
-            // The next page needs the commit.
-            None if limit.is_some() => Some(self.store.commit_ts()),
-            None => None,
-        };
-        let scan = Scan {
-            namespace: request.namespace,
-            agent_id: request.agent_id,
-            prefix: request.prefix,
-            at,
-            after: token.map(|token| token.after),
-            limit,
-            keys_only: request.keys_only,
-            max_bytes: if limit.is_some() { PAGE } else { MAX_ANSWER },
-        };
-        let mut messages = Messages::default();
-        let mut last = String::new();
-        let mut failed = None;
-        let visited = self.store.visit(&scan, |entry| {
-            last.clone_from(&entry.key);
-            failed = messages.add(entry).err();
-            failed.is_none()
-        });
-        if let Some(failed) = failed {
-            return Err(failed);
+/// The messages of a page. Blocking.
+fn page(store: &StateStore, request: ScanRequest) -> Result<Vec<Bytes>, Status> {
+    let limit = match request.page_size {
+        0 => None,
+        size => Some(size as usize),
+    };
+    let token = match request.page_token.as_str() {
+        "" => None,
+        text => Some(Token::read(text)?),
+    };
+    let at = match &token {
+        Some(token) => Some(token.commit_ts),
+        None if request.commit_ts.is_some() => request.commit_ts,
+        // The next page needs the commit.
+        None if limit.is_some() => Some(store.commit_ts()),
+        None => None,
+    };
+    let scan = Scan {
+        namespace: request.namespace,
+        agent_id: request.agent_id,
+        prefix: request.prefix,
+        at,
+        after: token.map(|token| token.after),
+        limit,
+        keys_only: request.keys_only,
+        max_bytes: if limit.is_some() { PAGE } else { MAX_ANSWER },
+    };
+    let mut messages = Messages::default();
+    let mut last = String::new();
+    let mut failed = None;
+    let visited = store.visit(&scan, |entry| {
+        last.clone_from(&entry.key);
+        failed = messages.add(entry).err();
+        failed.is_none()
+    });
+    if let Some(failed) = failed {
+        return Err(failed);
+    }
+    visited.map_err(|error| status(&error))?;
+    let next = match (limit, at) {
+        (Some(_), Some(commit_ts)) if messages.any && has_more(store, &scan, &last)? => Token {
+            commit_ts,
+            after: last,
         }
-        visited.map_err(|error| status(&error))?;
-        let next = match (limit, at) {
-            (Some(_), Some(commit_ts)) if messages.any && self.has_more(&scan, &last)? => Token {
-                commit_ts,
-                after: last,
-            }
-            .text(),
-            _ => String::new(),
-        };
-        Ok(messages.end(&next))
-    }
+        .text(),
+        _ => String::new(),
+    };
+    Ok(messages.end(&next))
+}
 
-    /// Whether a key follows.
-    fn has_more(&self, scan: &Scan, last: &str) -> Result<bool, Status> {
-        let one = Scan {
-            after: Some(last.to_owned()),
-            limit: Some(1),
-            keys_only: true,
-            ..scan.clone()
-        };
-        let one = self.store.scan(&one).map_err(|error| status(&error))?;
-        Ok(!one.is_empty())
-    }
+/// Whether a key follows.
+fn has_more(store: &StateStore, scan: &Scan, last: &str) -> Result<bool, Status> {
+    let one = Scan {
+        after: Some(last.to_owned()),
+        limit: Some(1),
+        keys_only: true,
+        ..scan.clone()
+    };
+    let one = store.scan(&one).map_err(|error| status(&error))?;
+    Ok(!one.is_empty())
 }
 
 /// Messages of `ScanResponse`, encoded as keys are found: there is a tree of one value at a time.

@@ -67,7 +67,7 @@ impl UnaryService<ScanPrefixRequest> for ScanPrefix {
 
     fn call(&mut self, request: tonic::Request<ScanPrefixRequest>) -> Self::Future {
         let calls = self.0.clone();
-        Box::pin(async move { calls.scan_prefix_raw(request.into_inner()).await })
+        Box::pin(async move { calls.scan_prefix_raw(request).await })
     }
 }
 
@@ -80,7 +80,7 @@ impl UnaryService<ListKeysRequest> for ListKeys {
 
     fn call(&mut self, request: tonic::Request<ListKeysRequest>) -> Self::Future {
         let calls = self.0.clone();
-        Box::pin(async move { calls.list_keys_raw(request.into_inner()).await })
+        Box::pin(async move { calls.list_keys_raw(request).await })
     }
 }
 
@@ -94,7 +94,7 @@ impl ServerStreamingService<ScanRequest> for Scan {
 
     fn call(&mut self, request: tonic::Request<ScanRequest>) -> Self::Future {
         let calls = self.0.clone();
-        Box::pin(async move { calls.scan_raw(request.into_inner()).await })
+        Box::pin(async move { calls.scan_raw(request).await })
     }
 }
 

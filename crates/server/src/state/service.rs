@@ -1,26 +1,29 @@
 //! `esker.state.v1.StateService`: what goes beyond Statehouse.
 
-use esker_node::StateError;
 use esker_node::state::{Expected, ReadAt, Replay};
+use esker_node::{StateError, StateStore};
 use esker_proto::state::v1::state_service_server::StateService;
 use esker_proto::state::v1::*;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::permission::access;
 use super::statehouse::elsewhere;
-use super::status::{refused, status};
+use super::status::{no_access, refused, status};
 use super::{Calls, blocking, convert};
+use crate::auth::operation::Effect;
 use crate::client::client;
 
 impl Calls {
     /// Commits as messages; only those of a key if one is named.
     fn events(
         &self,
+        store: &StateStore,
         replay: Replay,
         key: Option<String>,
     ) -> Result<BoxStream<'static, Result<ReplayEvent, Status>>, Status> {
-        let events = self.store.replay(replay).map_err(|error| status(&error))?;
+        let events = store.replay(replay).map_err(|error| status(&error))?;
         let events = events.filter_map(move |event| {
             let event = match event {
                 Ok(mut event) => {
@@ -46,7 +49,8 @@ impl StateService for Calls {
         &self,
         request: Request<BeginTransactionRequest>,
     ) -> Result<Response<BeginTransactionResponse>, Status> {
-        let txn_id = self.begin(request.into_inner().timeout_ms)?;
+        let access = access(&request)?;
+        let txn_id = self.begin(&access, request.into_inner().timeout_ms)?;
         Ok(Response::new(BeginTransactionResponse { txn_id }))
     }
 
@@ -54,12 +58,12 @@ impl StateService for Calls {
         &self,
         request: Request<WriteRequest>,
     ) -> Result<Response<WriteResponse>, Status> {
+        let access = access(&request)?;
         let it = request.into_inner();
+        let store = self.of_agent(&access, Effect::Write, &it.namespace, &it.agent_id)?;
         let key = convert::key(it.namespace, it.agent_id, it.key);
         let value = convert::sent(it.value)?;
-        let staged = self
-            .store
-            .write(&it.txn_id, key, value, it.expected_version);
+        let staged = store.write(&it.txn_id, key, value, it.expected_version);
         staged.map_err(|error| status(&error))?;
         Ok(Response::new(WriteResponse {}))
     }
@@ -68,9 +72,11 @@ impl StateService for Calls {
         &self,
         request: Request<DeleteRequest>,
     ) -> Result<Response<DeleteResponse>, Status> {
+        let access = access(&request)?;
         let it = request.into_inner();
+        let store = self.of_agent(&access, Effect::Write, &it.namespace, &it.agent_id)?;
         let key = convert::key(it.namespace, it.agent_id, it.key);
-        let staged = self.store.delete(&it.txn_id, key, it.expected_version);
+        let staged = store.delete(&it.txn_id, key, it.expected_version);
         staged.map_err(|error| status(&error))?;
         Ok(Response::new(DeleteResponse {}))
     }
@@ -79,14 +85,20 @@ impl StateService for Calls {
         &self,
         request: Request<CommitRequest>,
     ) -> Result<Response<CommitResponse>, Status> {
+        let access = access(&request)?;
         let client = client(request.extensions());
         let it = request.into_inner();
+        let store = self.of_transaction(&access, &it.txn_id)?;
+        for expected in &it.expectations {
+            let (namespace, agent) = (&expected.namespace, &expected.agent_id);
+            self.of_agent(&access, Effect::Write, namespace, agent)?;
+        }
         let expected = |it: Expectation| Expected {
             key: convert::key(it.namespace, it.agent_id, it.key),
             version: it.version,
         };
         let expected = it.expectations.into_iter().map(expected).collect();
-        let committed = self.store.commit(&it.txn_id, expected, client).await;
+        let committed = store.commit(&it.txn_id, expected, client).await;
         let committed = committed.map_err(|error| status(&error))?;
         Ok(Response::new(CommitResponse {
             commit_ts: committed.commit_ts,
@@ -98,7 +110,10 @@ impl StateService for Calls {
         &self,
         request: Request<AbortRequest>,
     ) -> Result<Response<AbortResponse>, Status> {
-        self.store.abort(&request.into_inner().txn_id);
+        let access = access(&request)?;
+        let transaction = request.into_inner().txn_id;
+        self.of_transaction(&access, &transaction)?
+            .abort(&transaction);
         Ok(Response::new(AbortResponse {}))
     }
 
@@ -106,13 +121,14 @@ impl StateService for Calls {
         &self,
         request: Request<GetStateRequest>,
     ) -> Result<Response<GetStateResponse>, Status> {
+        let access = access(&request)?;
         let it = request.into_inner();
         let at = match it.at {
             None => ReadAt::Latest,
             Some(get_state_request::At::Version(version)) => ReadAt::Version(version),
             Some(get_state_request::At::CommitTs(commit_ts)) => ReadAt::Commit(commit_ts),
         };
-        let read = self.get(it.namespace, it.agent_id, it.key, at);
+        let read = self.get(&access, it.namespace, it.agent_id, it.key, at);
         Ok(Response::new(read.await?.into()))
     }
 
@@ -120,9 +136,10 @@ impl StateService for Calls {
         &self,
         request: Request<GetStateAtRequest>,
     ) -> Result<Response<GetStateResponse>, Status> {
+        let access = access(&request)?;
         let it = request.into_inner();
         let at = ReadAt::Commit(it.commit_ts);
-        let read = self.get(it.namespace, it.agent_id, it.key, at);
+        let read = self.get(&access, it.namespace, it.agent_id, it.key, at);
         Ok(Response::new(read.await?.into()))
     }
 
@@ -138,14 +155,17 @@ impl StateService for Calls {
         &self,
         request: Request<ReplayRequest>,
     ) -> Result<Response<Self::ReplayStream>, Status> {
+        let access = access(&request)?;
         let it = request.into_inner();
+        let agent = it.agent.map(|it| (it.namespace, it.agent_id));
+        let store = self.of_agent_or_all(&access, agent.as_ref())?;
         let replay = Replay {
-            agent: it.agent.map(|it| (it.namespace, it.agent_id)),
+            agent,
             start: it.start_ts,
             end: it.end_ts,
             follow: false,
         };
-        Ok(Response::new(self.events(replay, it.key)?))
+        Ok(Response::new(self.events(store, replay, it.key)?))
     }
 
     type WatchStream = BoxStream<'static, Result<ReplayEvent, Status>>;
@@ -154,22 +174,26 @@ impl StateService for Calls {
         &self,
         request: Request<WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let access = access(&request)?;
         let it = request.into_inner();
-        let start = it.start_ts.unwrap_or_else(|| self.store.commit_ts() + 1);
+        let agent = it.agent.map(|it| (it.namespace, it.agent_id));
+        let store = self.of_agent_or_all(&access, agent.as_ref())?;
+        let start = it.start_ts.unwrap_or_else(|| store.commit_ts() + 1);
         let replay = Replay {
-            agent: it.agent.map(|it| (it.namespace, it.agent_id)),
+            agent,
             start: Some(start),
             end: None,
             follow: true,
         };
-        Ok(Response::new(self.events(replay, it.key)?))
+        Ok(Response::new(self.events(store, replay, it.key)?))
     }
 
     async fn snapshot(
         &self,
-        _: Request<SnapshotRequest>,
+        request: Request<SnapshotRequest>,
     ) -> Result<Response<SnapshotResponse>, Status> {
-        let snapshot = self.store.snapshot().await;
+        let store = self.of_all(&access(&request)?, Effect::Write)?;
+        let snapshot = store.snapshot().await;
         let snapshot = snapshot.map_err(|error| status(&error))?;
         Ok(Response::new(SnapshotResponse {
             snapshot: Some(convert::snapshot(snapshot)),
@@ -178,9 +202,10 @@ impl StateService for Calls {
 
     async fn list_snapshots(
         &self,
-        _: Request<ListSnapshotsRequest>,
+        request: Request<ListSnapshotsRequest>,
     ) -> Result<Response<ListSnapshotsResponse>, Status> {
-        let snapshots = self.store.snapshots().await;
+        let store = self.of_all(&access(&request)?, Effect::Read)?;
+        let snapshots = store.snapshots().await;
         let snapshots = snapshots.map_err(|error| status(&error))?;
         Ok(Response::new(ListSnapshotsResponse {
             snapshots: snapshots.into_iter().map(convert::snapshot).collect(),
@@ -193,8 +218,9 @@ impl StateService for Calls {
         &self,
         request: Request<ExportRequest>,
     ) -> Result<Response<Self::ExportStream>, Status> {
+        let store = self.of_all(&access(&request)?, Effect::Read)?;
         let permit = self.answers.exporting().map_err(refused)?;
-        let pieces = self.store.export(request.into_inner().commit_ts, permit);
+        let pieces = store.export(request.into_inner().commit_ts, permit);
         let pieces = pieces.map_err(|error| status(&error))?;
         let messages = super::snapshots::export(pieces);
         let answers = &self.answers;
@@ -206,7 +232,12 @@ impl StateService for Calls {
         &self,
         request: Request<Streaming<ImportRequest>>,
     ) -> Result<Response<ImportResponse>, Status> {
-        let done = super::snapshots::import(&self.store, request.into_inner()).await?;
+        let access = access(&request)?;
+        let store = self.of_all(&access, Effect::Write)?;
+        let done = super::snapshots::import(store, request.into_inner());
+        // A client may take as long as it likes to send the snapshot. What has begun by then is undone.
+        let done = access.lease().unless_ended(done).await;
+        let done = done.map_err(|error| no_access(&error))??;
         Ok(Response::new(done))
     }
 
@@ -214,8 +245,9 @@ impl StateService for Calls {
         &self,
         request: Request<VerifyRequest>,
     ) -> Result<Response<VerifyResponse>, Status> {
+        let store = self.of_all(&access(&request)?, Effect::Read)?.clone();
         let permit = self.answers.exporting().map_err(refused)?;
-        let (store, commit_ts) = (self.store.clone(), request.into_inner().commit_ts);
+        let commit_ts = request.into_inner().commit_ts;
         // A task of its own: it keeps its permit until it has ended, even if the client is gone.
         let verifying = tokio::spawn(async move {
             let _permit = permit;
@@ -227,8 +259,11 @@ impl StateService for Calls {
         Ok(Response::new(convert::verification(found)))
     }
 
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let store = self.store.clone();
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        let store = self.of_all(&access(&request)?, Effect::Read)?.clone();
         let standing = move || store.status().map_err(|error| status(&error));
         let standing = blocking::read(standing).await?;
         Ok(Response::new(convert::standing(standing)))

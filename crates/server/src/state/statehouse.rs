@@ -13,8 +13,11 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
+use super::permission::access;
 use super::status::{exhausted, invalid, refused, status};
 use super::{Calls, MAX_ANSWER, blocking, convert};
+use crate::auth::Access;
+use crate::auth::operation::Effect;
 use crate::client::client;
 
 /// The commit that this was built from.
@@ -22,7 +25,8 @@ const GIT_SHA: Option<&str> = option_env!("ESKER_GIT_SHA");
 
 impl Calls {
     /// Begins a transaction.
-    pub(super) fn begin(&self, timeout_ms: Option<u64>) -> Result<String, Status> {
+    pub(super) fn begin(&self, access: &Access, timeout_ms: Option<u64>) -> Result<String, Status> {
+        let store = self.of_transactions(access)?;
         if timeout_ms == Some(0) {
             return Err(invalid(
                 "timeout_ms is 0: such a transaction has expired already; leave it out for the \
@@ -30,25 +34,27 @@ impl Calls {
             ));
         }
         let timeout = timeout_ms.map(Duration::from_millis);
-        self.store.begin(timeout).map_err(|error| status(&error))
+        store.begin(timeout).map_err(|error| status(&error))
     }
 
     /// Reads a key.
     pub(super) async fn get(
         &self,
+        access: &Access,
         namespace: String,
         agent_id: String,
         key: String,
         at: ReadAt,
     ) -> Result<convert::Read, Status> {
+        let store = self.of_agent(access, Effect::Read, &namespace, &agent_id)?;
         let key = convert::key(namespace, agent_id, key);
         // Most reads find their key in memory, and are answered sooner than a thread could be scheduled.
         if at == ReadAt::Latest
-            && let Some(read) = self.store.get_cached(&key)
+            && let Some(read) = store.get_cached(&key)
         {
             return convert::Read::of(&key.key, read.map_err(|error| status(&error))?);
         }
-        let store = self.store.clone();
+        let store = store.clone();
         blocking::read(move || {
             let read = store.get(&key, at).map_err(|error| status(&error))?;
             convert::Read::of(&key.key, read)
@@ -59,11 +65,13 @@ impl Calls {
     /// A message of an agent's keys, each encoded as it is found: there is a tree of one value at a time.
     async fn list(
         &self,
+        access: &Access,
         scan: Scan,
         write: impl Fn(StateEntry, &mut Vec<u8>) -> Result<(), Status> + Send + 'static,
     ) -> Result<Response<Bytes>, Status> {
+        let store = self.of_agent(access, Effect::Read, &scan.namespace, &scan.agent_id)?;
+        let store = store.clone();
         let scanning = self.answers.scanning().await.map_err(refused)?;
-        let store = self.store.clone();
         let (message, scanning) = blocking::read(move || {
             let mut message = Vec::new();
             let mut failed = None;
@@ -90,8 +98,10 @@ impl Calls {
     /// `ListKeysResponse`.
     pub(super) async fn list_keys_raw(
         &self,
-        it: ListKeysRequest,
+        request: Request<ListKeysRequest>,
     ) -> Result<Response<Bytes>, Status> {
+        let access = access(&request)?;
+        let it = request.into_inner();
         let scan = Scan {
             namespace: it.namespace,
             agent_id: it.agent_id,
@@ -103,7 +113,7 @@ impl Calls {
             max_bytes: MAX_ANSWER,
         };
         // Field `keys`.
-        self.list(scan, |entry, message| {
+        self.list(&access, scan, |entry, message| {
             prost::encoding::string::encode(1, &entry.key, message);
             Ok(())
         })
@@ -113,8 +123,10 @@ impl Calls {
     /// `ScanPrefixResponse`.
     pub(super) async fn scan_prefix_raw(
         &self,
-        it: ScanPrefixRequest,
+        request: Request<ScanPrefixRequest>,
     ) -> Result<Response<Bytes>, Status> {
+        let access = access(&request)?;
+        let it = request.into_inner();
         let scan = Scan {
             namespace: it.namespace,
             agent_id: it.agent_id,
@@ -126,7 +138,7 @@ impl Calls {
             max_bytes: MAX_ANSWER,
         };
         // Field `entries`.
-        self.list(scan, |entry, message| {
+        self.list(&access, scan, |entry, message| {
             let entry = convert::statehouse_entry(entry)?;
             prost::encoding::message::encode(1, &entry, message);
             Ok(())
@@ -174,7 +186,8 @@ impl StatehouseService for Calls {
         &self,
         request: Request<BeginTransactionRequest>,
     ) -> Result<Response<BeginTransactionResponse>, Status> {
-        let txn_id = self.begin(request.into_inner().timeout_ms)?;
+        let access = access(&request)?;
+        let txn_id = self.begin(&access, request.into_inner().timeout_ms)?;
         Ok(Response::new(BeginTransactionResponse { txn_id }))
     }
 
@@ -182,10 +195,12 @@ impl StatehouseService for Calls {
         &self,
         request: Request<WriteRequest>,
     ) -> Result<Response<WriteResponse>, Status> {
+        let access = access(&request)?;
         let it = request.into_inner();
+        let store = self.of_agent(&access, Effect::Write, &it.namespace, &it.agent_id)?;
         let key = convert::key(it.namespace, it.agent_id, it.key);
         let value = convert::sent(it.value)?;
-        let staged = self.store.write(&it.txn_id, key, value, None);
+        let staged = store.write(&it.txn_id, key, value, None);
         staged.map_err(|error| status(&error))?;
         Ok(Response::new(WriteResponse {}))
     }
@@ -194,9 +209,11 @@ impl StatehouseService for Calls {
         &self,
         request: Request<DeleteRequest>,
     ) -> Result<Response<DeleteResponse>, Status> {
+        let access = access(&request)?;
         let it = request.into_inner();
+        let store = self.of_agent(&access, Effect::Write, &it.namespace, &it.agent_id)?;
         let key = convert::key(it.namespace, it.agent_id, it.key);
-        let staged = self.store.delete(&it.txn_id, key, None);
+        let staged = store.delete(&it.txn_id, key, None);
         staged.map_err(|error| status(&error))?;
         Ok(Response::new(DeleteResponse {}))
     }
@@ -205,9 +222,11 @@ impl StatehouseService for Calls {
         &self,
         request: Request<CommitRequest>,
     ) -> Result<Response<CommitResponse>, Status> {
+        let access = access(&request)?;
         let client = client(request.extensions());
         let it = request.into_inner();
-        let committed = self.store.commit(&it.txn_id, Vec::new(), client).await;
+        let store = self.of_transaction(&access, &it.txn_id)?;
+        let committed = store.commit(&it.txn_id, Vec::new(), client).await;
         let committed = committed.map_err(|error| status(&error))?;
         Ok(Response::new(CommitResponse {
             commit_ts: committed.commit_ts,
@@ -218,7 +237,10 @@ impl StatehouseService for Calls {
         &self,
         request: Request<AbortRequest>,
     ) -> Result<Response<AbortResponse>, Status> {
-        self.store.abort(&request.into_inner().txn_id);
+        let access = access(&request)?;
+        let transaction = request.into_inner().txn_id;
+        self.of_transaction(&access, &transaction)?
+            .abort(&transaction);
         Ok(Response::new(AbortResponse {}))
     }
 
@@ -226,8 +248,9 @@ impl StatehouseService for Calls {
         &self,
         request: Request<GetStateRequest>,
     ) -> Result<Response<GetStateResponse>, Status> {
+        let access = access(&request)?;
         let it = request.into_inner();
-        let read = self.get(it.namespace, it.agent_id, it.key, ReadAt::Latest);
+        let read = self.get(&access, it.namespace, it.agent_id, it.key, ReadAt::Latest);
         Ok(Response::new(read.await?.into()))
     }
 
@@ -235,9 +258,10 @@ impl StatehouseService for Calls {
         &self,
         request: Request<GetStateAtVersionRequest>,
     ) -> Result<Response<GetStateAtVersionResponse>, Status> {
+        let access = access(&request)?;
         let it = request.into_inner();
         let at = ReadAt::Version(it.version);
-        let read = self.get(it.namespace, it.agent_id, it.key, at);
+        let read = self.get(&access, it.namespace, it.agent_id, it.key, at);
         Ok(Response::new(read.await?.into()))
     }
 
@@ -261,8 +285,10 @@ impl StatehouseService for Calls {
         &self,
         request: Request<ReplayRequest>,
     ) -> Result<Response<Self::ReplayStream>, Status> {
+        let access = access(&request)?;
         let it = request.into_inner();
-        let events = self.store.replay(Replay {
+        let store = self.of_agent(&access, Effect::Read, &it.namespace, &it.agent_id)?;
+        let events = store.replay(Replay {
             agent: Some((it.namespace, it.agent_id)),
             start: it.start_ts,
             end: it.end_ts,

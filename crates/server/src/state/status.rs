@@ -18,6 +18,7 @@ use tonic_types::{ErrorInfo, pb};
 
 use super::MAX_REQUEST;
 use crate::answers::Exhausted;
+use crate::auth::AccessError;
 
 /// The domain of the reasons.
 pub const DOMAIN: &str = "esker.state.v1";
@@ -109,6 +110,9 @@ pub const SHARED_CODES: &[(&str, &str)] = &[
     ("other", "UNKNOWN"),
     ("storage", "INTERNAL"),
     ("request_timeout", "DEADLINE_EXCEEDED"),
+    ("authn", "UNAUTHENTICATED"),
+    ("permission_denied", "PERMISSION_DENIED"),
+    ("rate_limited", "RESOURCE_EXHAUSTED"),
 ];
 
 /// The status of an error.
@@ -174,6 +178,27 @@ pub(crate) fn status(error: &StateError) -> Status {
         tracing::warn!(code = reason, message = %error, "a call on the state store failed");
     }
     made(code, reason, statehouse, error.to_string(), details(error))
+}
+
+/// The status of a call whose sender may not make it.
+pub(crate) fn no_access(error: &AccessError) -> Status {
+    let code = match error {
+        AccessError::Unauthenticated => Code::Unauthenticated,
+        AccessError::Forbidden(_) | AccessError::Suspended | AccessError::Off => {
+            Code::PermissionDenied
+        }
+        AccessError::Limited { .. } => Code::ResourceExhausted,
+        AccessError::Unavailable(_) => Code::Unavailable,
+        AccessError::Invalid(_) => Code::InvalidArgument,
+    };
+    let message = error.to_string();
+    made(
+        code,
+        error.code().into(),
+        ErrorCode::InvalidRequest,
+        message,
+        Details::default(),
+    )
 }
 
 /// The status of a request that is not valid.

@@ -4,7 +4,6 @@
 //! arriving in whatever pieces the case wants.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -13,8 +12,7 @@ use bytes::Bytes;
 use esker_node::{Node, NodeOptions, StoreOptions};
 use esker_server::api::{self, App, Limits};
 use esker_server::config::Config;
-use esker_server::telemetry;
-use esker_server::usage::Usage;
+use esker_server::{identification, telemetry};
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt as _;
 use tempfile::TempDir;
@@ -72,14 +70,9 @@ impl World {
 
     async fn open(directory: TempDir) -> World {
         let node = Node::start(options(directory.path())).await.unwrap();
-        let router = api::router(App {
-            node: node.clone(),
-            metrics: telemetry::metrics(),
-            limits: Arc::new(limits()),
-            traces: Default::default(),
-            location: "fuzz:local".parse().unwrap(),
-            usage: Usage::default(),
-        });
+        let location = "fuzz:local".parse().unwrap();
+        let app = App::new(node.clone(), telemetry::metrics(), limits(), location);
+        let router = identification::without_authentication(api::router(app), &node);
         World {
             node,
             router,

@@ -59,6 +59,8 @@ pub struct Http {
     windows: Option<(u32, u32)>,
     /// What TLS trusts; `None` for cleartext.
     tls: Option<Arc<ClientConfig>>,
+    /// The access token of all requests.
+    token: Option<String>,
     connection: Mutex<Option<Connection>>,
 }
 
@@ -70,6 +72,7 @@ impl Http {
             transport,
             windows: None,
             tls: None,
+            token: None,
             connection: Mutex::new(None),
         }
     }
@@ -85,6 +88,14 @@ impl Http {
         Http {
             windows: Some((window, window.max(65_535))),
             ..Http::new(address, Transport::Http2)
+        }
+    }
+
+    /// The same, with an access token in each request.
+    pub fn with_token(self, token: &str) -> Http {
+        Http {
+            token: Some(token.to_owned()),
+            ..self
         }
     }
 
@@ -115,12 +126,16 @@ impl Http {
 
     /// Any request.
     pub fn request(&self, method: Method, path: &str) -> Request<'_> {
-        Request {
+        let request = Request {
             http: self,
             method,
             path: path.to_owned(),
             headers: HeaderMap::new(),
             body: Bytes::new(),
+        };
+        match &self.token {
+            Some(token) => request.header("authorization", &format!("Bearer {token}")),
+            None => request,
         }
     }
 

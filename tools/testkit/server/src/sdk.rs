@@ -27,9 +27,18 @@ pub fn persistent_client(url: &str) -> S2 {
     S2::new(config(url, 1).with_retry(retry)).unwrap()
 }
 
+/// A client with an access token, which tries every request once.
+pub fn client_with_token(url: &str, token: &str) -> S2 {
+    S2::new(config_with_token(url, token, 1)).unwrap()
+}
+
 /// The configuration of a client that tries every request up to `attempts` times.
 pub fn config(url: &str, attempts: u32) -> S2Config {
-    S2Config::new("token")
+    config_with_token(url, "token", attempts)
+}
+
+fn config_with_token(url: &str, token: &str, attempts: u32) -> S2Config {
+    S2Config::new(token)
         // The official client trusts the system's authorities alone.
         .with_insecure_skip_cert_verification(url.starts_with("https://"))
         .with_endpoints(S2Endpoints::for_endpoint(url).unwrap())

@@ -6,15 +6,17 @@ use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::path::Path;
 
-use axum::Router;
 use axum::body::Body;
 use axum::response::IntoResponse as _;
+use axum::{Extension, Router};
 use esker_node::{Bootstrap, Create, Error, Node, NodeOptions};
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use s2_common::config::{BasinConfig, OptionalStreamConfig};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
+
+use crate::auth::{Access, Guarded};
 
 use super::{Admin, AdminError, BODY, PROBLEMS, open_api};
 
@@ -42,7 +44,8 @@ impl World {
         options.snapshots.destination = Some(shown(&dir.path().join("backups")));
         let node = Node::start(options).await.unwrap();
         World {
-            router: super::router(node.clone()),
+            router: super::router(Guarded::new(node.clone()), 3)
+                .layer(Extension(Access::unrestricted())),
             node,
             dir,
         }
@@ -156,8 +159,14 @@ async fn every_documented_operation_answers_as_its_schema_says() {
             .replace("{snapshot}", "newest")
             .replace("{stream}", "a%2Fb");
         let asked: Vec<(String, Value)> = match id.as_str() {
-            "openapi" | "status" | "list_snapshots" | "create_snapshot" | "show_snapshot"
-            | "prove_snapshot" | "stream_position" => vec![(filled, json!({}))],
+            "openapi"
+            | "status"
+            | "list_snapshots"
+            | "create_snapshot"
+            | "show_snapshot"
+            | "prove_snapshot"
+            | "stream_position"
+            | "confirm_access_tokens" => vec![(filled, json!({}))],
             // The basin exists and its streams are not lost, so this is refused. Tests of restores cover
             // the success.
             "adopt_basin" => {
@@ -199,7 +208,7 @@ async fn every_documented_operation_answers_as_its_schema_says() {
         }
         called.insert(id);
     }
-    assert_eq!(called.len(), 12, "{called:?}");
+    assert_eq!(called.len(), 13, "{called:?}");
     world.stop().await;
 }
 
@@ -350,7 +359,7 @@ async fn a_plan_is_carried_out_while_its_generation_holds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_takes_long_runs_once_a_partition_and_goes_on_when_nobody_waits() {
     let world = World::new().await;
-    let admin = Admin::new(world.node.clone(), String::new());
+    let admin = Admin::new(Guarded::new(world.node.clone()), 3, String::new());
     let (finish, finished) = tokio::sync::oneshot::channel::<()>();
     let (begin, begun) = tokio::sync::oneshot::channel();
     let (tell, told) = tokio::sync::oneshot::channel();

@@ -62,6 +62,7 @@ fn each_flag_sets_the_key_of_its_name() {
         config: None,
         data_dir: Some("/var/lib/esker".into()),
         listen: Some("0.0.0.0:7171".into()),
+        root_token_file: None,
         insecure_no_auth: true,
         partitions: Some("3".into()),
         tls_certificate: Some("server.crt".into()),
@@ -101,6 +102,13 @@ fn each_flag_sets_the_key_of_its_name() {
     );
     assert_eq!(config.cluster_name, "north");
     assert_eq!(config.limits.connections, 5);
+
+    let overrides = Overrides {
+        root_token_file: Some("root-token".into()),
+        ..Overrides::default()
+    };
+    let config = load(&overrides, env(&[])).expect("a good flag").config;
+    assert_eq!(config.root_token_file, Some("root-token".into()));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::super::{ByteCount, Config, HumanDuration, Source};
 use super::{ConfigFile, assert_says, from_env, from_set};
 
 #[test]
-fn an_address_that_other_machines_can_reach_is_refused_without_insecure_no_auth() {
+fn an_address_that_other_machines_can_reach_is_refused_without_authentication() {
     for listen in [
         "0.0.0.0:7070",
         "[::]:7070",
@@ -22,6 +22,15 @@ fn an_address_that_other_machines_can_reach_is_refused_without_insecure_no_auth(
         let loaded = from_set(&[&set, "insecure-no-auth=true"]).expect(listen);
         assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
         assert!(loaded.warnings[0].contains(listen), "{:?}", loaded.warnings);
+
+        from_set(&[&set, "root-token-file=root-token"]).expect(listen);
+        let both = from_set(&[&set, "insecure-no-auth=true", "root-token-file=root-token"]);
+        let error = both.expect_err("they contradict each other");
+        assert_says(
+            &error,
+            "config_conflict",
+            &["insecure-no-auth", "root-token-file"],
+        );
     }
     from_env(&[("ESKER_LISTEN", "[::1]:1")]).expect("IPv6 loopback");
 }

@@ -1,0 +1,273 @@
+//! Finds the principal of a request, and whether it is still one.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use esker_node::{StoredToken, TokenHash, Tokens};
+use http::HeaderMap;
+
+use super::error::{self, AccessError};
+use super::failure_limiter::FailureLimiter;
+use super::principal::{PeerAddress, Principal};
+use super::token::{self, Bearer};
+
+/// Finds issued tokens by their hashes; an error if it is not known which are valid.
+type Find = Box<dyn Fn(&TokenHash) -> Result<Option<Arc<StoredToken>>, String> + Send + Sync>;
+
+/// What decides who sends a request.
+pub(crate) struct Authority {
+    /// Hash of the root token; `None` if no authentication is configured.
+    root: Option<TokenHash>,
+    find: Find,
+    failures: FailureLimiter,
+}
+
+impl Authority {
+    /// The authority over a node's tokens. Without a root token there is no authentication.
+    pub(crate) fn new(root: Option<TokenHash>, tokens: Tokens) -> Authority {
+        let find = move |hash: &TokenHash| tokens.find(hash).map_err(|e| e.to_string());
+        Authority::with(root, Box::new(find))
+    }
+
+    fn with(root: Option<TokenHash>, find: Find) -> Authority {
+        error::register();
+        Authority {
+            root,
+            find,
+            failures: FailureLimiter::default(),
+        }
+    }
+
+    /// Whether requests need a token.
+    pub(crate) fn is_on(&self) -> bool {
+        self.root.is_some()
+    }
+
+    /// Who sends a request.
+    ///
+    /// # Errors
+    ///
+    /// There is no valid token among the headers.
+    pub(crate) fn identify(
+        &self,
+        headers: &HeaderMap,
+        peer: Option<&PeerAddress>,
+    ) -> Result<Principal, AccessError> {
+        let anonymous = Principal::anonymous(peer);
+        let (Some(root), Principal::Anonymous(address)) = (&self.root, &anonymous) else {
+            return Ok(anonymous);
+        };
+        let text = match token::bearer(headers) {
+            Bearer::Text(text) => text,
+            Bearer::Missing => return Err(self.failed(error::MISSING, *address)),
+            Bearer::Malformed => return Err(self.failed(error::MALFORMED, *address)),
+        };
+        let hash = token::hash(text);
+        if token::is_same(root, &hash) {
+            return Ok(Principal::Root);
+        }
+        match self.find(&hash)? {
+            Ok(token) => Ok(Principal::Token(token)),
+            Err(reason) => Err(self.failed(reason, *address)),
+        }
+    }
+
+    /// Whether a principal may still do what it began.
+    ///
+    /// # Errors
+    ///
+    /// Its token was revoked or suspended or has expired, or that is not known.
+    pub(crate) fn check(&self, principal: &Principal) -> Result<(), AccessError> {
+        let Principal::Token(token) = principal else {
+            return Ok(());
+        };
+        self.find(&token.hash)?
+            .map(|_| ())
+            .map_err(|_| AccessError::Unauthenticated)
+    }
+
+    /// The valid token of a hash, or the reason why there is none.
+    fn find(
+        &self,
+        hash: &TokenHash,
+    ) -> Result<Result<Arc<StoredToken>, &'static str>, AccessError> {
+        let found = (self.find)(hash).map_err(AccessError::Unavailable)?;
+        let Some(found) = found.filter(|it| token::is_same(&it.hash, hash)) else {
+            return Ok(Err(error::UNKNOWN));
+        };
+        if found.is_expired(now_ms()) {
+            return Ok(Err(error::EXPIRED));
+        }
+        match found.suspended {
+            true => Err(AccessError::Suspended),
+            false => Ok(Ok(found)),
+        }
+    }
+
+    fn failed(&self, reason: &'static str, address: IpAddr) -> AccessError {
+        error::count(reason);
+        match self.failures.fail(address, Instant::now()) {
+            Ok(()) => AccessError::Unauthenticated,
+            Err(wait) => {
+                error::count(error::LIMITED);
+                AccessError::Limited {
+                    retry_after: wait.as_secs().max(1),
+                }
+            }
+        }
+    }
+}
+
+/// Milliseconds since the epoch.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::Mutex;
+
+    use esker_node::TokenScope;
+    use http::header;
+
+    use super::*;
+
+    /// A token as it is stored.
+    pub(crate) fn stored(text: &str, scope: TokenScope) -> StoredToken {
+        StoredToken {
+            id: "a-token".into(),
+            hash: token::hash(text),
+            expires_at_ms: None,
+            auto_prefix_streams: false,
+            scope,
+            issued_at_ms: 0,
+            suspended: false,
+        }
+    }
+
+    /// An authority with a root token and some others, which can change.
+    #[derive(Clone)]
+    pub(crate) struct Issued(Arc<Mutex<Result<Vec<StoredToken>, String>>>);
+
+    impl Default for Issued {
+        fn default() -> Issued {
+            Issued::new(Vec::new())
+        }
+    }
+
+    impl Issued {
+        fn new(tokens: Vec<StoredToken>) -> Issued {
+            Issued(Arc::new(Mutex::new(Ok(tokens))))
+        }
+
+        fn set(&self, tokens: Result<Vec<StoredToken>, String>) {
+            *self.0.lock().unwrap() = tokens;
+        }
+    }
+
+    pub(crate) fn authority(root: Option<&str>, issued: &Issued) -> Authority {
+        let issued = issued.clone();
+        let find = move |hash: &TokenHash| {
+            let issued = issued.0.lock().unwrap().clone()?;
+            Ok(issued.into_iter().find(|it| it.hash == *hash).map(Arc::new))
+        };
+        Authority::with(root.map(token::hash), Box::new(find))
+    }
+
+    fn request(
+        authority: &Authority,
+        authorization: Option<&str>,
+    ) -> Result<Principal, AccessError> {
+        let mut headers = HeaderMap::new();
+        if let Some(value) = authorization {
+            headers.insert(header::AUTHORIZATION, value.parse().unwrap());
+        }
+        let peer = PeerAddress("10.1.1.1:1".parse().unwrap());
+        authority.identify(&headers, Some(&peer))
+    }
+
+    const ROOT: &str = "the-root-token-of-this-test-alone";
+
+    #[test]
+    fn without_authentication_everybody_is_anonymous_whatever_they_send() {
+        let authority = authority(None, &Issued::default());
+        for value in [None, Some("Bearer x"), Some("nonsense")] {
+            assert!(matches!(
+                request(&authority, value),
+                Ok(Principal::Anonymous(_))
+            ));
+        }
+    }
+
+    #[test]
+    fn valid_tokens_are_found_and_all_others_get_the_same_answer() {
+        let issued = Issued::new(vec![stored("good", TokenScope::default())]);
+        let authority = authority(Some(ROOT), &issued);
+        let root = format!("Bearer {ROOT}");
+        assert!(matches!(
+            request(&authority, Some(&root)),
+            Ok(Principal::Root)
+        ));
+        let good = request(&authority, Some("Bearer good")).unwrap();
+        assert!(matches!(&good, Principal::Token(it) if it.id == "a-token"));
+        authority.check(&good).unwrap();
+
+        let mut expired = stored("expired", TokenScope::default());
+        expired.expires_at_ms = Some(now_ms() - 1);
+        issued.set(Ok(vec![expired]));
+        for value in [
+            None,
+            Some("Bearer unknown"),
+            Some("Bearer expired"),
+            // It was revoked.
+            Some("Bearer good"),
+            Some("Basic good"),
+            Some("Bearer "),
+            Some(&root[..root.len() - 1]),
+        ] {
+            let refused = request(&authority, value).unwrap_err();
+            assert_eq!(refused, AccessError::Unauthenticated, "{value:?}");
+        }
+        assert_eq!(authority.check(&good), Err(AccessError::Unauthenticated));
+    }
+
+    #[test]
+    fn suspended_tokens_and_a_catalog_that_is_not_known_are_no_failures_of_the_client() {
+        let mut suspended = stored("good", TokenScope::default());
+        suspended.suspended = true;
+        let issued = Issued::new(vec![suspended]);
+        let authority = authority(Some(ROOT), &issued);
+        for _ in 0..100 {
+            let refused = request(&authority, Some("Bearer good")).unwrap_err();
+            assert_eq!(refused, AccessError::Suspended);
+        }
+        issued.set(Err("halted".into()));
+        for _ in 0..100 {
+            let refused = request(&authority, Some("Bearer good")).unwrap_err();
+            assert_eq!(refused, AccessError::Unavailable("halted".into()));
+        }
+        // The root token does not depend on the catalog.
+        let root = format!("Bearer {ROOT}");
+        request(&authority, Some(&root)).unwrap();
+    }
+
+    #[test]
+    fn failures_are_limited_and_valid_tokens_of_the_same_address_are_not() {
+        let issued = Issued::new(vec![stored("good", TokenScope::default())]);
+        let authority = authority(Some(ROOT), &issued);
+        let refused = (0..100).map(|number| {
+            let guess = format!("Bearer guess-{number}");
+            request(&authority, Some(&guess)).unwrap_err()
+        });
+        let refused: Vec<_> = refused.collect();
+        assert_eq!(refused[0], AccessError::Unauthenticated);
+        assert!(matches!(
+            refused[99],
+            AccessError::Limited { retry_after: 1.. }
+        ));
+        request(&authority, Some("Bearer good")).unwrap();
+        request(&authority, Some(&format!("Bearer {ROOT}"))).unwrap();
+    }
+}

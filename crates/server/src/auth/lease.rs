@@ -1,0 +1,57 @@
+//! Ends what is under way when its token has been revoked or has expired.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::authority::{Authority, now_ms};
+use super::error::AccessError;
+use super::principal::Principal;
+
+/// How often a token is looked at while something is under way: it ends a second after a revocation at most.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The permission to go on. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Lease {
+    pub(super) authority: Arc<Authority>,
+    pub(super) principal: Principal,
+}
+
+impl Lease {
+    /// Whether it may go on now.
+    ///
+    /// # Errors
+    ///
+    /// It may not.
+    pub(crate) fn check(&self) -> Result<(), AccessError> {
+        self.authority.check(&self.principal)
+    }
+
+    /// Waits until it may not go on. Never, without a token that could end.
+    pub(crate) async fn ended(&self) -> AccessError {
+        let Principal::Token(token) = &self.principal else {
+            return std::future::pending().await;
+        };
+        loop {
+            if let Err(error) = self.check() {
+                return error;
+            }
+            let left = token.expires_at_ms.map_or(CHECK_INTERVAL, |at| {
+                Duration::from_millis(at.saturating_sub(now_ms()).max(1))
+            });
+            tokio::time::sleep(left.min(CHECK_INTERVAL)).await;
+        }
+    }
+
+    /// Runs work unless it may not go on meanwhile.
+    pub(crate) async fn unless_ended<T>(
+        &self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, AccessError> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            error = self.ended() => Err(error),
+        }
+    }
+}

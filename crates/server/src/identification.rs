@@ -1,0 +1,94 @@
+//! The layers that find out who sends a request, and whether its route is for them.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use esker_node::Node;
+
+use crate::auth::rules::Rule;
+use crate::auth::{Access, AccessError, Authority, PeerAddress, Principal, error};
+use crate::request_guard::is_grpc;
+use crate::state;
+
+/// A router that answers everybody, as a server does for which no authentication is configured.
+pub fn without_authentication(router: Router, node: &Node) -> Router {
+    let authority = Arc::new(Authority::new(None, node.tokens()));
+    router.layer(from_fn_with_state(authority, identify))
+}
+
+/// Puts [`Principal`] and [`Access`] of the sender into the request's extensions. Without a valid token, only
+/// open paths are answered.
+pub(crate) async fn identify(
+    State(authority): State<Arc<Authority>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let peer = request.extensions().get::<PeerAddress>().copied();
+    let principal = match is_open(&request) && authority.is_on() {
+        // A failed attempt is none here: whoever sends one learns nothing from the answer.
+        true => Principal::unauthenticated(peer.as_ref()),
+        false => match authority.identify(request.headers(), peer.as_ref()) {
+            Ok(principal) => principal,
+            Err(error) => return refused(request, error),
+        },
+    };
+    let extensions = request.extensions_mut();
+    extensions.insert(principal.clone());
+    extensions.insert(Access::new(authority, principal));
+    next.run(request).await
+}
+
+/// Refuses requests of senders who do not have what the route needs, before a body is read. A route without a
+/// rule is refused to everybody.
+pub(crate) async fn gate(request: Request, next: Next) -> Response {
+    match check(&request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => refused(request, error),
+    }
+}
+
+fn check(request: &Request) -> Result<(), AccessError> {
+    let access = Access::of(request.extensions())?;
+    let path = request.uri().path();
+    let rule = match is_grpc(path) {
+        // A method that does not exist is answered as such, to those who have a token.
+        true => Rule::of_call(path).unwrap_or(Rule::Valid),
+        false => {
+            let route = request.extensions().get::<MatchedPath>();
+            let route = route.map_or("", MatchedPath::as_str);
+            match Rule::of(request.method().as_str(), route) {
+                Some(rule) => rule,
+                // The router refuses the method.
+                None if Rule::has_path(route) => Rule::Valid,
+                None => {
+                    return Err(AccessError::Forbidden(format!(
+                        "{route}, which has no rule"
+                    )));
+                }
+            }
+        }
+    };
+    rule.check(&access)
+}
+
+fn is_open(request: &Request) -> bool {
+    let path = request.uri().path();
+    let rule = match is_grpc(path) {
+        true => Rule::of_call(path),
+        false => Rule::of(request.method().as_str(), path),
+    };
+    rule == Some(Rule::Open)
+}
+
+fn refused(request: Request, refusal: AccessError) -> Response {
+    if let Some(reason) = refusal.reason() {
+        error::count(reason);
+    }
+    match is_grpc(request.uri().path()) {
+        true => state::status::no_access(&refusal).into_http(),
+        false => refusal.into_response(),
+    }
+}
