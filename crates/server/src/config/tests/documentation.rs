@@ -363,3 +363,71 @@ fn the_sums_of_sizing_are_those_of_the_defaults() {
     let files = (files + most / segment + 168).to_string();
     row("open files", format!("{},{}", &files[..1], &files[1..]));
 }
+
+/// The files of a directory below `packaging`.
+fn packaged(directory: &str) -> Vec<(String, String)> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../packaging")
+        .join(directory);
+    let files = std::fs::read_dir(path).unwrap().map(|entry| {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        (path.display().to_string(), text)
+    });
+    files.collect()
+}
+
+#[test]
+fn containers_set_keys_that_exist() {
+    let mut variables = 0;
+    for (file, text) in [packaged("docker"), packaged("kubernetes")].concat() {
+        let is_part = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+        for word in text.split(|c: char| !is_part(c)) {
+            if word.starts_with("ESKER_") {
+                let is_key = keys().keys.iter().any(|key| key.variable == word);
+                assert!(is_key, "{file}: {word} is no key's variable");
+                variables += 1;
+            }
+        }
+    }
+    assert!(variables >= 10, "{variables}");
+}
+
+#[test]
+fn the_configuration_for_kubernetes_loads_without_a_warning() {
+    let (_, text) = packaged("kubernetes")
+        .into_iter()
+        .find(|(file, _)| file.ends_with("/configmap.yaml"))
+        .expect("a file");
+    let (_, block) = text.split_once("  esker.toml: |\n").expect("a block");
+    let file: Vec<_> = block
+        .lines()
+        .map_while(|line| line.strip_prefix("    ").or(line.is_empty().then_some("")))
+        .collect();
+    let loaded = ConfigFile::new(file.join("\n"))
+        .load()
+        .expect("a good file");
+    assert_eq!(loaded.warnings, [""; 0]);
+    assert_eq!(loaded.reminders, [""; 0]);
+    assert_eq!(loaded.config.snapshots.num_retained, Some(3));
+}
+
+#[test]
+fn probes_ask_routes_that_exist() {
+    let routes = include_str!("../../api/mod.rs");
+    let files = [packaged("docker"), packaged("kubernetes")].concat();
+    let asked = files.iter().flat_map(|(_, text)| {
+        text.split(['"', ' ', ','])
+            .filter_map(|word| word.find("/health").map(|at| &word[at..]))
+    });
+    let asked: BTreeSet<_> = asked
+        .map(|path| path.trim_end_matches([',', '.', '`']))
+        .collect();
+    assert!(asked.len() >= 2, "{asked:?}");
+    for path in asked {
+        assert!(
+            routes.contains(&format!(".route(\"{path}\"")),
+            "{path} is no route"
+        );
+    }
+}
