@@ -227,7 +227,7 @@ fn while_copying() -> StreamReconfiguration {
 
 /// The settings of the source.
 fn afterwards(config: &StreamConfig) -> StreamReconfiguration {
-    let timestamping = config.timestamping.clone().unwrap_or_default();
+    let timestamping = config.timestamping.unwrap_or_default();
     let timestamping = TimestampingReconfiguration::new()
         .with_mode(timestamping.mode.unwrap_or(TimestampingMode::ClientPrefer))
         .with_uncapped(timestamping.uncapped.unwrap_or(false));

@@ -9,7 +9,7 @@ use s2_sdk::S2;
 use s2_sdk::types::{
     AccessTokenScopeInput, BasinMatcher, CreateStreamInput, IssueAccessTokenInput,
     ListAccessTokensInput, ListBasinsInput, ListStreamsInput, Operation, OperationGroupPermissions,
-    ReadInput, ReadWritePermissions, StreamMatcher,
+    ReadInput, ReadSessionConfig, ReadWritePermissions, StreamMatcher,
 };
 use serde_json::{Value, json};
 
@@ -139,8 +139,8 @@ async fn the_official_client_issues_lists_uses_and_revokes_tokens() {
         .await
         .unwrap();
     let unauthenticated = stream.check_tail().await.unwrap_err();
-    let code = unauthenticated.server_error().unwrap().code.clone();
-    assert_eq!(code, "authn");
+    let error = unauthenticated.request_error().unwrap();
+    assert_eq!(error.server_error().unwrap().code, "authn");
     let unknown = root.revoke_access_token("reader".parse().unwrap()).await;
     let code = unknown.unwrap_err().server_error().unwrap().code.clone();
     assert_eq!(code, "access_token_not_found");
@@ -283,7 +283,8 @@ async fn a_token_grants_no_more_than_its_issuer_has() {
         http.post("/v1/access-tokens").json(&body).send().await
     };
     ask("team/plain", &|_| {}).await.expect(201);
-    let refused: [(&str, &dyn Fn(&mut Value)); 9] = [
+    type Change<'a> = &'a dyn Fn(&mut Value);
+    let refused: [(&str, Change); 9] = [
         ("elsewhere", &|_| {}),
         ("team/1", &|b| {
             b["scope"]["basins"] = json!({"prefix": "test-"})
@@ -405,7 +406,10 @@ async fn a_revocation_and_an_expiry_end_live_sessions() {
     let live = sdk::client_with_token(world.server.url(), &token);
     let live = live.basin(sdk::basin_name("test-basin"));
     let live = live.stream(stream_name("orders"));
-    let mut session = live.read_session(ReadInput::new()).await.unwrap();
+    let mut session = live
+        .read_session(ReadInput::new(), ReadSessionConfig::new())
+        .await
+        .unwrap();
     soon("a batch", session.next()).await.unwrap().unwrap();
     world.revoke("live").await;
     let ended = soon("the end", async {
@@ -608,7 +612,7 @@ async fn tokens_survive_a_restart_and_revoked_ones_do_not_come_back() {
     let gone = world.issue("gone", json!({"ops": ["list-basins"]})).await;
     world.revoke("gone").await;
     let data = world.server.data_dir().to_owned();
-    let World { server, _dir } = world;
+    let World { mut server, _dir } = world;
     server.kill();
     let server = setup.start(&data).await;
     let http = |token: &str| server.http1().with_token(token);

@@ -55,14 +55,16 @@ async fn of_stream(s2: &S2, range: TimeRange) -> Vec<Metric> {
 
 /// Names of accumulations with the sum of each, in order.
 fn sums(metrics: &[Metric], unit: MetricUnit, interval: TimeseriesInterval) -> Vec<(&str, f64)> {
-    let sum = |metric| match metric {
-        &Metric::Accumulation(ref of) => {
-            assert_eq!((of.unit, of.interval), (unit, interval), "{of:?}");
-            (of.name.as_str(), of.values.iter().map(|(_, v)| v).sum())
-        }
-        other => panic!("not an accumulation: {other:?}"),
-    };
-    metrics.iter().map(sum).collect()
+    metrics
+        .iter()
+        .map(|metric| match metric {
+            Metric::Accumulation(of) => {
+                assert_eq!((of.unit, of.interval), (unit, interval), "{of:?}");
+                (of.name.as_str(), of.values.iter().map(|(_, v)| v).sum())
+            }
+            other => panic!("not an accumulation: {other:?}"),
+        })
+        .collect()
 }
 
 /// The last value of the one gauge.

@@ -86,11 +86,11 @@ impl RequestGuard {
             }
         }
         self.check_host(request)?;
-        if let Some(origin) = headers.get(header::ORIGIN) {
-            if !self.origins.allow(origin) {
-                let origin = String::from_utf8_lossy(origin.as_bytes()).into_owned();
-                return Err(Refusal::Origin(origin));
-            }
+        if let Some(origin) = headers.get(header::ORIGIN)
+            && !self.origins.allow(origin)
+        {
+            let origin = String::from_utf8_lossy(origin.as_bytes()).into_owned();
+            return Err(Refusal::Origin(origin));
         }
         check_content_type(request)
     }

@@ -270,10 +270,10 @@ mod tests {
             }
         }
         let order = served(&mut queue, 102);
-        let larges = order.iter().filter(|it| **it == "large").count();
+        let large_ones = order.iter().filter(|it| **it == "large").count();
         assert!(
-            larges <= 2,
-            "{larges}: 100 small ones cost as much as one large one"
+            large_ones <= 2,
+            "{large_ones}: 100 small ones cost as much as one large one"
         );
         let mut small: Vec<_> = order.into_iter().filter(|it| *it != "large").collect();
         let in_order = small.is_sorted();

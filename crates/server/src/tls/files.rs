@@ -140,7 +140,7 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
         .map_err(failed)?;
     match bytes.len() as u64 {
         0 => Err("the file is empty".into()),
-        ..=MAX_FILE_SIZE => Ok(bytes),
+        1..=MAX_FILE_SIZE => Ok(bytes),
         _ => Err(format!("the file has more than {MAX_FILE_SIZE} bytes")),
     }
 }
