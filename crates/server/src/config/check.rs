@@ -274,10 +274,18 @@ fn half_of_the_keys(config: &Config, source: &dyn Fn(&str) -> Source) -> Option<
 pub(super) fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     for (key, address) in reachable(config) {
-        warnings.push(format!(
-            "`{key}` = {address} can be reached from other machines without an access token \
-             (`insecure-no-auth`): anyone who reaches it can read, write and delete everything",
-        ));
+        if config.root_token_file.is_none() {
+            warnings.push(format!(
+                "`{key}` = {address} can be reached from other machines without an access token \
+                 (`insecure-no-auth`): anyone who reaches it can read, write and delete everything",
+            ));
+        } else if !config.tls.enabled() {
+            warnings.push(format!(
+                "`{key}` = {address} can be reached from other machines without TLS: access tokens and records \
+                 are not encrypted on the way. Set `tls.certificate` and `tls.private-key`, unless something \
+                 in front of the server speaks TLS",
+            ));
+        }
     }
     if config.allowed_origins.as_deref() == Some("*") {
         warnings.push(

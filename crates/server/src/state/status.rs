@@ -459,8 +459,15 @@ mod tests {
         let slow = too_slow("s");
         assert_eq!(slow.code(), Code::DeadlineExceeded);
         assert!(listed.remove(reason(&slow).as_str()).is_some());
-        for error in every_error() {
-            let status = status(&error);
+        let refusals = [
+            AccessError::Unauthenticated,
+            AccessError::Forbidden("reads".into()),
+            AccessError::Limited { retry_after: 1 },
+        ];
+        let refusals = refusals.map(|refusal| (no_access(&refusal), refusal.to_string()));
+        let errors = every_error();
+        let errors = errors.iter().map(|it| (status(it), it.to_string()));
+        for (status, message) in errors.chain(refusals) {
             let reason = reason(&status);
             let grpc = listed.remove(reason.as_str());
             let grpc = grpc.unwrap_or_else(|| panic!("{reason} is not listed, or given twice"));
@@ -469,7 +476,7 @@ mod tests {
                 .map(|word| word[..1].to_owned() + &word[1..].to_lowercase())
                 .collect();
             assert_eq!(format!("{:?}", status.code()), camel, "{reason}");
-            assert_eq!(status.message(), error.to_string());
+            assert_eq!(status.message(), message);
             let info = status.get_details_error_info().expect("a reason");
             assert_eq!(
                 (info.reason.as_str(), info.domain.as_str()),
