@@ -68,6 +68,13 @@ impl World {
         self.issue_as(ROOT, id, scope, json!({})).await
     }
 
+    /// Number of partitions of streams.
+    async fn server_partitions(&self) -> u64 {
+        let status = self.http(Transport::Http1, ROOT);
+        let status = status.get("/esker/v1/status").send().await.expect(200);
+        status.json()["partitions"].as_array().unwrap().len() as u64 - 1
+    }
+
     async fn revoke(&self, id: &str) {
         let http = self.http(Transport::Http1, ROOT);
         let path = format!("/v1/access-tokens/{id}");
@@ -626,4 +633,60 @@ async fn tokens_survive_a_restart_and_revoked_ones_do_not_come_back() {
         .send()
         .await
         .refused(401, "authn");
+}
+
+#[tokio::test]
+async fn a_restore_with_a_loss_suspends_tokens_until_they_are_confirmed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("root-token");
+    root_token_file(&file, ROOT, 0o600);
+    let backups = dir.path().join("backups");
+    let setup = Setup::default()
+        .set(&format!("root-token-file={}", file.display()))
+        .set(&format!("snapshots.destination={}", backups.display()));
+    let data = dir.path().join("data");
+    let world = World {
+        server: setup.start(&data).await,
+        _dir: dir,
+    };
+    let kept = world.issue("kept", json!({"ops": ["list-basins"]})).await;
+    let gone = world.issue("gone", json!({"ops": ["list-basins"]})).await;
+    let root = world.http(Transport::Http1, ROOT);
+    for partition in 0..=world.server_partitions().await {
+        let path = format!("/esker/v1/partitions/{partition}/snapshots");
+        root.post(&path).json(&json!({})).send().await.expect(201);
+    }
+    // The revocation is what is lost.
+    world.revoke("gone").await;
+    let World { mut server, _dir } = world;
+    server.kill();
+    std::fs::remove_dir_all(&data).unwrap();
+
+    let server = setup.clone().bootstrap("restore").start(&data).await;
+    let http = |token: &str| server.http1().with_token(token);
+    let ask = async |token: &str| http(token).get("/v1/basins").send().await;
+    for token in [&kept, &gone] {
+        let refused = ask(token).await;
+        assert!(
+            refused.text().contains("confirm"),
+            "it says what to do: {}",
+            refused.text()
+        );
+        refused.refused(403, "permission_denied");
+    }
+    let root = http(ROOT);
+    let status = root.get("/esker/v1/status").send().await.expect(200);
+    let status = status.text();
+    assert!(status.contains("access_tokens_suspended"), "{status}");
+    let gone_again = root.delete("/v1/access-tokens/gone").send().await;
+    gone_again.expect(204);
+    let confirm = "/esker/v1/access-tokens/confirm";
+    // No token lifts its own suspension.
+    let own = http(&kept).post(confirm).json(&json!({})).send().await;
+    own.refused(403, "permission_denied");
+    root.post(confirm).json(&json!({})).send().await.expect(200);
+    ask(&kept).await.expect(200);
+    ask(&gone).await.refused(401, "authn");
+    let status = root.get("/esker/v1/status").send().await.text();
+    assert!(!status.contains("access_tokens_suspended"), "{status}");
 }

@@ -262,7 +262,7 @@ async fn methods_that_clients_make_up_are_one_label_of_the_metrics() {
         http.request(method, "/v1/access-tokens")
             .send()
             .await
-            .expect(501);
+            .expect(405);
         http.request(Method::GET, &format!("/made-up-{index}"))
             .send()
             .await

@@ -29,6 +29,8 @@ const ROWS: &[&str] = &[
     "Only local snapshots are left",
     "The data directory is lost",
     "Streams without their basin",
+    // `access_tokens::a_restore_with_a_loss_suspends_tokens_until_they_are_confirmed`.
+    "Access tokens are suspended",
     "The newest snapshot is damaged",
     "All snapshots are damaged",
     "No copy of a partition is left",

@@ -293,7 +293,8 @@ fn the_pages_for_operators_name_keys_that_exist() {
     for page in ["install", "monitoring", "security", "sizing", "upgrading"] {
         let text = std::fs::read_to_string(directory.join(page).with_extension("md")).unwrap();
         // A formula has several keys.
-        let words = quoted(&text).flat_map(|code| code.split([' ', '=']));
+        let words =
+            quoted(&text).flat_map(|code| code.split(|c: char| c.is_whitespace() || c == '='));
         for word in words {
             let Some((section, _)) = word.split_once('.') else {
                 continue;
