@@ -11,7 +11,8 @@ use crate::secret_file::{self, Kind};
 
 /// Name of the environment variable with a key.
 const KEY_VARIABLE: &str = "ESKER_ENCRYPTION_KEY";
-const KEY: Kind = Kind {
+/// What a key is.
+pub const KEY: Kind = Kind {
     name: "encryption key",
     code: "encryption_key",
 };

@@ -169,8 +169,10 @@ fn main() -> std::process::ExitCode {
     if cli.command.without_server().is_none()
         && let Some(file) = &access.ca_file
     {
-        // `esker follow` may use object storage, too, whose certificates come from other authorities.
-        tls::trust_only(file, matches!(cli.command, Command::Follow(_)));
+        // These may use object storage, too, whose certificates come from other authorities. `esker snapshot`
+        // asks servers through a client that trusts the file alone.
+        let uses_storage = matches!(cli.command, Command::Follow(_) | Command::Snapshot(_));
+        tls::trust_only(file, uses_storage);
     }
     let result = match cli.command {
         Command::Server(args) => exit::end(exit::report(server_cmd::run(&args), wants_json)),

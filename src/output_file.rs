@@ -159,6 +159,21 @@ impl OutputFile {
         })
     }
 
+    /// Lets only the owner read the file, whatever the mode of the one that it replaces.
+    ///
+    /// # Errors
+    ///
+    /// `io`.
+    pub fn keep_secret(&self) -> Result<(), Failure> {
+        match &self.to {
+            To::Through(_) => Ok(()),
+            To::Regular { scratch, .. } => scratch
+                .file()
+                .set_permissions(Permissions::from_mode(NEW_MODE))
+                .map_err(|e| self.failure(&e)),
+        }
+    }
+
     /// Appends bytes to the content.
     ///
     /// # Errors

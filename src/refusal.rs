@@ -28,13 +28,53 @@ pub fn of(address: &ServerAddress, code: &str, message: &str) -> Option<Failure>
             format!("{address} takes this request only with a valid access token: {message}"),
         )
         .advise("set ESKER_TOKEN or --token-file to a token of this server"),
-        // There are other reasons, such as a reserved basin. The message names it.
-        "permission_denied" if message.contains("access token") => Failure::wrong(code, message)
-            .advise(
+        // There are other reasons, such as a reserved basin, or a server without authentication. The message
+        // names it.
+        "permission_denied" if message.contains("tokens are suspended") => Failure::wrong(
+            code, message,
+        )
+        .advise(
+            "`esker token confirm` with the root token makes them valid again; revoke before that \
+                 what must not be valid",
+        ),
+        "permission_denied" if message.contains("the access token does not permit") => {
+            Failure::wrong(code, message).advise(
                 "set ESKER_TOKEN or --token-file to a token that allows it; `esker token list` \
                  shows what each allows",
-            ),
+            )
+        }
         "rate_limited" => Failure::wrong(code, format!("{message}; nothing happened, try again")),
         _ => Failure::wrong(code, message),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_token_is_advised_only_where_it_would_help() {
+        let address = "http://127.0.0.1:7070".parse().unwrap();
+        for (message, advice) in [
+            (
+                "the access token does not permit reading",
+                Some("--token-file"),
+            ),
+            (
+                "issued access tokens are suspended, because",
+                Some("token confirm"),
+            ),
+            (
+                "so an access token would protect nothing: configure `root-token-file` first",
+                None,
+            ),
+            ("the basin `esker-state` is reserved", None),
+        ] {
+            let failure = of(&address, "permission_denied", message).unwrap();
+            match advice {
+                Some(part) => assert!(failure.advice.unwrap().contains(part), "{message}"),
+                None => assert_eq!(failure.advice, None, "{message}"),
+            }
+        }
+    }
 }

@@ -112,11 +112,8 @@ impl Remote {
 
     /// A server with this token. Warns if the token goes over a network in the clear.
     pub fn with(address: ServerAddress, token: Option<Secret>, trust: Option<Trust>) -> Remote {
-        if token.is_some() && !address.tls() && !is_loopback(address.host()) {
-            say!(
-                "warning: the access token goes to {address} without encryption: write https:// if \
-                 the server has a certificate"
-            );
+        if token.is_some() {
+            warn_in_clear(TOKEN, &address);
         }
         Remote {
             address,
@@ -199,6 +196,8 @@ impl Remote {
     pub fn http(&self, keep_alive: Duration) -> Result<reqwest::Client, Failure> {
         let builder = reqwest::Client::builder()
             .no_proxy()
+            // The answer of another server is none, and that one would not get the token.
+            .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(REACH_TIMEOUT)
             .tcp_keepalive(keep_alive);
         let builder = match &self.trust {
@@ -210,6 +209,17 @@ impl Remote {
         builder.build().map_err(|e| {
             Failure::wrong("client", format!("cannot make a client for {address}: {e}"))
         })
+    }
+}
+
+/// Warns if a secret that is sent to this server goes over a network in the clear.
+pub fn warn_in_clear(kind: Kind, address: &ServerAddress) {
+    if !address.tls() && !is_loopback(address.host()) {
+        say!(
+            "warning: the {} goes to {address} without encryption: write https:// if the server has a \
+             certificate",
+            kind.name
+        );
     }
 }
 

@@ -17,6 +17,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// Reports that the server starts. Until [`ready`], pings show that the process runs.
 pub async fn while_starting() -> Infallible {
     report(&[NotifyState::Status("starting")]);
+    // After a restart by itself, the last ping is from before the stop.
+    ping();
     loop {
         tokio::time::sleep(interval()).await;
         if runtime_takes_turns().await {
@@ -78,6 +80,8 @@ pub fn restarting(cause: &str) {
         Ok(now) => report(&[NotifyState::Reloading, now, NotifyState::Status(&status)]),
         Err(_) => report(&[NotifyState::Reloading, NotifyState::Status(&status)]),
     }
+    // The next one follows once the process has been replaced.
+    ping();
 }
 
 /// A third of the watchdog's time.

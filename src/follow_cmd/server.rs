@@ -18,8 +18,9 @@ use s2_sdk::types::{
 };
 
 use super::failure;
+use crate::encryption_key::KEY;
 use crate::failure::Failure;
-use crate::remote::{AccessArgs, Remote, TOKEN_VARIABLES};
+use crate::remote::{AccessArgs, Remote, TOKEN_VARIABLES, warn_in_clear};
 use crate::secret_file::Secret;
 use crate::server_address::{DEFAULT_SERVER, ServerAddress};
 use crate::stream_cmd::failure::Asked;
@@ -47,8 +48,14 @@ impl Server {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let chosen = Chosen::of(named, access.token_file.is_some(), variable)?;
         let trust = access.trust(&chosen.address)?;
+        let [ours, theirs] = TOKEN_VARIABLES;
+        let token = match chosen.is_of_s2_variables {
+            // The token that goes with those endpoints: they may not be an Esker's.
+            true => access.token_of(&[theirs, ours])?,
+            false => access.token()?,
+        };
         Ok(Server {
-            remote: Remote::with(chosen.address, access.token()?, trust),
+            remote: Remote::with(chosen.address, token, trust),
             endpoints: chosen.endpoints,
             key: None,
             is_hosted: chosen.is_hosted,
@@ -56,8 +63,11 @@ impl Server {
         })
     }
 
-    /// With the key of the stream's records.
+    /// With the key of the stream's records. Warns if it goes over a network in the clear.
     pub fn with_key(self, key: Option<EncryptionKey>) -> Server {
+        if key.is_some() {
+            warn_in_clear(KEY, self.address());
+        }
         Server { key, ..self }
     }
 
@@ -133,6 +143,8 @@ struct Chosen {
     address: ServerAddress,
     endpoints: S2Endpoints,
     is_hosted: bool,
+    /// Whether the variables of the official command line name it.
+    is_of_s2_variables: bool,
 }
 
 impl Chosen {
@@ -151,6 +163,7 @@ impl Chosen {
         let invalid = |name: &str, value: &str, why: &str| {
             Failure::usage("invalid", format!("{name}={value}: {why}"))
         };
+        let is_of_s2_variables = named.is_none() && account.is_some() && basin.is_some();
         let (address, endpoints) = match (named, account, basin) {
             (None, Some(account), Some(basin)) => {
                 let (name, other) = ("S2_ACCOUNT_ENDPOINT", "S2_BASIN_ENDPOINT");
@@ -203,6 +216,7 @@ impl Chosen {
             address,
             endpoints,
             is_hosted,
+            is_of_s2_variables,
         })
     }
 }

@@ -2,9 +2,7 @@
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use s2_sdk::error::ErrorCode;
-use s2_sdk::types::{
-    BasinName, CreateBasinInput, ListAllBasinsInput, ListAllStreamsInput, StreamName,
-};
+use s2_sdk::types::{BasinName, CreateBasinInput, ListAllBasinsInput, ListAllStreamsInput};
 use serde_json::json;
 
 use super::{Import, Mode};
@@ -115,15 +113,14 @@ impl Import {
         let source = self.source.basin(basin);
         let mut streams = source.list_all_streams(ListAllStreamsInput::new()).boxed();
         while let Some(stream) = streams.next().await {
-            let stream: StreamName = stream
-                .map_err(|e| self.source.asked_basin(basin).request(&e))?
-                .name;
+            let stream = stream.map_err(|e| self.source.asked_basin(basin).request(&e))?;
+            let is_encrypted = stream.cipher.is_some();
             let target = StreamTarget {
                 basin: basin.clone(),
-                stream,
+                stream: stream.name,
             };
             totals.streams += 1;
-            match self.stream(&target).await {
+            match self.stream(&target, is_encrypted).await {
                 Ok(done) => {
                     totals.records += match self.mode {
                         Mode::Verify => done.compared,

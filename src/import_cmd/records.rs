@@ -144,7 +144,16 @@ pub fn conflict(target: &StreamTarget, why: &str) -> Failure {
         "import_conflict",
         format!("{target} is not a copy of the source: {why}"),
     )
-    .advise("delete it, and run it again")
+    .advise("if nobody but an import has written to it, delete it here, and run the import again")
+}
+
+/// The failure for a record of the source that is gone before it was read.
+pub fn trimmed(target: &StreamTarget, at: u64) -> Failure {
+    Failure::wrong(
+        "import_gap",
+        format!("the source trimmed {target} beyond {at} while it was read"),
+    )
+    .advise("run it again")
 }
 
 /// A record with the same content and timestamp.

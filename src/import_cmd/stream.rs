@@ -1,15 +1,19 @@
 //! One stream: what is missing in the copy, its records, and its settings.
 
+use std::str::FromStr as _;
 use std::time::Duration;
 
 use s2_sdk::error::ErrorCode;
 use s2_sdk::types::{
-    CreateStreamInput, DeleteOnEmptyReconfiguration, ReconfigureStreamInput, RetentionPolicy,
-    StreamConfig, StreamReconfiguration, TimestampingMode, TimestampingReconfiguration,
+    CreateStreamInput, DeleteOnEmptyReconfiguration, ListStreamsInput, ReconfigureStreamInput,
+    RetentionPolicy, StreamConfig, StreamNamePrefix, StreamReconfiguration, TimestampingMode,
+    TimestampingReconfiguration,
 };
 
 use super::front::is_filler;
-use super::records::{Session, append, are_equal, conflict, copy_of, range, record_at, tail_of};
+use super::records::{
+    Session, append, are_equal, conflict, copy_of, range, record_at, tail_of, trimmed,
+};
 use super::{Import, Mode};
 use crate::failure::Failure;
 use crate::follow_cmd::progress::Records;
@@ -28,8 +32,8 @@ pub struct Done {
 }
 
 impl Import {
-    /// Copies or compares a stream.
-    pub async fn stream(&self, target: &StreamTarget) -> Result<Done, Failure> {
+    /// Copies or compares a stream, which may be encrypted in the source.
+    pub async fn stream(&self, target: &StreamTarget, is_encrypted: bool) -> Result<Done, Failure> {
         let (first, tail) = range(&self.source, target).await?;
         let copied = match self.mode {
             Mode::Verify => {
@@ -55,8 +59,11 @@ impl Import {
                     compared: 0,
                 });
             }
-            Mode::Copy => self.copy(target, first, tail).await?,
+            Mode::Copy => self.copy(target, first, tail, is_encrypted).await?,
         };
+        if self.mode == Mode::Verify && is_encrypted {
+            self.check_encrypted(target).await?;
+        }
         let (head, compared) = self.compare(target, tail).await?;
         Ok(Done {
             head,
@@ -67,7 +74,13 @@ impl Import {
     }
 
     /// Appends what is missing. Returns the number of records.
-    async fn copy(&self, target: &StreamTarget, first: u64, tail: u64) -> Result<u64, Failure> {
+    async fn copy(
+        &self,
+        target: &StreamTarget,
+        first: u64,
+        tail: u64,
+        is_encrypted: bool,
+    ) -> Result<u64, Failure> {
         let asked = self.source.asked_stream(target);
         let config = self
             .source
@@ -76,6 +89,9 @@ impl Import {
             .await;
         let config = config.map_err(|e| asked.request(&e))?;
         self.ensure_stream(target, &config).await?;
+        if is_encrypted {
+            self.check_encrypted(target).await?;
+        }
         let begun = tail_of(&self.target, target).await?.unwrap_or(0);
         if begun > tail {
             return Err(conflict(
@@ -97,6 +113,28 @@ impl Import {
         Ok(copied)
     }
 
+    /// Checks that records of a stream that is encrypted in the source are not stored as plain text here. The
+    /// basin has the cipher of new streams, which may be another than that of an earlier one.
+    async fn check_encrypted(&self, target: &StreamTarget) -> Result<(), Failure> {
+        let prefix = StreamNamePrefix::from_str(&target.stream);
+        let prefix = prefix.map_err(|e| Failure::wrong("client", e.0))?;
+        let page = ListStreamsInput::new().with_prefix(prefix).with_limit(1);
+        let page = self.target.basin(&target.basin).list_streams(page).await;
+        let page = page.map_err(|e| self.target.asked_stream(target).request(&e))?;
+        let mut found = page.values.into_iter();
+        match found.find(|info| info.name == target.stream) {
+            Some(info) if info.cipher.is_none() => Err(Failure::wrong(
+                "import_conflict",
+                format!("{target} is encrypted in the source, and not here"),
+            )
+            .advise(format!(
+                "give the basin {} a cipher, delete the stream here, and run the import again",
+                target.basin
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Checks that what is in the target is the beginning of a copy, before anything is appended to it: its first
     /// and its last record are those of the source, or of a front that was being filled.
     async fn check_begun(
@@ -111,7 +149,15 @@ impl Import {
         };
         // Where no record is left, none is mixed with others.
         if head >= begun {
-            return Ok(());
+            return match begun > first {
+                true => Err(conflict(
+                    target,
+                    &format!(
+                        "it has no record before {begun}, and the source has those from {first}"
+                    ),
+                )),
+                false => Ok(()),
+            };
         }
         let begins = if begun > first { head.max(first) } else { head };
         for at in [begins, begun - 1] {
@@ -124,8 +170,22 @@ impl Import {
                     both.is_some_and(|(ours, theirs)| are_equal(ours, theirs))
                 }
             };
-            if !is_copy {
-                return Err(conflict(target, &format!("the record at {at} is another")));
+            if is_copy {
+                continue;
+            }
+            if at < first {
+                return Err(conflict(
+                    target,
+                    &format!(
+                        "the source begins at {first} now, and no longer has the record at {at} to compare"
+                    ),
+                ));
+            }
+            match range(&self.source, target).await?.0 > at {
+                // It was trimmed or has expired meanwhile. The last record decides.
+                true if at + 1 < begun => {}
+                true => return Err(trimmed(target, at)),
+                false => return Err(conflict(target, &format!("the record at {at} is another"))),
             }
         }
         Ok(())

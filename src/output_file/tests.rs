@@ -32,6 +32,22 @@ fn a_file_is_there_when_it_is_whole_and_leaves_nothing_if_it_never_is() {
 }
 
 #[test]
+fn a_secret_is_for_its_owner_alone_also_where_a_file_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out");
+    for (before, force) in [("", false), ("before", true)] {
+        fs::write(&path, before).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        let mut file = OutputFile::create(&path, force).unwrap();
+        file.keep_secret().unwrap();
+        file.write_all(b"secret").unwrap();
+        file.finish().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "secret");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, NEW_MODE);
+    }
+}
+
+#[test]
 fn a_file_that_exists_is_replaced_only_by_force_and_keeps_owner_and_mode() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out");

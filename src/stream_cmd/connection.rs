@@ -17,8 +17,9 @@ use s2_sdk::{S2, S2Basin, S2Stream};
 
 use super::failure::Asked;
 use super::target::StreamTarget;
+use crate::encryption_key::KEY;
 use crate::failure::Failure;
-use crate::remote::Remote;
+use crate::remote::{Remote, warn_in_clear};
 use crate::server_address::ServerAddress;
 
 /// Longest wait for the answer to a single request. Reads and creations take milliseconds, or seconds where
@@ -58,8 +59,12 @@ impl Connection {
         })
     }
 
-    /// The same, with this key for records.
+    /// The same, with this key for records. Warns if the key goes over a network in the clear: requests for
+    /// records have it.
     pub fn with_key(self, key: Option<EncryptionKey>) -> Connection {
+        if key.is_some() {
+            warn_in_clear(KEY, &self.address);
+        }
         Connection { key, ..self }
     }
 

@@ -1,5 +1,6 @@
 //! `esker token issue`.
 
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use esker_server::config::HumanDuration;
@@ -13,7 +14,7 @@ use super::permissions::PermissionArgs;
 use super::scope::Scope;
 use crate::admin::Admin;
 use crate::failure::Failure;
-use crate::output::print;
+use crate::output::{Written, written};
 use crate::output_file::OutputFile;
 use crate::secret_file::Secret;
 
@@ -115,6 +116,9 @@ pub async fn run(admin: &Admin, args: &Args, request: &Request, left: &str) -> R
     let file = file
         .map(|path| OutputFile::create(path, args.force))
         .transpose()?;
+    if let Some(file) = &file {
+        file.keep_secret()?;
+    }
     let answer: Answer = match admin.post_s2(&["access-tokens"], request).await {
         Ok(answer) => answer,
         Err(failure) if failure.code == "resource_already_exists" => {
@@ -136,12 +140,26 @@ pub async fn run(admin: &Admin, args: &Args, request: &Request, left: &str) -> R
         Some(mut file) => {
             let written = file.write_all(format!("{}\n", token.expose()).as_bytes());
             written.map_err(|e| lost(file.failure(&e)))?;
-            file.finish().map_err(lost)
+            file.finish().map_err(|failure| match failure.code {
+                // The token is in a file beside it.
+                "file_exists" => failure,
+                _ => lost(failure),
+            })
         }
         None if args.json => {
-            print(json!({ "id": &*request.id, "access_token": token.expose() })).map_err(lost)
+            let answer = json!({ "id": &*request.id, "access_token": token.expose() });
+            print_once(&answer.to_string()).map_err(lost)
         }
-        None => print(token.expose()).map_err(lost),
+        None => print_once(token.expose()).map_err(lost),
+    }
+}
+
+/// Prints what is shown this one time: it is a failure if nobody reads it.
+fn print_once(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match written(writeln!(out, "{text}").and_then(|()| out.flush()))? {
+        Written::Yes => Ok(()),
+        Written::NobodyReads => Err(Failure::wrong("io", "nobody reads standard output")),
     }
 }
 

@@ -264,6 +264,57 @@ fn a_stream_with_other_records_is_not_written_and_does_not_keep_the_others_from_
 }
 
 #[test]
+fn a_stream_whose_records_have_expired_here_is_not_continued() {
+    let (source, target) = (Server::start(), Server::start());
+    let name = "my-basin/orders";
+    stream(&source.url, &["create", name], "");
+    stream(&source.url, &["append", name], &numbered(0, 100));
+    stream(&target.url, &["create", name, "--retention", "1s"], "");
+    stream(&target.url, &["append", name], &numbered(0, 5));
+    eventually("the records expire", || {
+        let info = stream(&target.url, &["info", name, "--json"], "");
+        let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+        info["head"] == 5
+    });
+    // Otherwise the first five records would be missing, and the import would succeed.
+    let output = import(&source.url, &target, &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+    let said = stdout(&output);
+    assert!(
+        said.contains("my-basin/orders: [import_conflict]"),
+        "{said}"
+    );
+    let tail = stream(&target.url, &["check-tail", name, "--json"], "");
+    assert!(tail.contains("\"seq_num\":5"), "{tail}");
+}
+
+#[test]
+fn records_of_an_encrypted_stream_are_not_stored_as_plain_text() {
+    let (source, target) = (Server::start(), Server::start());
+    let name = "my-basin/secret";
+    let directory = tempfile::tempdir().unwrap();
+    let key = directory.path().join("key");
+    std::fs::write(&key, "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=").unwrap();
+    let key = ["--encryption-key-file", key.to_str().unwrap()];
+    let create = ["create", "my-basin", "--stream-cipher", "aegis-256"];
+    stream(&source.url, &create, "");
+    stream(&source.url, &["create", name], "");
+    let append = [&["append", name][..], &key].concat();
+    stream(&source.url, &append, &numbered(0, 10));
+    // The basin is there already, without a cipher.
+    stream(&target.url, &["create", "my-basin"], "");
+    let output = import(&source.url, &target, &key);
+    assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+    let said = stdout(&output);
+    assert!(
+        said.contains("my-basin/secret: [import_conflict]"),
+        "{said}"
+    );
+    let tail = stream(&target.url, &["check-tail", name, "--json"], "");
+    assert!(tail.contains("\"seq_num\":0"), "{tail}");
+}
+
+#[test]
 fn a_front_that_is_too_long_is_refused_before_anything_is_written_to_it() {
     let (source, target) = (Server::start(), Server::start());
     fill(&source.url);

@@ -5,7 +5,8 @@
 //! wait, and memory does not grow. A single append, whose client waits for the answer, waits for
 //! [`ADMISSION_TIMEOUT`]; an append of a session waits without a limit, because flow control stops its
 //! client meanwhile. Clients and streams that compete are admitted in turns ([`crate::admission`]); the
-//! appends of one connection to one stream are proposed in the order of the calls.
+//! appends of one session are proposed in the order of the calls. Single ones that are under way at one time may
+//! overtake each other: one that was admitted is proposed when its task runs, or after it was encrypted.
 
 use std::cell::LazyCell;
 use std::sync::Arc;
@@ -82,7 +83,8 @@ impl PendingAppend {
                     // The stream's cipher is fixed, and its id is in the proposal: nothing happened.
                     AppendRefusal::CipherMismatch => Error::Conflict,
                     AppendRefusal::CipherExhausted => Error::Invalid(format!(
-                        "AES-256-GCM may encrypt {} records of a stream, and has: go on in another stream, or                          with `aegis-256`, which has no such limit",
+                        "AES-256-GCM may encrypt {} records of a stream, and has: go on in another stream, or \
+                         with `aegis-256`, which has no such limit",
                         encryption::MAX_AES_256_GCM_RECORDS
                     )),
                     AppendRefusal::SessionFailed => {
@@ -175,8 +177,12 @@ impl StreamHandle {
             fencing_token,
         } = input;
         let associated_data = self.associated_data();
-        let encode = move || encryption::encrypt(records, &encryption, &associated_data);
-        let records = match self.stream.cipher {
+        // What was admitted stays with the records, even if the caller has gone meanwhile.
+        let encode = move || {
+            let records = encryption::encrypt(records, &encryption, &associated_data);
+            (records, admitted, of_session)
+        };
+        let (records, admitted, of_session) = match self.stream.cipher {
             Some(_) if metered > MAX_INLINE => blocking(encode).await,
             _ => encode(),
         };

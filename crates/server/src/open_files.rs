@@ -57,10 +57,13 @@ impl OpenFiles {
     }
 
     fn share(config: &Config, limit: u64) -> OpenFiles {
-        let log = config.log.purge_threshold.as_u64();
-        let log = log.max(config.snapshots.max_log_bytes.as_u64());
+        let most = config.log.purge_threshold.as_u64();
+        let most = most.max(config.snapshots.max_log_bytes.as_u64());
+        let segment = config.log.segment_size.as_u64().max(1);
+        // The most that the log takes on disk: ARCHITECTURE.md, bounds.
+        let log = (most / 4).saturating_mul(7) + config.limits.append_inflight.as_u64();
         // The log keeps each of its files open; some are about to be deleted.
-        let log_files = log / config.log.segment_size.as_u64().max(1) + 8;
+        let log_files = log / segment + 2 + 8;
         let fixed = log_files + RESERVE;
         let (database, connections) = (config.store.max_open_files, config.limits.connections);
         let needed = fixed + u64::from(database) + u64::from(connections);

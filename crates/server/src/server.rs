@@ -165,7 +165,7 @@ impl Server {
         // once that is ours.
         let own_files = match config.tls.self_signed {
             true => None,
-            false => Tls::load(&config.tls, &config.data_dir, &names)?,
+            false => load_tls(config, &names).await?,
         };
         let problems = HostProblems::default();
         let options = NodeOptions {
@@ -180,7 +180,7 @@ impl Server {
         let opened = tokio::task::spawn_blocking(move || Usage::open(&data_dir)).await;
         let usage = opened.unwrap_or_default();
         let tls = match own_files {
-            None => Tls::load(&config.tls, &config.data_dir, &names)?,
+            None => load_tls(config, &names).await?,
             own_files => own_files,
         };
         let app = App {
@@ -291,14 +291,27 @@ impl Server {
     ) -> String {
         loop {
             let cause = self.node.restart_wanted().await;
-            let noted = match may_restart().await {
-                Ok(()) => self.node.note_restart(&cause).await,
-                Err(why) => Err(why),
+            let noted = async {
+                self.check_tls().await?;
+                may_restart().await?;
+                self.node.note_restart(&cause).await
             };
-            match noted {
+            match noted.await {
                 Ok(()) => return cause,
                 Err(why) => self.node.hold_restart_back(format!("{cause}; {why}")),
             }
+        }
+    }
+
+    /// Fails with the reason if a start could not use the files of TLS as they are now. This process serves
+    /// what it read before.
+    async fn check_tls(&self) -> Result<(), String> {
+        let Some(tls) = self.tls.clone() else {
+            return Ok(());
+        };
+        match tokio::task::spawn_blocking(move || tls.check()).await {
+            Ok(checked) => checked.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
         }
     }
 
@@ -343,6 +356,17 @@ impl Server {
             // A panic in it has been reported by the panic hook.
             let _ = accepting.await;
         }
+    }
+}
+
+/// Reads the files of TLS on a thread where a file system that hangs holds up neither signals nor pings of a
+/// watchdog.
+async fn load_tls(config: &Config, names: &[String]) -> Result<Option<Tls>, TlsError> {
+    let (tls, data_dir, names) = (config.tls.clone(), config.data_dir.clone(), names.to_vec());
+    let loading = tokio::task::spawn_blocking(move || Tls::load(&tls, &data_dir, &names));
+    match loading.await {
+        Ok(loaded) => loaded,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 

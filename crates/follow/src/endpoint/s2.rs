@@ -54,10 +54,20 @@ pub struct S2Endpoint {
     name: StreamName,
     server: Option<Server>,
     /// The access token that is sent to it.
-    token: Option<String>,
+    token: Option<Token>,
     trusts_name: bool,
     encryption: Option<EncryptionKey>,
     fencing: Option<FencingToken>,
+}
+
+/// An access token, which debug output leaves out.
+#[derive(Clone)]
+struct Token(String);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
 }
 
 /// The server for requests that only Esker answers.
@@ -74,6 +84,8 @@ impl Server {
         // is slow, and fails where there are none. The client for streams takes no proxy either.
         let http = reqwest::Client::builder()
             .no_proxy()
+            // Another server knows nothing about this stream, and would not get the token.
+            .redirect(reqwest::redirect::Policy::none())
             .tls_danger_accept_invalid_certs(url.scheme() == "http")
             .build();
         Server {
@@ -158,7 +170,7 @@ impl S2Endpoint {
     #[must_use]
     pub fn with_access_token(self, token: impl Into<String>) -> S2Endpoint {
         S2Endpoint {
-            token: Some(token.into()),
+            token: Some(Token(token.into())),
             ..self
         }
     }
@@ -246,7 +258,7 @@ impl S2Endpoint {
         };
         let http = http.as_ref();
         let http = http.map_err(|e| EndpointError::Refused(e.clone()))?;
-        let token = self.token.as_deref();
+        let token = self.token.as_ref().map(|token| &*token.0);
         match position::ask(http, url, token, &self.basin_name, &self.name).await {
             Err(EndpointError::Denied(_)) if self.trusts_name => Ok(None),
             other => other,
@@ -497,6 +509,12 @@ mod tests {
         }
     }
 
+    #[test]
+    fn debug_output_has_no_access_token() {
+        let endpoint = endpoint("http://127.0.0.1:1").with_access_token("esk_abc");
+        assert!(!format!("{endpoint:?}").contains("esk_abc"));
+    }
+
     #[tokio::test]
     async fn a_lineage_that_is_not_told_is_not_no_lineage() {
         for (status, expected, by_choice) in [
@@ -510,6 +528,7 @@ mod tests {
             (500, Told::Later, Told::Later),
             (503, Told::Later, Told::Later),
             (400, Told::Refused, Told::Refused),
+            (307, Told::Refused, Told::Refused),
         ] {
             let url = server(status).await;
             let asked = endpoint(&url).position().await;

@@ -197,8 +197,12 @@ impl State {
         self.last = Some((*path, now));
     }
 
+    fn is_competing(&self, now: Instant) -> bool {
+        self.competing_until.is_some_and(|until| now < until)
+    }
+
     fn fits(&self, bytes: usize, window: usize, now: Instant) -> bool {
-        let competing = self.competing_until.is_some_and(|until| now < until);
+        let competing = self.is_competing(now);
         // Something is always in flight while anything waits.
         let in_window = !competing || self.work == 0 || self.work + work(bytes) <= window;
         self.places > 0 && self.bytes >= bytes && in_window
@@ -208,7 +212,7 @@ impl State {
         self.places -= 1;
         self.bytes -= bytes;
         self.work += work(bytes);
-        pace.begin(work(bytes), now)
+        pace.begin(work(bytes), self.is_competing(now), now)
     }
 }
 

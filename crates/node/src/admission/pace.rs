@@ -6,7 +6,11 @@
 //! an append takes alone. Groups of appends are then still large enough for a sync to cost little.
 //!
 //! What an append takes alone is measured while little else is in flight. The window is measured again after
-//! each change, from what was admitted after it.
+//! each change, from what was admitted after it, where clients competed.
+//!
+//! Other partitions share the log, and may be busy all the time: then nothing is measured alone. Where even the
+//! smallest window takes about as long as the target or longer, to shrink it gains nothing and costs all
+//! throughput, so the target is raised to one and a half times of what the smallest window takes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -54,6 +58,7 @@ pub(super) struct Paced {
     since: Instant,
     work: usize,
     alone: bool,
+    in_window: bool,
 }
 
 impl Pace {
@@ -73,12 +78,14 @@ impl Pace {
         self.window.load(Ordering::Relaxed)
     }
 
-    pub(super) fn begin(&self, work: usize, now: Instant) -> Paced {
+    /// An append is admitted; `in_window` is whether the window bounds what its partition has in flight.
+    pub(super) fn begin(&self, work: usize, in_window: bool, now: Instant) -> Paced {
         let before = self.in_flight.fetch_add(work, Ordering::Relaxed);
         Paced {
             since: now,
             work,
             alone: before + work <= MIN_WINDOW,
+            in_window,
         }
     }
 
@@ -91,6 +98,9 @@ impl Pace {
         if paced.alone && before <= MIN_WINDOW {
             let alone = measured.alone.unwrap_or(took);
             measured.alone = Some(alone - alone / SMOOTHING + took / SMOOTHING);
+        }
+        if !paced.in_window {
+            return;
         }
         measured.was_full |= was_full;
         let changed = *measured.changed.get_or_insert(now);
@@ -105,7 +115,16 @@ impl Pace {
         let average = measured.sum / measured.samples;
         let target = measured.target();
         let window = self.window();
+        let is_least = window == MIN_WINDOW && measured.was_full && target < MAX_TARGET;
+        let raises = is_least && average * 3 > target * 2;
+        if raises {
+            // Bit by bit, because one stall tells nothing.
+            let alone = measured.alone.unwrap_or_default();
+            let more = (average / 2).saturating_sub(alone) / SMOOTHING;
+            measured.alone = Some(alone + more);
+        }
         let changed = match average > target {
+            _ if raises => window,
             true => {
                 let part = target.as_secs_f64() / average.as_secs_f64();
                 ((window as f64 * part.max(0.5)) as usize).max(MIN_WINDOW)
@@ -144,7 +163,9 @@ mod tests {
         let mut took = Duration::ZERO;
         for _ in 0..2000 {
             let window = pace.window();
-            let group: Vec<_> = (0..window / 4096).map(|_| pace.begin(4096, now)).collect();
+            let group: Vec<_> = (0..window / 4096)
+                .map(|_| pace.begin(4096, true, now))
+                .collect();
             took = sync + Duration::from_micros((window * 1000 / bytes_per_ms) as u64);
             now += took;
             for paced in &group {
@@ -162,7 +183,7 @@ mod tests {
             // Some appends come alone.
             let mut now = Instant::now();
             for _ in 0..100 {
-                let one = pace.begin(1024, now);
+                let one = pace.begin(1024, true, now);
                 now += sync;
                 pace.end(&one, false, now);
             }
@@ -178,6 +199,51 @@ mod tests {
         }
     }
 
+    /// Partitions whose clients compete, beside another one with `lone` bytes of a client that is alone in it.
+    /// Returns the window, and how long groups take, in the end.
+    fn shared_log(partitions: usize, lone: usize, sync: Duration) -> (usize, Duration) {
+        let pace = Pace::new(16 * MIB);
+        pace.measured.lock().alone = Some(Duration::from_millis(1));
+        let (mut now, mut took) = (Instant::now(), Duration::ZERO);
+        for _ in 0..400 {
+            let work = partitions * pace.window();
+            let alone = (0..lone / 4096).map(|_| pace.begin(4096, false, now));
+            let mut group: Vec<_> = alone.collect();
+            group.extend((0..work / 4096).map(|_| pace.begin(4096, true, now)));
+            took = sync + Duration::from_micros(((work + lone) / 100) as u64);
+            now += took;
+            for paced in &group {
+                pace.end(paced, true, now);
+            }
+        }
+        (pace.window(), took)
+    }
+
+    #[test]
+    fn partitions_that_share_the_log_do_not_keep_each_other_at_the_smallest_window() {
+        let sync = Duration::from_millis(20);
+        let (window, took) = shared_log(2, 0, sync);
+        assert!(window >= 2 * MIN_WINDOW, "{window} bytes");
+        assert!(took <= sync * TARGET_FACTOR, "{took:?}");
+        // One client that is alone in its partition, and has all of that partition's share in flight.
+        let (window, took) = shared_log(1, 8 * MIB, Duration::from_millis(1));
+        assert!(window >= 2 * MIB, "{window} bytes");
+        assert!(took <= MAX_TARGET, "{took:?}");
+    }
+
+    #[test]
+    fn a_client_that_is_alone_changes_no_window() {
+        let pace = Pace::new(16 * MIB);
+        let mut now = Instant::now();
+        for _ in 0..100 {
+            let one = pace.begin(8 * MIB, false, now);
+            now += Duration::from_millis(100);
+            pace.end(&one, true, now);
+        }
+        assert_eq!(pace.window(), FIRST_WINDOW);
+        assert!(pace.measured.lock().alone.is_none());
+    }
+
     #[test]
     fn a_disk_that_becomes_slow_has_a_target_of_its_own_in_the_end() {
         let pace = Pace::new(16 * MIB);
@@ -187,7 +253,7 @@ mod tests {
         assert!(pace.window() >= MIN_WINDOW);
         // One stall tells nothing.
         let now = Instant::now();
-        let stalled = pace.begin(4096, now);
+        let stalled = pace.begin(4096, true, now);
         pace.end(&stalled, true, now + Duration::from_secs(3600));
         assert!(pace.window() >= MIN_WINDOW);
     }

@@ -4,9 +4,11 @@
 //! valid token do not count and are not limited, whatever else comes from their address.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use super::principal::network;
 
 /// Failures that an address may have at once.
 const MAX_FAILURES: u32 = 20;
@@ -63,7 +65,7 @@ impl FailureLimiter {
     /// There were too many: how long to wait.
     pub(crate) fn fail(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        let address = network(address);
+        let address = network(address.to_canonical());
         if !buckets.of.contains_key(&address) && buckets.of.len() >= MAX_ADDRESSES {
             // Not at each failure: it takes as long as the map is large.
             if buckets
@@ -81,20 +83,11 @@ impl FailureLimiter {
     }
 }
 
-/// What an address counts as.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => {
-            let network = address.to_bits() >> 64 << 64;
-            IpAddr::V6(Ipv6Addr::from_bits(network))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+
+    use std::net::Ipv6Addr;
 
     use super::*;
 

@@ -1,6 +1,6 @@
 //! Who sends a request.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, LazyLock};
 
 use esker_node::{StoredToken, TokenHash, TokenScope};
@@ -32,7 +32,7 @@ pub(crate) enum PrincipalKey {
     Root,
     /// The holder of an issued token, by its hash.
     Token(TokenHash),
-    /// A client without a token, by its address.
+    /// A client without a token, by its [`network`].
     Address(IpAddr),
 }
 
@@ -53,7 +53,7 @@ impl Principal {
             Principal::Root => PrincipalKey::Root,
             Principal::Token(token) => PrincipalKey::Token(token.hash),
             Principal::Anonymous(address) | Principal::Unauthenticated(address) => {
-                PrincipalKey::Address(*address)
+                PrincipalKey::Address(network(*address))
             }
         }
     }
@@ -73,6 +73,14 @@ fn address(peer: Option<&PeerAddress>) -> IpAddr {
     address.to_canonical()
 }
 
+/// The address, or of IPv6 its network of 64 bits: whoever has one address of it may use all of them.
+pub(super) fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,5 +94,7 @@ mod tests {
         assert_eq!(key("10.0.0.1:1"), key("10.0.0.1:2"));
         assert_eq!(key("10.0.0.1:1"), key("[::ffff:10.0.0.1]:1"));
         assert_ne!(key("10.0.0.1:1"), key("10.0.0.2:1"));
+        assert_eq!(key("[2001:db8::1]:1"), key("[2001:db8::ffff:2]:1"));
+        assert_ne!(key("[2001:db8::1]:1"), key("[2001:db8:0:1::1]:1"));
     }
 }

@@ -241,7 +241,8 @@ pub struct LimitsConfig {
     #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "1h"))]
     pub header_timeout: HumanDuration,
 
-    /// How long a connection may be without a request under way before it is closed.
+    /// How long a connection may be without a request under way before it is closed. One of HTTP/1.1 is
+    /// closed after `header-timeout` if that is shorter: the head of its next request is awaited.
     #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "24h"))]
     pub idle_timeout: HumanDuration,
 

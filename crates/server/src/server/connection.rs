@@ -32,6 +32,9 @@ const H1_BUFFER: usize = 128 * 1024;
 const H2_KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// How long a client has to take the end of a connection that is closed for being idle.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection of the reserve may be without a request. Probes send theirs at once, and others
+/// must not keep the few places of the reserve from them.
+const RESERVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long any other request on such a connection waits for an ordinary place.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -89,6 +92,9 @@ impl Connections {
 
     /// Serves a connection until it ends.
     pub(super) async fn serve(mut self, stream: TcpStream, peer: PeerAddress, place: Arc<Place>) {
+        if !place.is_ordinary() {
+            self.header_timeout = self.header_timeout.min(RESERVE_TIMEOUT);
+        }
         let opened = tokio::select! {
             opened = self.open(stream, peer) => opened,
             () = self.stop.cancelled() => return,

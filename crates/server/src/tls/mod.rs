@@ -108,6 +108,20 @@ impl Tls {
         &self.files.certificate
     }
 
+    /// Checks that a start could use the files as they are now, and would not serve a certificate that
+    /// clients refuse instead of one that they accept.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with which file.
+    pub(crate) fn check(&self) -> Result<(), TlsError> {
+        match self.files.self_signed {
+            // A start makes another, if it has to.
+            true => Ok(()),
+            false => reload::changed(self).map(drop),
+        }
+    }
+
     /// Follows the files until `stop`.
     pub(crate) async fn follow(
         self,

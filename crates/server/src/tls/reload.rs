@@ -16,6 +16,8 @@ use super::{CertificateInfo, Tls, TlsError, self_signed};
 
 /// How often the files are read.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
+/// How long reading the files may take before that is a problem in the status.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// From when on the end of a certificate is a problem in the status.
 const WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
 /// How often the end of a certificate is logged.
@@ -80,16 +82,58 @@ pub(super) async fn follow(
             return;
         }
         // A file system that hangs holds up nothing else.
-        let polled = tokio::task::spawn_blocking(move || {
+        let problems = follower.problems.clone();
+        let mut polled = tokio::task::spawn_blocking(move || {
             follower.poll();
             follower
         });
-        match polled.await {
-            Ok(back) => follower = back,
-            // A panic in it has been reported by the panic hook.
-            Err(_) => return,
+        let in_time = tokio::time::timeout(READ_TIMEOUT, &mut polled).await;
+        let hung = in_time.is_err();
+        let back = match in_time {
+            Ok(back) => back,
+            Err(_) => {
+                let what = "the TLS files cannot be read: their file system does not answer";
+                tracing::warn!("{what}; new connections use what was read before");
+                let remedy = "look at that file system; the files are read again by themselves";
+                problems.set(NOT_RELOADED, what.to_owned(), remedy);
+                polled.await
+            }
+        };
+        // A panic in it has been reported by the panic hook.
+        let Ok(back) = back else {
+            return;
+        };
+        follower = back;
+        if hung {
+            // What was wrong besides is reported again by the next reading.
+            problems.clear(NOT_RELOADED);
+            follower.failure = None;
         }
     }
+}
+
+/// What the files hold, if that is something else than what is served.
+///
+/// # Errors
+///
+/// Why it cannot be used, or must not replace what is served.
+pub(super) fn changed(tls: &Tls) -> Result<Option<Identity>, TlsError> {
+    let files = &tls.files;
+    let contents = files.read()?;
+    let (served, digest) = tls.read(|it| (it.info.clone(), it.digest));
+    if contents.digest() == digest {
+        return Ok(None);
+    }
+    let identity = Identity::of(files, &contents)?;
+    let now = OffsetDateTime::now_utc();
+    let validity = Validity::of(&identity.info, now);
+    if !validity.is_accepted() && Validity::of(&served, now).is_accepted() {
+        return Err(files.certificate_error(match validity {
+            Validity::NotYet => format!("it is not valid before {}", identity.info.start()),
+            _ => format!("it expired on {}", identity.info.end()),
+        }));
+    }
+    Ok(Some(identity))
 }
 
 fn register() {
@@ -122,6 +166,7 @@ impl Follower {
                     fingerprint = %info.fingerprint,
                     "The TLS certificate was read again: new connections use it"
                 );
+                self.tls.files.warn_of_permissions();
                 self.tls.replace(identity);
                 metrics::counter!("esker_tls_reloads_total", "result" => "ok").increment(1);
                 self.warned = None;
@@ -137,21 +182,7 @@ impl Follower {
         if files.self_signed {
             self_signed::ensure(files, &self.names)?;
         }
-        let contents = files.read()?;
-        let (served, digest) = self.tls.read(|it| (it.info.clone(), it.digest));
-        if contents.digest() == digest {
-            return Ok(None);
-        }
-        let identity = Identity::of(files, &contents)?;
-        let now = OffsetDateTime::now_utc();
-        let validity = Validity::of(&identity.info, now);
-        if !validity.is_accepted() && Validity::of(&served, now).is_accepted() {
-            return Err(files.certificate_error(match validity {
-                Validity::NotYet => format!("it is not valid before {}", identity.info.start()),
-                _ => format!("it expired on {}", identity.info.end()),
-            }));
-        }
-        Ok(Some(identity))
+        changed(&self.tls)
     }
 
     fn succeed(&mut self) {

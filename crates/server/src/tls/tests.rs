@@ -238,6 +238,27 @@ fn a_half_written_pair_keeps_the_old_one_and_a_whole_one_replaces_it() {
 }
 
 #[test]
+fn files_that_a_start_would_refuse_do_not_pass_the_check_before_a_restart() {
+    let directory = Directory::valid();
+    let tls = directory.load().unwrap();
+    tls.check().expect("what is served");
+    let day = time::Duration::DAY;
+    let next = KeyPair::generate().unwrap();
+    let certificate_text = certificate(&next, -day, 90 * day);
+    fs::write(directory.certificate(), certificate_text).unwrap();
+    let why = tls.check().unwrap_err().cause;
+    assert!(why.contains("it is not the key"), "{why}");
+    fs::write(directory.key(), next.serialize_pem()).unwrap();
+    tls.check().expect("a whole pair");
+    directory.write(&next, -2 * day, -day);
+    let why = tls.check().unwrap_err().cause;
+    assert!(why.contains("it expired on"), "{why}");
+    fs::remove_file(directory.certificate()).unwrap();
+    let why = tls.check().unwrap_err().cause;
+    assert!(why.contains("No such file"), "{why}");
+}
+
+#[test]
 fn a_certificate_that_clients_would_refuse_does_not_replace_one_that_they_accept() {
     let directory = Directory::valid();
     let mut follower = directory.follower();

@@ -24,6 +24,7 @@ mod state;
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -51,18 +52,29 @@ pub struct Usage {
 struct Shared {
     state: Mutex<State>,
     hasher: RandomState,
+    /// One at a time writes the file: a stop may come while the sampler saves.
+    saving: Mutex<()>,
+    /// Whether the file could not be read at the start, and may be whole.
+    keeps_file: AtomicBool,
 }
 
 impl Usage {
     /// Usage as the data directory has it, or none if that cannot be used.
     pub fn open(data_dir: &Path) -> Usage {
+        let mut keeps_file = false;
         let state = match file::load(&file::path(data_dir)) {
             Ok(state) => state,
             Err(LoadError::Absent(path)) => {
                 tracing::info!(path = %path.display(), "no usage metrics are stored: they begin now");
                 State::default()
             }
-            Err(error) => {
+            // It may be whole, so it is not replaced: the next start may read it.
+            Err(error @ LoadError::Unreadable(..)) => {
+                tracing::warn!(%error, "usage metrics begin now, and are not saved in this run");
+                keeps_file = true;
+                State::default()
+            }
+            Err(error @ LoadError::Damaged(..)) => {
                 tracing::warn!(%error, "stored usage metrics are not used: they begin now");
                 State::default()
             }
@@ -71,13 +83,22 @@ impl Usage {
             shared: Arc::new(Shared {
                 state: Mutex::new(state),
                 hasher: RandomState::new(),
+                saving: Mutex::default(),
+                keeps_file: AtomicBool::new(keeps_file),
             }),
         }
     }
 
     /// Writes the measurements into the data directory. A failure is logged.
     pub fn save(&self, data_dir: &Path) {
-        let bytes = file::encode(&self.state());
+        if self.shared.keeps_file.load(Ordering::Relaxed) {
+            return;
+        }
+        let saving = self.shared.saving.lock();
+        let _alone = saving.unwrap_or_else(PoisonError::into_inner);
+        // A copy: every append and read waits for the lock, and to encode takes long.
+        let state = self.state().clone();
+        let bytes = file::encode(&state);
         let path = file::path(data_dir);
         if let Err(error) = file::save(&path, &bytes) {
             tracing::warn!(path = %path.display(), %error, "usage metrics were not saved");
@@ -195,4 +216,26 @@ impl Drop for StreamMeter {
 pub(crate) fn now() -> u32 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |d| u32::try_from(d.as_secs()).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_read_now_is_not_replaced_and_a_damaged_one_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file::path(dir.path());
+        std::fs::write(&path, "damaged").unwrap();
+        Usage::open(dir.path()).save(dir.path());
+        let saved = std::fs::read(&path).unwrap();
+        assert!(file::decode(&saved).is_ok());
+
+        // A link to itself cannot be read, and could be replaced.
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        Usage::open(dir.path()).save(dir.path());
+        let there = std::fs::symlink_metadata(&path).unwrap();
+        assert!(there.is_symlink());
+    }
 }

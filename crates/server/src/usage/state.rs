@@ -59,7 +59,9 @@ impl Seen {
     /// Whether this is the first use of its minute.
     fn is_first(&mut self, now: u32, used: u64) -> bool {
         let minute = Interval::Minute.begin(now);
-        if self.minute != minute {
+        // Who read the clock just before another began this minute does not begin the last one again.
+        let is_late = minute.saturating_add(Interval::Minute.seconds()) == self.minute;
+        if self.minute != minute && !is_late {
             self.minute = minute;
             self.uses.clear();
         }
@@ -214,6 +216,15 @@ mod tests {
             .get(Meter::StandardAppends);
         let found: Vec<_> = series.unwrap().all(Interval::Minute).collect();
         assert_eq!(found, [(minute, 2), (minute + 60, 1)]);
+        // A request that was delayed after it had read the clock.
+        state.use_once(Meter::StandardAppends, "basin", 3, minute + 59);
+        state.use_once(Meter::StandardAppends, "basin", 1, minute + 62);
+        let series = state.basins["basin"]
+            .measured
+            .meters
+            .get(Meter::StandardAppends);
+        let found: Vec<_> = series.unwrap().all(Interval::Minute).collect();
+        assert_eq!(found, [(minute, 3), (minute + 60, 1)]);
     }
 
     #[test]
