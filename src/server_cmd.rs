@@ -302,6 +302,10 @@ async fn may_restart(config: &Config, args: &Args) -> Result<(), String> {
 
 /// Fails with the difference if the next start would have another configuration than this one.
 fn change_of(config: &Config, args: &Args) -> Result<(), String> {
+    // A start without it fails, or creates another one, which nobody knows.
+    if let Some(path) = &config.root_token_file {
+        root_token::check(path).map_err(|error| error.to_string())?;
+    }
     match load(args) {
         Ok(now) if now.config == *config => Ok(()),
         Ok(_) => Err("the configuration has changed since the start".to_owned()),

@@ -217,6 +217,9 @@ async fn an_auto_prefix_is_added_to_names_and_stripped_from_answers() {
     sdk::stream(&basin, "tenant-1/a").await;
     sdk::stream(&basin, "tenant-2/a").await;
     sdk::stream(&basin, "tenant-1/").await;
+    // Without the prefix, these are no names.
+    sdk::stream(&basin, "tenant-1/.").await;
+    sdk::stream(&basin, "tenant-1/..").await;
     let mut scope = all_of("test-basin");
     scope["streams"] = json!({"prefix": "tenant-1/"});
     let more = json!({"auto_prefix_streams": true});

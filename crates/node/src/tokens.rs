@@ -18,6 +18,9 @@ use crate::error::{Error, unexpected};
 /// Most tokens at a time. All are in memory, in some 500 bytes each and at most 4 KiB
 /// ([`MAX_SCOPE_NAME_BYTES`]): 50 MB of usual ones.
 pub const MAX_ACCESS_TOKENS: u64 = 100_000;
+/// Of these, how many only the holder of the root token can issue: other issuers together cannot keep it from
+/// issuing one.
+pub const ROOT_ACCESS_TOKENS: u64 = 1000;
 /// Longest name or prefix in a scope, in bytes: as long as the name of a stream.
 pub const MAX_SCOPE_NAME_BYTES: usize = 512;
 
@@ -34,6 +37,17 @@ pub struct NewToken {
     pub auto_prefix_streams: bool,
     /// What its holder may do.
     pub scope: TokenScope,
+    /// Whether the holder of the root token issues it ([`ROOT_ACCESS_TOKENS`]).
+    pub by_root: bool,
+}
+
+impl NewToken {
+    fn max_tokens(&self) -> u64 {
+        match self.by_root {
+            true => MAX_ACCESS_TOKENS,
+            false => MAX_ACCESS_TOKENS - ROOT_ACCESS_TOKENS,
+        }
+    }
 }
 
 /// Why an operation on tokens failed.
@@ -78,6 +92,7 @@ impl Tokens {
     pub async fn issue(&self, token: NewToken) -> Result<(), TokenError> {
         check(&token.scope).map_err(TokenError::Invalid)?;
         let id = token.id.to_string();
+        let max_tokens = token.max_tokens();
         let command = IssueToken {
             id: id.clone(),
             hash: token.hash.0.to_vec(),
@@ -86,13 +101,13 @@ impl Tokens {
             scope: token.scope,
             at_ms: now_ms(),
             forks: self.inner.catalog_reader.forks(),
-            max_tokens: MAX_ACCESS_TOKENS,
+            max_tokens,
         };
         match self.execute(Kind::IssueToken(command)).await? {
             Outcome::TokenIssued(Ok(())) => Ok(()),
             Outcome::TokenIssued(Err(TokenRefusal::Exists)) => Err(TokenError::Exists(id)),
             Outcome::TokenIssued(Err(TokenRefusal::TooMany)) => {
-                Err(TokenError::TooMany(MAX_ACCESS_TOKENS))
+                Err(TokenError::TooMany(max_tokens))
             }
             other => Err(unexpected(&other).into()),
         }
@@ -214,7 +229,18 @@ mod tests {
             expires_at_ms: None,
             auto_prefix_streams: false,
             scope: TokenScope::default(),
+            by_root: false,
         }
+    }
+
+    #[test]
+    fn the_root_token_can_issue_some_when_others_cannot_issue_any_more() {
+        let others = new_token("one", 1);
+        let root = NewToken {
+            by_root: true,
+            ..others.clone()
+        };
+        assert_eq!(root.max_tokens(), others.max_tokens() + ROOT_ACCESS_TOKENS);
     }
 
     fn id(id: &str) -> AccessTokenId {

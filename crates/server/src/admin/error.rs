@@ -10,7 +10,7 @@ use s2_common::http::extract::HeaderRejection;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoResponses, ToSchema};
 
-use crate::auth::AccessError;
+use crate::auth::{self, AccessError};
 
 /// Codes that this API adds to those of the S2 API and of the repository: the code, its status, when,
 /// and what to do.
@@ -354,6 +354,7 @@ fn repository_code(error: &RepositoryError) -> &'static str {
 
 impl From<AccessError> for AdminError {
     fn from(error: AccessError) -> AdminError {
+        auth::error::count_refusal(&error);
         let code = error.code();
         let mut refused = AdminError::new(code.status(), code.into(), &error);
         refused.header = error.header();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::{Extension, Router};
-use esker_node::{NameSet, Node, NodeOptions, OPERATIONS, TokenScope};
+use esker_node::{NameSet, Node, NodeOptions, OPERATIONS, StoredToken, TokenScope};
 use http::{Request, StatusCode, header};
 use s2_common::access::Operation;
 use tower::ServiceExt as _;
@@ -56,9 +56,7 @@ impl World {
 
     /// The status of a request of this principal.
     async fn ask(&self, principal: Principal, method: &str, path: &str) -> StatusCode {
-        let on = authority(Some("a root token of this test"), &Issued::default());
-        let access = Access::new(Arc::new(on), principal);
-        let router = self.router.clone().layer(Extension(access));
+        let router = self.router.clone().layer(Extension(access(principal)));
         router
             .oneshot(request(method, path))
             .await
@@ -68,13 +66,21 @@ impl World {
 
     /// The status of a call of this principal: a number of gRPC, if it is in the head.
     async fn call(&self, principal: Principal, path: &str) -> Option<i32> {
-        let on = authority(Some("a root token of this test"), &Issued::default());
-        let access = Access::new(Arc::new(on), principal);
-        let router = self.router.clone().layer(Extension(access));
+        let router = self.router.clone().layer(Extension(access(principal)));
         let response = router.oneshot(call(path)).await.unwrap();
         let status = response.headers().get("grpc-status")?;
         status.to_str().ok()?.parse().ok()
     }
+}
+
+/// The access of a principal whose token, if it has one, is valid.
+fn access(principal: Principal) -> Access {
+    let issued = match &principal {
+        Principal::Token(token) => Issued::new(vec![StoredToken::clone(token)]),
+        _ => Issued::default(),
+    };
+    let on = authority(Some("a root token of this test"), &issued);
+    Access::new(Arc::new(on), principal)
 }
 
 fn request(method: &str, path: &str) -> Request<Body> {
@@ -277,6 +283,57 @@ async fn a_route_is_answered_to_those_who_have_what_its_rule_needs_and_to_nobody
             };
             assert_eq!(is_refused(status), !permitted, "{method} {path}: {status}");
         }
+    }
+    world.node.stop(std::time::Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn a_token_that_was_revoked_since_the_head_of_the_request_is_refused() {
+    let world = World::new().await;
+    // The token was found, and is gone by the time at which the handler has the body.
+    let revoked = Arc::new(authority(
+        Some("a root token of this test"),
+        &Issued::default(),
+    ));
+    for (method, path) in routes() {
+        let Some(Rule::Operations(any_of)) = Rule::of(method, &path) else {
+            continue;
+        };
+        let principal = holder(with(&needed(method, &path, any_of)));
+        let router = world.router.clone();
+        let router = router.layer(Extension(Access::new(revoked.clone(), principal)));
+        let answer = router.oneshot(request(method, &path)).await.unwrap();
+        let status = answer.status();
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{method} {path}");
+    }
+    world.node.stop(std::time::Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn the_active_basins_are_those_of_the_scope() {
+    let world = World::new().await;
+    for path in ["/v1/basins", "/v1/streams"] {
+        let made = world.ask(Principal::Root, "POST", path).await;
+        assert!(made.is_success(), "{path}: {made}");
+    }
+    let now = crate::usage::now();
+    let path = format!("/v1/metrics?set=active-basins&start={}&end={now}", now - 60);
+    for (basins, is_there) in [
+        (NameSet::exact(BASIN), true),
+        (NameSet::prefix("other-"), false),
+        (NameSet::NONE, false),
+    ] {
+        let scope = TokenScope {
+            basins,
+            ..with(&[Operation::AccountMetrics])
+        };
+        let router = world.router.clone();
+        let router = router.layer(Extension(access(holder(scope))));
+        let answer = router.oneshot(request("GET", &path)).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await;
+        let body = String::from_utf8(body.unwrap().to_vec()).unwrap();
+        assert_eq!(body.contains(BASIN), is_there, "{body}");
     }
     world.node.stop(std::time::Duration::from_secs(5)).await;
 }

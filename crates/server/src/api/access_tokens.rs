@@ -116,7 +116,9 @@ pub(crate) async fn issue(
     let granted = access.token(Operation::IssueAccessToken, &request.id)?;
     let text = token::generate();
     let new = new_token(&access, request, &text)?;
+    let id = new.id.to_string();
     app.node.open(&granted).tokens().issue(new).await?;
+    tracing::info!(?id, by = ?access.principal().name(), "Issued an access token");
     let access_token = text.expose().to_owned();
     Ok((
         StatusCode::CREATED,
@@ -138,6 +140,7 @@ pub(crate) async fn revoke(
 ) -> Result<StatusCode, ServiceError> {
     let granted = access.token(Operation::RevokeAccessToken, &id)?;
     app.node.open(&granted).tokens().revoke(&id).await?;
+    tracing::info!(id = ?id.to_string(), by = ?access.principal().name(), "Revoked an access token");
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -208,12 +211,16 @@ fn new_token(
         expires_at_ms,
         auto_prefix_streams,
         scope,
+        by_root: matches!(access.principal(), Principal::Root),
     })
 }
 
 fn milliseconds(at: OffsetDateTime) -> Result<u64, ValidationError> {
-    u64::try_from(at.unix_timestamp_nanos() / 1_000_000)
-        .map_err(|_| ValidationError::from("`expires_at` is in the past"))
+    let ms = u64::try_from(at.unix_timestamp_nanos() / 1_000_000)
+        .map_err(|_| ValidationError::from("`expires_at` is in the past"))?;
+    // With its time zone it can be after the last time that can be answered: no list with it would be.
+    timestamp(ms)?;
+    Ok(ms)
 }
 
 fn info(token: &StoredToken) -> Result<TokenInfo, ServiceError> {
@@ -224,4 +231,20 @@ fn info(token: &StoredToken) -> Result<TokenInfo, ServiceError> {
         scope: WireScope::of(&token.scope)?,
         suspended: token.suspended,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use time::format_description::well_known::Rfc3339;
+
+    use super::*;
+
+    #[test]
+    fn an_expiry_that_no_list_could_show_is_refused() {
+        let at = |text: &str| milliseconds(OffsetDateTime::parse(text, &Rfc3339).unwrap());
+        assert!(at("9999-12-31T23:59:59-23:59").is_err());
+        assert!(at("1969-12-31T23:59:59Z").is_err());
+        let last = at("9999-12-31T23:59:59Z").unwrap();
+        assert_eq!(timestamp(last).unwrap().year(), 9999);
+    }
 }

@@ -18,7 +18,7 @@ use s2_common::http::extract::HeaderRejection;
 
 use super::series::session_ended;
 use crate::answers::Exhausted;
-use crate::auth::AccessError;
+use crate::auth::{self, AccessError};
 use crate::refusal::Refusal;
 
 /// When a request that had no effect may be sent again: after a second. It has waited already where that helps,
@@ -351,6 +351,7 @@ fn standard(status: http::StatusCode, code: ErrorCode, message: String) -> Error
 impl IntoResponse for ServiceError {
     fn into_response(self) -> Response {
         if let ServiceError::Access(error) = self {
+            auth::error::count_refusal(&error);
             return error.into_response();
         }
         let response = self.to_response();
@@ -380,6 +381,9 @@ impl IntoResponse for ServiceError {
 impl From<ServiceError> for s2s::TerminalMessage {
     /// The error at the end of a session, which is counted.
     fn from(error: ServiceError) -> Self {
+        if let ServiceError::Access(refusal) = &error {
+            auth::error::count_refusal(refusal);
+        }
         let (status, body) = error.to_response().to_parts();
         session_ended(status);
         s2s::TerminalMessage {

@@ -342,7 +342,9 @@ pub async fn append(
                 .with_key(encryption_key)?
                 .of_client(client);
             let bytes = input.records.metered_size();
-            let ack = sessions::wire_ack(handle.append(input).await?.done().await?);
+            // It may wait long for admission.
+            let admitted = access.lease().unless_ended(handle.append(input)).await??;
+            let ack = sessions::wire_ack(admitted.done().await?);
             meter.appended(handle.storage_class().as_deref(), bytes);
             Ok(match response_mime {
                 JsonOrProto::Json => Json(v1::stream::AppendAck::from(ack)).into_response(),

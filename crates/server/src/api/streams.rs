@@ -45,6 +45,19 @@ pub async fn list(
         Visible::Prefixed {
             prefix,
             start_after,
+        } if listing.prefix > 0 => {
+            let limit = request.limit.as_usize();
+            // Without the prefix, what others have named `.` and `..` after it are no names of streams.
+            let (mut streams, more) =
+                node.list_streams(&basin, prefix, start_after, limit.saturating_add(2))?;
+            streams.retain(|it| !matches!(it.name.get(listing.prefix..), Some("." | "..")));
+            let has_more = more || streams.len() > limit;
+            streams.truncate(limit);
+            (streams, has_more)
+        }
+        Visible::Prefixed {
+            prefix,
+            start_after,
         } => node.list_streams(&basin, prefix, start_after, request.limit.as_usize())?,
         // The first one with a prefix is the one that has that name, if it is there.
         Visible::One(name) => {

@@ -9,7 +9,7 @@ use s2_api::v1::metrics::{
 use s2_common::access::Operation;
 use s2_common::basin::BasinName;
 use s2_common::metrics::{
-    AccountMetricsRequest, BasinMetricsRequest, MetricsResponse, StreamMetricSet,
+    AccountMetricsRequest, BasinMetricsRequest, Metric, MetricsResponse, StreamMetricSet,
     StreamMetricsRequest,
 };
 use s2_common::stream::StreamName;
@@ -43,7 +43,13 @@ pub async fn account(
         interval,
     };
     let node = app.node.open(&granted).clone();
-    let values = blocking(move || usage::account(&app.usage, &node, set, bounds)).await??;
+    let mut values = blocking(move || usage::account(&app.usage, &node, set, bounds)).await??;
+    for metric in &mut values {
+        if let Metric::Label(of) = metric {
+            // Basins, of which the sender may know those of the scope alone.
+            of.values.retain(|basin| access.sees_basin(basin));
+        }
+    }
     Ok(Json(MetricsResponse { values }.into()))
 }
 

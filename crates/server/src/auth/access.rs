@@ -311,6 +311,12 @@ impl Access {
         })
     }
 
+    /// Whether a basin is in the scope, so that its name may be answered.
+    pub(crate) fn sees_basin(&self, basin: &str) -> bool {
+        let scope = self.principal.scope();
+        scope.is_none_or(|scope| scope.basins.contains(basin))
+    }
+
     /// Streams of a basin to list. The names are those that the sender uses.
     pub(crate) fn streams(
         &self,
@@ -399,7 +405,10 @@ impl Access {
                 // The answer is the same whether what the names are of exists or not: nothing was looked up.
                 Err(AccessError::Forbidden(format!("{what} here")))
             }
-            _ => Ok(Granted(())),
+            // The body may have come long after the head, by which the token was found: whoever holds one back
+            // must not issue another token, or write, after a revocation.
+            Some(_) => self.authority.check(&self.principal).map(|()| Granted(())),
+            None => Ok(Granted(())),
         }
     }
 }

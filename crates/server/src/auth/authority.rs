@@ -158,7 +158,7 @@ pub(crate) mod tests {
     }
 
     impl Issued {
-        fn new(tokens: Vec<StoredToken>) -> Issued {
+        pub(crate) fn new(tokens: Vec<StoredToken>) -> Issued {
             Issued(Arc::new(Mutex::new(Ok(tokens))))
         }
 

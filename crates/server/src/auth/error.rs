@@ -137,6 +137,13 @@ pub(crate) fn count(reason: &'static str) {
     metrics::counter!("esker_auth_failures_total", "reason" => reason).increment(1);
 }
 
+/// Counts a refusal, unless it was counted where its reason was known.
+pub(crate) fn count_refusal(refusal: &AccessError) {
+    if let Some(reason) = refusal.reason() {
+        count(reason);
+    }
+}
+
 /// Registers all series, so that an alert on an increase sees the first failure.
 pub(crate) fn register() {
     for reason in REASONS {

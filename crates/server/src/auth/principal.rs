@@ -47,6 +47,15 @@ impl Principal {
         Principal::Unauthenticated(address(peer))
     }
 
+    /// Its name in the log: the id of its token.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Principal::Root => "the root token",
+            Principal::Token(token) => &token.id,
+            Principal::Anonymous(_) | Principal::Unauthenticated(_) => "nobody",
+        }
+    }
+
     /// The key by which requests of this principal are counted.
     pub(crate) fn key(&self) -> PrincipalKey {
         match self {

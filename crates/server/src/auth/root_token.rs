@@ -165,6 +165,15 @@ pub(crate) fn read(path: &Path) -> Result<RootToken, RootTokenError> {
     })
 }
 
+/// Checks that the next start can read the file.
+///
+/// # Errors
+///
+/// Those of that start.
+pub fn check(path: &Path) -> Result<(), RootTokenError> {
+    read(path).map(|_| ())
+}
+
 /// Creates the file with a new token and mode 0600, if there is none. Returns whether there was none.
 ///
 /// The file appears as a whole: a start that is interrupted leaves none, or a complete one.

@@ -103,8 +103,11 @@ impl Meters {
 
     /// Removes what is kept no longer.
     pub(crate) fn forget(&mut self, now: u32) {
-        self.0.retain(|_, series| {
-            series.forget(now);
+        self.0.retain(|meter, series| {
+            match meter {
+                Meter::StoredBytes => series.forget_readings(now),
+                _ => series.forget(now),
+            }
             series.points() > 0
         });
     }

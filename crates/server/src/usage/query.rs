@@ -251,35 +251,36 @@ fn billable(state: &State, range: &Range, now: u32) -> Vec<Metric> {
     if over.times.is_empty() {
         return Vec::new();
     }
-    let free = |name: &str, mut times: Vec<u32>| {
-        times.sort_unstable();
-        times.dedup();
-        (!times.is_empty()).then(|| {
+    let (start, seconds) = (*over.times.start(), over.interval.seconds());
+    let intervals = ((over.times.end() - start) / seconds + 1) as usize;
+    let free = |name: &str, used: &[bool]| {
+        let times = over.times().zip(used).filter(|(_, used)| **used);
+        let values: Vec<_> = times.map(|(at, _)| (at, 0.0)).collect();
+        (!values.is_empty()).then(|| {
             Metric::Accumulation(AccumulationMetric {
                 name: name.into(),
                 unit: MetricUnit::Usd,
                 interval: wire_interval(over.interval),
-                values: times.into_iter().map(|at| (at, 0.0)).collect(),
+                values,
             })
         })
     };
-    let times_of = |meters: &[Meter]| {
+    let mut all = vec![false; intervals];
+    let mut metrics = Vec::new();
+    for (name, meters) in DIMENSIONS {
+        // One flag for each interval: appends and reads wait for the lock, and there may be a million hours.
+        let mut used = vec![false; intervals];
         let basins = state.basins.values();
         let series = basins.flat_map(|b| meters.iter().filter_map(|m| b.measured.meters.get(*m)));
         // Hours are what every meter has.
-        let hours = series.flat_map(|s| s.within(Interval::Hour, &over.times));
-        hours
-            .map(|(at, _)| over.interval.begin(at))
-            .collect::<Vec<_>>()
-    };
-    let mut all = Vec::new();
-    let mut metrics = Vec::new();
-    for (name, meters) in DIMENSIONS {
-        let times = times_of(meters);
-        all.extend_from_slice(&times);
-        metrics.extend(free(name, times));
+        for (at, _) in series.flat_map(|s| s.within(Interval::Hour, &over.times)) {
+            let place = ((at - start) / seconds) as usize;
+            used[place] = true;
+            all[place] = true;
+        }
+        metrics.extend(free(name, &used));
     }
-    metrics.extend(free("total", all));
+    metrics.extend(free("total", &all));
     metrics
 }
 

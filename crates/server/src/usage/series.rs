@@ -123,6 +123,19 @@ impl Series {
         }
     }
 
+    /// The same for a gauge: its newest reading stays, however old it is. It is the present value, of what has
+    /// not changed since.
+    pub(crate) fn forget_readings(&mut self, now: u32) {
+        let newest = |ring: &Ring| ring.0.back().copied();
+        let last = Interval::ALL.map(|interval| newest(&self.rings[interval as usize]));
+        self.forget(now);
+        for (ring, last) in self.rings.iter_mut().zip(last) {
+            if ring.0.is_empty() {
+                ring.0.extend(last);
+            }
+        }
+    }
+
     /// Number of buckets.
     pub(crate) fn points(&self) -> usize {
         self.rings.iter().map(|ring| ring.0.len()).sum()
@@ -193,6 +206,25 @@ mod tests {
         }
         series.forget(0);
         assert!(series.points() <= most, "{} of {most}", series.points());
+    }
+
+    #[test]
+    fn the_newest_reading_of_a_gauge_stays_however_old_it_is() {
+        let mut series = Series::default();
+        for (at, value) in [(0, 5), (60, 7)] {
+            series.set(Interval::Minute, NOW + at, value);
+        }
+        let later = NOW + 30 * 24 * 3600;
+        series.forget_readings(later);
+        assert_eq!(series.points(), 1);
+        let last = series.last_before(Interval::Minute, later);
+        assert_eq!(last.map(|(_, value)| value), Some(7));
+        // A later one replaces it.
+        series.set(Interval::Minute, later, 9);
+        series.forget_readings(later);
+        assert_eq!(series.points(), 1);
+        series.forget(later + 24 * 3600);
+        assert_eq!(series.points(), 0);
     }
 
     #[test]
