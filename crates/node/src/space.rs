@@ -200,6 +200,11 @@ impl Inner {
         let Some((free, all)) = found else {
             // A file system whose free space cannot be read counts as full when a write fails.
             self.space.free_limit.store(u64::MAX, Ordering::Relaxed);
+            self.space.is_short.store(false, Ordering::Relaxed);
+            *self.space.shortage.lock() = None;
+            for part in self.parts() {
+                part.note_free_space(None);
+            }
             return None;
         };
         let (kept, reserved) = self.kept_and_reserved(all);
