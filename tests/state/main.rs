@@ -18,6 +18,7 @@
 //! | [`damage`] | damaged snapshots, and a store that is rebuilt |
 //! | [`commands`] | `esker state` |
 //! | [`python`] | the official Python client, and the example |
+//! | [`tls`] | the service over TLS, by tonic and by gRPC of Python |
 //! | [`client`] | clients, and helpers of the tests |
 
 #![allow(clippy::unwrap_used)]
@@ -40,5 +41,6 @@ mod reading;
 mod replay;
 mod restarts;
 mod snapshots;
+mod tls;
 mod torn;
 mod transactions;

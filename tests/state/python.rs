@@ -10,7 +10,7 @@ use crate::support::{Server, Setup};
 /// # Panics
 ///
 /// If it was not installed.
-fn python() -> PathBuf {
+pub fn python() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache =
         cache.unwrap_or_else(|| Path::new(&std::env::var_os("HOME").unwrap()).join(".cache"));
