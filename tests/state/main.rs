@@ -19,6 +19,7 @@
 //! | [`commands`] | `esker state` |
 //! | [`python`] | the official Python client, and the example |
 //! | [`tls`] | the service over TLS, by tonic and by gRPC of Python |
+//! | [`tokens`] | what access tokens permit, by namespace and agent |
 //! | [`client`] | clients, and helpers of the tests |
 
 #![allow(clippy::unwrap_used)]
@@ -42,5 +43,6 @@ mod replay;
 mod restarts;
 mod snapshots;
 mod tls;
+mod tokens;
 mod torn;
 mod transactions;
