@@ -201,6 +201,8 @@ async fn an_address_that_guesses_is_slowed_down_and_valid_tokens_from_there_are_
     let limited = limited.expect("it was slowed down");
     assert_eq!(limited.code(), "rate_limited");
     let wait: u64 = limited.header("retry-after").unwrap().parse().unwrap();
+    let milliseconds = limited.header("retry-after-ms").unwrap();
+    assert_eq!(milliseconds.parse::<u64>().unwrap(), 1000 * wait);
     assert!(wait >= 1);
     let root = world.http(Transport::Http1, ROOT);
     root.get("/v1/basins").send().await.expect(200);

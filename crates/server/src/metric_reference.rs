@@ -833,7 +833,7 @@ mod tests {
     fn markdown() -> String {
         let mut page = String::from(
             "# Metrics\n\n\
-         `GET /metrics` answers in the text format of Prometheus, on every listener. Counters exist from the \
+         `GET /metrics` answers in the text format of Prometheus, on `listen`. Counters exist from the \
          start with the value 0, so that an alert on their increase sees the first event; series with a label \
          exist from the start where what they name does. Histograms have a `_bucket`, a `_sum` and a `_count`.\n\n\
          This page is written from the code (`crates/server/src/metric_reference.rs`), and a test compares both.\n",

@@ -8,7 +8,7 @@ type Anything = Box<dyn std::error::Error>;
 
 /// Appends two records to a new stream, and returns what is read from it.
 pub async fn orders(server: &str) -> Result<Vec<(u64, String)>, Anything> {
-    // Esker looks at no token.
+    // An access token; a server without a root token looks at none.
     let config = S2Config::new("none").with_endpoints(S2Endpoints::for_endpoint(server)?);
     let s2 = S2::new(config)?;
     s2.create_basin(CreateBasinInput::new("my-basin".parse()?))

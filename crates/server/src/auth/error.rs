@@ -93,12 +93,18 @@ impl AccessError {
             AccessError::Unauthenticated => {
                 Some((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
             }
-            AccessError::Limited { retry_after } => {
-                Some((header::RETRY_AFTER, HeaderValue::from(*retry_after)))
+            _ => {
+                let seconds = self.retry_after()?;
+                Some((header::RETRY_AFTER, HeaderValue::from(seconds)))
             }
-            AccessError::Unavailable(_) => {
-                Some((header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER)))
-            }
+        }
+    }
+
+    /// Seconds after which the request may succeed.
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            AccessError::Limited { retry_after } => Some(*retry_after),
+            AccessError::Unavailable(_) => Some(RETRY_AFTER),
             _ => None,
         }
     }
@@ -107,8 +113,13 @@ impl AccessError {
 impl IntoResponse for AccessError {
     fn into_response(self) -> Response {
         let mut response = self.to_response().into_response();
+        let headers = response.headers_mut();
         if let Some((name, value)) = self.header() {
-            response.headers_mut().insert(name, value);
+            headers.insert(name, value);
+        }
+        // The official clients read this one.
+        if let Some(seconds) = self.retry_after() {
+            headers.insert("retry-after-ms", HeaderValue::from(1000 * seconds));
         }
         response
     }
