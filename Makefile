@@ -54,7 +54,7 @@ bench-recovery: setup ## measure what snapshots cost a working server, and how l
 bench-state: setup ## measure the state store, side by side with statehouse-daemon
 	@scripts/bench state $(ARGS)
 
-bench-security: setup ## measure what encryption of records and access tokens cost
+bench-security: setup ## measure what encryption of records, access tokens and TLS cost
 	@scripts/bench security $(ARGS)
 
 bench-raft: ## measure replication: transfers, stalls, commits side by side with etcd

@@ -1,4 +1,4 @@
-//! What encryption of records and access tokens cost: appends with each, beside appends without.
+//! What encryption of records, access tokens and TLS cost: appends with each, beside appends without.
 //!
 //! The load is that of the row `batches` of the streams: append sessions of small records in batches, each with
 //! a connection and a stream of its own. What is compared takes turns within a run, in another order in each.
@@ -19,6 +19,8 @@ use bench_harness::{PartArgs, Run};
 use clap::ValueEnum;
 use futures::future::try_join_all;
 use s2_sdk::types::{BasinConfig, BasinName, CreateBasinInput, EncryptionAlgorithm, EncryptionKey};
+
+use testkit_server::tls::TlsFiles;
 
 use crate::client::wire;
 use crate::client::{Batches, sdk};
@@ -60,6 +62,8 @@ pub enum Part {
     Encryption,
     /// Appends to a server that requires tokens.
     Tokens,
+    /// Appends over TLS.
+    Tls,
 }
 
 struct Bench {
@@ -99,12 +103,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         let section = match part {
             Part::Encryption => encryption(&bench).await,
             Part::Tokens => tokens(&bench).await,
+            Part::Tls => tls(&bench).await,
         };
         sections.push(begun.end(section)?);
     }
     if !bench.run.quick && args.common.is_whole() {
         let page = Page {
-            title: "encryption and tokens",
+            title: "encryption, tokens and TLS",
             target: "bench-security",
             how: "Server and clients share its cores and its one disk. The clients send requests that were \
                   encoded beforehand, so that the server alone does more with encryption than without.",
@@ -120,6 +125,24 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 struct Access {
     token: Option<&'static str>,
     key: Option<EncryptionKey>,
+    /// The authority of the server's certificate, if it speaks TLS.
+    ca: Option<PathBuf>,
+}
+
+impl Access {
+    async fn connect(&self, url: &str, basin: &str) -> anyhow::Result<wire::Connection> {
+        let mut connection = match &self.ca {
+            None => wire::Connection::open(url, basin).await?,
+            Some(ca) => wire::Connection::open_tls(url, basin, ca).await?,
+        };
+        if let Some(token) = self.token {
+            connection = connection.with_token(token);
+        }
+        if let Some(key) = &self.key {
+            connection = connection.with_encryption_key(key);
+        }
+        Ok(connection)
+    }
 }
 
 /// What one measurement found.
@@ -134,13 +157,7 @@ struct Found {
 async fn appends(url: &str, basin: &str, access: &Access, time: Duration) -> anyhow::Result<Found> {
     let batches = Batches::new(BATCH_RECORDS, BODY_BYTES, SEED)?;
     let streams = try_join_all((0..SESSIONS).map(async |session| {
-        let mut connection = wire::Connection::open(url, basin).await?;
-        if let Some(token) = access.token {
-            connection = connection.with_token(token);
-        }
-        if let Some(key) = &access.key {
-            connection = connection.with_encryption_key(key);
-        }
+        let connection = access.connect(url, basin).await?;
         let name = format!("appends-{session}");
         connection.create_stream(&name).await?;
         anyhow::Ok(connection.stream(&name))
@@ -180,8 +197,8 @@ async fn encryption(bench: &Bench) -> anyhow::Result<Section> {
     let mut rates = [const { Vec::new() }; CIPHERS.len()];
     let mut logged = [const { Vec::new() }; CIPHERS.len()];
     let access = Access {
-        token: None,
         key: Some(EncryptionKey::new([7; 32])),
+        ..Access::default()
     };
     for run in 0..bench.run.runs {
         let server = bench.serve(&format!("encryption-{run}"), &[]).await?;
@@ -266,7 +283,7 @@ async fn tokens(bench: &Bench) -> anyhow::Result<Section> {
                     &with_token,
                     Access {
                         token: Some(TOKEN),
-                        key: None,
+                        ..Access::default()
                     },
                 ),
             };
@@ -274,10 +291,7 @@ async fn tokens(bench: &Bench) -> anyhow::Result<Section> {
                 .serve(&format!("tokens-{run}-{at}"), arguments)
                 .await?;
             let url = server.url();
-            let mut connection = wire::Connection::open(&url, "bench-basin").await?;
-            if let Some(token) = access.token {
-                connection = connection.with_token(token);
-            }
+            let connection = access.connect(&url, "bench-basin").await?;
             connection.create_basin().await?;
             server.settle(SETTLE).await;
             let found = appends(&url, "bench-basin", &access, bench.time()).await?;
@@ -293,6 +307,53 @@ async fn tokens(bench: &Bench) -> anyhow::Result<Section> {
             Figure::plain("records appended with a token", rate(1))
                 .beside(format!("{} ({ratio:.2}x)", rate(0)))
                 .target("at least 0.95x", ratio >= 0.95),
+        ],
+        ..Section::default()
+    })
+}
+
+/// Both servers are those of the test kit, because the other one is asked for its health without TLS.
+async fn tls(bench: &Bench) -> anyhow::Result<Section> {
+    let files = TlsFiles::new();
+    // Without and with.
+    let mut rates = [Vec::new(), Vec::new()];
+    for run in 0..bench.run.runs {
+        for turn in 0..rates.len() {
+            let at = (turn + run) % rates.len();
+            let (setup, ca) = match at {
+                0 => (testkit_server::Setup::default(), None),
+                _ => (testkit_server::Setup::with_tls(&files), Some(files.ca())),
+            };
+            let settings = [
+                "store.block-cache=64MiB",
+                "store.write-buffer=32MiB",
+                "store.write-buffers-total=128MiB",
+                "retention.interval=10s",
+            ];
+            let setup = settings.into_iter().fold(setup, |setup, it| setup.set(it));
+            let data = bench.run.scratch.join(format!("tls-{run}-{at}"));
+            let started = setup.try_start(&data).await;
+            let server = started.map_err(|log| anyhow::anyhow!("the server ended:\n{log}"))?;
+            let access = Access {
+                ca,
+                ..Access::default()
+            };
+            let connection = access.connect(server.url(), "bench-basin").await?;
+            connection.create_basin().await?;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let found = appends(server.url(), "bench-basin", &access, bench.time()).await?;
+            rates[at].push(found.rate);
+        }
+    }
+    let ratio = median(&rates[1]) / median(&rates[0]);
+    let rate = |at: usize| format!("{:.0}/s", median(&rates[at]));
+    Ok(Section {
+        title: "TLS".to_owned(),
+        how: how(bench, "a server without TLS"),
+        figures: vec![
+            Figure::plain("records appended over TLS", rate(1))
+                .beside(format!("{} ({ratio:.2}x)", rate(0)))
+                .target("at least 0.85x", ratio >= 0.85),
         ],
         ..Section::default()
     })

@@ -11,6 +11,7 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
+    path::Path,
     sync::Arc,
     task::Poll,
 };
@@ -28,6 +29,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use s2_api::v1::stream::proto;
 use s2_sdk::types::EncryptionKey;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::{Acked, Batch, Batches, ReadTotals, check_count, scan};
@@ -58,11 +60,34 @@ impl Connection {
             .await
             .with_context(|| format!("cannot connect to {authority}"))?;
         tcp.set_nodelay(true)?;
-        let socket = Arc::new(tcp.as_fd().try_clone_to_owned()?);
+        let socket = tcp.as_fd().try_clone_to_owned()?;
+        Self::on(tcp, socket, authority, basin).await
+    }
+
+    /// The same over TLS, to a server that has a certificate of this authority.
+    pub async fn open_tls(url: &str, basin: &str, ca: &Path) -> anyhow::Result<Self> {
+        let authority = url
+            .strip_prefix("https://")
+            .context("not an https:// URL")?;
+        let config = testkit_server::tls::client(ca, None);
+        let tls = testkit_server::tls::connect(authority, &config, &["h2"])
+            .await
+            .with_context(|| format!("cannot connect to {authority}"))?;
+        let socket = tls.get_ref().0.as_fd().try_clone_to_owned()?;
+        Self::on(tls, socket, authority, basin).await
+    }
+
+    async fn on(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        socket: OwnedFd,
+        authority: &str,
+        basin: &str,
+    ) -> anyhow::Result<Self> {
         let (sender, connection) =
-            http2::handshake(TokioExecutor::new(), TokioIo::new(tcp)).await?;
+            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
         // The task ends when the last sender is dropped, or with the connection.
         tokio::spawn(connection);
+        let socket = Arc::new(socket);
         Ok(Self {
             sender,
             socket,

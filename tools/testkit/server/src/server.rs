@@ -25,6 +25,7 @@ pub struct Setup {
     bootstrap: Option<&'static str>,
     empty_partitions: Option<&'static str>,
     open_files: Option<u32>,
+    program: Option<PathBuf>,
     variables: Vec<(&'static str, String)>,
     trusts: Option<PathBuf>,
 }
@@ -37,6 +38,7 @@ impl Default for Setup {
             bootstrap: None,
             empty_partitions: None,
             open_files: None,
+            program: None,
             variables: Vec::new(),
             trusts: None,
             set: [
@@ -97,6 +99,12 @@ impl Setup {
             .trusting(&files.ca())
     }
 
+    /// Another program than that of the workspace.
+    pub fn program(mut self, path: &Path) -> Setup {
+        self.program = Some(path.to_owned());
+        self
+    }
+
     /// Whose clients trust the authorities of this file.
     pub fn trusting(mut self, ca: &Path) -> Setup {
         self.trusts = Some(ca.to_owned());
@@ -122,15 +130,16 @@ impl Setup {
     }
 
     fn spawn(&self, data_dir: &Path) -> Process {
+        let program = self.program.clone().unwrap_or_else(program);
         let command = match self.open_files {
-            None => Command::new(program()),
+            None => Command::new(program),
             Some(limit) => {
                 let mut command = Command::new("sh");
                 let script = format!(
                     "ulimit -n {limit} && ulimit -Sn {} && exec \"$0\" \"$@\"",
                     limit / 2
                 );
-                command.arg("-c").arg(script).arg(program());
+                command.arg("-c").arg(script).arg(program);
                 command
             }
         };
