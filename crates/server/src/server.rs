@@ -319,9 +319,9 @@ impl Server {
     pub async fn stop(self) {
         tracing::info!("stopping");
         self.stop.cancel();
-        self.save_usage().await;
-        // Sessions end because the node does; the connections that carried them end then.
-        self.node.stop(self.grace).await;
+        // Sessions end because the node does; the connections that carried them end then. Where the disk hangs,
+        // neither waits for the other.
+        tokio::join!(self.save_usage(), self.node.stop(self.grace));
         let traces = self.traces.clone();
         self.end_connections().await;
         traces.stop(traces::FLUSH_TIMEOUT).await;
@@ -332,9 +332,8 @@ impl Server {
     pub async fn stop_for_restart(self) {
         tracing::info!("stopping for a restart");
         self.stop.cancel();
-        self.save_usage().await;
         let grace = self.grace.min(RESTART_GRACE);
-        self.node.stop_for_restart(grace).await;
+        tokio::join!(self.save_usage(), self.node.stop_for_restart(grace));
         // Their last answers are on their way. The connection of a client that does not take them ends
         // with the process.
         let traces = self.traces.clone();
@@ -342,7 +341,9 @@ impl Server {
         traces.stop(LAST_ANSWERS_TIMEOUT).await;
     }
 
-    /// Saves the measured usage, while the directory is still locked.
+    /// Saves the measured usage: milliseconds on a disk that answers, and most often while the directory is
+    /// still locked. If it is not, the next server has read what this one had saved before, and the file is
+    /// replaced as a whole.
     async fn save_usage(&self) {
         let (usage, data_dir) = (self.usage.clone(), self.data_dir.clone());
         let saved = tokio::task::spawn_blocking(move || usage.save(&data_dir));

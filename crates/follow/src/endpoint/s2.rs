@@ -509,8 +509,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn debug_output_has_no_access_token() {
+    #[tokio::test]
+    async fn debug_output_has_no_access_token() {
         let endpoint = endpoint("http://127.0.0.1:1").with_access_token("esk_abc");
         assert!(!format!("{endpoint:?}").contains("esk_abc"));
     }

@@ -99,12 +99,15 @@ pub(crate) async fn metrics(
 }
 
 /// Paths that do not exist.
-pub async fn no_route(uri: Uri) -> ServiceError {
+pub async fn no_route(method: Method, uri: Uri) -> ServiceError {
+    count_one("none".to_owned(), &method, StatusCode::BAD_REQUEST);
     ServiceError::NoRoute(uri.path().to_owned())
 }
 
 /// Methods that a path does not take.
-pub async fn no_method(method: Method) -> ServiceError {
+pub async fn no_method(request: Request) -> ServiceError {
+    let method = request.method();
+    count_one(route(&request), method, StatusCode::METHOD_NOT_ALLOWED);
     ServiceError::NoMethod(method.to_string())
 }
 
@@ -121,21 +124,25 @@ pub async fn explain_unsupported(response: Response) -> Response {
     explained
 }
 
-/// Counts requests by route, method and status.
+/// Counts requests of routes by route, method and status; [`no_route`] and [`no_method`] count the others.
 pub async fn count(request: Request, next: Next) -> Response {
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or_else(|| "none".to_owned(), |p| p.as_str().to_owned());
-    let method = label(request.method());
+    let (route, method) = (route(&request), request.method().clone());
     let response = next.run(request).await;
-    let status = response.status().as_str().to_owned();
+    count_one(route, &method, response.status());
+    response
+}
+
+fn route(request: &Request) -> String {
+    let path = request.extensions().get::<MatchedPath>();
+    path.map_or("none", MatchedPath::as_str).to_owned()
+}
+
+fn count_one(route: String, method: &Method, status: StatusCode) {
     metrics::counter!(
         REQUESTS,
-        "route" => route, "method" => method, "status" => status
+        "route" => route, "method" => label(method), "status" => status.as_str().to_owned()
     )
     .increment(1);
-    response
 }
 
 /// A method as a label of metrics. Clients can invent methods, and the number of labels has to be
