@@ -330,7 +330,9 @@ async fn tls(bench: &Bench) -> anyhow::Result<Section> {
                 "store.write-buffers-total=128MiB",
                 "retention.interval=10s",
             ];
-            let setup = settings.into_iter().fold(setup, |setup, it| setup.set(it));
+            let setup = settings
+                .into_iter()
+                .fold(setup.program(&bench.program), |setup, it| setup.set(it));
             let data = bench.run.scratch.join(format!("tls-{run}-{at}"));
             let started = setup.try_start(&data).await;
             let server = started.map_err(|log| anyhow::anyhow!("the server ended:\n{log}"))?;
