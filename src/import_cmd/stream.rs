@@ -250,7 +250,7 @@ impl Import {
                             record.seq_num
                         ),
                     )
-                    .advise("run it again; if it says so again, positions cannot be kept"));
+                    .advise("run it again; if this error comes again, positions cannot be kept"));
                 }
                 next += 1;
             }
