@@ -15,8 +15,9 @@ pub const BATCH: u64 = 100;
 /// Batches under way at a time.
 pub const WINDOW: NonZeroU32 = NonZeroU32::new(16).unwrap();
 
-/// 20,000 domestic flights in the United States, January to March 2001, in the order of departure.
-const FLIGHTS: &[u8] = include_bytes!("../../examples/data/flights.jsonl");
+/// 20,000 domestic flights in the United States, January to March 2001, in the order of departure:
+/// `flights.jsonl`, compressed, which makes the program 1.6 MB smaller.
+const FLIGHTS: &[u8] = include_bytes!("../../examples/data/flights.jsonl.zst");
 /// Fewest records that leave a middle in which the server can be killed. At the kill half of them are
 /// acknowledged, and a window of batches is under way; the answers to these may still arrive, and each lets
 /// one more batch be sent.
@@ -39,7 +40,8 @@ pub struct Records {
 impl Records {
     /// The flights.
     pub fn flights() -> Records {
-        Records::new("flight records", Bytes::from_static(FLIGHTS))
+        let lines = zstd::decode_all(FLIGHTS).expect("a test decodes them");
+        Records::new("flight records", lines.into())
     }
 
     /// The lines of a file.
@@ -141,6 +143,13 @@ mod tests {
             assert!(flight["origin"].is_string(), "record {number}: {flight}");
         }
         assert!(flights.get(20_000).is_none());
+    }
+
+    #[test]
+    fn the_flights_of_the_demo_are_those_of_the_examples() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/flights.jsonl");
+        let file = Records::of_file(Path::new(path)).unwrap();
+        assert_eq!(Records::flights().lines, file.lines);
     }
 
     #[test]
