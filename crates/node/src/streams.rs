@@ -5,7 +5,7 @@ use std::sync::Arc;
 use esker_partition::command::{
     DeleteStream, Kind, Outcome, ProvisionRefusal, ProvisionStream, SetStreamSettings, SettingsSet,
 };
-use esker_partition::encryption::{associated_data, cipher_number, cipher_of_spec};
+use esker_partition::encryption::{RecordCipher, associated_data, cipher_number};
 use esker_partition::reader::StreamSize;
 use esker_partition::settings::StreamSettings;
 use esker_partition::{Basin, Stream};
@@ -55,9 +55,8 @@ pub struct StreamHandle {
     pub(crate) partition: StreamGroup,
     /// Whose appends are made with this handle.
     pub(crate) client: Client,
-    /// The key of a request, for the stream's cipher; [`EncryptionSpec::Plain`] until
-    /// [`StreamHandle::with_key`].
-    pub(crate) encryption: EncryptionSpec,
+    /// The stream's cipher with the key of a request; none until [`StreamHandle::with_key`].
+    pub(crate) encryption: RecordCipher,
 }
 
 impl StreamHandle {
@@ -75,15 +74,18 @@ impl StreamHandle {
     /// [`Error::EncryptionKey`] if the stream has a cipher, and the key is missing or has another length.
     pub fn with_key(self, key: Option<EncryptionKey>) -> Result<StreamHandle, Error> {
         match EncryptionSpec::resolve(self.stream.cipher, key) {
-            Ok(encryption) => Ok(StreamHandle { encryption, ..self }),
+            Ok(spec) => Ok(StreamHandle {
+                encryption: spec.into(),
+                ..self
+            }),
             Err(why) => Err(self.bad_key(&why)),
         }
     }
 
     /// The key with which records are encrypted and decrypted.
-    pub(crate) fn encryption(&self) -> Result<&EncryptionSpec, Error> {
+    pub(crate) fn encryption(&self) -> Result<&RecordCipher, Error> {
         match self.stream.cipher {
-            Some(cipher) if cipher_of_spec(&self.encryption).is_none() => {
+            Some(cipher) if self.encryption.algorithm().is_none() => {
                 Err(self.bad_key(&EncryptionSpecResolutionError::MissingKey { cipher }))
             }
             _ => Ok(&self.encryption),
@@ -314,7 +316,7 @@ impl Node {
             stream,
             partition,
             client: Client::default(),
-            encryption: EncryptionSpec::Plain,
+            encryption: RecordCipher::default(),
         })
     }
 }

@@ -64,20 +64,22 @@ pub struct Unsequenced {
 impl Unsequenced {
     /// Encodes the records that a client appends, without a cipher.
     pub fn encode(records: AppendRecordBatch<Record>) -> Unsequenced {
-        Unsequenced::encode_as(records, 0, |record| {
+        Unsequenced::encode_as(records, 0, 0, |record, body| {
             let size = record.metered_size();
-            Metered::with_size(size, StoredRecord::from(record.into_inner()))
+            let stored = StoredRecord::from(record.into_inner());
+            encode_stored_record_into(Metered::with_size(size, &stored), body);
         })
     }
 
-    /// The same, in the form into which `store` converts each.
+    /// The same, in the form that `write` appends for each, which is at most `longer` bytes longer.
     pub(crate) fn encode_as(
         records: AppendRecordBatch<Record>,
         cipher: u32,
-        store: impl Fn(Metered<Record>) -> Metered<StoredRecord>,
+        longer: usize,
+        write: impl Fn(Metered<Record>, &mut Vec<u8>),
     ) -> Unsequenced {
         let count = records.len();
-        let mut body = Vec::with_capacity(records.metered_size() + 16 * count);
+        let mut body = Vec::with_capacity(records.metered_size() + (16 + longer) * count);
         let mut timestamps = Vec::new();
         let mut has_commands = false;
         for (i, record) in records.into_iter().enumerate() {
@@ -87,12 +89,12 @@ impl Unsequenced {
                 timestamps[i] = timestamp.saturating_add(1);
             }
             has_commands |= matches!(*parts.record, Record::Command(_));
-            let size = parts.record.metered_size();
-            let stored = store(parts.record).into_inner();
-            let stored = Metered::with_size(size, &stored);
-            let length = stored_record_encoded_size(stored.clone()) as u32;
-            body.extend_from_slice(&length.to_le_bytes());
-            encode_stored_record_into(stored, &mut body);
+            let length_at = body.len();
+            body.extend_from_slice(&[0; 4]);
+            let at = body.len();
+            write(parts.record, &mut body);
+            let length = (body.len() - at) as u32;
+            body[length_at..at].copy_from_slice(&length.to_le_bytes());
         }
         Unsequenced {
             count: count as u32,

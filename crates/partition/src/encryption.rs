@@ -5,19 +5,31 @@
 //! batches in the database, snapshots and batches in memory have the encrypted form, and a key is in memory
 //! only while a request or session uses it. Command records are not encrypted, because apply acts on them.
 //!
-//! The encrypted form of a record is that of the `s2-storage` crate. Each record has a nonce of its own from
-//! the process's cryptographic generator. The associated data ([`associated_data`]) binds a record to one
+//! The encrypted form of a record is that of the `s2-storage` crate, which encrypts and decrypts those of
+//! AEGIS-256. It expands a key of AES-256-GCM for every record, which takes longer than the record; here
+//! (`aes_gcm`) a key is expanded once for a request or session, by a library that uses all that the
+//! processor has for AES. Each record has a nonce of its own from the process's cryptographic generator. The associated data ([`associated_data`]) binds a record to one
 //! incarnation of its stream: what is moved to another stream, or kept from before the stream was deleted,
 //! cannot be decrypted there. Sequence numbers and timestamps are not part of it, because they are decided
 //! after the encryption.
 
+use bytes::BytesMut;
 use s2_common::encryption::{EncryptionAlgorithm, EncryptionSpec};
 use s2_common::record::{Metered, MeteredSize as _, SeqNum, Sequenced, SequencedRecord};
 use s2_common::stream::AppendRecordBatch;
-use s2_storage::record::{RecordDecryptionError, decrypt_stored_record, encrypt_record};
+use s2_storage::record::{
+    RecordDecryptionError, StoredRecord, decrypt_stored_record, encode_stored_record_into,
+    encrypt_record,
+};
+use secrecy::ExposeSecret as _;
 
+use self::aes_gcm::Aes256Gcm;
 use crate::batch::Unsequenced;
 use crate::ids::{PartitionId, StreamId};
+
+mod aes_gcm;
+#[cfg(test)]
+mod tests;
 
 /// A record as it is stored: encrypted, if its stream has a cipher and it is no command record.
 pub use s2_storage::record::StoredSequencedRecord;
@@ -58,12 +70,32 @@ pub fn cipher_of(number: u32) -> Result<Option<EncryptionAlgorithm>, UnknownCiph
 #[error("cipher {0} is not known: use a newer esker")]
 pub struct UnknownCipher(u32);
 
-/// The cipher that a key was resolved for.
-pub fn cipher_of_spec(spec: &EncryptionSpec) -> Option<EncryptionAlgorithm> {
-    match spec {
-        EncryptionSpec::Plain => None,
-        EncryptionSpec::Aegis256(_) => Some(EncryptionAlgorithm::Aegis256),
-        EncryptionSpec::Aes256Gcm(_) => Some(EncryptionAlgorithm::Aes256Gcm),
+/// A cipher with the key of a request, ready for many records; or none. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct RecordCipher {
+    spec: EncryptionSpec,
+    /// With the expanded key, if it is AES-256-GCM.
+    aes: Option<Aes256Gcm>,
+}
+
+impl From<EncryptionSpec> for RecordCipher {
+    fn from(spec: EncryptionSpec) -> RecordCipher {
+        let aes = match &spec {
+            EncryptionSpec::Aes256Gcm(key) => Some(Aes256Gcm::new(key.expose_secret())),
+            _ => None,
+        };
+        RecordCipher { spec, aes }
+    }
+}
+
+impl RecordCipher {
+    /// The cipher, if there is one.
+    pub fn algorithm(&self) -> Option<EncryptionAlgorithm> {
+        match self.spec {
+            EncryptionSpec::Plain => None,
+            EncryptionSpec::Aegis256(_) => Some(EncryptionAlgorithm::Aegis256),
+            EncryptionSpec::Aes256Gcm(_) => Some(EncryptionAlgorithm::Aes256Gcm),
+        }
     }
 }
 
@@ -79,16 +111,26 @@ pub fn associated_data(partition: PartitionId, stream: StreamId) -> [u8; 16] {
 /// Encrypts the records of an append, and encodes them.
 pub fn encrypt(
     records: AppendRecordBatch,
-    spec: &EncryptionSpec,
+    cipher: &RecordCipher,
     associated_data: &[u8],
 ) -> Unsequenced {
-    let cipher = cipher_number(cipher_of_spec(spec));
-    if cipher == 0 {
+    let number = cipher_number(cipher.algorithm());
+    if number == 0 {
         return Unsequenced::encode(records);
     }
-    Unsequenced::encode_as(records, cipher, |record| {
-        encrypt_record(record, spec, associated_data)
-    })
+    Unsequenced::encode_as(
+        records,
+        number,
+        MAX_OVERHEAD,
+        |record, body| match &cipher.aes {
+            Some(aes) => aes.encrypt(record, associated_data, body),
+            None => {
+                let size = record.metered_size();
+                let stored = encrypt_record(record, &cipher.spec, associated_data).into_inner();
+                encode_stored_record_into(Metered::with_size(size, &stored), body);
+            }
+        },
+    )
 }
 
 /// A record that could not be decrypted. The text names no content and no key.
@@ -116,17 +158,26 @@ impl DecryptionError {
 /// The first record that cannot be decrypted.
 pub fn decrypt(
     records: Metered<Vec<StoredSequencedRecord>>,
-    spec: &EncryptionSpec,
+    cipher: &RecordCipher,
     associated_data: &[u8],
 ) -> Result<Metered<Vec<SequencedRecord>>, DecryptionError> {
     let mut decrypted = Metered::with_capacity(records.len());
+    // The buffer is one for all: so much as their metered size, and what encryption adds.
+    let mut buffer = match cipher.aes {
+        Some(_) => BytesMut::with_capacity(records.metered_size() + 64 * records.len()),
+        None => BytesMut::new(),
+    };
     for record in records.into_inner() {
         let (position, record) = record.into_parts();
-        let record = decrypt_stored_record(record, spec, associated_data).map_err(|source| {
-            DecryptionError {
-                seq_num: position.seq_num,
-                source,
+        let record = match &cipher.aes {
+            Some(aes) if matches!(record, StoredRecord::Encrypted { .. }) => {
+                aes.decrypt(record, &cipher.spec, associated_data, &mut buffer)
             }
+            _ => decrypt_stored_record(record, &cipher.spec, associated_data),
+        };
+        let record = record.map_err(|source| DecryptionError {
+            seq_num: position.seq_num,
+            source,
         })?;
         let size = record.metered_size();
         let record = Sequenced::new(position, record.into_inner());

@@ -38,7 +38,7 @@ fn read(
     let scan = scan(&partition.reader(), &stream, 0);
     decrypt(
         scan.records,
-        spec,
+        &spec.clone().into(),
         &associated_data(stream.partition, stream.id),
     )
 }

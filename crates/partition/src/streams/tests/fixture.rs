@@ -449,7 +449,7 @@ pub fn seen_in(stream: &Stream, mut scan: Scan) -> Vec<Seen> {
     let stored_size = records.metered_size();
     let spec = spec_of(cipher_number(stream.cipher));
     let data = associated_data(stream.partition, stream.id);
-    let records = decrypt(records, &spec, &data).unwrap();
+    let records = decrypt(records, &spec.into(), &data).unwrap();
     assert_eq!(records.metered_size(), stored_size);
     let records = records.into_inner().into_iter();
     let seen = records.map(|record| Seen {
@@ -546,7 +546,7 @@ pub fn encrypted(cipher: u32, stream: StreamId, at_ms: u64, records: Vec<Rec>) -
         })
         .collect();
     let data = associated_data(PARTITION, stream);
-    let records = encrypt(records.try_into().unwrap(), &spec_of(cipher), &data);
+    let records = encrypt(records.try_into().unwrap(), &spec_of(cipher).into(), &data);
     Append::new(stream, records, at_ms)
 }
 
