@@ -1,5 +1,12 @@
 //! One polite client, which appends a small record and waits for the answer, alone and while others flood.
+//!
+//! The polite client has a thread and a connection of its own, so that it does not wait behind the flooders
+//! in the queue of this program's runtime. Two more such clients show what the machine itself costs, which no
+//! server can avoid: one sends a request that appends nothing ([`Probe::Tail`]), and one wakes a thread of
+//! this program through a socket ([`Probe::Wake`]).
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -8,10 +15,12 @@ use anyhow::Context as _;
 use bench_harness::stats::{Latencies, SortedLatencies};
 use tokio::task::JoinSet;
 
-use super::{Outcome, connect, serve};
-use crate::client::{Batches, Stream};
+use super::{BASIN, Outcome, connect, serve};
+use crate::client::{Batches, Connection, Kind};
 use crate::recovery::subject::Setup;
 
+/// The stream of the polite client.
+const POLITE: &str = "polite";
 /// Clients that flood, each with a connection of its own.
 const FLOODERS: usize = 64;
 /// Appends that each has under way.
@@ -27,12 +36,11 @@ pub(super) async fn measure(setup: &Setup, seconds: u64) -> anyhow::Result<Vec<O
     let server = serve(setup).await?;
     let duration = Duration::from_secs(seconds);
     let connection = connect(&server).await?;
-    connection.create_stream("polite").await?;
+    connection.create_stream(POLITE).await?;
     connection.create_stream("flood").await?;
-    let polite = connection.stream("polite")?;
-    let small = Batches::new(1, 100, 1)?;
-    append_for(&polite, &small, WARM_UP).await?;
-    let alone = append_for(&polite, &small, duration).await?;
+    let url = server.url();
+    probe(&url, Probe::Append, WARM_UP).await?;
+    let alone = probe(&url, Probe::Append, duration).await?;
 
     let ends = Arc::new(AtomicBool::new(false));
     let bytes = Arc::new(AtomicU64::new(0));
@@ -56,9 +64,11 @@ pub(super) async fn measure(setup: &Setup, seconds: u64) -> anyhow::Result<Vec<O
     tokio::time::sleep(WARM_UP).await;
     let before = bytes.load(Ordering::Relaxed);
     let begun = Instant::now();
-    let during = append_for(&polite, &small, duration).await?;
+    let during = probe(&url, Probe::Append, duration).await?;
     let flooded = bytes.load(Ordering::Relaxed) - before;
     let rate = flooded as f64 / begun.elapsed().as_secs_f64() / f64::from(1 << 20);
+    let tail = probe(&url, Probe::Tail, duration / 2).await?;
+    let wake = probe(&url, Probe::Wake, duration / 2).await?;
     ends.store(true, Ordering::Relaxed);
     while flood.join_next().await.is_some() {}
 
@@ -75,6 +85,16 @@ pub(super) async fn measure(setup: &Setup, seconds: u64) -> anyhow::Result<Vec<O
             during.percentile_ms(50.0),
             p99(&during)
         )),
+        Outcome::plain(format!(
+            "meanwhile, a request that appends nothing: p50 {:.1} ms, p99 {:.1} ms",
+            tail.percentile_ms(50.0),
+            p99(&tail)
+        )),
+        Outcome::plain(format!(
+            "meanwhile, a thread that another one wakes: p50 {:.1} ms, p99 {:.1} ms",
+            wake.percentile_ms(50.0),
+            p99(&wake)
+        )),
         Outcome {
             what: format!("p99 during the flood over p99 alone: {ratio:.2}"),
             target: format!("at most {MAX_RATIO}"),
@@ -83,18 +103,78 @@ pub(super) async fn measure(setup: &Setup, seconds: u64) -> anyhow::Result<Vec<O
     ])
 }
 
-/// Appends one after the other for some time.
-async fn append_for(
-    stream: &Stream,
-    batches: &Batches,
-    duration: Duration,
-) -> anyhow::Result<SortedLatencies> {
+/// What a client does again and again, on a thread of its own.
+#[derive(Clone, Copy, Debug)]
+enum Probe {
+    /// Appends a small record.
+    Append,
+    /// Asks for the tail of a stream: as much work for HTTP as an append, and nothing to write or to wait for.
+    Tail,
+    /// Sends a byte to another thread and gets it back.
+    Wake,
+}
+
+async fn probe(url: &str, probe: Probe, duration: Duration) -> anyhow::Result<SortedLatencies> {
+    let url = url.to_owned();
+    let runs = move || -> anyhow::Result<SortedLatencies> {
+        let latencies = match probe {
+            Probe::Wake => wake_for(duration)?,
+            Probe::Append | Probe::Tail => {
+                let mut runtime = tokio::runtime::Builder::new_current_thread();
+                let runtime = runtime.enable_all().build()?;
+                runtime.block_on(request_for(&url, probe, duration))?
+            }
+        };
+        latencies.sorted().context("nothing was measured")
+    };
+    tokio::task::spawn_blocking(runs).await?
+}
+
+/// Sends requests one after the other for some time.
+async fn request_for(url: &str, probe: Probe, duration: Duration) -> anyhow::Result<Latencies> {
+    let connection = Connection::open(Kind::Wire, url, BASIN).await?;
+    let stream = connection.stream(POLITE)?;
+    let small = Batches::new(1, 100, 1)?;
     let mut latencies = Latencies::default();
     let deadline = Instant::now() + duration;
     while Instant::now() < deadline {
         let before = Instant::now();
-        stream.append(batches.at(latencies.len())).await?;
+        match probe {
+            Probe::Append => {
+                stream.append(small.at(latencies.len())).await?;
+            }
+            Probe::Tail | Probe::Wake => {
+                stream.tail().await?;
+            }
+        }
         latencies.push(before.elapsed());
     }
-    latencies.sorted().context("no append was made")
+    Ok(latencies)
+}
+
+/// Wakes another thread, and is woken by it, for some time; as often as a client that is answered within a
+/// millisecond.
+fn wake_for(duration: Duration) -> anyhow::Result<Latencies> {
+    let (mut here, mut there) = UnixStream::pair()?;
+    let echo = std::thread::spawn(move || -> std::io::Result<()> {
+        let mut byte = [0];
+        while there.read(&mut byte)? > 0 {
+            there.write_all(&byte)?;
+        }
+        Ok(())
+    });
+    let mut latencies = Latencies::default();
+    let deadline = Instant::now() + duration;
+    while Instant::now() < deadline {
+        let before = Instant::now();
+        here.write_all(&[1])?;
+        here.read_exact(&mut [0])?;
+        latencies.push(before.elapsed());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(here);
+    echo.join()
+        .ok()
+        .context("the other thread has panicked")??;
+    Ok(latencies)
 }
