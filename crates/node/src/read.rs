@@ -52,6 +52,9 @@ const PACED_FOLLOWERS: u32 = 256;
 const DELIVERY: Duration = Duration::from_micros(10);
 /// Longest time that pacing delays a delivery.
 const MAX_PACE: Duration = Duration::from_millis(100);
+/// Followers of a stream that are paced have their turn in so many groups, one after the other: what all wait
+/// for is not the last of all deliveries, and within a group all get the same.
+const PACE_GROUPS: u32 = 16;
 
 /// A read under way.
 pub struct ReadSession {
@@ -230,9 +233,16 @@ impl ReadSession {
                 return Ok(Some(ReadOutput::Heartbeat(tail)));
             }
             let stopping = self.handle.node.inner.stopping.clone();
+            let (turn, next) = (self.next_turn(), self.cursor.next());
+            let delivery = async {
+                if let Some(turn) = turn {
+                    tokio::time::sleep_until(turn).await;
+                }
+                self.follower.beyond(next).await;
+            };
             tokio::select! {
                 biased;
-                () = self.follower.beyond(self.cursor.next()) => self.pace().await,
+                () = delivery => {}
                 () = stopping.cancelled() => return Err(Error::Stopping),
                 () = tokio::time::sleep_until(self.heartbeat) => {
                     self.heartbeat = next_heartbeat();
@@ -259,16 +269,12 @@ impl ReadSession {
         (self.handle.stream.partition.0, self.handle.stream.id.0)
     }
 
-    /// Waits until the followers of the stream are due, if there are many: each then gets what was appended
-    /// meanwhile at once, and all get the same.
-    async fn pace(&self) {
-        let Some(pace) = pace(self.followers()) else {
-            return;
-        };
+    /// Before when the session is delivered nothing more, if the stream has many followers: each then gets
+    /// what was appended meanwhile at once.
+    fn next_turn(&self) -> Option<Instant> {
+        let pace = pace(self.followers())?;
         let begun = self.handle.node.inner.started;
-        let rounds = begun.elapsed().as_nanos() / pace.as_nanos() + 1;
-        let due = pace.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
-        tokio::time::sleep_until((begun + due).into()).await;
+        Some((begun + turn_after(begun.elapsed(), pace, self.follower.number())).into())
     }
 
     fn budget(&self) -> &ReadBudget {
@@ -388,6 +394,14 @@ fn pace(followers: usize) -> Option<Duration> {
     (followers >= PACED_FOLLOWERS).then(|| DELIVERY.saturating_mul(followers).min(MAX_PACE))
 }
 
+/// The first turn of this follower after `now`.
+fn turn_after(now: Duration, pace: Duration, follower: usize) -> Duration {
+    let group = (follower % PACE_GROUPS as usize) as u32;
+    let offset = pace * group / PACE_GROUPS;
+    let rounds = now.saturating_sub(offset).as_nanos() / pace.as_nanos() + 1;
+    offset + pace.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX))
+}
+
 fn next_heartbeat() -> Instant {
     Instant::now() + Duration::from_millis(rand::random_range(HEARTBEAT_MS))
 }
@@ -402,6 +416,26 @@ async fn sleep_until(deadline: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn turns_of_a_follower_are_a_pace_apart_and_those_of_all_are_spread_over_it() {
+        let pace = Duration::from_millis(80);
+        let begin = Duration::from_secs(1000);
+        let mut turns: Vec<_> = (0..160)
+            .map(|follower| {
+                let turn = turn_after(begin, pace, follower);
+                assert!(turn > begin && turn <= begin + pace, "{turn:?}");
+                assert_eq!(turn_after(turn, pace, follower), turn + pace);
+                turn
+            })
+            .collect();
+        turns.sort();
+        let groups: Vec<_> = turns.chunk_by(|a, b| a == b).collect();
+        assert_eq!(groups.len(), PACE_GROUPS as usize);
+        assert!(groups.iter().all(|group| group.len() == 10));
+        let apart = pace / PACE_GROUPS;
+        assert!(groups.windows(2).all(|two| two[1][0] - two[0][0] == apart));
+    }
 
     #[test]
     fn deliveries_are_paced_for_many_followers_alone_and_never_for_long() {

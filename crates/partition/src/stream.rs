@@ -349,6 +349,8 @@ pub struct Stream {
     /// The tail; also sent when the stream is deleted.
     changed: watch::Sender<SeqNum>,
     followers: AtomicUsize,
+    /// Followers that there ever were.
+    followed: AtomicUsize,
 }
 
 impl Stream {
@@ -377,6 +379,7 @@ impl Stream {
                 recent: Recent::new(budget),
             }),
             followers: AtomicUsize::new(0),
+            followed: AtomicUsize::new(0),
         })
     }
 
@@ -395,6 +398,7 @@ impl Stream {
         self.followers.fetch_add(1, Ordering::Relaxed);
         Follower {
             stream: self.clone(),
+            number: self.followed.fetch_add(1, Ordering::Relaxed),
             changed: self.changed.subscribe(),
         }
     }
@@ -452,6 +456,7 @@ pub(crate) struct Change {
 /// A follower of a stream; while one exists, the stream keeps new batches in memory.
 pub struct Follower {
     stream: Arc<Stream>,
+    number: usize,
     changed: watch::Receiver<SeqNum>,
 }
 
@@ -459,6 +464,11 @@ impl Follower {
     /// How many follow the stream, this one included.
     pub fn followers(&self) -> usize {
         self.stream.followers.load(Ordering::Relaxed)
+    }
+
+    /// How many began to follow the stream before this one.
+    pub fn number(&self) -> usize {
+        self.number
     }
 
     /// Waits until the tail is beyond `seq` or the stream is gone. Safe to cancel.
