@@ -1,13 +1,14 @@
 //! Floods: appends, tiny requests, connections, followers. A polite client beside them is served, and so is
 //! the node's own work.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::support::http::Answer;
@@ -127,6 +128,57 @@ async fn tiny_requests_of_one_connection_delay_no_other_connection() {
     assert!(waited <= REQUESTS as u64, "{waited} of {REQUESTS}");
     server.http1().get("/health").send().await.expect(200);
     flood.end().await;
+}
+
+/// A connection that comes from this address of the loopback network.
+async fn connected_from(server: &Server, address: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    let from = SocketAddr::new(address.parse().unwrap(), 0);
+    socket.bind(from).unwrap();
+    socket.connect(server.address()).await.unwrap()
+}
+
+fn head(length: usize) -> String {
+    format!(
+        "POST {RECORDS} HTTP/1.1\r\nhost: localhost\r\ns2-basin: test-basin\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_of_one_client_that_do_not_come_leave_memory_to_those_of_another() {
+    const ANNOUNCED: usize = 4_000_000;
+    let setup = Setup::default().set("limits.request-bodies=64MiB");
+    let server = server(setup).await;
+    let http = server.http1();
+    let mut stuck = JoinSet::new();
+    for _ in 0..32 {
+        let mut connection = connected_from(&server, "127.0.0.2").await;
+        stuck.spawn(async move {
+            let text = head(ANNOUNCED) + "{\"" + &"x".repeat(ANNOUNCED / 8);
+            // The server reads no more of it than it has memory for.
+            connection.write_all(text.as_bytes()).await.unwrap();
+            std::future::pending::<()>().await;
+        });
+    }
+    let waiting = async || {
+        let metrics = http.get("/metrics").send().await.text();
+        let mut lines = metrics.lines();
+        let waiting = lines.find_map(|line| line.strip_prefix("esker_request_bodies_waiting "));
+        waiting.unwrap().parse::<f64>().unwrap()
+    };
+    eventually("bodies wait for memory", async || {
+        (waiting().await > 8.0).then_some(())
+    })
+    .await;
+    // Larger than what small bodies have for themselves.
+    let body = body(200 * 1024);
+    let mut other = connected_from(&server, "127.0.0.3").await;
+    other.write_all(head(body.len()).as_bytes()).await.unwrap();
+    other.write_all(&body).await.unwrap();
+    await_text(&mut other, "HTTP/1.1 200").await;
+    let still = waiting().await;
+    assert!(still > 8.0, "it waited until others were refused");
+    drop(stuck);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

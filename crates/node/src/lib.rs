@@ -71,7 +71,7 @@ pub mod streams;
 mod tokens;
 mod unknown_basins;
 
-pub use admission::Client;
+pub use admission::{Client, FairQueue, Path, Ticket, Verdict};
 pub use append::{Ack, AppendSession, PendingAppend};
 pub use basins::{BasinInfo, Change, Create};
 pub use error::{Error, START_CODES, StartError};

@@ -5,19 +5,23 @@
 //! its number; so whoever has many connections, or many requests on one, has no more than one that has few.
 //! Entries of the same path are served in the order of their arrival. One that waits for the first time after
 //! a pause begins at the present: it neither has saved up turns, nor waits behind what others have queued.
+//!
+//! Whoever serves the queue may pass over members of the outermost level ([`FairQueue::take`]): they keep
+//! their turn, and the others do not wait for them.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 /// The levels of a path.
-pub(super) const LEVELS: usize = 3;
+const LEVELS: usize = 3;
 /// Who waits, from the outermost level to the innermost.
-pub(super) type Path = [u64; LEVELS];
+pub type Path = [u64; LEVELS];
 
 /// Past turns that a level remembers beside those of its members that wait.
 const REMEMBERED: usize = 64;
 
-/// See the [module's head](self).
-pub(super) struct FairQueue<T> {
+/// A queue that is fair at every level of a path: those that have something waiting are served in turn, by the
+/// cost of what they were served.
+pub struct FairQueue<T> {
     root: Level<T>,
     waiting: usize,
     next_ticket: u64,
@@ -25,7 +29,18 @@ pub(super) struct FairQueue<T> {
 
 /// Identifies an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ticket(u64);
+pub struct Ticket(u64);
+
+/// What [`FairQueue::take`] does with an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Takes it.
+    Take,
+    /// Passes over it, and over all others with the same first part of the path.
+    PassOver,
+    /// Takes nothing.
+    Stop,
+}
 
 struct Entry<T> {
     ticket: Ticket,
@@ -80,14 +95,15 @@ impl Turns {
         self.ready.first().map(|(_, _, member)| *member)
     }
 
-    /// The first member was served.
-    fn served(&mut self, cost: u64, has_more: bool) {
-        let Some((start, _, member)) = self.ready.pop_first() else {
+    /// A member that had something waiting was served.
+    fn served(&mut self, member: u64, cost: u64, has_more: bool) {
+        let Some((start, arrival)) = self.place.remove(&member) else {
             return;
         };
-        self.place.remove(&member);
-        self.now = start;
-        self.after.insert(member, start.saturating_add(cost));
+        self.ready.remove(&(start, arrival, member));
+        // One that was passed over has its turn now, and has not saved up others.
+        self.now = self.now.max(start);
+        self.after.insert(member, self.now.saturating_add(cost));
         if has_more {
             self.add(member);
         }
@@ -127,14 +143,21 @@ impl<T> Level<T> {
     }
 
     fn first(&self) -> Option<&Entry<T>> {
-        match self.members.get(&self.turns.first()?)? {
+        self.first_of(self.turns.first()?)
+    }
+
+    fn first_of(&self, member: u64) -> Option<&Entry<T>> {
+        match self.members.get(&member)? {
             Member::Entries(entries) => entries.front(),
             Member::Level(level) => level.first(),
         }
     }
 
     fn pop(&mut self) -> Option<Entry<T>> {
-        let member = self.turns.first()?;
+        self.pop_of(self.turns.first()?)
+    }
+
+    fn pop_of(&mut self, member: u64) -> Option<Entry<T>> {
         let (entry, has_more) = match self.members.get_mut(&member)? {
             Member::Entries(entries) => (entries.pop_front(), !entries.is_empty()),
             Member::Level(level) => (level.pop(), !level.members.is_empty()),
@@ -143,7 +166,7 @@ impl<T> Level<T> {
         if !has_more {
             self.members.remove(&member);
         }
-        self.turns.served(entry.cost, has_more);
+        self.turns.served(member, entry.cost, has_more);
         Some(entry)
     }
 
@@ -172,8 +195,15 @@ impl<T> Level<T> {
     }
 }
 
+impl<T> Default for FairQueue<T> {
+    fn default() -> FairQueue<T> {
+        FairQueue::new()
+    }
+}
+
 impl<T> FairQueue<T> {
-    pub(super) fn new() -> FairQueue<T> {
+    /// An empty queue.
+    pub fn new() -> FairQueue<T> {
         FairQueue {
             root: Level::new(),
             waiting: 0,
@@ -182,7 +212,7 @@ impl<T> FairQueue<T> {
     }
 
     /// Number of entries.
-    pub(super) fn waiting(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.waiting
     }
 
@@ -191,7 +221,8 @@ impl<T> FairQueue<T> {
         self.root.has(path)
     }
 
-    pub(super) fn push(&mut self, path: &Path, cost: u64, value: T) -> Ticket {
+    /// Adds an entry. Turns go by `cost`.
+    pub fn push(&mut self, path: &Path, cost: u64, value: T) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         let entry = Entry {
@@ -210,14 +241,34 @@ impl<T> FairQueue<T> {
     }
 
     /// Removes the entry whose turn it is.
-    pub(super) fn pop(&mut self) -> Option<T> {
+    pub fn pop(&mut self) -> Option<T> {
         let entry = self.root.pop()?;
         self.waiting -= 1;
         Some(entry.value)
     }
 
+    /// Removes the first entry that may be taken, in the order of turns: of each member of the outermost level,
+    /// the entry whose turn it is there is judged.
+    pub fn take(&mut self, mut judge: impl FnMut(&T) -> Verdict) -> Option<T> {
+        let mut taken = None;
+        for (_, _, member) in &self.root.turns.ready {
+            let entry = self.root.first_of(*member)?;
+            match judge(&entry.value) {
+                Verdict::Take => {
+                    taken = Some(*member);
+                    break;
+                }
+                Verdict::PassOver => {}
+                Verdict::Stop => break,
+            }
+        }
+        let entry = self.root.pop_of(taken?)?;
+        self.waiting -= 1;
+        Some(entry.value)
+    }
+
     /// Removes an entry that does not wait any longer; `None` if it was served.
-    pub(super) fn remove(&mut self, path: &Path, ticket: Ticket) -> Option<T> {
+    pub fn remove(&mut self, path: &Path, ticket: Ticket) -> Option<T> {
         let entry = self.root.remove(path, ticket)?;
         self.waiting -= 1;
         Some(entry.value)
@@ -295,6 +346,32 @@ mod tests {
         let order = served(&mut queue, 200);
         let ones = order.iter().filter(|it| **it == "one stream").count();
         assert!((99..=101).contains(&ones), "{ones}");
+    }
+
+    #[test]
+    fn members_that_are_passed_over_keep_their_turn_and_hold_up_nobody() {
+        let mut queue = FairQueue::new();
+        for path in [[1, 1, 0], [1, 2, 0], [2, 1, 0], [3, 1, 0]] {
+            for _ in 0..2 {
+                queue.push(&path, 100, path[0]);
+            }
+        }
+        let passing_over = |queue: &mut FairQueue<u64>, over: u64| {
+            queue.take(|value| match *value == over {
+                true => Verdict::PassOver,
+                false => Verdict::Take,
+            })
+        };
+        let order: Vec<_> = (0..4).map_while(|_| passing_over(&mut queue, 1)).collect();
+        assert_eq!(order, [2, 3, 2, 3]);
+        assert_eq!(passing_over(&mut queue, 1), None, "nobody else waits");
+        queue.push(&[2, 1, 0], 100, 2);
+        assert_eq!(queue.take(|_| Verdict::Stop), None);
+        assert_eq!(queue.waiting(), 5);
+        let order: Vec<_> = (0..5).map_while(|_| queue.pop()).collect();
+        assert_eq!(order[0], 1, "it has had nothing yet");
+        assert_eq!(queue.waiting(), 0);
+        assert!(queue.root.members.is_empty());
     }
 
     #[test]

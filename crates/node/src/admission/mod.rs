@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+pub use fair_queue::{FairQueue, Path, Ticket, Verdict};
 pub use gate::Client;
 pub(crate) use gate::{Caller, Gate};
 pub(crate) use pace::Pace;

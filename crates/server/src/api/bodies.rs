@@ -18,12 +18,14 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use esker_node::Client;
 use http::HeaderMap;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::ServiceError;
 use super::body_budget::{BodyBudget, Claim, Full, MAX_SMALL, of_known_length};
+use crate::client::client;
 use crate::request_guard::{content_type, is_grpc};
 use crate::state::status::{too_large, too_slow, unavailable};
 
@@ -81,10 +83,18 @@ enum Ended {
 }
 
 /// What a request holds, and why its body ended.
-#[derive(Default)]
 struct Held {
     claim: Claim,
     ended: Option<Ended>,
+}
+
+impl Held {
+    fn new(bodies: &Bodies, client: Client) -> Arc<Mutex<Held>> {
+        Arc::new(Mutex::new(Held {
+            claim: bodies.budget.claim(client),
+            ended: None,
+        }))
+    }
 }
 
 /// Whether the content type of a request is that of a session.
@@ -98,10 +108,11 @@ pub async fn admit(State(bodies): State<Bodies>, request: Request, next: Next) -
         return next.run(request).await;
     }
     let is_grpc = is_grpc(request.uri().path());
-    let held = Arc::new(Mutex::new(Held::default()));
+    let client = client(request.extensions());
+    let held = Held::new(&bodies, client);
     let passes = request.uri().path() == IMPORT;
     let request = request.map(|body| {
-        let mut arriving = Arriving::new(body, &bodies, held.clone());
+        let mut arriving = Arriving::new(body, &bodies, client, held.clone());
         arriving.passes = passes;
         arriving.endless = is_grpc;
         Body::new(arriving)
@@ -109,7 +120,7 @@ pub async fn admit(State(bodies): State<Bodies>, request: Request, next: Next) -
     let response = next.run(request).await;
     let ended = {
         let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.claim = Claim::default();
+        held.claim.release();
         held.ended
     };
     match ended {
@@ -144,6 +155,7 @@ type Claiming = Pin<Box<dyn Future<Output = Result<Claim, Full>> + Send>>;
 struct Arriving {
     body: Body,
     budget: BodyBudget,
+    client: Client,
     held: Arc<Mutex<Held>>,
     /// Its length, if that is known.
     length: Option<usize>,
@@ -162,11 +174,12 @@ struct Arriving {
 }
 
 impl Arriving {
-    fn new(body: Body, bodies: &Bodies, held: Arc<Mutex<Held>>) -> Arriving {
+    fn new(body: Body, bodies: &Bodies, client: Client, held: Arc<Mutex<Held>>) -> Arriving {
         let length = body.size_hint().exact();
         Arriving {
             body,
             budget: bodies.budget.clone(),
+            client,
             held,
             length: length.map(|it| usize::try_from(it).unwrap_or(usize::MAX)),
             arrived: 0,
@@ -212,7 +225,7 @@ impl Arriving {
         let budget = self.budget.clone();
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if self.passes {
-            held.claim = Claim::default();
+            held.claim.release();
             self.arrived = 0;
         }
         self.arrived += data.len();
@@ -223,9 +236,10 @@ impl Arriving {
         // A body that is larger than this is refused by its reader.
         if !held.claim.covers(self.arrived.min(budget.max_claim())) {
             let needed = self.needed();
-            if !budget.try_extend(&mut held.claim, needed) {
-                let claim = std::mem::take(&mut held.claim);
-                self.waiting = Some((data, Box::pin(budget.extend(claim, needed))));
+            if !held.claim.try_extend(needed) {
+                let nothing = budget.claim(self.client);
+                let claim = std::mem::replace(&mut held.claim, nothing);
+                self.waiting = Some((data, Box::pin(claim.extend(needed))));
                 return Poll::Pending;
             }
         }
@@ -301,8 +315,9 @@ mod tests {
     const KIB: usize = 1024;
 
     fn arriving(body: Body, bodies: &Bodies) -> (Arriving, Arc<Mutex<Held>>) {
-        let held = Arc::new(Mutex::new(Held::default()));
-        (Arriving::new(body, bodies, held.clone()), held)
+        let client = Client::default();
+        let held = Held::new(bodies, client);
+        (Arriving::new(body, bodies, client, held.clone()), held)
     }
 
     /// A body of `count` pieces of `bytes` bytes, after a pause each.
@@ -343,7 +358,7 @@ mod tests {
         drop(known);
         // It is held until the request is answered.
         assert_eq!(bodies.held(), 100 * KIB);
-        held.lock().unwrap().claim = Claim::default();
+        held.lock().unwrap().claim.release();
         assert_eq!(bodies.held(), 0);
 
         let (mut unknown, held) = arriving(pieces(10, 60 * KIB, Duration::ZERO), &bodies);
@@ -393,13 +408,13 @@ mod tests {
         let mut bodies = Bodies::new(4096 * KIB, 1024 * KIB, TIMEOUT);
         bodies.budget.timeout = TIMEOUT;
         let mut idle = Vec::new();
-        for _ in 0..20 {
+        for _ in 0..16 {
             let (mut body, held) = arriving(Body::from("x"), &bodies);
             body.length = Some(1000 * KIB);
             body.frame().await.unwrap().unwrap();
             idle.push((body, held));
         }
-        assert_eq!(bodies.held(), 20 * STEP);
+        assert_eq!(bodies.held(), 16 * STEP);
         let (mut body, _held) = arriving(pieces(50, 20 * KIB, Duration::ZERO), &bodies);
         body.length = Some(1000 * KIB);
         assert_eq!(body.collect().await.unwrap().to_bytes().len(), 1000 * KIB);

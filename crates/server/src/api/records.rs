@@ -376,7 +376,7 @@ pub async fn append(
             let meter = move |bytes| meter.appended(class.as_deref(), bytes);
             let session = handle.session(app.limits.append_session_inflight);
             let stopping = app.node.open(&stream.granted).stopping().clone();
-            let inputs = session_inputs::inputs(body, app.limits.bodies.clone());
+            let inputs = session_inputs::inputs(body, app.limits.bodies.clone(), client);
             Ok(sessions::frames_of_append(
                 session,
                 inputs,

@@ -9,6 +9,7 @@
 
 use axum::body::{Body, BodyDataStream, Bytes};
 use bytes::{Buf as _, BytesMut};
+use esker_node::Client;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _};
 use s2_api::v1::stream::s2s::{FrameDecoder, SessionMessage};
@@ -40,11 +41,12 @@ pub(super) struct Input {
 pub(super) type Inputs = BoxStream<'static, Result<Input, ServiceError>>;
 
 /// The inputs of a session with this body; they end with the first error.
-pub(super) fn inputs(body: Body, bodies: Bodies) -> Inputs {
+pub(super) fn inputs(body: Body, bodies: Bodies, client: Client) -> Inputs {
     let frames = Frames {
         body: body.into_data_stream(),
         rest: Bytes::new(),
         bodies,
+        client,
     };
     stream::try_unfold(frames, |mut frames| async move {
         let input = frames.next().await?;
@@ -58,6 +60,8 @@ struct Frames {
     /// What has arrived of the next frame.
     rest: Bytes,
     bodies: Bodies,
+    /// Whose memory it is.
+    client: Client,
 }
 
 impl Frames {
@@ -78,12 +82,12 @@ impl Frames {
         }
         let whole = PREFIX + length;
         let mut frame = prefix;
-        let mut claim = Claim::default();
+        let mut claim = self.bodies.budget.claim(self.client);
         let mut timeout = self.bodies.arrival_timeout(length);
         while frame.len() < whole {
             // The time in which the server waits for memory does not count against the client.
             let claimed = of_known_length(whole, frame.len() + 1);
-            claim = extended(&self.bodies, claim, claimed).await?;
+            claim = extended(claim, claimed).await?;
             frame.reserve(claimed - frame.len());
             let begun = Instant::now();
             let filled = tokio::time::timeout(timeout, self.fill(&mut frame, claimed));
@@ -96,7 +100,7 @@ impl Frames {
         }
         let claim = match frame[PREFIX] & COMPRESSION {
             0 => claim,
-            _ => extended(&self.bodies, claim, PREFIX + length + MAX_FRAME).await?,
+            _ => extended(claim, PREFIX + length + MAX_FRAME).await?,
         };
         let append = decode(frame)?;
         Ok(Some(Input {
@@ -123,8 +127,8 @@ impl Frames {
     }
 }
 
-async fn extended(bodies: &Bodies, claim: Claim, bytes: usize) -> Result<Claim, ServiceError> {
-    let claimed = bodies.budget.extend_without_limit(claim, bytes).await;
+async fn extended(claim: Claim, bytes: usize) -> Result<Claim, ServiceError> {
+    let claimed = claim.extend_without_limit(bytes).await;
     claimed.map_err(|Full| ServiceError::BodiesFull)
 }
 
@@ -183,7 +187,7 @@ mod tests {
             true => Body::from_stream(pieces),
             false => Body::from_stream(pieces.chain(stream::pending())),
         };
-        inputs(body, bodies.clone())
+        inputs(body, bodies.clone(), Client::default())
     }
 
     #[tokio::test(start_paused = true)]
@@ -249,12 +253,12 @@ mod tests {
             let mut session = of(vec![half.clone()], false, &bodies);
             sessions.push(tokio::spawn(async move { session.next().await.is_some() }));
         }
-        // Four MiB are shared, and one claim has the reserve.
-        eventually(|| bodies.budget.waiting() == 15).await;
+        // Three quarters of four MiB are for one client, and one claim has the reserve.
+        eventually(|| bodies.budget.waiting() == 16).await;
         // A request is refused in time, and the sessions still wait.
-        let refused = bodies.budget.clone().extend(Claim::default(), MIB).await;
+        let refused = bodies.budget.claim(Client::default()).extend(MIB).await;
         assert_eq!(refused.unwrap_err(), Full);
-        assert_eq!(bodies.budget.waiting(), 15);
+        assert_eq!(bodies.budget.waiting(), 16);
         assert!(bodies.held() <= 8 * MIB);
         assert!(!sessions.iter().any(tokio::task::JoinHandle::is_finished));
         // Clients that disconnect release what they hold, and their places in the queue.
@@ -273,7 +277,7 @@ mod tests {
         // Compressed frames grow while they hold memory.
         let packed = frame(CompressionAlgorithm::Zstd, MIB - 100);
         let mut unadmitted = Vec::new();
-        while bodies.held() < 7 * MIB {
+        while bodies.held() < 6 * MIB {
             let mut session = of(vec![plain.clone()], false, &bodies);
             unadmitted.push(session.next().await.unwrap().ok().unwrap());
         }
