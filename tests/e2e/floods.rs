@@ -34,6 +34,17 @@ async fn server(setup: Setup) -> Server {
     server
 }
 
+/// A metric, summed over its labels.
+async fn metric(http: &Http, name: &str) -> f64 {
+    let metrics = http.get("/metrics").send().await.text();
+    let of_name = metrics.lines().filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let is_it = series.split('{').next() == Some(name);
+        is_it.then(|| value.parse::<f64>().unwrap())
+    });
+    of_name.sum()
+}
+
 /// Clients that append without a pause, each with many requests under way.
 struct Flood {
     ends: Arc<AtomicBool>,
@@ -111,9 +122,17 @@ async fn a_polite_client_waits_for_a_small_part_of_what_64_others_have_queued() 
     let waited = waits_for(&flood, &server.http2()).await;
     // In the order of arrival it would be all of it.
     assert!(waited <= queued / 2, "{waited} of {queued}");
-    // The node's own work goes on.
+    // The node's own work goes on: probes, syncs, ticks, snapshots.
     let http = server.http1();
     http.get("/health").send().await.expect(200);
+    // Ticks publish the commits, once a second.
+    for work in ["esker_log_write_groups_total", "esker_raft_commits_total"] {
+        let before = metric(&http, work).await;
+        eventually(work, async || {
+            (metric(&http, work).await > before).then_some(())
+        })
+        .await;
+    }
     let snapshot = http.post("/esker/v1/partitions/1/snapshots").send();
     soon("a snapshot", snapshot).await.expect(200);
     flood.end().await;
@@ -160,12 +179,7 @@ async fn bodies_of_one_client_that_do_not_come_leave_memory_to_those_of_another(
             std::future::pending::<()>().await;
         });
     }
-    let waiting = async || {
-        let metrics = http.get("/metrics").send().await.text();
-        let mut lines = metrics.lines();
-        let waiting = lines.find_map(|line| line.strip_prefix("esker_request_bodies_waiting "));
-        waiting.unwrap().parse::<f64>().unwrap()
-    };
+    let waiting = async || metric(&http, "esker_request_bodies_waiting").await;
     eventually("bodies wait for memory", async || {
         (waiting().await > 8.0).then_some(())
     })
