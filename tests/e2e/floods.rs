@@ -154,7 +154,8 @@ async fn connected_from(server: &Server, address: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     let from = SocketAddr::new(address.parse().unwrap(), 0);
     socket.bind(from).unwrap();
-    socket.connect(server.address()).await.unwrap()
+    let to = server.address().parse().unwrap();
+    socket.connect(to).await.unwrap()
 }
 
 fn head(length: usize) -> String {
