@@ -132,6 +132,13 @@ fn of_partition(inventory: &Inventory) -> String {
 fn row(snapshot: &KeptSnapshot) -> Vec<String> {
     let or_unknown = |known: Option<String>| known.unwrap_or_else(|| "?".to_owned());
     let mut state = states(&snapshot.states);
+    if let Some(mark) = snapshot.damaged.first() {
+        let count = match snapshot.damaged.len() {
+            1 => "1 object".to_owned(),
+            n => format!("{n} objects"),
+        };
+        state = format!("{state}, damaged: {count}, such as {}", plain(&mark.key));
+    }
     if let Some(problem) = &snapshot.problem {
         state = format!("{state}, unusable: {}", plain(problem));
     }

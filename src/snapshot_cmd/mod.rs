@@ -96,6 +96,9 @@ impl Command {
             (Where::Server(..), Command::Create(_)) => {
                 "the server may go on with the snapshot: `esker snapshot list` shows what is there"
             }
+            (Where::Server(..), Command::Verify(args)) if args.repair => {
+                "the server may go on with the repair: run it again to see what is damaged"
+            }
             (Where::Server(..), Command::Prune(args)) if !args.dry_run => {
                 "the server may go on with it: `esker snapshot list` shows what is kept"
             }
@@ -111,6 +114,10 @@ impl Command {
             Command::Verify(args) if args.restore => {
                 Needs::Server("`verify --restore` compares with the live partitions of a server")
             }
+            Command::Verify(args) if args.files.is_some() => Needs::Repository(
+                "`verify --repair --files` repairs a repository, named with --repository; a server \
+                 repairs from its own files",
+            ),
             Command::Restore(_) => Needs::Repository(
                 "a server does not hand out files: `restore` takes them from the repository, \
                  named with --repository; `esker server --bootstrap restore` restores a whole node",

@@ -296,7 +296,10 @@ impl Online {
     pub async fn verify(&self, args: &verify::Args) -> Result<(), Failure> {
         let status = self.status().await?;
         let partitions = self.partitions().await?;
-        let asked = Verify { data: args.data };
+        let asked = Verify {
+            data: args.data,
+            repair: args.repair,
+        };
         let (mut reports, mut first, mut lost) = (Vec::new(), None, None);
         for partition in partitions {
             let started = Instant::now();

@@ -1,8 +1,12 @@
 //! `esker snapshot verify`.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use esker_repository::{PartitionId, Progress, Verification};
+use esker_repository::repair::{FilesBySize, LocalCopies, NoCopies};
+use esker_repository::{
+    Checkpoint, Digests, Lsn, Options, PartitionId, Progress, Repository, Verification,
+};
 use serde::Serialize;
 
 use super::render::{objects, snapshots};
@@ -17,12 +21,24 @@ use crate::term::{Paint, byte_rate, bytes, plain, plain_lines, took};
 ///
 /// Of every partition, or of one with --partition. Looks whether all objects are there and have the right size; with --data also reads and hashes
 /// every byte. Exits with 1 if anything is damaged, and names each damaged object and the snapshots
-/// it hurts.
+/// it hurts. With --repair, uploads what is damaged or missing again from a file with the same bytes, and
+/// exits with 1 only if something stays damaged. A server has the files of its database; on a repository,
+/// --files names a directory, without which only what another snapshot has can be repaired, and the rest is
+/// marked, so that no snapshot uses it again.
 #[derive(clap::Args)]
 pub struct Args {
     /// Read and hash every byte
     #[arg(long)]
     pub data: bool,
+
+    /// Repair what is damaged or missing, and mark what cannot be repaired
+    #[arg(long, requires = "data", conflicts_with = "restore")]
+    pub repair: bool,
+
+    /// With --repair, on a repository: a directory of files, such as a checkpoint, from which damaged
+    /// objects are uploaded again; every file there is compared by its checksum
+    #[arg(long, value_name = "DIR", requires = "repair")]
+    pub files: Option<PathBuf>,
 
     /// Restore the newest snapshot into a scratch directory of the server, replay the log, and compare
     /// it with the live partition
@@ -108,7 +124,11 @@ pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure>
                         false => print(text)?,
                     }
                 }
-                first = worse(first, judge(&report, PUT_ANEW).err());
+                let advice = match args.repair && args.files.is_none() {
+                    true => NAME_FILES,
+                    false => PUT_ANEW,
+                };
+                first = worse(first, judge(&report, advice).err());
                 Ok((report, took))
             }
             // The other partitions may be intact, and are still shown.
@@ -145,29 +165,60 @@ async fn one(
     partition: PartitionId,
     args: &Args,
 ) -> Result<(Verification, u64, Duration), Failure> {
-    let (repository, _) = place.read_of(partition).await?;
+    let (repository, root) = place.read_of(partition).await?;
     let progress = Progress::new();
     let started = Instant::now();
     let verifying = repository.verify(args.data, &progress);
     let left = "what is damaged was not found out";
     let report = watch(place, &progress, verifying, left).await?;
-    let report = report.map_err(|e| place.failure(e))?;
-    Ok((report, progress.bytes_done(), started.elapsed()))
+    let mut report = report.map_err(|e| place.failure(e))?;
+    let read = progress.bytes_done();
+    if args.repair && !report.is_sound() {
+        let options = Options {
+            cluster: Some(place.cluster(Some(&root), None)),
+            ..Options::default()
+        };
+        let writer = Repository::new(place.destination(), partition, options);
+        let copies: Box<dyn LocalCopies> = match &args.files {
+            Some(dir) => {
+                let files = Checkpoint::scan(dir, Lsn(0), Digests::new());
+                Box::new(FilesBySize::of(&files.map_err(|e| place.failure(e))?))
+            }
+            None => Box::new(NoCopies),
+        };
+        let progress = Progress::new();
+        let bad = report.bad_objects();
+        let repairing = writer.repair(&bad, &*copies, &progress);
+        let left = "what was repaired stays repaired, and what was found is marked; run it again";
+        let repaired = watch(place, &progress, repairing, left).await?;
+        let (repair, _) = repaired.map_err(|e| place.failure(e))?;
+        report.repair = Some(repair);
+    }
+    Ok((report, read, started.elapsed()))
 }
 
 /// Advice about damage that was found directly on a repository.
 const PUT_ANEW: &str = "put a new snapshot with --no-reuse (a put reuses objects as they are), or bring them back \
                         from versions or a backup of the bucket";
 
-/// A failure with advice, if anything is damaged.
+/// Advice about damage that a repair without files has left.
+const NAME_FILES: &str = "without a server, objects are repaired from the files of --files DIR; have the server of this \
+                          repository repair it with --server, or put a new snapshot, which reuses nothing that is marked";
+
+/// A failure with advice, if anything is damaged and was not repaired.
 pub fn judge(report: &Verification, advice: &str) -> Result<(), Failure> {
-    if report.is_sound() {
+    if report.is_sound() || report.is_repaired() {
         return Ok(());
     }
-    let hurt: std::collections::BTreeSet<_> =
-        report.damaged.iter().flat_map(|d| &d.hurts).collect();
+    let repaired = report.repair.iter().flat_map(|repair| &repair.repaired);
+    let repaired: Vec<_> = repaired.map(|one| &one.key).collect();
+    let left = report
+        .damaged
+        .iter()
+        .filter(|d| !repaired.contains(&&d.key));
+    let hurt: std::collections::BTreeSet<_> = left.clone().flat_map(|d| &d.hurts).collect();
     let of = report.snapshots.len();
-    let damaged = match report.damaged.len() {
+    let damaged = match left.count() {
         1 => "1 object is damaged".to_owned(),
         n => format!("{n} objects are damaged"),
     };
@@ -196,6 +247,26 @@ pub fn text(report: &Verification, read: u64, took_all: Duration) -> String {
         ));
         for snapshot in &damaged.hurts {
             lines.push(format!("  hurts {snapshot}"));
+        }
+    }
+    if let Some(repair) = &report.repair {
+        for one in &repair.repaired {
+            let how = match &one.uploaded_from {
+                Some(file) => format!("uploaded again from {}", plain(file)),
+                None => "another snapshot has the same bytes".to_owned(),
+            };
+            lines.push(format!("repaired: {}: {how}", plain(&one.key)));
+        }
+        for one in &repair.replaced {
+            lines.push(format!(
+                "  {} is now {}",
+                plain(&one.before),
+                plain(&one.now)
+            ));
+        }
+        for one in &repair.marked {
+            let (key, why) = (plain(&one.key), plain(&one.why));
+            lines.push(format!("marked: {key}: {why}"));
         }
     }
     for snapshot in &report.without_checksums {

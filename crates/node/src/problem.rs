@@ -19,11 +19,12 @@ pub struct Problem {
 }
 
 /// Codes of problems that are advice: they can wait. Some are there from the first day.
-pub const ADVICE: [&str; 7] = [
+pub const ADVICE: [&str; 8] = [
     "repository_on_this_disk",
     "one_snapshot_retained",
     "unproven",
     "abandoned_snapshots",
+    "snapshot_damaged",
     "snapshot_from_future",
     "restarted",
     "tls_certificate_expires_soon",

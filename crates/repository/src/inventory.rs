@@ -11,7 +11,7 @@ use crate::ids::{LineageId, Lsn, PartitionId, SnapshotId};
 use crate::layout::SnapshotDir;
 use crate::metadata::{Kind, SnapshotMetadata};
 use crate::repository::Repository;
-use crate::root::{Intent, Root};
+use crate::root::{Intent, Mark, Root};
 
 /// A partition's repository at one moment.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -59,6 +59,9 @@ pub struct KeptSnapshot {
     pub bytes: Option<u64>,
     /// The node that created it.
     pub node_name: Option<String>,
+    /// Its objects that were found damaged or missing, and are not repaired; at most 100.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<Mark>,
     /// Why its description cannot be used. The fields that only a description has are absent then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -148,6 +151,11 @@ fn kept(
         files: None,
         bytes: None,
         node_name: None,
+        damaged: named
+            .clone()
+            .find(|r| r.dir() == *dir)
+            .map(|r| r.damaged.clone())
+            .unwrap_or_default(),
         problem: None,
     };
     match described {

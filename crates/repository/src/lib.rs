@@ -28,6 +28,7 @@
 //! | [`put`](Repository::put), `upload`, [`RateLimiter`], [`retention`] | making a snapshot |
 //! | [`sweep`](Repository::sweep), [`prune`], [`steady`] | deleting, and the clock for it |
 //! | [`restore`], [`verify`](Repository::verify), [`pin`](Repository::pin), [`fork`](Repository::fork) | using a snapshot |
+//! | [`scrub`], [`marks`], [`repair`] | finding damage, noting it, repairing it |
 //! | [`partitions()`], [`inventory`], [`why`], [`diff`](Repository::diff) | inspecting what is there |
 //!
 //! # Example
@@ -77,6 +78,8 @@ mod incarnation;
 pub mod inventory;
 mod lanes;
 pub mod layout;
+mod local_copies;
+pub mod marks;
 pub mod metadata;
 mod options;
 pub mod ownership;
@@ -87,11 +90,13 @@ mod progress;
 pub mod prune;
 mod put;
 mod rate_limiter;
+pub mod repair;
 pub mod repository;
 pub mod restore;
 mod restore_target;
 pub mod retention;
 pub mod root;
+pub mod scrub;
 pub mod steady;
 mod store;
 pub mod sweep;

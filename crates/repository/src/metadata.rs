@@ -67,6 +67,10 @@ pub struct SnapshotMetadata {
     /// Number of partitions of the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partitions: Option<u32>,
+    /// Number of snapshots in a row, up to this one, that were allowed to reuse objects of the one before; 0
+    /// for one that shares no object with earlier ones. Absent if an earlier release has put it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reused_in_a_row: Option<u32>,
     /// All other fields.
     #[serde(flatten)]
     pub extra: Map<String, Value>,

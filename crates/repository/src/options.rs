@@ -22,6 +22,9 @@ pub struct Options {
     /// Whether files that a retained snapshot has are reused. Without it, a put shares no object with
     /// earlier snapshots: for a repository that was found to be damaged.
     pub reuse: bool,
+    /// Every so many incremental snapshots, one reuses nothing, so that it shares no object with earlier
+    /// ones. `None`: snapshots reuse whatever they can.
+    pub full_every: Option<NonZeroU32>,
     /// Number of snapshots that are retained; what a commit removes is deleted at once. `None`: the newest
     /// only, and the sweep deletes older ones once they are older than `orphan_min_age`.
     pub num_retained: Option<NonZeroU32>,
@@ -53,6 +56,7 @@ impl Default for Options {
             incarnation: None,
             kind: Kind::Full,
             reuse: true,
+            full_every: None,
             num_retained: None,
             orphan_min_age: DAY,
             intent_timeout: DAY,

@@ -274,7 +274,7 @@ impl Repository {
         Ok((root, refs))
     }
 
-    /// The keys that no retained snapshot has. Reads descriptions newest first, and only until all keys are
+    /// The keys that no retained snapshot has, or that are marked as damaged. Reads descriptions newest first, and only until all keys are
     /// found, because each description that is not cached costs a request.
     pub(crate) async fn not_retained(
         &self,
@@ -282,14 +282,21 @@ impl Repository {
         root: &Root,
         mut keys: HashSet<String>,
     ) -> Result<HashSet<String>, Error> {
+        let marked = root.marked();
         for retained in &root.retained_snapshots {
             if keys.is_empty() {
                 break;
             }
+            if retained.damaged_further > 0 {
+                continue;
+            }
             match self.read_description(store, &retained.dir()).await {
                 Ok(description) => {
                     for file in &description.files {
-                        keys.remove(&description.key_of(file));
+                        let key = description.key_of(file);
+                        if !marked.contains(key.as_str()) {
+                            keys.remove(&key);
+                        }
                     }
                 }
                 // None of its files is reused; they are uploaded again.

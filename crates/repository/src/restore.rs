@@ -168,7 +168,11 @@ impl Repository {
                 if passed_over.iter().any(|(tried, _)| *tried == dir) {
                     continue;
                 }
-                match self.restore_pinned(&dir, &target, progress).await {
+                let restored = match self.unless_marked(&root, which, &dir).await? {
+                    Some(error) => Err(error),
+                    None => self.restore_pinned(&dir, &target, progress).await,
+                };
+                match restored {
                     Ok(restored) => {
                         return Ok(Restored {
                             passed_over,
@@ -193,6 +197,20 @@ impl Repository {
         Err(Error::Unusable(
             tried.map(|(dir, error)| (dir, Box::new(error))).collect(),
         ))
+    }
+
+    /// The damage that a mark in the root names, if it is still there: then nothing else is fetched. A
+    /// snapshot that the caller has named is fetched all the same.
+    async fn unless_marked(
+        &self,
+        root: &Root,
+        which: &Which,
+        dir: &SnapshotDir,
+    ) -> Result<Option<Error>, Error> {
+        match which {
+            Which::Newest => self.still_marked(root, dir).await,
+            Which::Exactly(_) => Ok(None),
+        }
     }
 
     async fn restore_pinned(

@@ -100,12 +100,42 @@ pub struct Retained {
     pub created_at: OffsetDateTime,
     /// Its directory.
     pub path: String,
+    /// Its objects that were found damaged or missing, and are not repaired. No upload reuses them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<Mark>,
+    /// Number of further such objects, which are not listed. If it is not 0, no upload reuses any object of
+    /// this snapshot.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub damaged_further: u64,
     /// All other fields.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
+/// An object of a retained snapshot that was found damaged or missing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Mark {
+    /// Its key, below the partition.
+    pub key: String,
+    /// What is wrong with it.
+    pub why: String,
+    /// When it was found, by the finder's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub found_at: OffsetDateTime,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
 impl Retained {
+    /// Number of its objects that are marked as damaged or missing.
+    pub fn count_damaged(&self) -> u64 {
+        self.damaged.len() as u64 + self.damaged_further
+    }
+
     /// Its directory, from its id and LSN. [`Root::parse`] has checked that `path` is the same.
     pub fn dir(&self) -> SnapshotDir {
         SnapshotDir {
@@ -234,6 +264,9 @@ pub struct Intent {
     /// upload continues it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<IncarnationId>,
+    /// Whether the upload is a repair, which no put continues.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub repair: bool,
     /// When the intent was registered or last renewed, by that node's clock.
     #[serde(with = "time::serde::rfc3339")]
     pub renewed_at: OffsetDateTime,
@@ -314,6 +347,8 @@ impl Root {
                     min_applied_lsn: newest.min_applied_lsn,
                     created_at: newest.created_at,
                     path: newest.path.clone(),
+                    damaged: Vec::new(),
+                    damaged_further: 0,
                     extra: Map::new(),
                 }));
         }
@@ -373,6 +408,15 @@ impl Root {
     /// Whether a snapshot is retained.
     pub fn retains(&self, id: &SnapshotId) -> bool {
         self.retained_snapshots.iter().any(|r| r.snapshot_id == *id)
+    }
+
+    /// The keys that are marked as damaged or missing, of retained and abandoned snapshots.
+    pub(crate) fn marked(&self) -> HashSet<&str> {
+        let abandoned = self.abandoned.iter().map(|a| &a.snapshot);
+        let all = self.retained_snapshots.iter().chain(abandoned);
+        all.flat_map(|snapshot| &snapshot.damaged)
+            .map(|mark| mark.key.as_str())
+            .collect()
     }
 
     /// The intent with this generation, if the root has it.

@@ -11,8 +11,10 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::error::Error;
 use crate::ids::Digest;
 use crate::layout::{ROOT, SnapshotDir};
+use crate::marks::BadObject;
 use crate::metadata::SnapshotMetadata;
 use crate::progress::Progress;
+use crate::repair::Repair;
 use crate::repository::Repository;
 use crate::root::Root;
 use crate::store::{Sink, Store};
@@ -33,12 +35,35 @@ pub struct Verification {
     pub without_checksums: Vec<String>,
     /// Objects that are damaged or missing.
     pub damaged: Vec<DamagedObject>,
+    /// What was repaired of it; absent if no repair was requested or needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repair: Option<Repair>,
 }
 
 impl Verification {
     /// Whether nothing is damaged or missing.
     pub fn is_sound(&self) -> bool {
         self.damaged.is_empty()
+    }
+
+    /// What a repair takes: the objects that are damaged or missing.
+    pub fn bad_objects(&self) -> Vec<BadObject> {
+        let damaged = self.damaged.iter().filter(|object| object.key != ROOT);
+        damaged
+            .map(|object| BadObject {
+                key: object.key.clone(),
+                why: object.why.clone(),
+            })
+            .collect()
+    }
+
+    /// Whether everything that was damaged or missing was repaired.
+    pub fn is_repaired(&self) -> bool {
+        let Some(repair) = &self.repair else {
+            return false;
+        };
+        let is_repaired = |key: &String| repair.repaired.iter().any(|one| one.key == *key);
+        self.damaged.iter().all(|object| is_repaired(&object.key))
     }
 }
 

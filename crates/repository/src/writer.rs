@@ -122,7 +122,8 @@ impl Repository {
     pub(crate) fn left_behind<'a>(&self, root: &'a Root) -> Option<&'a Intent> {
         let ours = self.options.incarnation.as_ref()?;
         let is_ours = |intent: &&Intent| {
-            intent.incarnation.is_some_and(|of| ours.follows(of))
+            !intent.repair
+                && intent.incarnation.is_some_and(|of| ours.follows(of))
                 && intent.snapshot_ids.len() < MAX_CONTINUATIONS
         };
         root.intents

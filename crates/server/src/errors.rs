@@ -193,7 +193,7 @@ const SNAPSHOT_CODES: &[(&str, &str, &str)] = &[
     (
         "damaged",
         "Objects are missing, or are not what was written; the message or the report names each.",
-        "`esker snapshot verify --data` says which snapshots it hurts. Nothing was changed.",
+        "`esker snapshot verify --data` says which snapshots it hurts, and with `--repair` repairs what it can. Without that, nothing was changed.",
     ),
     (
         "unusable",

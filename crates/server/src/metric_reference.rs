@@ -140,6 +140,18 @@ const SECTIONS: &[Section] = &[
                 "Snapshots that the repository retains.",
             ),
             gauge(
+                "esker_snapshots_damaged",
+                "snapshots",
+                PARTITION,
+                "Retained snapshots that have a damaged or missing object, which is not repaired.",
+            ),
+            gauge(
+                "esker_snapshot_scrub_age_seconds",
+                "seconds",
+                PARTITION,
+                "Time since all objects of the retained snapshots were last read and compared. Absent while they never were.",
+            ),
+            gauge(
                 "esker_partition_archived_lag",
                 "log entries",
                 PARTITION,
@@ -490,6 +502,30 @@ const SECTIONS: &[Section] = &[
                 "objects",
                 &[],
                 "Objects that sweeps deleted.",
+            ),
+            counter(
+                "esker_partition_store_snapshots_scrub_objects_total",
+                "objects",
+                &["result"],
+                "Objects that the scrub has read: `sound`, `damaged` (or missing), or `unreadable` now.",
+            ),
+            counter(
+                "esker_partition_store_snapshots_scrub_bytes_total",
+                "bytes",
+                &[],
+                "Bytes that the scrub has read and compared.",
+            ),
+            counter(
+                "esker_partition_store_snapshots_scrub_failed_total",
+                "attempts",
+                &[],
+                "Passes of the scrub that could not read everything. They are tried again.",
+            ),
+            counter(
+                "esker_partition_store_snapshots_objects_repaired_total",
+                "objects",
+                &[],
+                "Damaged or missing objects that were replaced by a sound one.",
             ),
             counter(
                 "esker_repository_retries_total",

@@ -16,6 +16,7 @@
 //! | [`any_history`] | random histories and losses, against a model |
 //! | [`outages`], [`log_bound`] | a repository that cannot be reached, and the log meanwhile |
 //! | [`schedule`] | when snapshots are put |
+//! | [`scrubbing`] | damaged objects of the repository, found and repaired |
 //! | [`catalog`] | basins, and the streams that need them |
 //! | [`stops`] | a stop, and what the start after it shows |
 //!
@@ -44,6 +45,7 @@ mod refusals;
 pub mod runbook;
 mod running;
 mod schedule;
+mod scrubbing;
 mod stops;
 mod target;
 mod twins;

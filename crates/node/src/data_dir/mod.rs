@@ -18,6 +18,7 @@
 //! destination.json where snapshots were put, and the id of the marker there
 //! restarts.json    the restarts that the node has requested
 //! rates.json       the measured speed of this node: replay, restore, scan, start
+//! scrub.json       how far the scrub of the repository is
 //! reserve          takes space, which is released when the disk is full
 //! ```
 //!

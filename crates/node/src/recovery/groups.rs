@@ -24,7 +24,7 @@ use crate::error::StartError;
 use crate::options::NodeOptions;
 use crate::read_budget::ReadBudget;
 use crate::restarts::Restarts;
-use crate::snapshots::{LocalSnapshots, Rates, Snapshots};
+use crate::snapshots::{LocalSnapshots, Rates, ScrubFile, Snapshots};
 use crate::space_account::Space;
 use crate::state::files::Files;
 use crate::state::rebuild::{Loaded, Origin, StateSources};
@@ -247,6 +247,7 @@ impl Groups {
             self.state.archive,
             &identity,
         )?;
+        let scrub_file = ScrubFile::open(data_dir.path())?;
         let inner = Inner {
             admission: Arc::new(Semaphore::new(options.append_inflight)),
             reads: ReadBudget::new(options.read_sessions),
@@ -259,7 +260,7 @@ impl Groups {
             draining: AtomicBool::new(false),
             stopping: CancellationToken::new(),
             next_session: AtomicU64::new(rand::random_range(1..=u64::MAX / 2)),
-            snapshots: Snapshots::new(archive, self.local, rates, &identity),
+            snapshots: Snapshots::new(archive, self.local, rates, &identity, scrub_file),
             identity,
             state,
             started: Instant::now(),

@@ -156,7 +156,9 @@ async fn attempt(
     };
     let (mut inner, loaded) = assembled?;
     for partition in damaged {
-        inner.snapshots.known[partition as usize].lock().force_full = true;
+        let mut known = inner.snapshots.known[partition as usize].lock();
+        known.force_full = true;
+        known.scrub.is_wanted = true;
     }
     let events = report.entries;
     tracing::info!(events, "Replaying {events} log entries of the partitions");

@@ -40,6 +40,8 @@ pub(crate) struct Archive {
     options: Arc<SnapshotOptions>,
     /// The limiter of the upload rate, shared by all partitions.
     rate_limiter: Option<RateLimiter>,
+    /// The limiter of the rate at which the scrub reads.
+    scrub_limiter: Option<RateLimiter>,
     /// The incarnations of this start and of earlier ones.
     incarnations: Arc<Incarnations>,
     /// The remembered destination; `None` if it is in the data directory itself, where nothing is mounted.
@@ -76,6 +78,7 @@ impl Archive {
             destination,
             options: Arc::new(options.clone()),
             rate_limiter: options.upload_rate.map(RateLimiter::new),
+            scrub_limiter: options.scrub_rate.map(RateLimiter::new),
             is_default,
         })
     }
@@ -125,6 +128,11 @@ impl Archive {
         }
     }
 
+    /// The limiter of the rate at which the scrub reads.
+    pub fn scrub_limiter(&self) -> Option<&RateLimiter> {
+        self.scrub_limiter.as_ref()
+    }
+
     /// A partition's repository, for the node with this identity.
     pub fn repository(&self, identity: &Identity, partition: u64) -> Repository {
         let cluster = cluster(identity);
@@ -148,6 +156,7 @@ impl Archive {
             cluster,
             kind,
             num_retained: self.options.num_retained,
+            full_every: self.options.full_every,
             // Only this node uses a directory within the data directory, and orphans in it take space on the
             // same disk.
             orphan_min_age: match self.is_default {

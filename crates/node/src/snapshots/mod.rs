@@ -13,6 +13,8 @@
 //! | [`root`] | reading and claiming a partition's root |
 //! | [`snapshot_job`] | one snapshot: checkpoint, catalog, claim, upload, commit, sweep |
 //! | [`uploader`] | the tasks that make snapshots when they are due, and test restores |
+//! | [`scrub_state`] | how far the scrub is |
+//! | [`scrub`] | reading the repository at a bounded rate, and repairing it |
 //! | [`rates`] | how fast this node is, and predictions |
 //! | [`status`], [`problems`] | the status for operators |
 //! | [`proof`] | restoring a snapshot into a scratch directory, and comparing it |
@@ -32,6 +34,8 @@ mod proof;
 mod rates;
 mod root;
 mod schedule;
+mod scrub;
+mod scrub_state;
 mod snapshot_job;
 mod state;
 mod status;
@@ -44,6 +48,7 @@ pub use options::{Bootstrap, DestinationOptions, OnLogFull, SnapshotKind, Snapsh
 pub use rates::{Measured, Prediction};
 pub(crate) use rates::{Rates, scan_tells};
 pub use schedule::Reason;
+pub(crate) use scrub_state::ScrubFile;
 pub(crate) use state::Snapshots;
 pub use state::{CreatedSnapshot, Proof};
 pub(crate) use status::publish;

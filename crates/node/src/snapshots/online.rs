@@ -62,15 +62,21 @@ impl Node {
 
     /// Whether the repository has all objects that the kept snapshots of a partition need; with `data`,
     /// every byte is read and hashed. The answer names what is damaged, and the next snapshot shares no file
-    /// with existing ones.
+    /// with existing ones. With `repair`, damage is repaired as the scrub does it, and
+    /// [`Verification::repair`] is what was done.
     pub async fn verify_snapshots(
         &self,
         partition: u64,
         data: bool,
+        repair: bool,
     ) -> Result<Verification, Error> {
         let repository = self.repository(partition)?;
-        let report = repository.verify(data, &Progress::new()).await?;
-        if !report.is_sound() {
+        let mut report = repository.verify(data, &Progress::new()).await?;
+        if repair && !report.is_sound() {
+            let bad = report.bad_objects();
+            report.repair = Some(self.inner.repair_snapshots(partition, &bad).await?);
+        }
+        if !report.is_sound() && !report.is_repaired() {
             let known = &self.inner.snapshots.known[partition as usize];
             known.lock().force_full = true;
         }
@@ -115,15 +121,8 @@ impl Node {
     /// Deletes what a plan names, unless the repository's root has moved since.
     pub async fn prune(&self, partition: u64, plan: &PrunePlan) -> Result<Pruned, Error> {
         let pruned = self.repository(partition)?.prune(plan).await;
-        // Fewer snapshots may be retained now, so the root is read again.
-        let snapshots = &self.inner.snapshots;
-        {
-            let mut known = snapshots.known[partition as usize].lock();
-            known.looked = false;
-            // An upload under way has a root from before the prune.
-            known.prunes += 1;
-        }
-        snapshots.wake.notify_one();
+        // Fewer snapshots may be retained now.
+        self.inner.look_again(partition);
         Ok(pruned?)
     }
 

@@ -253,6 +253,32 @@ fn known_problems(
             "do not rely on this snapshot: esker snapshot create makes another, esker snapshot verify --restore tests it",
         );
     }
+    for archived in &known.retained {
+        let Some((count, key, why)) = &archived.damaged else {
+            continue;
+        };
+        let objects = match count {
+            1 => "1 object".to_owned(),
+            n => format!("{n} objects"),
+        };
+        problems.add(
+            "snapshot_damaged",
+            partition,
+            format!(
+                "{objects} of snapshot {} at LSN {} cannot be used, such as {key}: {why}",
+                archived.id, archived.lsn
+            ),
+            "newer snapshots do not use what is damaged, and a restore passes over this one; to save it, bring the object back from a version or a backup of the bucket, then run esker snapshot verify --data --repair",
+        );
+    }
+    if let Some(why) = &known.scrub.failure {
+        problems.add(
+            "scrub_failing",
+            partition,
+            why.clone(),
+            "it is read again by itself, and damage is not found meanwhile; see whether the repository answers",
+        );
+    }
     if known.abandoned > 0 {
         problems.add(
             "abandoned_snapshots",

@@ -69,6 +69,8 @@ impl Inner {
                 tracing::error!(partition, why, "a snapshot does not restore");
                 known.proof_failure = Some(why.clone());
                 known.force_full = true;
+                // It finds out which objects are damaged, and repairs them.
+                known.scrub.is_wanted = true;
             }
             Err(_) => {}
         }

@@ -455,6 +455,7 @@ mod tests {
             lsn: 1,
             id: "a snapshot".to_owned(),
             created_at: time::OffsetDateTime::UNIX_EPOCH,
+            damaged: None,
         };
         let empty = RepositoryState::default();
         assert!(!needs_full(&empty, Reason::First));

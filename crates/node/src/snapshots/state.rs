@@ -13,6 +13,7 @@ use super::archive::Archive;
 use super::failure::Failure;
 use super::local::LocalSnapshots;
 use super::rates::Rates;
+use super::scrub_state::{ScrubFile, ScrubState};
 use crate::data_dir::Identity;
 use crate::recovery::RecoveryReport;
 
@@ -38,6 +39,10 @@ pub(crate) struct Snapshots {
     pub named: Vec<AtomicU64>,
     /// Wakes the uploader.
     pub wake: tokio::sync::Notify,
+    /// How far the scrub is.
+    pub scrub_file: ScrubFile,
+    /// By partition: held by the repair under way.
+    pub repairs: Vec<tokio::sync::Mutex<()>>,
     recovery: Mutex<Option<Arc<RecoveryReport>>>,
 }
 
@@ -47,6 +52,7 @@ impl Snapshots {
         local: Arc<LocalSnapshots>,
         rates: Rates,
         identity: &Identity,
+        scrub_file: ScrubFile,
     ) -> Snapshots {
         Snapshots {
             archive,
@@ -60,6 +66,10 @@ impl Snapshots {
                 .map(|_| AtomicU64::new(0))
                 .collect(),
             wake: tokio::sync::Notify::new(),
+            scrub_file,
+            repairs: (0..=identity.partitions)
+                .map(|_| tokio::sync::Mutex::default())
+                .collect(),
             recovery: Mutex::new(None),
         }
     }
@@ -80,6 +90,9 @@ pub(crate) struct Archived {
     pub lsn: u64,
     pub id: String,
     pub created_at: OffsetDateTime,
+    /// Number of its objects that are marked as damaged or missing, with the key of one and what is wrong with
+    /// it.
+    pub damaged: Option<(u64, String, String)>,
 }
 
 /// What is known of a partition's repository.
@@ -111,6 +124,8 @@ pub(crate) struct RepositoryState {
     /// Whether a file that was put is damaged. The next snapshot shares no file with existing ones: an
     /// incremental one would take over the damage.
     pub force_full: bool,
+    /// The scrub of the partition.
+    pub scrub: ScrubState,
     /// The progress of the upload under way, if there is one.
     pub uploading: Option<Progress>,
     failures: u32,
@@ -177,6 +192,10 @@ impl RepositoryState {
                 lsn: retained.min_applied_lsn.0,
                 id: retained.snapshot_id.to_string(),
                 created_at: retained.created_at,
+                damaged: retained.damaged.first().map(|mark| {
+                    let (key, why) = (mark.key.clone(), mark.why.clone());
+                    (retained.count_damaged(), key, why)
+                }),
             })
             .collect();
     }
@@ -306,6 +325,7 @@ mod tests {
                 lsn: 1,
                 id: "a snapshot".to_owned(),
                 created_at: OffsetDateTime::UNIX_EPOCH,
+                damaged: None,
             }],
             ..RepositoryState::default()
         }

@@ -71,6 +71,10 @@ pub struct PartitionStatus {
     pub proven: Option<Proof>,
     /// Snapshots that are retained.
     pub retained: usize,
+    /// Those of them that have a damaged or missing object.
+    pub damaged: usize,
+    /// When the last complete scrub of them ended.
+    pub scrubbed_at: Option<OffsetDateTime>,
     /// Snapshots of stale lineages.
     pub abandoned: usize,
     /// Log entries that the repository lacks.
@@ -156,6 +160,11 @@ impl Inner {
         let empty = known.empty_entries();
         let proven = known.proven.clone();
         let (retained, abandoned) = (known.retained.len(), known.abandoned);
+        let damaged = known
+            .retained
+            .iter()
+            .filter(|r| r.damaged.is_some())
+            .count();
         drop(known);
         let covered = newest.as_ref().map_or(0, |n| n.lsn);
         let (entries, bytes) = inner.after(partition, durable);
@@ -184,6 +193,8 @@ impl Inner {
             archived,
             proven,
             retained,
+            damaged,
+            scrubbed_at: inner.snapshots.scrub_file.completed_at(partition),
             abandoned,
             entries_at_risk: at_risk,
             seconds_at_risk: match (at_risk, oldest_needed) {
@@ -229,6 +240,10 @@ pub(crate) fn publish(status: &NodeStatus) {
             one.last.saturating_sub(one.archived.unwrap_or_default()),
         );
         gauge("esker_snapshots_retained", one.retained as u64);
+        gauge("esker_snapshots_damaged", one.damaged as u64);
+        if let Some(at) = one.scrubbed_at {
+            gauge("esker_snapshot_scrub_age_seconds", age_of(at).as_secs());
+        }
         if let Some(newest) = &one.newest {
             gauge(
                 "esker_snapshot_age_seconds",

@@ -1,4 +1,4 @@
-//! The tasks that make snapshots when they are due, and test restores.
+//! The tasks that make snapshots when they are due, test restores, and scrub.
 //!
 //! Snapshots are made of one partition at a time, so that memory and bandwidth are bounded by one upload.
 //! What the repository retains is read at the start, and then known from each commit; the log is kept back
@@ -15,6 +15,7 @@ use super::failure::Failure;
 use super::load::Load;
 use super::root::read_root;
 use super::schedule::due;
+use super::scrub::scrub;
 use super::snapshot_job::{make_snapshot, sweep_if_due};
 use crate::core::Inner;
 use crate::error::Error;
@@ -25,7 +26,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The tasks.
 #[derive(Debug)]
 pub(crate) struct Uploader {
-    tasks: [tokio::task::JoinHandle<()>; 2],
+    tasks: [tokio::task::JoinHandle<()>; 3],
 }
 
 impl Uploader {
@@ -34,7 +35,8 @@ impl Uploader {
         Uploader {
             tasks: [
                 tokio::spawn(run(inner.clone())),
-                tokio::spawn(test_restores(inner)),
+                tokio::spawn(test_restores(inner.clone())),
+                tokio::spawn(scrub(inner)),
             ],
         }
     }

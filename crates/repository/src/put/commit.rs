@@ -105,6 +105,7 @@ impl Upload<'_> {
             term: checkpoint.term,
             membership: checkpoint.membership.clone(),
             partitions: checkpoint.partitions,
+            reused_in_a_row: Some(self.reused_in_a_row),
             extra: checkpoint.extra.clone(),
         })
     }
@@ -197,6 +198,8 @@ impl Upload<'_> {
             min_applied_lsn: metadata.min_applied_lsn,
             created_at: metadata.created_at,
             path: metadata.dir().to_string(),
+            damaged: Vec::new(),
+            damaged_further: 0,
             extra: Map::new(),
         };
         // It is inserted before those of the same LSN, because its own commit must not remove it.

@@ -57,6 +57,7 @@ impl Repository {
                 generation,
                 node_name,
                 incarnation,
+                repair: false,
                 renewed_at: store.env().now(),
                 extra: Map::new(),
             });
@@ -153,7 +154,7 @@ impl Repository {
     }
 
     /// Renews an intent until it is removed from the root. Returns then.
-    pub(super) async fn renew(&self, store: &Store, generation: Generation, ids: &[SnapshotId]) {
+    pub(crate) async fn renew(&self, store: &Store, generation: Generation, ids: &[SnapshotId]) {
         let mut wait = self.options.renew_every;
         loop {
             store.env().sleep(wait).await;
@@ -178,7 +179,12 @@ impl Repository {
             );
             match renewed.await {
                 // The upload's next swap is refused with the reason.
-                Ok(root) if !self.has_claimed(&root) => return,
+                Ok(root)
+                    if !self.has_claimed(&root)
+                        && !self.is_repair_of_command(&root, generation) =>
+                {
+                    return;
+                }
                 Ok(root) if root.intent(generation).is_none() => {
                     tracing::warn!(snapshots = ?ids, "The intent of an upload was removed");
                     return;
@@ -191,6 +197,12 @@ impl Repository {
                 }
             }
         }
+    }
+
+    /// Whether the intent is that of a repair by a process without an incarnation, which writes although it
+    /// has not claimed the root.
+    fn is_repair_of_command(&self, root: &Root, generation: Generation) -> bool {
+        self.options.incarnation.is_none() && root.intent(generation).is_some_and(|i| i.repair)
     }
 
     /// Number of snapshots that are retained after a commit.
@@ -213,15 +225,21 @@ impl Upload<'_> {
         {
             tracing::warn!("Unfinished multipart uploads may be left behind");
         }
-        let generation = self.generation;
-        let store = self.store.operation();
-        let removed = self.repository.swap_with(
+        self.repository.withdraw(&self.store, self.generation).await;
+    }
+}
+
+impl Repository {
+    /// Removes the intent of a failed upload, unless a later start of the node continues it.
+    pub(crate) async fn withdraw(&self, store: &Store, generation: Generation) {
+        let store = store.operation();
+        let removed = self.swap_with(
             &store,
             None,
             |root| {
                 Ok(match root.intent(generation) {
                     // A later start of the node continues it.
-                    Some(intent) if !self.repository.holds(intent) => Change::Nothing,
+                    Some(intent) if !self.holds(intent) => Change::Nothing,
                     None => Change::Nothing,
                     Some(_) => {
                         let mut next = root.clone();
@@ -232,7 +250,7 @@ impl Upload<'_> {
             },
             |root| {
                 let left = root.intent(generation);
-                left.is_none_or(|intent| !self.repository.holds(intent))
+                left.is_none_or(|intent| !self.holds(intent))
             },
         );
         match within(&**store.env(), WITHDRAWAL_TIMEOUT, removed).await {

@@ -75,6 +75,8 @@ struct Upload<'a> {
     placed: HashMap<String, Placed>,
     /// Objects that an interrupted upload has left under the same generation, and their sizes.
     there: HashMap<String, u64>,
+    /// See [`SnapshotMetadata::reused_in_a_row`](crate::SnapshotMetadata::reused_in_a_row).
+    reused_in_a_row: u32,
     files_uploaded: u64,
     bytes_uploaded: u64,
 }
@@ -194,6 +196,7 @@ impl Repository {
             ids: vec![id],
             placed: HashMap::new(),
             there,
+            reused_in_a_row: 0,
             files_uploaded: 0,
             bytes_uploaded: 0,
         };

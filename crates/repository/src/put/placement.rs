@@ -85,14 +85,37 @@ impl Upload<'_> {
         }
     }
 
-    /// The objects of files of retained snapshots. Files of a snapshot whose description cannot be read are
-    /// not reused.
-    pub(super) async fn reusable(&self, root: &Root) -> HashMap<Content, String> {
+    /// The objects of files of retained snapshots that may be reused: none if this is the snapshot that
+    /// shares nothing with earlier ones ([`Options::full_every`](crate::Options::full_every)). Files of a
+    /// snapshot whose description cannot be read are not reused, nor those that are marked as damaged.
+    pub(super) async fn reusable(&mut self, root: &Root) -> HashMap<Content, String> {
         let mut reusable = HashMap::new();
-        if self.repository.options.kind == Kind::Full || !self.repository.options.reuse {
+        let options = &self.repository.options;
+        let may_reuse = options.kind == Kind::Incremental && options.reuse;
+        let Some(newest) = root.retained_snapshots.first().filter(|_| may_reuse) else {
+            return reusable;
+        };
+        let dir = newest.dir();
+        let newest = self.repository.read_description(&self.store, &dir);
+        // How many came before is unknown where a description is unreadable, and then the count starts again.
+        let in_a_row = newest
+            .await
+            .ok()
+            .and_then(|m| m.reused_in_a_row)
+            .unwrap_or(0);
+        let in_a_row = in_a_row.saturating_add(1);
+        if options
+            .full_every
+            .is_some_and(|every| in_a_row >= every.get())
+        {
             return reusable;
         }
+        self.reused_in_a_row = in_a_row;
+        let marked = root.marked();
         for retained in root.retained_snapshots.iter().take(REUSED_FROM) {
+            if retained.damaged_further > 0 {
+                continue;
+            }
             let dir = retained.dir();
             let read = self.repository.read_description(&self.store, &dir);
             let metadata = match read.await {
@@ -104,12 +127,12 @@ impl Upload<'_> {
             };
             for file in &metadata.files {
                 // Files of full snapshots are deleted with their directory.
+                let key = metadata.key_of(file);
                 if metadata.kind() == Kind::Incremental
+                    && !marked.contains(key.as_str())
                     && let Some(digest) = metadata.checksum_of(file)
                 {
-                    reusable
-                        .entry(Content::of(file, digest))
-                        .or_insert_with(|| metadata.key_of(file));
+                    reusable.entry(Content::of(file, digest)).or_insert(key);
                 }
             }
         }

@@ -119,6 +119,66 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Reads all of an object's bytes in order, in requests of at most `part` bytes, each after its turn. So
+    /// no connection waits for a turn. The object must have `size` bytes.
+    pub(crate) async fn read_in_parts<W: Future<Output = ()>>(
+        &self,
+        key: &str,
+        size: u64,
+        part: u64,
+        turn: impl Fn(u64) -> W,
+        sink: &mut impl Sink,
+    ) -> Result<(), Error> {
+        let path = self.path(key);
+        let mut offset = 0;
+        loop {
+            let len = part.min(size - offset);
+            turn(len).await;
+            let (found, bytes) = self
+                .attempt("read", key, || async {
+                    let options = GetOptions {
+                        // An empty range is refused, so an empty object is read whole.
+                        range: (size > 0).then_some(GetRange::Bounded(offset..offset + len)),
+                        ..GetOptions::default()
+                    };
+                    let got = self.inner.get_opts(&path, options).await?;
+                    let found = got.meta.size;
+                    if found != size {
+                        return Ok((found, Bytes::new()));
+                    }
+                    let mut bytes = BytesMut::with_capacity(usize::try_from(len).unwrap_or(0));
+                    let mut body = got.into_stream();
+                    let ticks = Ticks::of_task();
+                    while let Some(chunk) = body.next().await {
+                        let chunk = chunk?;
+                        ticks.tick();
+                        if bytes.len() as u64 + chunk.len() as u64 > len {
+                            return Err(short(&path, bytes.len() as u64 + chunk.len() as u64, len));
+                        }
+                        bytes.extend_from_slice(&chunk);
+                    }
+                    if bytes.len() as u64 != len {
+                        return Err(short(&path, bytes.len() as u64, len));
+                    }
+                    Ok((found, bytes.freeze()))
+                })
+                .await?;
+            if found != size {
+                return Err(Error::Damaged {
+                    object: self.display_url(key),
+                    why: format!("it has {found} bytes instead of {size}"),
+                });
+            }
+            sink.take(bytes).await?;
+            offset += len;
+            if offset == size {
+                return Ok(());
+            }
+        }
+    }
+}
+
 fn short(path: &Path, got: u64, size: u64) -> object_store::Error {
     object_store::Error::Generic {
         store: "repository",

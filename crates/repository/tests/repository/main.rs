@@ -42,6 +42,7 @@ mod pacing;
 mod pruning;
 mod putting;
 mod races;
+mod repairing;
 mod restate;
 mod restore_pins;
 mod restoring;

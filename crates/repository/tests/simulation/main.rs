@@ -7,6 +7,8 @@
 //!
 //! `incarnations` has several copies of one data directory, and nodes that omit a check.
 //!
+//! `repairs` damages objects, and repairs them.
+//!
 //! `pacing` tests uploads with a limited rate, which needs a clock and no faults.
 //!
 //! `ESKER_SEEDS=100000 ESKER_SEED=1` runs more seeds. A failure names its seed, and `ESKER_SEED` alone runs
@@ -18,6 +20,7 @@ mod clock;
 mod incarnations;
 mod naive;
 mod pacing;
+mod repairs;
 mod store;
 
 use std::num::NonZeroU32;

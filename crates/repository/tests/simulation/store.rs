@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use esker_repository::layout::{Object, SnapshotDir};
+use esker_repository::layout::{Object, SnapshotDir, digest_of_key};
 use esker_repository::{Digest, Generation, PartitionId, Root, SnapshotId, SnapshotMetadata};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -50,6 +50,10 @@ pub struct Contents {
     pub history: Vec<SnapshotMetadata>,
     /// The keys that the current root keeps, with their checksums.
     kept: BTreeMap<String, Option<Digest>>,
+    /// The root before the current one.
+    last: Option<Root>,
+    /// Keys that were damaged or lost, which is no fault of the protocol.
+    pub hurt: BTreeSet<String>,
     /// The first violation.
     pub broken: Option<String>,
     /// Number of requests, by kind.
@@ -124,6 +128,15 @@ impl Contents {
 
     fn check_root(&mut self) {
         let root = self.root().unwrap();
+        // A commit or a repair adds a snapshot, and removes no pin: its reader still needs it.
+        if let Some(last) = self.last.replace(root.clone()) {
+            let mut retained = root.retained_snapshots.iter();
+            let adds = retained.any(|r| !last.retains(&r.snapshot_id));
+            let mut pins = last.pins.iter();
+            if adds && pins.any(|pin| root.pins.iter().all(|left| left.id != pin.id)) {
+                self.blame("a swap that added a snapshot removed a pin".to_owned());
+            }
+        }
         self.kept.clear();
         for intent in &root.intents {
             let known = !self.generations.insert(intent.generation);
@@ -159,6 +172,9 @@ impl Contents {
             }
         }
         for (key, digest) in self.kept.clone() {
+            if self.hurt.contains(&key) {
+                continue;
+            }
             match self.objects.get(&format!("7/{key}")) {
                 None => self.blame(format!("{key} is kept and missing")),
                 Some(stored) if digest.is_some_and(|d| d != Digest::of(&stored.bytes)) => {
@@ -167,6 +183,39 @@ impl Contents {
                 Some(_) => {}
             }
         }
+    }
+
+    /// Damages or removes one of the shared objects that the root keeps; `dice` decides.
+    pub fn hurt_one(&mut self, dice: &mut StdRng) {
+        let kept = self.kept.keys().filter(|key| key.starts_with("ssts/"));
+        let kept: Vec<String> = kept.cloned().collect();
+        if kept.is_empty() {
+            return;
+        }
+        let key = &kept[dice.random_range(0..kept.len())];
+        self.hurt.insert(key.clone());
+        let path = format!("7/{key}");
+        if dice.random_range(0..2) == 0 {
+            self.objects.remove(&path);
+        } else if let Some(stored) = self.objects.get_mut(&path) {
+            let mut bytes = stored.bytes.to_vec();
+            bytes[0] ^= 1;
+            stored.bytes = bytes.into();
+        }
+    }
+
+    /// Keys that retained snapshots need and that are damaged or lost. A late request may have written one
+    /// again.
+    pub fn hurts(&self) -> BTreeSet<String> {
+        let is_whole = |key: &String| {
+            let stored = self.objects.get(&format!("7/{key}"));
+            stored.map(|stored| Digest::of(&stored.bytes)) == digest_of_key(key)
+        };
+        let root = self.root();
+        let retained = root.map_or_else(Vec::new, |root| root.retained_snapshots);
+        let described = retained.iter().filter_map(|r| self.description(&r.dir()));
+        let keys = described.flat_map(|m| m.files.iter().map(|f| m.key_of(f)).collect::<Vec<_>>());
+        keys.filter(|key| !is_whole(key)).collect()
     }
 
     /// Keys below the partition that the root does not keep.
@@ -427,12 +476,13 @@ impl ObjectStore for SimStore {
             },
             _ => stored,
         };
-        let from = match options.range {
-            Some(GetRange::Offset(offset)) => offset,
-            _ => 0,
-        };
         let size = stored.bytes.len() as u64;
-        let bytes = stored.bytes.slice(from as usize..);
+        let (from, to) = match options.range {
+            Some(GetRange::Offset(offset)) => (offset, size),
+            Some(GetRange::Bounded(range)) => (range.start, range.end.min(size)),
+            _ => (0, size),
+        };
+        let bytes = stored.bytes.slice(from as usize..to as usize);
         let body = match options.head {
             true => stream::empty().boxed(),
             false => stream::once(async move { Ok(bytes) }).boxed(),
@@ -440,7 +490,7 @@ impl ObjectStore for SimStore {
         Ok(GetResult {
             payload: GetResultPayload::Stream(body),
             meta: Self::meta(&key, &stored),
-            range: from..size,
+            range: from..to,
             attributes: Default::default(),
             extensions: Default::default(),
         })

@@ -132,6 +132,16 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "Orphans could not be swept: storage grows.",
     ),
     (
+        "snapshot_damaged",
+        true,
+        "An object of a retained snapshot is damaged or missing, and there is no copy to repair it from. Newer snapshots do not use it.",
+    ),
+    (
+        "scrub_failing",
+        false,
+        "Objects of retained snapshots could not be read and compared.",
+    ),
+    (
         "proof_failed",
         false,
         "A snapshot did not restore, or differed from the live partition.",

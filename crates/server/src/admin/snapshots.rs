@@ -129,6 +129,8 @@ impl From<Proof> for Proven {
 pub struct Verify {
     /// Also read and hash every byte.
     pub data: bool,
+    /// Repair what is damaged or missing: upload it again from a local file with the same bytes, or mark it.
+    pub repair: bool,
 }
 
 /// What to prune.
@@ -291,11 +293,11 @@ pub(super) async fn verify(
     State(admin): State<Admin>,
     access: Access,
     InPath(partition): InPath<u64>,
-    Body(Verify { data }): Body<Verify>,
+    Body(Verify { data, repair }): Body<Verify>,
 ) -> Result<Json<Verification>, AdminError> {
     let granted = access.admin(Effect::Write)?;
     let node = admin.node.open(&granted).clone();
-    let work = async move { Ok(node.verify_snapshots(partition, data).await?) };
+    let work = async move { Ok(node.verify_snapshots(partition, data, repair).await?) };
     Ok(Json(admin.alone(partition, work).await?))
 }
 

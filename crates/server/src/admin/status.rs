@@ -161,6 +161,13 @@ pub struct Partition {
     pub retained: u64,
     /// Snapshots of stale lineages.
     pub abandoned: u64,
+    /// Retained snapshots that have a damaged or missing object, which is not repaired.
+    #[serde(default)]
+    pub damaged: u64,
+    /// When all objects of the retained snapshots were last read and compared; absent while they never were.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    #[schema(required = false)]
+    pub scrubbed_at: Option<OffsetDateTime>,
     /// Log entries that the repository does not have.
     pub entries_at_risk: u64,
     /// How long ago the repository had everything that was applied.
@@ -338,6 +345,8 @@ impl From<PartitionStatus> for Partition {
             proven: one.proven.map(Into::into),
             retained: one.retained as u64,
             abandoned: one.abandoned as u64,
+            damaged: one.damaged as u64,
+            scrubbed_at: one.scrubbed_at,
             entries_at_risk: one.entries_at_risk,
             seconds_at_risk: one.seconds_at_risk,
             database_bytes: one.database_bytes,

@@ -80,6 +80,23 @@ pub struct SnapshotsConfig {
     #[schemars(extend("x-minimum" = "1s", "x-maximum" = "30days"))]
     pub restore_test_interval: Option<HumanDuration>,
 
+    /// How often the objects that the retained snapshots of each partition need are read and compared with
+    /// their checksums. What is damaged or missing is uploaded again from a local file with the same bytes;
+    /// where there is none, the snapshots are marked, and the next one does not use it. Unset, that happens
+    /// only when it is asked for, or when a restore has found damage.
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "30days"))]
+    pub scrub_interval: Option<HumanDuration>,
+
+    /// Bytes that this reads in a second, over all partitions of this server. At the default, a week is
+    /// enough for 4.6 TiB. 0: no limit.
+    #[schemars(extend("x-minimum" = "0B", "x-maximum" = "1TiB"))]
+    pub scrub_rate: ByteCount,
+
+    /// Every so many incremental snapshots of a partition, one shares no object with earlier ones, for
+    /// independent copies. 1: none shares anything. Unset, every snapshot shares what it can.
+    #[schemars(range(min = 1, max = 1000))]
+    pub full_every: Option<u32>,
+
     /// Whether a server that was asked to stop first puts a snapshot of every partition.
     pub snapshot_on_stop: bool,
 
@@ -163,6 +180,9 @@ impl Default for SnapshotsConfig {
             max_log_bytes: ByteCount::gib(4),
             on_log_full: OnLogFull::default(),
             restore_test_interval: None,
+            scrub_interval: Some(HumanDuration::from_secs(7 * 24 * 3600)),
+            scrub_rate: ByteCount::mib(8),
+            full_every: None,
             snapshot_on_stop: false,
             local_snapshot_num_records: 1_000_000,
             local_snapshot_bytes: ByteCount::mib(256),

@@ -76,6 +76,10 @@ fn snapshot_options(config: &SnapshotsConfig) -> SnapshotOptions {
             OnLogFull::RefuseAppends => esker_node::OnLogFull::RefuseAppends,
         },
         restore_test_interval: config.restore_test_interval.map(HumanDuration::as_duration),
+        scrub_interval: config.scrub_interval.map(HumanDuration::as_duration),
+        // 0 is no bound.
+        scrub_rate: NonZeroU64::new(config.scrub_rate.as_u64()),
+        full_every: config.full_every.and_then(NonZeroU32::new),
         on_stop: config.snapshot_on_stop,
         local_threshold_entries: config.local_snapshot_num_records,
         local_threshold_bytes: config.local_snapshot_bytes.as_u64(),

@@ -185,7 +185,8 @@ async fn every_documented_operation_answers_as_its_schema_says() {
             }
             "verify_snapshots" => vec![
                 (filled.clone(), json!({})),
-                (filled, json!({ "data": true })),
+                (filled.clone(), json!({ "data": true })),
+                (filled, json!({ "data": true, "repair": true })),
             ],
             "why" => ["latest.json", "nothing", &format!("{new}/metadata.json")]
                 .map(|key| (format!("{filled}?key={key}"), json!({})))

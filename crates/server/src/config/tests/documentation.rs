@@ -196,11 +196,11 @@ fn the_table_of_triggers_names_keys_that_exist() {
     for name in &named {
         assert!(keys().find(Some("snapshots"), name).is_some(), "{name}");
     }
-    // Whatever has an interval, a budget or a threshold triggers something, but for restore tests.
+    // Whatever has an interval, a budget or a threshold triggers something, but for restore tests and the scrub.
     for key in keys().of_section(Some("snapshots")) {
         let triggers = ["interval", "budget", "local-", "on-stop"];
         let is_trigger = triggers.iter().any(|part| key.name.contains(part));
-        if is_trigger && key.name != "restore-test-interval" {
+        if is_trigger && !["restore-test-interval", "scrub-interval"].contains(&&*key.name) {
             assert!(named.contains(key.name.as_str()), "`{}`", key.path);
         }
     }

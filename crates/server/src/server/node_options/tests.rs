@@ -65,6 +65,9 @@ fn every_key_of_snapshots_reaches_the_node() {
             max_log_bytes: ByteCount::new(5),
             on_log_full: OnLogFull::RefuseAppends,
             restore_test_interval: Some(HumanDuration::from_secs(6)),
+            scrub_interval: Some(HumanDuration::from_secs(10)),
+            scrub_rate: ByteCount::new(11),
+            full_every: Some(12),
             snapshot_on_stop: true,
             local_snapshot_num_records: 7,
             local_snapshot_bytes: ByteCount::new(8),
@@ -94,6 +97,9 @@ fn every_key_of_snapshots_reaches_the_node() {
     assert_eq!(options.max_log_bytes, 5);
     assert_eq!(options.on_log_full, esker_node::OnLogFull::RefuseAppends);
     assert_eq!(options.restore_test_interval, Some(Duration::from_secs(6)));
+    assert_eq!(options.scrub_interval, Some(Duration::from_secs(10)));
+    assert_eq!(options.scrub_rate, NonZeroU64::new(11));
+    assert_eq!(options.full_every, NonZeroU32::new(12));
     assert!(options.on_stop);
     assert_eq!(options.local_threshold_entries, 7);
     assert_eq!(options.local_threshold_bytes, 8);
