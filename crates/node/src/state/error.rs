@@ -25,6 +25,9 @@ pub enum StateError {
     /// The transaction was begun on another node, or before this node's last start. Nothing of it happened.
     #[error("transaction {0} was begun on another run of the server and is lost; begin again")]
     TransactionLost(String),
+    /// The transaction has something of an agent that the caller is not permitted; nothing happened.
+    #[error("the transaction has changes or expectations of agents that are not permitted")]
+    NotPermitted,
     /// A key does not have the expected version; nothing happened.
     #[error(
         "namespace `{}`, agent `{}`, key `{}` has version {actual}, not {expected}; read it again",

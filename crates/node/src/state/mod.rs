@@ -50,8 +50,8 @@ use futures::stream::BoxStream;
 pub use error::StateError;
 use error::unexpected;
 pub use types::{
-    Committed, Expected, ImportSummary, MAX_NAME_BYTES, Operation, ReadAt, Replay, ReplayEvent,
-    Scan, StateEntry, StateKey, StateOptions, StateRead, StateSnapshot, StateStatus,
+    Committed, Expected, ImportSummary, MAX_NAME_BYTES, Operation, Permitted, ReadAt, Replay,
+    ReplayEvent, Scan, StateEntry, StateKey, StateOptions, StateRead, StateSnapshot, StateStatus,
     StateVerification, ValueCheck,
 };
 
@@ -143,10 +143,13 @@ impl StateStore {
     }
 
     /// Commits a transaction; returns when it is durable and visible. `expected` has further expected
-    /// versions, of keys that the transaction need not write. `client` is whose turn it is where many commit.
+    /// versions, of keys that the transaction need not write, and that the caller has checked. `client` is whose
+    /// turn it is where many commit. What is staged has to be `permitted`: it is checked in one step with taking
+    /// it, so that nothing is staged in between.
     ///
     /// # Errors
     ///
+    /// [`StateError::NotPermitted`], after which the transaction is as before.
     /// Those of [`StateStore::write`]; [`StateError::VersionMismatch`], after which nothing happened and the
     /// transaction no longer exists; [`StateError::Unavailable`] and [`StateError::Stopping`] if nothing
     /// happened and it can be committed again, [`StateError::Unknown`] if it may have happened.
@@ -155,6 +158,7 @@ impl StateStore {
         txn: &str,
         expected: Vec<Expected>,
         client: Client,
+        permitted: Permitted<'_>,
     ) -> Result<Committed, StateError> {
         self.takes_changes()?;
         if self.inner.refuses_appends.load(Ordering::Relaxed) {
@@ -166,7 +170,7 @@ impl StateStore {
             one.key.check().map_err(StateError::Invalid)?;
         }
         let shared = self.shared();
-        let mut committing = Committing::begin(&shared.transactions, txn, expected)?;
+        let mut committing = Committing::begin(&shared.transactions, txn, expected, permitted)?;
         let only_deletes = match committing.command() {
             esker_partition::command::Kind::StateCommit(commit) => {
                 commit.operations.iter().all(|op| op.value.is_none())
@@ -253,15 +257,13 @@ impl StateStore {
         }
     }
 
-    /// Namespace and agent of each operation and expectation that is staged in a transaction, without repetition.
-    /// None if there is no such transaction.
-    pub fn staged_agents(&self, txn: &str) -> Vec<(String, String)> {
-        self.shared().transactions.lock().agents(txn)
-    }
-
     /// Drops a transaction. An unknown one counts as dropped.
-    pub fn abort(&self, txn: &str) {
-        self.shared().transactions.lock().abort(txn);
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::NotPermitted`], after which the transaction is as before.
+    pub fn abort(&self, txn: &str, permitted: Permitted<'_>) -> Result<(), StateError> {
+        self.shared().transactions.lock().abort(txn, permitted)
     }
 
     /// Reads one key. The answer for a key that never existed, or did not exist yet, is

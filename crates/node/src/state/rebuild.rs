@@ -399,7 +399,7 @@ mod tests {
             let value = Bytes::from(format!("{{\"n\":{number}}}"));
             state.write(&txn, key, value, None).unwrap();
             state
-                .commit(&txn, Vec::new(), Client::default())
+                .commit(&txn, Vec::new(), Client::default(), None)
                 .await
                 .unwrap();
             if snapshots.contains(&number) {

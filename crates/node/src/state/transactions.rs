@@ -17,7 +17,7 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::error::StateError;
-use super::types::{Expected, StateOptions};
+use super::types::{Expected, Permitted, StateOptions};
 use crate::clock::now_ms;
 
 /// Expired transactions whose ids are remembered, so that a late request gets the reason.
@@ -158,36 +158,38 @@ impl Transactions {
         Ok(())
     }
 
-    /// Removes a transaction from the open ones, to commit it; its bytes stay counted.
-    fn take(&mut self, id: &str, now: Instant) -> Result<Staged, StateError> {
-        self.find(id, now)?;
+    /// Removes a transaction from the open ones, to commit it; its bytes stay counted. One that is not
+    /// permitted stays as it is.
+    fn take(
+        &mut self,
+        id: &str,
+        now: Instant,
+        permitted: Permitted<'_>,
+    ) -> Result<Staged, StateError> {
+        self.find(id, now)?.check(permitted)?;
         let staged = self.open.remove(id);
         let staged = staged.ok_or_else(|| StateError::TransactionNotFound(id.to_owned()))?;
         self.committing.insert(id.to_owned());
         Ok(staged)
     }
 
-    /// Namespace and agent of what is staged in an open transaction, without repetition.
-    pub fn agents(&self, id: &str) -> Vec<(String, String)> {
-        let Some(staged) = self.open.get(id) else {
-            return Vec::new();
-        };
-        let operations = staged.operations.iter();
-        let operations = operations.map(|it| (&it.namespace, &it.agent_id));
-        let expected = staged.expected.iter();
-        let expected = expected.map(|it| (&it.namespace, &it.agent_id));
-        let all: HashSet<_> = operations.chain(expected).collect();
-        all.into_iter()
-            .map(|(namespace, agent)| (namespace.clone(), agent.clone()))
-            .collect()
-    }
-
-    /// Drops a transaction. One that is being committed is not open again if the commit fails.
-    pub fn abort(&mut self, id: &str) {
-        self.committing.remove(id);
+    /// Drops a transaction. One that is being committed is not open again if the commit fails; but whoever is
+    /// permitted some agents alone changes nothing about that, because what is staged is not here any more.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::NotPermitted`]: it stays as it is.
+    pub fn abort(&mut self, id: &str, permitted: Permitted<'_>) -> Result<(), StateError> {
+        if let Some(staged) = self.open.get(id) {
+            staged.check(permitted)?;
+        }
+        if permitted.is_none() {
+            self.committing.remove(id);
+        }
         if let Some(staged) = self.open.remove(id) {
             self.bytes -= staged.bytes;
         }
+        Ok(())
     }
 
     /// Drops expired transactions. Returns their number.
@@ -240,6 +242,28 @@ impl Transactions {
     }
 }
 
+impl Staged {
+    /// Fails unless all that is staged is of agents that are permitted.
+    fn check(&self, permitted: Permitted<'_>) -> Result<(), StateError> {
+        let Some(permitted) = permitted else {
+            return Ok(());
+        };
+        let operations = self.operations.iter();
+        let operations = operations.map(|it| (&*it.namespace, &*it.agent_id));
+        let expected = self.expected.iter();
+        let expected = expected.map(|it| (&*it.namespace, &*it.agent_id));
+        // Most are of one agent.
+        let all: HashSet<_> = operations.chain(expected).collect();
+        match all
+            .into_iter()
+            .all(|(namespace, agent)| permitted(namespace, agent))
+        {
+            true => Ok(()),
+            false => Err(StateError::NotPermitted),
+        }
+    }
+}
+
 /// A transaction that is being committed. It counts towards the bounds until this is dropped. After that it
 /// is open again, unless its command had an effect or may have had one.
 pub(crate) struct Committing<'a> {
@@ -258,16 +282,20 @@ impl<'a> Committing<'a> {
     ///
     /// # Errors
     ///
-    /// There is no such transaction; or it is too large, and stays open.
+    /// There is no such transaction; or it is too large or not permitted, and stays open.
     pub fn begin(
         all: &'a Mutex<Transactions>,
         id: &str,
         expected: Vec<Expected>,
+        permitted: Permitted<'_>,
     ) -> Result<Committing<'a>, StateError> {
         let more = expected.len();
         let (mut staged, most) = {
             let mut all = all.lock();
-            (all.take(id, Instant::now())?, all.options.max_operations)
+            (
+                all.take(id, Instant::now(), permitted)?,
+                all.options.max_operations,
+            )
         };
         let mut all_expected = std::mem::take(&mut staged.expected);
         all_expected.extend(expected.into_iter().map(|one| ExpectedVersion {
@@ -423,16 +451,16 @@ mod tests {
         assert_eq!(Uuid::parse_str(&id).unwrap().get_version_num(), 4);
         let mut all = transactions(StateOptions::default());
         all.run[5] = before.run[5].wrapping_add(1);
-        let lost = all.take(&id, now).unwrap_err();
+        let lost = all.take(&id, now, None).unwrap_err();
         assert!(matches!(lost, StateError::TransactionLost(_)), "{lost}");
         for id in ["", "nonsense", &Uuid::new_v4().to_string()] {
-            let unknown = all.take(id, now).unwrap_err();
+            let unknown = all.take(id, now, None).unwrap_err();
             assert!(matches!(unknown, StateError::TransactionNotFound(_)));
         }
         // An aborted or committed transaction is not known either.
         let id = all.begin(None, now).unwrap();
-        all.abort(&id);
-        let unknown = all.take(&id, now).unwrap_err();
+        all.abort(&id, None).unwrap();
+        let unknown = all.take(&id, now, None).unwrap_err();
         assert!(matches!(unknown, StateError::TransactionNotFound(_)));
     }
 
@@ -476,7 +504,7 @@ mod tests {
         let error = all.stage(&id, key("k"), value(60_000), None, now);
         assert!(matches!(error, Err(StateError::Exhausted(_))));
         let all = Mutex::new(all);
-        assert!(Committing::begin(&all, &id, Vec::new()).is_ok());
+        assert!(Committing::begin(&all, &id, Vec::new(), None).is_ok());
 
         // The names are longer in a record than in memory.
         let id = all.lock().begin(None, now).unwrap();
@@ -506,7 +534,7 @@ mod tests {
         let error = all.lock().stage(&id, key("more"), None, None, now);
         let error = error.unwrap_err().to_string();
         assert!(error.contains("10000 operations"), "{error}");
-        assert!(Committing::begin(&all, &id, Vec::new()).is_ok());
+        assert!(Committing::begin(&all, &id, Vec::new(), None).is_ok());
     }
 
     fn expected(count: usize) -> Vec<Expected> {
@@ -526,9 +554,11 @@ mod tests {
         let now = Instant::now();
         let id = all.lock().begin(None, now).unwrap();
         all.lock().stage(&id, key("k"), None, Some(1), now).unwrap();
-        let error = Committing::begin(&all, &id, expected(3)).err().unwrap();
+        let error = Committing::begin(&all, &id, expected(3), None)
+            .err()
+            .unwrap();
         assert!(error.to_string().contains("expects 4 versions"), "{error}");
-        assert!(Committing::begin(&all, &id, expected(2)).is_ok());
+        assert!(Committing::begin(&all, &id, expected(2), None).is_ok());
     }
 
     #[test]
@@ -543,23 +573,25 @@ mod tests {
         let before = all.lock().open();
 
         // The client disconnected before the command was proposed.
-        let committing = Committing::begin(&all, &id, expected(2)).unwrap();
+        let committing = Committing::begin(&all, &id, expected(2), None).unwrap();
         assert_eq!(all.lock().open(), before);
-        let unknown = Committing::begin(&all, &id, Vec::new()).err().unwrap();
+        let unknown = Committing::begin(&all, &id, Vec::new(), None)
+            .err()
+            .unwrap();
         assert!(matches!(unknown, StateError::TransactionNotFound(_)));
         drop(committing);
         assert_eq!(all.lock().open(), before);
         assert_eq!(all.lock().open[&id].expected.len(), 1);
 
         // The command was refused without an effect.
-        let mut committing = Committing::begin(&all, &id, expected(1)).unwrap();
+        let mut committing = Committing::begin(&all, &id, expected(1), None).unwrap();
         committing.proposed();
         committing.nothing_happened();
         assert_eq!(all.lock().open[&id].operations.len(), 1);
 
         // The transaction was aborted meanwhile.
-        let committing = Committing::begin(&all, &id, Vec::new()).unwrap();
-        all.lock().abort(&id);
+        let committing = Committing::begin(&all, &id, Vec::new(), None).unwrap();
+        all.lock().abort(&id, None).unwrap();
         drop(committing);
         assert_eq!(all.lock().open(), (0, 0));
 
@@ -568,10 +600,58 @@ mod tests {
         all.lock()
             .stage(&id, key("k"), value(100), None, now)
             .unwrap();
-        let mut committing = Committing::begin(&all, &id, Vec::new()).unwrap();
+        let mut committing = Committing::begin(&all, &id, Vec::new(), None).unwrap();
         committing.proposed();
         assert_eq!(all.lock().open(), before);
         drop(committing);
+        assert_eq!(all.lock().open(), (0, 0));
+    }
+
+    #[test]
+    fn a_transaction_with_changes_of_an_agent_that_is_not_permitted_is_neither_committed_nor_dropped()
+     {
+        let all = Mutex::new(transactions(StateOptions::default()));
+        let now = Instant::now();
+        let of = |agent: &str| StateKey::new("default", agent, "k");
+        let only = |namespace: &str, agent: &str| namespace == "default" && agent == "mine";
+        let mine: Permitted<'_> = Some(&only);
+
+        let id = all.lock().begin(None, now).unwrap();
+        all.lock()
+            .stage(&id, of("mine"), value(100), None, now)
+            .unwrap();
+        // What is staged last counts as well, and so does what is expected only.
+        for (agent, expected) in [("other", None), ("another", Some(7))] {
+            let id = all.lock().begin(None, now).unwrap();
+            all.lock()
+                .stage(&id, of("mine"), value(1), None, now)
+                .unwrap();
+            all.lock()
+                .stage(&id, of(agent), value(1), expected, now)
+                .unwrap();
+            let before = all.lock().open();
+            let refused = Committing::begin(&all, &id, Vec::new(), mine)
+                .err()
+                .unwrap();
+            assert!(matches!(refused, StateError::NotPermitted), "{refused}");
+            let refused = all.lock().abort(&id, mine).unwrap_err();
+            assert!(matches!(refused, StateError::NotPermitted), "{refused}");
+            assert_eq!(all.lock().open(), before);
+            // Nobody who is permitted some agents alone decides about one that is being committed.
+            let committing = Committing::begin(&all, &id, Vec::new(), None).unwrap();
+            all.lock().abort(&id, mine).unwrap();
+            drop(committing);
+            assert_eq!(all.lock().open(), before, "it is open again");
+            all.lock().abort(&id, None).unwrap();
+        }
+        let mut committing = Committing::begin(&all, &id, Vec::new(), mine).unwrap();
+        committing.proposed();
+        drop(committing);
+        let id = all.lock().begin(None, now).unwrap();
+        all.lock()
+            .stage(&id, of("mine"), value(1), None, now)
+            .unwrap();
+        all.lock().abort(&id, mine).unwrap();
         assert_eq!(all.lock().open(), (0, 0));
     }
 

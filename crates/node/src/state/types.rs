@@ -270,3 +270,6 @@ impl std::fmt::Debug for ValueCheck {
         f.write_str("ValueCheck")
     }
 }
+
+/// Which agents, by namespace and name, a caller may change; `None` for all.
+pub type Permitted<'a> = Option<&'a (dyn Fn(&str, &str) -> bool + Sync)>;

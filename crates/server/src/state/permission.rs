@@ -1,10 +1,11 @@
 //! The state store, for those whose token permits it.
 
-use esker_node::StateStore;
+use esker_node::state::{Committed, Expected, Permitted};
+use esker_node::{Client, StateError, StateStore};
 use tonic::{Request, Status};
 
 use super::Calls;
-use super::status::no_access;
+use super::status::{no_access, status};
 use crate::auth::operation::Effect;
 use crate::auth::{Access, AccessError, error};
 
@@ -57,19 +58,49 @@ impl Calls {
         Ok(self.store.open(&granted))
     }
 
-    /// For the end of a transaction: every agent of which something is staged in it has to be permitted.
-    /// Whoever knows the id of another's transaction can neither commit nor drop what they could not write.
-    pub(super) fn of_transaction(
+    /// Commits a transaction. Every agent of which something is staged in it, or expected, has to be permitted.
+    pub(super) async fn commit_as(
         &self,
         access: &Access,
         transaction: &str,
-    ) -> Result<&StateStore, Status> {
+        expected: Vec<Expected>,
+        client: Client,
+    ) -> Result<Committed, Status> {
         let store = self.of_transactions(access)?;
-        if access.is_restricted() {
-            for (namespace, agent) in store.staged_agents(transaction) {
-                self.of_agent(access, Effect::Write, &namespace, &agent)?;
-            }
+        for Expected { key, .. } in &expected {
+            self.of_agent(access, Effect::Write, &key.namespace, &key.agent_id)?;
         }
-        Ok(store)
+        let writes = |namespace: &str, agent: &str| writes(access, namespace, agent);
+        let committed = store.commit(transaction, expected, client, permitted(access, &writes));
+        committed.await.map_err(not_ended)
+    }
+
+    /// Drops a transaction, with the same permission: whoever knows the id of another's transaction can neither
+    /// commit nor drop what they could not write.
+    pub(super) fn abort_as(&self, access: &Access, transaction: &str) -> Result<(), Status> {
+        let store = self.of_transactions(access)?;
+        let writes = |namespace: &str, agent: &str| writes(access, namespace, agent);
+        let aborted = store.abort(transaction, permitted(access, &writes));
+        aborted.map_err(not_ended)
+    }
+}
+
+fn writes(access: &Access, namespace: &str, agent: &str) -> bool {
+    access.agent(Effect::Write, namespace, agent).is_ok()
+}
+
+/// The check of what is staged, for those who are restricted.
+fn permitted<'a>(
+    access: &Access,
+    writes: &'a (dyn Fn(&str, &str) -> bool + Sync),
+) -> Permitted<'a> {
+    access.is_restricted().then_some(writes)
+}
+
+fn not_ended(error: StateError) -> Status {
+    match error {
+        // As if something of that agent was to be written.
+        StateError::NotPermitted => refused(AccessError::Forbidden("state.write here".into())),
+        other => status(&other),
     }
 }

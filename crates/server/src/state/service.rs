@@ -88,18 +88,13 @@ impl StateService for Calls {
         let access = access(&request)?;
         let client = client(request.extensions());
         let it = request.into_inner();
-        let store = self.of_transaction(&access, &it.txn_id)?;
-        for expected in &it.expectations {
-            let (namespace, agent) = (&expected.namespace, &expected.agent_id);
-            self.of_agent(&access, Effect::Write, namespace, agent)?;
-        }
         let expected = |it: Expectation| Expected {
             key: convert::key(it.namespace, it.agent_id, it.key),
             version: it.version,
         };
         let expected = it.expectations.into_iter().map(expected).collect();
-        let committed = store.commit(&it.txn_id, expected, client).await;
-        let committed = committed.map_err(|error| status(&error))?;
+        let committed = self.commit_as(&access, &it.txn_id, expected, client);
+        let committed = committed.await?;
         Ok(Response::new(CommitResponse {
             commit_ts: committed.commit_ts,
             versions: committed.versions,
@@ -112,8 +107,7 @@ impl StateService for Calls {
     ) -> Result<Response<AbortResponse>, Status> {
         let access = access(&request)?;
         let transaction = request.into_inner().txn_id;
-        self.of_transaction(&access, &transaction)?
-            .abort(&transaction);
+        self.abort_as(&access, &transaction)?;
         Ok(Response::new(AbortResponse {}))
     }
 

@@ -225,9 +225,8 @@ impl StatehouseService for Calls {
         let access = access(&request)?;
         let client = client(request.extensions());
         let it = request.into_inner();
-        let store = self.of_transaction(&access, &it.txn_id)?;
-        let committed = store.commit(&it.txn_id, Vec::new(), client).await;
-        let committed = committed.map_err(|error| status(&error))?;
+        let committed = self.commit_as(&access, &it.txn_id, Vec::new(), client);
+        let committed = committed.await?;
         Ok(Response::new(CommitResponse {
             commit_ts: committed.commit_ts,
         }))
@@ -239,8 +238,7 @@ impl StatehouseService for Calls {
     ) -> Result<Response<AbortResponse>, Status> {
         let access = access(&request)?;
         let transaction = request.into_inner().txn_id;
-        self.of_transaction(&access, &transaction)?
-            .abort(&transaction);
+        self.abort_as(&access, &transaction)?;
         Ok(Response::new(AbortResponse {}))
     }
 

@@ -131,6 +131,11 @@ pub(crate) fn status(error: &StateError) -> Status {
         StateError::TransactionLost(_) => {
             (Code::Aborted, "transaction_lost", ErrorCode::TxnNotFound)
         }
+        StateError::NotPermitted => (
+            Code::PermissionDenied,
+            "permission_denied",
+            ErrorCode::InvalidRequest,
+        ),
         StateError::VersionMismatch { .. } => {
             (Code::Aborted, "version_mismatch", ErrorCode::Unknown)
         }
@@ -328,6 +333,7 @@ fn details(error: &StateError) -> Details {
         | StateError::NoSnapshot
         | StateError::Exhausted(_)
         | StateError::Unavailable(_)
+        | StateError::NotPermitted
         | StateError::Stopping
         | StateError::Unknown(_)
         | StateError::Storage(_) => Details::default(),
