@@ -47,6 +47,7 @@ use crate::identification::gate;
 use crate::traces::{self, Traces};
 use crate::usage::Usage;
 use encoded_batches::EncodedBatches;
+use usage_metrics::Readings;
 
 use routes::Method::{Delete, Get, Patch, Post, Put};
 use routes::Routes;
@@ -76,6 +77,8 @@ pub struct App {
     pub location: LocationName,
     /// What is used of the S2 API.
     pub usage: Usage,
+    /// Turns of the requests for that.
+    pub(crate) readings: Readings,
 }
 
 /// Sizes that handlers keep to.
@@ -110,6 +113,7 @@ impl App {
             traces: Traces::default(),
             location,
             usage: Usage::default(),
+            readings: Readings::default(),
         }
     }
 }

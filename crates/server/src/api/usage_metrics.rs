@@ -1,5 +1,8 @@
 //! `/v1/metrics`: usage of the account, of a basin and of a stream.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::extract::{FromRequest, Path, Query, State};
 use esker_node::Error;
 use s2_api::data::Json;
@@ -13,10 +16,55 @@ use s2_common::metrics::{
     StreamMetricsRequest,
 };
 use s2_common::stream::StreamName;
+use tokio::sync::Semaphore;
 
 use super::{App, ServiceError};
 use crate::auth::Access;
 use crate::usage::{self, Bounds};
+
+/// Requests whose metrics are read from the database at a time. Each may read 64 MiB of records, and has a
+/// thread meanwhile.
+const MAX_READINGS: usize = 2;
+/// How long a request waits for those before it.
+const READING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Takes turns in reading the database for metrics. Clones share the turns.
+#[derive(Clone, Debug)]
+pub struct Readings {
+    turns: Arc<Semaphore>,
+}
+
+impl Default for Readings {
+    fn default() -> Readings {
+        Readings {
+            turns: Arc::new(Semaphore::new(MAX_READINGS)),
+        }
+    }
+}
+
+impl Readings {
+    /// Runs what reads the database on a thread where that is fine, in turn. What has begun keeps its turn
+    /// until it ends, even if its client has gone.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let turn = self.turns.clone().acquire_owned();
+        let Ok(Ok(turn)) = tokio::time::timeout(READING_TIMEOUT, turn).await else {
+            return Err(Error::TryLater(format!(
+                "other requests for metrics have read for {} s: nothing happened, try again",
+                READING_TIMEOUT.as_secs()
+            )));
+        };
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop(turn);
+            done
+        });
+        done.await
+            .map_err(|error| Error::Storage(error.to_string()))
+    }
+}
 
 #[derive(FromRequest)]
 #[from_request(rejection(ServiceError))]
@@ -43,7 +91,9 @@ pub async fn account(
         interval,
     };
     let node = app.node.open(&granted).clone();
-    let mut values = blocking(move || usage::account(&app.usage, &node, set, bounds)).await??;
+    let readings = app.readings.clone();
+    let read = move || usage::account(&app.usage, &node, set, bounds);
+    let mut values = readings.run(read).await??;
     for metric in &mut values {
         if let Metric::Label(of) = metric {
             // Basins, of which the sender may know those of the scope alone.
@@ -81,7 +131,9 @@ pub async fn basin(
     };
     let node = app.node.open(&granted).clone();
     node.basin_config(&basin)?;
-    let values = blocking(move || usage::basin(&app.usage, &node, &basin, set, bounds)).await??;
+    let readings = app.readings.clone();
+    let read = move || usage::basin(&app.usage, &node, &basin, set, bounds);
+    let values = readings.run(read).await??;
     Ok(Json(MetricsResponse { values }.into()))
 }
 
@@ -116,7 +168,8 @@ pub async fn stream(
     };
     let node = app.node.open(&stream.granted).clone();
     let stream = stream.name;
-    let values = blocking(move || {
+    let readings = app.readings.clone();
+    let values = readings.run(move || {
         node.stream_config(&basin, &stream)?;
         let metrics = usage::storage_of_stream(&app.usage, &node, &basin, &stream, bounds)?;
         Ok::<_, ServiceError>(metrics?)
@@ -129,10 +182,49 @@ pub async fn stream(
     ))
 }
 
-/// Runs what reads the database on a thread where that is fine.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Error::Storage(error.to_string()))
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use futures::FutureExt as _;
+    use futures::future::join_all;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_more_requests_read_for_metrics_at_a_time_than_there_are_turns() {
+        let (readings, running) = (Readings::default(), Arc::new(AtomicUsize::new(0)));
+        let most = join_all((0..40).map(|_| {
+            let running = running.clone();
+            readings.run(move || {
+                let now = running.fetch_add(1, Ordering::SeqCst) + 1;
+                std::thread::yield_now();
+                std::thread::sleep(Duration::from_millis(1));
+                running.fetch_sub(1, Ordering::SeqCst);
+                now
+            })
+        }));
+        let most = most.await.into_iter().map(Result::unwrap).max();
+        assert!(most <= Some(MAX_READINGS), "{most:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_has_gone_keeps_its_turn_until_its_reading_ends_and_others_wait_in_time()
+    {
+        let readings = Readings::default();
+        let ends: Vec<_> = (0..MAX_READINGS)
+            .map(|_| {
+                let (end, ended) = mpsc::channel::<()>();
+                // Its client goes at once.
+                let gone = readings.run(move || ended.recv()).now_or_never();
+                assert!(gone.is_none());
+                end
+            })
+            .collect();
+        let late = readings.run(|| ()).await.unwrap_err();
+        assert!(matches!(late, Error::TryLater(_)), "{late}");
+        drop(ends);
+        readings.run(|| ()).await.unwrap();
+    }
 }

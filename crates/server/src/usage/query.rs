@@ -350,21 +350,12 @@ pub(crate) fn storage_of_stream(
 ) -> Result<Result<Vec<Metric>, Error>, ValidationError> {
     let now = now();
     let range = bounds.range_of_gauge(Interval::Minute, now)?;
-    let mut series = {
-        let state = usage.state();
-        let known = state.basins.get(basin).and_then(|b| b.streams.get(stream));
-        known
-            .and_then(|s| s.meters.get(Meter::StoredBytes))
-            .cloned()
-            .unwrap_or_default()
-    };
-    if *range.times.end() >= Interval::Minute.begin(now) {
-        match node.metered_size(basin, stream) {
-            Ok(size) => series.set(Interval::Minute, now, size.bytes),
-            Err(error) => return Ok(Err(error)),
-        }
+    if *range.times.end() < Interval::Minute.begin(now) {
+        return Ok(Ok(vec![gauge(Some(&usage.sizes(basin, stream)), &range)]));
     }
-    Ok(Ok(vec![gauge(Some(&series), &range)]))
+    Ok(usage
+        .refreshed_sizes(node, basin, stream)
+        .map(|series| vec![gauge(Some(&series), &range)]))
 }
 
 #[cfg(test)]

@@ -4,12 +4,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use esker_node::Node;
+use esker_node::{Error, Node};
 use tokio_util::sync::CancellationToken;
 
 use super::meters::Meter;
-use super::series::Interval;
-use super::state::{BasinUsage, MAX_BASINS};
+use super::series::{Interval, Series};
+use super::state::{BasinUsage, Extent, MAX_BASINS, Measured};
 use super::{Usage, now};
 
 /// How often it looks. Streams that were appended to have a reading a minute, basins one an hour.
@@ -89,7 +89,7 @@ fn sample_streams(usage: &Usage, node: &Node, began: u32) {
         let Ok(position) = node.position(&basin, &stream) else {
             continue;
         };
-        let present = (position.head, position.tail.seq_num);
+        let present = Extent::of(&position);
         if sized > 0 && present == extent {
             continue;
         }
@@ -101,12 +101,16 @@ fn sample_streams(usage: &Usage, node: &Node, began: u32) {
         let mut state = usage.state();
         let of = state.basins.get_mut(&basin);
         if let Some(measured) = of.and_then(|basin| basin.streams.get_mut(&stream)) {
-            measured.sized = now;
-            measured.extent = present;
-            let series = measured.meters.series(Meter::StoredBytes);
-            series.set(Interval::Minute, now, size.bytes);
+            note_stream(measured, present, size.bytes, now);
         }
     }
+}
+
+fn note_stream(measured: &mut Measured, extent: Extent, bytes: u64, now: u32) {
+    measured.sized = now;
+    measured.extent = extent;
+    let series = measured.meters.series(Meter::StoredBytes);
+    series.set(Interval::Minute, now, bytes);
 }
 
 /// The size of a basin.
@@ -176,6 +180,44 @@ fn size_of(node: &Node, basin: &str, left: &mut u64) -> Option<Size> {
 }
 
 impl Usage {
+    /// The sizes of a stream as they were read.
+    pub(super) fn sizes(&self, basin: &str, stream: &str) -> Series {
+        let state = self.state();
+        let known = state.basins.get(basin).and_then(|b| b.streams.get(stream));
+        let sizes = known.and_then(|of| of.meters.get(Meter::StoredBytes));
+        sizes.cloned().unwrap_or_default()
+    }
+
+    /// The same with the size that it has now. It is read only if the stream has changed since the last
+    /// reading, so that requests share one. Blocks.
+    pub(super) fn refreshed_sizes(
+        &self,
+        node: &Node,
+        basin: &str,
+        stream: &str,
+    ) -> Result<Series, Error> {
+        let present = Extent::of(&node.position(basin, stream)?);
+        let is_read = {
+            let state = self.state();
+            let known = state.basins.get(basin).and_then(|b| b.streams.get(stream));
+            known.is_some_and(|of| of.sized > 0 && of.extent == present)
+        };
+        if is_read {
+            return Ok(self.sizes(basin, stream));
+        }
+        let size = node.metered_size(basin, stream)?;
+        let now = now();
+        if let Some(of) = self.state().basins.get_mut(basin)
+            && let Some(measured) = of.streams.get_mut(stream)
+        {
+            note_stream(measured, present, size.bytes, now);
+        }
+        let mut sizes = self.sizes(basin, stream);
+        // It may be a stream that was not used since the measurements began.
+        sizes.set(Interval::Minute, now, size.bytes);
+        Ok(sizes)
+    }
+
     /// Reads the size of a basin now, unless that was done lately or it has many streams. Blocks.
     pub(super) fn refresh_basin(&self, node: &Node, basin: &str) {
         let sized = {

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 
+use esker_node::Position;
 use s2_common::access::Operation;
 
 use super::meters::{Meter, Meters};
@@ -30,8 +31,27 @@ pub(crate) struct Measured {
     pub(crate) last_used: u32,
     /// When its size was last read in this run of the server, in seconds since the epoch; 0 for not yet.
     pub(crate) sized: u32,
-    /// Head and tail of a stream at that time.
-    pub(crate) extent: (u64, u64),
+    /// What a stream had at that time.
+    pub(crate) extent: Extent,
+}
+
+/// Where a stream begins and ends: while it is the same, so is its size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Extent {
+    head: u64,
+    tail: u64,
+    /// Another stream may have had the name before.
+    created_ms: u64,
+}
+
+impl Extent {
+    pub(crate) fn of(position: &Position) -> Extent {
+        Extent {
+            head: position.head,
+            tail: position.tail.seq_num,
+            created_ms: position.created_ms,
+        }
+    }
 }
 
 /// What is measured of a basin.
