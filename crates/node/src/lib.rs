@@ -90,12 +90,12 @@ pub use snapshots::{
 pub use stages::{Stage, Stages};
 pub use state::{StateError, StateOptions, StateStore, ValueCheck};
 pub use streams::{CreateOn, StreamHandle, StreamListing};
-pub use tokens::{MAX_ACCESS_TOKENS, NewToken, TokenError, Tokens};
+pub use tokens::{Issuer, MAX_ACCESS_TOKENS, NewToken, TokenError, Tokens};
 
 // Types of the crates below that callers need.
 pub use esker_partition::reader::StreamSize;
 pub use esker_partition::token::{
-    NameSet, Names, OPERATIONS, OpGroups, ReadWrite, StoredToken, TokenHash, TokenScope,
+    Expiry, NameSet, Names, OPERATIONS, OpGroups, ReadWrite, StoredToken, TokenHash, TokenScope,
 };
 pub use esker_partition::{Fork, StoreOptions};
 pub use esker_raft::{GroupStatus, Role};

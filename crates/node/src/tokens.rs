@@ -8,7 +8,7 @@ use std::sync::Arc;
 use esker_partition::command::{
     ConfirmTokens, IssueToken, Kind, Outcome, RevokeToken, TokenRefusal,
 };
-use esker_partition::token::{NameSet, StoredToken, TokenHash, TokenScope};
+use esker_partition::token::{Expiry, NameSet, StoredToken, TokenHash, TokenScope};
 use s2_common::access::AccessTokenId;
 
 use crate::clock::now_ms;
@@ -31,21 +31,37 @@ pub struct NewToken {
     pub id: AccessTokenId,
     /// Hash of its text.
     pub hash: TokenHash,
-    /// From when on it is not valid, in milliseconds since the epoch; `None` for never.
-    pub expires_at_ms: Option<u64>,
+    /// From when on it is not valid; `None` for never.
+    pub expires_at: Option<Expiry>,
     /// Whether the prefix of its streams is put before the names that its holder uses.
     pub auto_prefix_streams: bool,
     /// What its holder may do.
     pub scope: TokenScope,
-    /// Whether the holder of the root token issues it ([`ROOT_ACCESS_TOKENS`]).
-    pub by_root: bool,
+    /// Who issues it.
+    pub issuer: Issuer,
 }
 
-impl NewToken {
-    fn max_tokens(&self) -> u64 {
-        match self.by_root {
-            true => MAX_ACCESS_TOKENS,
-            false => MAX_ACCESS_TOKENS - ROOT_ACCESS_TOKENS,
+/// Who issues a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Issuer {
+    /// The holder of the root token ([`ROOT_ACCESS_TOKENS`]).
+    Root,
+    /// The holder of the token with this hash, which has to be valid when the new one is stored.
+    Token(TokenHash),
+}
+
+impl Issuer {
+    fn max_tokens(self) -> u64 {
+        match self {
+            Issuer::Root => MAX_ACCESS_TOKENS,
+            Issuer::Token(_) => MAX_ACCESS_TOKENS - ROOT_ACCESS_TOKENS,
+        }
+    }
+
+    fn hash(self) -> Option<Vec<u8>> {
+        match self {
+            Issuer::Root => None,
+            Issuer::Token(hash) => Some(hash.0.to_vec()),
         }
     }
 }
@@ -62,6 +78,9 @@ pub enum TokenError {
     /// There are as many tokens as there may be.
     #[error("there are {0} access tokens, and there can be no more: revoke some")]
     TooMany(u64),
+    /// The token with which it was to be issued was revoked, or has expired, meanwhile.
+    #[error("the access token with which `{0}` was to be issued is not valid any more")]
+    IssuerInvalid(String),
     /// The scope is not valid.
     #[error("{0}")]
     Invalid(String),
@@ -88,26 +107,32 @@ impl Tokens {
     ///
     /// # Errors
     ///
-    /// [`TokenError::Exists`], [`TokenError::TooMany`], [`TokenError::Invalid`], [`TokenError::Failed`].
+    /// [`TokenError::Exists`], [`TokenError::TooMany`], [`TokenError::IssuerInvalid`],
+    /// [`TokenError::Invalid`], [`TokenError::Failed`].
     pub async fn issue(&self, token: NewToken) -> Result<(), TokenError> {
         check(&token.scope).map_err(TokenError::Invalid)?;
         let id = token.id.to_string();
-        let max_tokens = token.max_tokens();
+        let max_tokens = token.issuer.max_tokens();
         let command = IssueToken {
             id: id.clone(),
             hash: token.hash.0.to_vec(),
-            expires_at_ms: token.expires_at_ms,
+            expires_at_ms: token.expires_at.map(Expiry::ms),
+            expires_at_nanos: token.expires_at.map_or(0, Expiry::nanos),
             auto_prefix_streams: token.auto_prefix_streams,
             scope: token.scope,
             at_ms: now_ms(),
             forks: self.inner.catalog_reader.forks(),
             max_tokens,
+            issuer: token.issuer.hash(),
         };
         match self.execute(Kind::IssueToken(command)).await? {
             Outcome::TokenIssued(Ok(())) => Ok(()),
             Outcome::TokenIssued(Err(TokenRefusal::Exists)) => Err(TokenError::Exists(id)),
             Outcome::TokenIssued(Err(TokenRefusal::TooMany)) => {
                 Err(TokenError::TooMany(max_tokens))
+            }
+            Outcome::TokenIssued(Err(TokenRefusal::IssuerInvalid)) => {
+                Err(TokenError::IssuerInvalid(id))
             }
             other => Err(unexpected(&other).into()),
         }
@@ -226,21 +251,17 @@ mod tests {
         NewToken {
             id: id.parse().unwrap(),
             hash: TokenHash([of; 32]),
-            expires_at_ms: None,
+            expires_at: None,
             auto_prefix_streams: false,
             scope: TokenScope::default(),
-            by_root: false,
+            issuer: Issuer::Root,
         }
     }
 
     #[test]
     fn the_root_token_can_issue_some_when_others_cannot_issue_any_more() {
-        let others = new_token("one", 1);
-        let root = NewToken {
-            by_root: true,
-            ..others.clone()
-        };
-        assert_eq!(root.max_tokens(), others.max_tokens() + ROOT_ACCESS_TOKENS);
+        let others = Issuer::Token(TokenHash([1; 32])).max_tokens();
+        assert_eq!(Issuer::Root.max_tokens(), others + ROOT_ACCESS_TOKENS);
     }
 
     fn id(id: &str) -> AccessTokenId {
@@ -335,7 +356,7 @@ mod tests {
         let hours_ago = [("old", Some(25)), ("late", Some(1)), ("never", None)];
         for (of, (name, hours)) in (1..).zip(hours_ago) {
             let token = NewToken {
-                expires_at_ms: hours.map(|hours| now_ms() - hours * HOUR),
+                expires_at: hours.map(|hours| Expiry::new(now_ms() - hours * HOUR, 0)),
                 ..new_token(name, of)
             };
             tokens.issue(token).await.unwrap();

@@ -299,7 +299,11 @@ impl Step<'_> {
             Kind::IssueToken(issue) => {
                 let hash = issue.hash.as_slice().try_into();
                 let hash = hash.map_err(|e| self.part.malformed("the hash of a token", &e))?;
-                Ok(Outcome::TokenIssued(self.tokens.issue(issue, hash)))
+                let issuer = issue.issuer.as_deref().map(<[u8; 32]>::try_from);
+                let issuer = issuer
+                    .transpose()
+                    .map_err(|e| self.part.malformed("the hash of an issuer", &e))?;
+                Ok(Outcome::TokenIssued(self.tokens.issue(issue, hash, issuer)))
             }
             Kind::RevokeToken(revoke) => Ok(Outcome::TokenRevoked(self.tokens.revoke(&revoke.id))),
             Kind::ConfirmTokens(c) => Ok(Outcome::TokensConfirmed(self.tokens.confirm(c.forks))),

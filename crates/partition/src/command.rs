@@ -343,6 +343,14 @@ pub struct IssueToken {
     /// applies the log to the same end.
     #[prost(uint64, tag = "8")]
     pub max_tokens: u64,
+    /// Nanoseconds after `expires_at_ms`: fewer than a million.
+    #[prost(uint32, tag = "9")]
+    pub expires_at_nanos: u32,
+    /// SHA-256 of the text of the token with which it is issued: that has to be valid when the command is
+    /// applied. `None` for the root token, which is not in the catalog, and in commands of builds that did not
+    /// record it.
+    #[prost(bytes = "vec", optional, tag = "10")]
+    pub issuer: Option<Vec<u8>>,
 }
 
 /// See [`Kind::RevokeToken`].
@@ -473,6 +481,8 @@ pub enum TokenRefusal {
     Exists,
     /// There are as many tokens as there may be.
     TooMany,
+    /// The token with which it was to be issued is not valid any more.
+    IssuerInvalid,
 }
 
 /// The positions of an append's records.

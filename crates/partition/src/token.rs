@@ -19,6 +19,47 @@ impl fmt::Debug for TokenHash {
     }
 }
 
+/// A time from which on a token is not valid. The order is that of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Expiry {
+    /// Milliseconds since the epoch.
+    ms: u64,
+    /// Nanoseconds after them: fewer than a million.
+    nanos: u32,
+}
+
+impl Expiry {
+    /// A time in milliseconds since the epoch, and nanoseconds after them: more than a millisecond of these
+    /// count as the last one of it.
+    pub fn new(ms: u64, nanos: u32) -> Expiry {
+        Expiry {
+            ms,
+            nanos: nanos.min(999_999),
+        }
+    }
+
+    /// As it is stored; `None` for never.
+    pub(crate) fn stored(ms: Option<u64>, nanos: u32) -> Option<Expiry> {
+        ms.map(|ms| Expiry::new(ms, nanos))
+    }
+
+    /// Milliseconds since the epoch, rounded down.
+    pub fn ms(self) -> u64 {
+        self.ms
+    }
+
+    /// Nanoseconds after [`Expiry::ms`].
+    pub fn nanos(self) -> u32 {
+        self.nanos
+    }
+
+    /// Whether it has come, at a time that is known to the millisecond: from the beginning of its
+    /// millisecond on.
+    pub fn is_over(self, now_ms: u64) -> bool {
+        self.ms <= now_ms
+    }
+}
+
 /// A token as the catalog has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredToken {
@@ -26,8 +67,8 @@ pub struct StoredToken {
     pub id: String,
     /// Hash of its text.
     pub hash: TokenHash,
-    /// From when on it is not valid, in milliseconds since the epoch; `None` for never.
-    pub expires_at_ms: Option<u64>,
+    /// From when on it is not valid; `None` for never.
+    pub expires_at: Option<Expiry>,
     /// Whether the prefix of its streams is put before the names that its holder uses.
     pub auto_prefix_streams: bool,
     /// What its holder may do.
@@ -42,7 +83,7 @@ pub struct StoredToken {
 impl StoredToken {
     /// Whether its time is over.
     pub fn is_expired(&self, now_ms: u64) -> bool {
-        self.expires_at_ms.is_some_and(|at| at <= now_ms)
+        self.expires_at.is_some_and(|at| at.is_over(now_ms))
     }
 }
 

@@ -27,6 +27,7 @@ mod client;
 pub mod config;
 mod cors;
 pub mod errors;
+mod file_poll;
 pub mod identification;
 mod log_writer;
 mod metric_reference;

@@ -277,6 +277,12 @@ const SECTIONS: &[Section] = &[
                 &["reason"],
                 "Requests that were refused for their access token: it is `missing`, `malformed`, `unknown` (never issued, or revoked), `expired` or `suspended`, does not permit what was asked for (`forbidden`), or it was `unavailable` whether it is valid. Those that `limited` counts came from an address with too many of them, and are counted with their reason, too.",
             ),
+            counter(
+                "esker_root_token_reloads_total",
+                "reloads",
+                &["result"],
+                "Changes of the file of the root token: `ok`, the new token is used; `failed`, the file cannot be used, and the token of before stays.",
+            ),
             gauge(
                 "esker_http_connections",
                 "connections",

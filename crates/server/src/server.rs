@@ -27,7 +27,8 @@ use tokio_util::sync::CancellationToken;
 use crate::activity;
 use crate::api::{self, App, Limits};
 use crate::auth::Authority;
-use crate::auth::root_token::{self, RootTokenError};
+use crate::auth::root_token::{self, RootToken, RootTokenError};
+use crate::auth::root_token_reload;
 use crate::config::Config;
 use crate::open_files::OpenFiles;
 use crate::place::CONNECTIONS;
@@ -133,7 +134,7 @@ impl Server {
         restarted: bool,
     ) -> Result<Server, ServeError> {
         let root_token = match &config.root_token_file {
-            Some(path) => Some(root_token::read(path)?),
+            Some(path) => Some(read_root_token(path).await?),
             None => None,
         };
         if let Some(warning) = root_token.as_ref().and_then(|it| it.warning.as_ref()) {
@@ -226,6 +227,11 @@ impl Server {
             stop.clone(),
         ));
         handshake::register();
+        if let Some((path, used)) = config.root_token_file.clone().zip(root) {
+            let (authority, problems) = (authority.clone(), problems.clone());
+            let follow = root_token_reload::follow(path, used, authority, problems, stop.clone());
+            tokio::spawn(follow);
+        }
         if let Some(tls) = tls.clone() {
             tokio::spawn(tls.follow(names, problems, stop.clone()));
         }
@@ -367,6 +373,15 @@ async fn load_tls(config: &Config, names: &[String]) -> Result<Option<Tls>, TlsE
     let loading = tokio::task::spawn_blocking(move || Tls::load(&tls, &data_dir, &names));
     match loading.await {
         Ok(loaded) => loaded,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// The same for the root token.
+async fn read_root_token(path: &Path) -> Result<RootToken, RootTokenError> {
+    let path = path.to_owned();
+    match tokio::task::spawn_blocking(move || root_token::read(&path)).await {
+        Ok(read) => read,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }

@@ -1,5 +1,6 @@
 //! The promises of the catalog.
 
+mod issuers;
 mod tokens;
 
 use bytes::Bytes;
@@ -537,7 +538,11 @@ fn any_command() -> impl Strategy<Value = Kind> {
     (name, 0..11, 1u64..6, any::<bool>(), 0u8..3).prop_map(|(name, which, number, on, hash)| {
         let expires = on.then_some(number + 1);
         match which {
-            5..7 => return tokens::issue(name, hash, expires, number, number),
+            5 => return tokens::issue(name, hash, expires, number, number),
+            6 => {
+                let issue = tokens::issue(name, hash, expires, number, number);
+                return tokens::issued_by(issue, (number % 3) as u8);
+            }
             7 => return tokens::revoke(name),
             8 => return tokens::confirm(number),
             9 => return tokens::remove_expired(&[name, "basin-a"], number),

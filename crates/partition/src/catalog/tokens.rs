@@ -15,7 +15,7 @@ use super::CatalogReader;
 use crate::command::{IssueToken, RemoveExpiredTokens, TokenRefusal};
 use crate::keys;
 use crate::store::{PartitionBatch, PartitionDb, StoreError};
-use crate::token::{StoredToken, TokenHash, TokenScope};
+use crate::token::{Expiry, StoredToken, TokenHash, TokenScope};
 
 /// A token in the database; its id is in the key.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -33,6 +33,15 @@ struct TokenMeta {
     /// Number of the catalog's forks when it was issued.
     #[prost(uint64, tag = "6")]
     forks: u64,
+    /// Nanoseconds after `expires_at_ms`.
+    #[prost(uint32, tag = "7")]
+    expires_at_nanos: u32,
+}
+
+impl TokenMeta {
+    fn expires_at(&self) -> Option<Expiry> {
+        Expiry::stored(self.expires_at_ms, self.expires_at_nanos)
+    }
 }
 
 /// Up to which fork the tokens are confirmed.
@@ -99,7 +108,7 @@ impl Tokens {
         let token = Arc::new(StoredToken {
             id: id.clone(),
             hash,
-            expires_at_ms: meta.expires_at_ms,
+            expires_at: meta.expires_at(),
             auto_prefix_streams: meta.auto_prefix_streams,
             scope: meta.scope,
             issued_at_ms: meta.issued_at_ms,
@@ -199,18 +208,18 @@ impl<'a> TokenStep<'a> {
     }
 
     /// When the token with this id expires; the outer `None` if there is no such token.
-    fn expiry(&self, id: &str) -> Option<Option<u64>> {
+    fn expiry(&self, id: &str) -> Option<Option<Expiry>> {
         match self.changed.get(id) {
-            Some(changed) => changed.as_ref().map(|meta| meta.expires_at_ms),
+            Some(changed) => changed.as_ref().map(TokenMeta::expires_at),
             None => {
                 let tokens = self.tokens.read();
-                tokens.by_id.get(id).map(|known| known.token.expires_at_ms)
+                tokens.by_id.get(id).map(|known| known.token.expires_at)
             }
         }
     }
 
     fn is_expired(&self, id: &str, at_ms: u64) -> bool {
-        matches!(self.expiry(id), Some(Some(expiry)) if expiry <= at_ms)
+        matches!(self.expiry(id), Some(Some(expiry)) if expiry.is_over(at_ms))
     }
 
     /// Whether a token other than the one with this id has the hash.
@@ -223,7 +232,41 @@ impl<'a> TokenStep<'a> {
         is_changed || known.is_some_and(|t| t.id != id && !self.changed.contains_key(&t.id))
     }
 
-    pub(super) fn issue(&mut self, issue: IssueToken, hash: [u8; 32]) -> Result<(), TokenRefusal> {
+    /// Whether the token with this hash is valid at a time, after a number of forks. Both are those that a
+    /// command was stamped with, so that a replay after a later fork decides as before it.
+    fn is_valid(&self, hash: &TokenHash, at_ms: u64, forks: u64) -> bool {
+        let tokens = self.tokens.read();
+        let changed = self.changed.values().flatten();
+        let changed = changed.filter(|meta| meta.hash == hash.0);
+        let mut changed = changed.map(|meta| (meta.expires_at(), meta.forks));
+        let unchanged = || {
+            let token = tokens.by_hash.get(hash)?;
+            let known = tokens.by_id.get(&token.id)?;
+            let is_unchanged = !self.changed.contains_key(&token.id);
+            is_unchanged.then_some((token.expires_at, known.forks))
+        };
+        let confirmed = self.confirmed.unwrap_or(tokens.confirmed);
+        changed
+            .next()
+            .or_else(unchanged)
+            .is_some_and(|(expires, issued)| {
+                let is_over = expires.is_some_and(|expiry| expiry.is_over(at_ms));
+                !is_over && !is_suspended(issued, confirmed, forks)
+            })
+    }
+
+    /// Stores a token. Its issuer was checked before the command was proposed, and is checked again here,
+    /// because it may have been revoked since: see [`IssueToken::issuer`].
+    pub(super) fn issue(
+        &mut self,
+        issue: IssueToken,
+        hash: [u8; 32],
+        issuer: Option<[u8; 32]>,
+    ) -> Result<(), TokenRefusal> {
+        let issuer = issuer.map(TokenHash);
+        if issuer.is_some_and(|issuer| !self.is_valid(&issuer, issue.at_ms, issue.forks)) {
+            return Err(TokenRefusal::IssuerInvalid);
+        }
         // The id of an expired token is free: it could be removed at any moment.
         let replaces = self.is_expired(&issue.id, issue.at_ms);
         let exists = self.expiry(&issue.id).is_some() && !replaces;
@@ -243,6 +286,7 @@ impl<'a> TokenStep<'a> {
             scope: issue.scope,
             issued_at_ms: issue.at_ms,
             forks: issue.forks,
+            expires_at_nanos: issue.expires_at_nanos,
         };
         self.changed.insert(issue.id, Some(meta));
         Ok(())

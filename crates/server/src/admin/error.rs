@@ -162,6 +162,11 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "Files of TLS have changed and cannot be used: new connections use what was read before.",
     ),
     (
+        "root_token_not_reloaded",
+        false,
+        "The file of the root token cannot be used: the token that was read before stays.",
+    ),
+    (
         "log_full",
         false,
         "The log exceeds `snapshots.max-log-bytes`.",

@@ -15,6 +15,7 @@ use super::{App, Limits, open_routes, v1_routes};
 use crate::auth::authority::tests::{Issued, authority, stored};
 use crate::auth::operation::{Effect, name};
 use crate::auth::rules::{GRPC_RULES, RULES, Rule};
+use crate::auth::token::hash;
 use crate::auth::{Access, Principal};
 use crate::config::LimitsConfig;
 use crate::identification::identify;
@@ -23,6 +24,7 @@ use crate::telemetry;
 const BASIN: &str = "test-basin";
 const STREAM: &str = "team/stream";
 const TOKEN: &str = "team-token";
+const ROOT: &str = "a root token of this test";
 /// As it is in a path.
 const STREAM_IN_PATH: &str = "team%2Fstream";
 
@@ -73,13 +75,18 @@ impl World {
     }
 }
 
+/// The holder of the root token.
+fn root() -> Principal {
+    Principal::Root(hash(ROOT))
+}
+
 /// The access of a principal whose token, if it has one, is valid.
 fn access(principal: Principal) -> Access {
     let issued = match &principal {
         Principal::Token(token) => Issued::new(vec![StoredToken::clone(token)]),
         _ => Issued::default(),
     };
-    let on = authority(Some("a root token of this test"), &issued);
+    let on = authority(Some(ROOT), &issued);
     Access::new(Arc::new(on), principal)
 }
 
@@ -245,7 +252,7 @@ async fn a_route_is_answered_to_those_who_have_what_its_rule_needs_and_to_nobody
     let world = World::new().await;
     for (method, path) in routes() {
         let rule = Rule::of(method, &path).unwrap();
-        let root = world.ask(Principal::Root, method, &path).await;
+        let root = world.ask(root(), method, &path).await;
         assert!(!is_refused(root), "{method} {path} for root: {root}");
         let nothing = world.ask(holder(everywhere()), method, &path).await;
         let is_open = matches!(rule, Rule::Open | Rule::Valid);
@@ -313,7 +320,7 @@ async fn a_token_that_was_revoked_since_the_head_of_the_request_is_refused() {
 async fn the_active_basins_are_those_of_the_scope() {
     let world = World::new().await;
     for path in ["/v1/basins", "/v1/streams"] {
-        let made = world.ask(Principal::Root, "POST", path).await;
+        let made = world.ask(root(), "POST", path).await;
         assert!(made.is_success(), "{path}: {made}");
     }
     let now = crate::usage::now();
@@ -472,7 +479,7 @@ const UNAUTHENTICATED: Option<i32> = Some(16);
 async fn a_method_is_answered_to_those_who_have_what_its_rule_needs_and_to_nobody_else() {
     let world = World::new().await;
     for (path, rule) in GRPC_RULES {
-        let root = world.call(Principal::Root, path).await;
+        let root = world.call(root(), path).await;
         assert!(
             root != PERMISSION_DENIED && root != UNAUTHENTICATED,
             "{path}: {root:?}"

@@ -5,7 +5,7 @@
 //! (`api/token_scope.rs`).
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, State};
-use esker_node::{NameSet, Names, NewToken, StoredToken};
+use esker_node::{Expiry, Issuer, NameSet, Names, NewToken, StoredToken};
 use http::StatusCode;
 use http::request::Parts;
 use s2_api::data::Json;
@@ -20,7 +20,7 @@ use super::token_scope::WireScope;
 use super::{App, ServiceError};
 use crate::auth::scope::{self, Visible};
 use crate::auth::{Access, AccessError, Principal, authority, token};
-use crate::timestamp::timestamp;
+use crate::timestamp::{timestamp, timestamp_of};
 
 /// A token to be issued, as the API has it.
 #[derive(Debug, Deserialize)]
@@ -184,49 +184,52 @@ fn new_token(
             None => false,
         };
     }
-    let mut expires_at_ms = expires_at.map(milliseconds).transpose()?;
-    if expires_at_ms.is_some_and(|at| at <= authority::now_ms()) {
+    let mut expires_at = expires_at.map(expiry).transpose()?;
+    if expires_at.is_some_and(|at| at.is_over(authority::now_ms())) {
         return Err(ValidationError::from("`expires_at` is in the past").into());
     }
-    if let Principal::Token(issuer) = access.principal() {
-        if let Some(what) = scope::exceeding(&issuer.scope, &scope) {
+    let mut issuer = Issuer::Root;
+    if let Principal::Token(of) = access.principal() {
+        issuer = Issuer::Token(of.hash);
+        if let Some(what) = scope::exceeding(&of.scope, &scope) {
             return Err(AccessError::Forbidden(format!(
                 "issuing one that permits more than it does itself: `scope.{what}` exceeds its own"
             ))
             .into());
         }
-        if let Some(last) = issuer.expires_at_ms {
-            if expires_at_ms.is_some_and(|at| at > last) {
+        if let Some(last) = of.expires_at {
+            if expires_at.is_some_and(|at| at > last) {
                 return Err(AccessError::Forbidden(
                     "issuing one that expires later than it does itself".into(),
                 )
                 .into());
             }
-            expires_at_ms = expires_at_ms.or(Some(last));
+            expires_at = expires_at.or(Some(last));
         }
     }
     Ok(NewToken {
         id,
         hash: token::hash(text.expose()),
-        expires_at_ms,
+        expires_at,
         auto_prefix_streams,
         scope,
-        by_root: matches!(access.principal(), Principal::Root),
+        issuer,
     })
 }
 
-fn milliseconds(at: OffsetDateTime) -> Result<u64, ValidationError> {
-    let ms = u64::try_from(at.unix_timestamp_nanos() / 1_000_000)
+fn expiry(at: OffsetDateTime) -> Result<Expiry, ValidationError> {
+    let nanos = at.unix_timestamp_nanos();
+    let ms = u64::try_from(nanos.div_euclid(1_000_000))
         .map_err(|_| ValidationError::from("`expires_at` is in the past"))?;
     // With its time zone it can be after the last time that can be answered: no list with it would be.
     timestamp(ms)?;
-    Ok(ms)
+    Ok(Expiry::new(ms, nanos.rem_euclid(1_000_000) as u32))
 }
 
 fn info(token: &StoredToken) -> Result<TokenInfo, ServiceError> {
     Ok(TokenInfo {
         id: token.id.clone(),
-        expires_at: token.expires_at_ms.map(timestamp).transpose()?,
+        expires_at: token.expires_at.map(timestamp_of).transpose()?,
         auto_prefix_streams: token.auto_prefix_streams,
         scope: WireScope::of(&token.scope)?,
         suspended: token.suspended,
@@ -241,10 +244,23 @@ mod tests {
 
     #[test]
     fn an_expiry_that_no_list_could_show_is_refused() {
-        let at = |text: &str| milliseconds(OffsetDateTime::parse(text, &Rfc3339).unwrap());
+        let at = |text: &str| expiry(OffsetDateTime::parse(text, &Rfc3339).unwrap());
         assert!(at("9999-12-31T23:59:59-23:59").is_err());
         assert!(at("1969-12-31T23:59:59Z").is_err());
-        let last = at("9999-12-31T23:59:59Z").unwrap();
-        assert_eq!(timestamp(last).unwrap().year(), 9999);
+        assert!(at("1969-12-31T23:59:59.999999999Z").is_err());
+        let last = at("9999-12-31T23:59:59.999999999Z").unwrap();
+        assert_eq!(timestamp_of(last).unwrap().year(), 9999);
+    }
+
+    #[test]
+    fn an_expiry_is_answered_to_the_nanosecond_as_it_was_requested() {
+        for text in [
+            "2027-01-01T00:00:00.123456789Z",
+            "2027-01-01T00:00:00.000000001Z",
+            "2027-01-01T00:00:00Z",
+        ] {
+            let at = OffsetDateTime::parse(text, &Rfc3339).unwrap();
+            assert_eq!(timestamp_of(expiry(at).unwrap()).unwrap(), at);
+        }
     }
 }

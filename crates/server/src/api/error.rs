@@ -320,6 +320,8 @@ impl From<TokenError> for ServiceError {
     fn from(error: TokenError) -> Self {
         match error {
             TokenError::Failed(error) => ServiceError::Node(error),
+            // As if it had been revoked a moment before.
+            TokenError::IssuerInvalid(_) => ServiceError::Access(AccessError::Unauthenticated),
             other => ServiceError::Token(other),
         }
     }
@@ -332,6 +334,7 @@ fn of_token(error: &TokenError) -> ErrorResponse {
         TokenError::TooMany(_) => ErrorCode::QuotaExhausted,
         TokenError::Invalid(_) => ErrorCode::Invalid,
         TokenError::Unavailable(_) => ErrorCode::Unavailable,
+        TokenError::IssuerInvalid(_) => ErrorCode::Authn,
         // It is one of the node's, and was made into that.
         TokenError::Failed(_) => ErrorCode::Other,
     };

@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use esker_node::{StoredToken, TokenHash, Tokens};
 use http::HeaderMap;
+use tokio::sync::watch;
 
 use super::error::{self, AccessError};
 use super::failure_limiter::FailureLimiter;
@@ -17,8 +18,8 @@ type Find = Box<dyn Fn(&TokenHash) -> Result<Option<Arc<StoredToken>>, String> +
 
 /// What decides who sends a request.
 pub(crate) struct Authority {
-    /// Hash of the root token; `None` if no authentication is configured.
-    root: Option<TokenHash>,
+    /// Hash of the root token, which may be replaced; `None` if no authentication is configured.
+    root: Option<watch::Sender<TokenHash>>,
     find: Find,
     failures: FailureLimiter,
 }
@@ -33,7 +34,7 @@ impl Authority {
     fn with(root: Option<TokenHash>, find: Find) -> Authority {
         error::register();
         Authority {
-            root,
+            root: root.map(watch::Sender::new),
             find,
             failures: FailureLimiter::default(),
         }
@@ -42,6 +43,26 @@ impl Authority {
     /// Whether requests need a token.
     pub(crate) fn is_on(&self) -> bool {
         self.root.is_some()
+    }
+
+    /// Replaces the root token: what is under way with the one before ends. Without authentication, nothing
+    /// happens.
+    pub(crate) fn replace_root(&self, hash: TokenHash) {
+        if let Some(root) = &self.root {
+            root.send_replace(hash);
+        }
+    }
+
+    /// Waits until this is not the hash of the root token.
+    pub(super) async fn root_replaced(&self, hash: &TokenHash) {
+        let Some(root) = &self.root else {
+            return;
+        };
+        // The sender lives as long as `self`.
+        let _ = root
+            .subscribe()
+            .wait_for(|root| !token::is_same(root, hash))
+            .await;
     }
 
     /// Who sends a request.
@@ -64,8 +85,8 @@ impl Authority {
             Bearer::Malformed => return Err(self.failed(error::MALFORMED, *address)),
         };
         let hash = token::hash(text);
-        if token::is_same(root, &hash) {
-            return Ok(Principal::Root);
+        if token::is_same(&root.borrow(), &hash) {
+            return Ok(Principal::Root(hash));
         }
         match self.find(&hash)? {
             Ok(token) => Ok(Principal::Token(token)),
@@ -77,14 +98,20 @@ impl Authority {
     ///
     /// # Errors
     ///
-    /// Its token was revoked or suspended or has expired, or that is not known.
+    /// Its token was replaced, revoked or suspended or has expired, or that is not known.
     pub(crate) fn check(&self, principal: &Principal) -> Result<(), AccessError> {
-        let Principal::Token(token) = principal else {
-            return Ok(());
+        let is_valid = match principal {
+            Principal::Token(token) => self.find(&token.hash)?.is_ok(),
+            Principal::Root(hash) => {
+                let root = self.root.as_ref();
+                root.is_some_and(|root| token::is_same(&root.borrow(), hash))
+            }
+            Principal::Anonymous(_) | Principal::Unauthenticated(_) => true,
         };
-        self.find(&token.hash)?
-            .map(|_| ())
-            .map_err(|_| AccessError::Unauthenticated)
+        match is_valid {
+            true => Ok(()),
+            false => Err(AccessError::Unauthenticated),
+        }
     }
 
     /// The valid token of a hash, or the reason why there is none.
@@ -129,17 +156,19 @@ pub(crate) fn now_ms() -> u64 {
 pub(crate) mod tests {
     use std::sync::Mutex;
 
-    use esker_node::TokenScope;
+    use esker_node::{Expiry, TokenScope};
+    use futures::FutureExt as _;
     use http::header;
 
     use super::*;
+    use crate::auth::Access;
 
     /// A token as it is stored.
     pub(crate) fn stored(text: &str, scope: TokenScope) -> StoredToken {
         StoredToken {
             id: "a-token".into(),
             hash: token::hash(text),
-            expires_at_ms: None,
+            expires_at: None,
             auto_prefix_streams: false,
             scope,
             issued_at_ms: 0,
@@ -208,14 +237,14 @@ pub(crate) mod tests {
         let root = format!("Bearer {ROOT}");
         assert!(matches!(
             request(&authority, Some(&root)),
-            Ok(Principal::Root)
+            Ok(Principal::Root(_))
         ));
         let good = request(&authority, Some("Bearer good")).unwrap();
         assert!(matches!(&good, Principal::Token(it) if it.id == "a-token"));
         authority.check(&good).unwrap();
 
         let mut expired = stored("expired", TokenScope::default());
-        expired.expires_at_ms = Some(now_ms() - 1);
+        expired.expires_at = Some(Expiry::new(now_ms() - 1, 0));
         issued.set(Ok(vec![expired]));
         for value in [
             None,
@@ -231,6 +260,31 @@ pub(crate) mod tests {
             assert_eq!(refused, AccessError::Unauthenticated, "{value:?}");
         }
         assert_eq!(authority.check(&good), Err(AccessError::Unauthenticated));
+    }
+
+    #[tokio::test]
+    async fn a_root_token_that_was_replaced_is_refused_and_ends_what_is_under_way_with_it() {
+        const NEW: &str = "the-next-root-token-of-this-test-alone";
+        let issued = Issued::new(vec![stored("good", TokenScope::default())]);
+        let authority = Arc::new(authority(Some(ROOT), &issued));
+        let bearer = |text: &str| format!("Bearer {text}");
+        let root = request(&authority, Some(&bearer(ROOT))).unwrap();
+        let good = request(&authority, Some("Bearer good")).unwrap();
+        let access = Access::new(authority.clone(), root);
+        let lease = access.lease();
+        let mut ended = std::pin::pin!(lease.ended());
+        assert!(ended.as_mut().now_or_never().is_none());
+        access.root().unwrap();
+
+        authority.replace_root(token::hash(NEW));
+        assert_eq!(ended.now_or_never(), Some(AccessError::Unauthenticated));
+        assert_eq!(access.root().unwrap_err(), AccessError::Unauthenticated);
+        assert_eq!(lease.check(), Err(AccessError::Unauthenticated));
+        let refused = request(&authority, Some(&bearer(ROOT))).unwrap_err();
+        assert_eq!(refused, AccessError::Unauthenticated);
+        let root = request(&authority, Some(&bearer(NEW))).unwrap();
+        assert!(matches!(root, Principal::Root(_)));
+        authority.check(&good).unwrap();
     }
 
     #[test]

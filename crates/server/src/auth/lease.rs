@@ -1,4 +1,4 @@
-//! Ends what is under way when its token has been revoked or has expired.
+//! Ends what is under way when its token has been revoked or replaced, or has expired.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,15 +29,22 @@ impl Lease {
 
     /// Waits until it may not go on. Never, without a token that could end.
     pub(crate) async fn ended(&self) -> AccessError {
-        let Principal::Token(token) = &self.principal else {
-            return std::future::pending().await;
+        let token = match &self.principal {
+            Principal::Token(token) => token,
+            Principal::Root(hash) => {
+                self.authority.root_replaced(hash).await;
+                return AccessError::Unauthenticated;
+            }
+            Principal::Anonymous(_) | Principal::Unauthenticated(_) => {
+                return std::future::pending().await;
+            }
         };
         loop {
             if let Err(error) = self.check() {
                 return error;
             }
-            let left = token.expires_at_ms.map_or(CHECK_INTERVAL, |at| {
-                Duration::from_millis(at.saturating_sub(now_ms()).max(1))
+            let left = token.expires_at.map_or(CHECK_INTERVAL, |at| {
+                Duration::from_millis(at.ms().saturating_sub(now_ms()).max(1))
             });
             tokio::time::sleep(left.min(CHECK_INTERVAL)).await;
         }

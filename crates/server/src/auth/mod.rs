@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`root_token`] | the file with the root token |
+//! | [`root_token_reload`] | follows that file while the server runs |
 //! | [`token`] | texts of tokens: in a header, new ones, and their hashes |
 //! | [`principal`] | who sends a request |
 //! | [`failure_limiter`] | how often an address may fail |
@@ -33,6 +34,7 @@ pub(crate) mod lease;
 pub(crate) mod operation;
 pub(crate) mod principal;
 pub mod root_token;
+pub(crate) mod root_token_reload;
 pub(crate) mod rules;
 pub(crate) mod scope;
 pub(crate) mod token;

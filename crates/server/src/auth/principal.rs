@@ -12,8 +12,8 @@ pub(crate) struct PeerAddress(pub SocketAddr);
 /// Who sends a request. It is in the request's extensions before any handler runs.
 #[derive(Clone, Debug)]
 pub(crate) enum Principal {
-    /// The holder of the root token, who may do everything.
-    Root,
+    /// The holder of the root token, who may do everything. Has its hash, because it may be replaced.
+    Root(TokenHash),
     /// The holder of an issued token.
     Token(Arc<StoredToken>),
     /// Anybody: no authentication is configured. Has the address that the request comes from.
@@ -50,7 +50,7 @@ impl Principal {
     /// Its name in the log: the id of its token.
     pub(crate) fn name(&self) -> &str {
         match self {
-            Principal::Root => "the root token",
+            Principal::Root(_) => "the root token",
             Principal::Token(token) => &token.id,
             Principal::Anonymous(_) | Principal::Unauthenticated(_) => "nobody",
         }
@@ -59,7 +59,7 @@ impl Principal {
     /// The key by which requests of this principal are counted.
     pub(crate) fn key(&self) -> PrincipalKey {
         match self {
-            Principal::Root => PrincipalKey::Root,
+            Principal::Root(_) => PrincipalKey::Root,
             Principal::Token(token) => PrincipalKey::Token(token.hash),
             Principal::Anonymous(address) | Principal::Unauthenticated(address) => {
                 PrincipalKey::Address(network(*address))
@@ -72,7 +72,7 @@ impl Principal {
         match self {
             Principal::Token(token) => Some(&token.scope),
             Principal::Unauthenticated(_) => Some(&NOTHING),
-            Principal::Root | Principal::Anonymous(_) => None,
+            Principal::Root(_) | Principal::Anonymous(_) => None,
         }
     }
 }

@@ -4,7 +4,8 @@
 //! everybody on the machine would be root. The group may read it, as secrets that are mounted into a container
 //! often have it; that is a warning.
 //!
-//! It is read once, at the start. What is in memory after that is its hash.
+//! It is read at the start, and again while the server runs ([`root_token_reload`](super::root_token_reload)).
+//! What is in memory after that is the hash of the token.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};

@@ -52,7 +52,7 @@ pub struct Config {
     /// File with the root token, as its only line: at least 32 visible ASCII characters, such as those of
     /// `openssl rand -hex 32`. Its holder may do everything, and issues access tokens to others: every
     /// request needs a token then, except `/health` and `/ping`. Unset, none does. Other users of the machine
-    /// must not be able to read the file. It is read at the start.
+    /// must not be able to read the file. It is read again when it changes.
     #[serde(serialize_with = "as_optional_text")]
     #[schemars(extend("format" = "path"))]
     pub root_token_file: Option<PathBuf>,

@@ -13,11 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::identity::Identity;
 use super::{CertificateInfo, Tls, TlsError, self_signed};
+use crate::file_poll;
 
 /// How often the files are read.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
-/// How long reading the files may take before that is a problem in the status.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// From when on the end of a certificate is a problem in the status.
 const WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
 /// How often the end of a certificate is logged.
@@ -81,30 +80,18 @@ pub(super) async fn follow(
         {
             return;
         }
-        // A file system that hangs holds up nothing else.
         let problems = follower.problems.clone();
-        let mut polled = tokio::task::spawn_blocking(move || {
-            follower.poll();
-            follower
-        });
-        let in_time = tokio::time::timeout(READ_TIMEOUT, &mut polled).await;
-        let hung = in_time.is_err();
-        let back = match in_time {
-            Ok(back) => back,
-            Err(_) => {
-                let what = "the TLS files cannot be read: their file system does not answer";
-                tracing::warn!("{what}; new connections use what was read before");
-                let remedy = "look at that file system; the files are read again by themselves";
-                problems.set(NOT_RELOADED, what.to_owned(), remedy);
-                polled.await
-            }
+        let on_timeout = || {
+            let what = "the TLS files cannot be read: their file system does not answer";
+            tracing::warn!("{what}; new connections use what was read before");
+            let remedy = "look at that file system; the files are read again by themselves";
+            problems.set(NOT_RELOADED, what.to_owned(), remedy);
         };
-        // A panic in it has been reported by the panic hook.
-        let Ok(back) = back else {
+        let Some(reading) = file_poll::read(follower, Follower::poll, on_timeout).await else {
             return;
         };
-        follower = back;
-        if hung {
+        follower = reading.reader;
+        if reading.hung {
             // What was wrong besides is reported again by the next reading.
             problems.clear(NOT_RELOADED);
             follower.failure = None;

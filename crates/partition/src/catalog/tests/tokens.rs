@@ -4,7 +4,7 @@ use s2_common::access::{AccessTokenScope, Operation, ResourceSet};
 
 use super::*;
 use crate::command::{ConfirmTokens, IssueToken, RemoveExpiredTokens, RevokeToken, TokenRefusal};
-use crate::token::{NameSet, OPERATIONS, StoredToken, TokenHash, TokenScope};
+use crate::token::{Expiry, NameSet, OPERATIONS, StoredToken, TokenHash, TokenScope};
 
 const MOST: u64 = 4;
 
@@ -33,7 +33,20 @@ pub(super) fn issue(id: &str, of: u8, expires_at_ms: Option<u64>, at_ms: u64, fo
         at_ms,
         forks,
         max_tokens: MOST,
+        expires_at_nanos: 0,
+        issuer: None,
     })
+}
+
+/// The same command, by the holder of the token with this hash.
+pub(super) fn issued_by(issue: Kind, issuer: u8) -> Kind {
+    match issue {
+        Kind::IssueToken(issue) => Kind::IssueToken(IssueToken {
+            issuer: Some(hash(issuer).0.to_vec()),
+            ..issue
+        }),
+        other => other,
+    }
 }
 
 pub(super) fn revoke(id: &str) -> Kind {
@@ -51,7 +64,7 @@ pub(super) fn remove_expired(ids: &[&str], expired_before_ms: u64) -> Kind {
     })
 }
 
-const ISSUED: Outcome = Outcome::TokenIssued(Ok(()));
+pub(super) const ISSUED: Outcome = Outcome::TokenIssued(Ok(()));
 const ID_EXISTS: Outcome = Outcome::TokenIssued(Err(TokenRefusal::Exists));
 const TOO_MANY: Outcome = Outcome::TokenIssued(Err(TokenRefusal::TooMany));
 
@@ -67,7 +80,7 @@ impl Fixture {
         all.iter().map(|token| StoredToken::clone(token)).collect()
     }
 
-    fn ids(&self) -> Vec<String> {
+    pub(super) fn ids(&self) -> Vec<String> {
         self.tokens().into_iter().map(|token| token.id).collect()
     }
 
@@ -76,7 +89,7 @@ impl Fixture {
         suspended.map(|token| token.id).collect()
     }
 
-    fn fork(&mut self, id: u128) {
+    pub(super) fn fork(&mut self, id: u128) {
         self.flush();
         let part = self.reader().partition_db().clone();
         let lsn = self.catalog().applied().0;
@@ -97,7 +110,7 @@ fn a_token_is_found_by_its_hash_with_all_that_was_stored() {
     let expected = StoredToken {
         id: "one".to_owned(),
         hash: hash(1),
-        expires_at_ms: Some(9_000),
+        expires_at: Some(Expiry::new(9_000, 0)),
         auto_prefix_streams: false,
         scope: scope(),
         issued_at_ms: 5_000,
@@ -139,12 +152,88 @@ fn an_id_and_a_hash_belong_to_one_token_until_it_is_revoked_or_expired() {
         ISSUED,
     ];
     assert_eq!(outcomes, expected);
-    assert_eq!(catalog.tokens()[0].expires_at_ms, None);
+    assert_eq!(catalog.tokens()[0].expires_at, None);
     // A hash moves from one id to another within a step, whichever is first in order.
     for (from, to) in [("two", "aaa"), ("aaa", "two")] {
         catalog.step(vec![revoke(from), issue(to, 1, None, 1_000, 0)]);
         assert_eq!(catalog.ids(), [to]);
     }
+}
+
+/// A value of the catalog's database, by its key.
+fn stored(catalog: &Fixture, id: &str) -> Vec<u8> {
+    let part = catalog.reader().partition_db().clone();
+    let (from, to) = crate::keys::all_tokens();
+    let mut it = part.iterate(&from, &to, false);
+    it.seek_to_first();
+    while let (Some(key), Some(value)) = (it.key(), it.value()) {
+        if &key[1..] == id.as_bytes() {
+            return value.to_vec();
+        }
+        it.next();
+    }
+    panic!("{id} is not stored");
+}
+
+#[test]
+fn an_expiry_keeps_its_nanoseconds() {
+    let mut catalog = Fixture::new();
+    let Kind::IssueToken(exact) = issue("one", 1, Some(9_000), 5_000, 0) else {
+        panic!("not a command that issues");
+    };
+    let exact = Kind::IssueToken(IssueToken {
+        expires_at_nanos: 123_456,
+        ..exact
+    });
+    assert_eq!(catalog.apply(exact), ISSUED);
+    for reopened in [false, true] {
+        if reopened {
+            catalog.reopen();
+        }
+        let token = &catalog.tokens()[0];
+        assert_eq!(token.expires_at, Some(Expiry::new(9_000, 123_456)));
+        assert!(token.is_expired(9_000) && !token.is_expired(8_999));
+    }
+}
+
+#[test]
+fn tokens_of_builds_that_knew_milliseconds_and_no_issuers_are_read_as_they_were_stored() {
+    const SCOPE: &[u8] =
+        b"\x0a\x00\x12\x00\x1a\x00\x22\x06\x0a\x00\x12\x00\x1a\x00\x32\x00\x3a\x00";
+    let hash_field = |tag: u8| [&[tag, 32][..], &[7; 32]].concat();
+    // The command: id, hash, expiry, automatic prefixes, scope, time, most tokens.
+    let issue = [
+        &b"\x0a\x03old"[..],
+        &hash_field(0x12),
+        b"\x18\xa8\x46\x20\x01\x2a\x12",
+        SCOPE,
+        b"\x30\x88\x27\x40\x04",
+    ]
+    .concat();
+    let command = [&[1, 0xa2, 0x01, issue.len() as u8][..], &issue].concat();
+    // The stored token: hash, expiry, automatic prefixes, scope, time.
+    let value = [
+        &hash_field(0x0a)[..],
+        b"\x10\xa8\x46\x18\x01\x22\x12",
+        SCOPE,
+        b"\x28\x88\x27",
+    ]
+    .concat();
+    let mut catalog = Fixture::new();
+    assert_eq!(catalog.try_bytes(vec![command.into()]).unwrap(), [ISSUED]);
+    let expected = StoredToken {
+        id: "old".to_owned(),
+        hash: hash(7),
+        expires_at: Some(Expiry::new(9_000, 0)),
+        auto_prefix_streams: true,
+        scope: TokenScope::default(),
+        issued_at_ms: 5_000,
+        suspended: false,
+    };
+    assert_eq!(catalog.tokens(), std::slice::from_ref(&expected));
+    catalog.reopen();
+    assert_eq!(stored(&catalog, "old"), value);
+    assert_eq!(catalog.tokens(), [expected]);
 }
 
 #[test]
@@ -285,6 +374,12 @@ fn a_hash_of_another_length_stops_the_catalog_and_changes_nothing() {
         let step = vec![bytes_of(issue("two", 2, None, 1_000, 0)), bytes_of(bad)];
         assert!(catalog.try_bytes(step).is_err());
         assert_eq!(catalog.tokens(), []);
+        let bad = Kind::IssueToken(IssueToken {
+            issuer: Some(vec![1; 31]),
+            ..good.clone()
+        });
+        assert!(catalog.try_bytes(vec![bytes_of(bad)]).is_err());
+        assert_eq!(catalog.tokens(), []);
     }
 }
 
@@ -351,7 +446,7 @@ fn a_set_of_names_includes_another_only_if_it_has_all_its_names() {
 }
 
 /// Applies commands in one step, and each in a step of its own.
-fn in_one_step_or_many_tokens(commands: Vec<Kind>) -> (Vec<Outcome>, Fixture) {
+pub(super) fn in_one_step_or_many_tokens(commands: Vec<Kind>) -> (Vec<Outcome>, Fixture) {
     let mut apart = Fixture::new();
     for command in commands.clone() {
         apart.apply(command);

@@ -430,6 +430,7 @@ fn every_problem_that_a_node_reports_is_listed() {
     let advice: BTreeSet<_> = advice.map(|(code, ..)| *code).collect();
     assert_eq!(advice, BTreeSet::from(esker_node::ADVICE));
     reported.extend(crate::tls::PROBLEMS);
+    reported.insert(crate::auth::root_token_reload::NOT_RELOADED);
     let listed: BTreeSet<_> = PROBLEMS.iter().map(|(code, ..)| *code).collect();
     assert!(reported.len() > 10, "{reported:?}");
     assert_eq!(reported, listed);
