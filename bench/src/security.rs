@@ -315,6 +315,8 @@ async fn tokens(bench: &Bench) -> anyhow::Result<Section> {
             server.settle(SETTLE).await;
             let found = appends(&url, "bench-basin", &access, bench.time()).await?;
             rates[at].push(found.rate);
+            let what = ["without tokens", "with a token"][at];
+            bench.run.note(format!("{what}: {:.0}/s", found.rate));
             server.kill();
             remove(&bench.run.scratch.join(&name))?;
         }
