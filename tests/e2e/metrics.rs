@@ -46,6 +46,7 @@ async fn every_metric_has_the_type_the_labels_and_the_help_of_its_page() {
         "esker_partition_store_snapshots_upload_duration_seconds",
         "esker_partition_store_snapshots_scrub_objects_total",
         "esker_raft_snapshot_full_disk_waits_total",
+        "esker_root_token_reloads_total",
         "esker_snapshot_age_seconds",
         "esker_snapshot_proof_age_seconds",
         "esker_snapshot_scrub_age_seconds",
