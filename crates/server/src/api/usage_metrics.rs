@@ -32,12 +32,14 @@ const READING_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Readings {
     turns: Arc<Semaphore>,
+    timeout: Duration,
 }
 
 impl Default for Readings {
     fn default() -> Readings {
         Readings {
             turns: Arc::new(Semaphore::new(MAX_READINGS)),
+            timeout: READING_TIMEOUT,
         }
     }
 }
@@ -50,10 +52,10 @@ impl Readings {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
         let turn = self.turns.clone().acquire_owned();
-        let Ok(Ok(turn)) = tokio::time::timeout(READING_TIMEOUT, turn).await else {
+        let Ok(Ok(turn)) = tokio::time::timeout(self.timeout, turn).await else {
             return Err(Error::TryLater(format!(
                 "other requests for metrics have read for {} s: nothing happened, try again",
-                READING_TIMEOUT.as_secs()
+                self.timeout.as_secs()
             )));
         };
         let done = tokio::task::spawn_blocking(move || {
@@ -209,10 +211,13 @@ mod tests {
         assert!(most <= Some(MAX_READINGS), "{most:?}");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_request_that_has_gone_keeps_its_turn_until_its_reading_ends_and_others_wait_in_time()
     {
-        let readings = Readings::default();
+        let readings = Readings {
+            timeout: Duration::from_millis(20),
+            ..Readings::default()
+        };
         let ends: Vec<_> = (0..MAX_READINGS)
             .map(|_| {
                 let (end, ended) = mpsc::channel::<()>();
@@ -225,6 +230,10 @@ mod tests {
         let late = readings.run(|| ()).await.unwrap_err();
         assert!(matches!(late, Error::TryLater(_)), "{late}");
         drop(ends);
+        let readings = Readings {
+            timeout: READING_TIMEOUT,
+            ..readings
+        };
         readings.run(|| ()).await.unwrap();
     }
 }
