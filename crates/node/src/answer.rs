@@ -40,7 +40,10 @@ impl Inner {
         group: &Group<Outcome>,
         answer: Answer,
     ) -> Result<Outcome, Error> {
-        match self.answer_in_time(group, answer).await {
+        let began = Instant::now();
+        let answered = self.answer_in_time(group, answer).await;
+        self.latencies.note(began.elapsed());
+        match answered {
             Ok(answered) => Ok(answered?),
             Err(why) => Err(Error::Unknown(why)),
         }

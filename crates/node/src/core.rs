@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::Gate;
 use crate::data_dir::{DataDir, Identity};
+use crate::latency_window::LatencyWindow;
 use crate::options::NodeOptions;
 use crate::read_budget::ReadBudget;
 use crate::restarts::Restarts;
@@ -52,6 +53,8 @@ pub(crate) struct Inner {
     /// Cancelled when the node stops; this ends read sessions.
     pub stopping: CancellationToken,
     pub next_session: AtomicU64,
+    /// How long callers wait for answers to appends and commits.
+    pub latencies: LatencyWindow,
     pub snapshots: Snapshots,
     pub state: Shared,
     pub started: Instant,

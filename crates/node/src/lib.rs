@@ -10,6 +10,7 @@
 //! | [`recovery`] | from a data directory to running partitions: every source that a start can recover from |
 //! | [`snapshots`] | partition snapshots: schedule, uploads, predictions, proofs |
 //! | [`options`] | the options of a node |
+//! | `latency_window` | how long callers waited for answers lately |
 //! | `core` | the parts of a running node that all modules share |
 //! | `admission`, `propose`, [`answer`] | what may be in flight, and whose turn it is; proposing a command; waiting for its answer |
 //! | `space`, `space_account` | when an append waits for space on the disk, and when it is refused |
@@ -45,6 +46,7 @@ mod core;
 mod counters;
 pub mod data_dir;
 mod error;
+mod latency_window;
 mod local_snapshot_request;
 mod log_files;
 mod log_keeper;

@@ -8,6 +8,10 @@
 
 use std::collections::VecDeque;
 
+/// A group with more entries than this has more than a few. raft-engine copies no more of a group, unless the
+/// group holds the oldest files for long.
+const FEW_ENTRIES: u64 = 32;
+
 /// A group with more entries than this, or more bytes, has many.
 const MANY_ENTRIES: u64 = 10_000;
 const MANY_BYTES: u64 = 4 << 20;
@@ -29,6 +33,12 @@ pub(crate) struct Wanted {
     pub last: u64,
     /// Bytes of the entries above `start`, as far as they are known.
     pub bytes: u64,
+}
+
+impl Wanted {
+    fn entries(&self) -> u64 {
+        self.last.saturating_sub(self.start)
+    }
 }
 
 /// The log's content when it was opened. The sizes of a group's entries from before that are not known, so
@@ -105,10 +115,15 @@ impl LogFiles {
 
     /// The first file in which a group with many needed entries has any; `None` if no group has many.
     pub fn first_wanted(&self, groups: &[Wanted]) -> Option<u64> {
-        let much = groups.iter().enumerate().filter(|(_, g)| {
-            g.last.saturating_sub(g.start) > MANY_ENTRIES || g.bytes > self.many_bytes
-        });
-        much.filter_map(|(at, group)| {
+        self.first_of(groups, |group| {
+            group.entries() > MANY_ENTRIES || group.bytes > self.many_bytes
+        })
+    }
+
+    /// The first file in which one of these groups has needed entries; `None` if there is no such group.
+    fn first_of(&self, groups: &[Wanted], counts: impl Fn(&Wanted) -> bool) -> Option<u64> {
+        let counted = groups.iter().enumerate().filter(|(_, g)| counts(g));
+        counted.filter_map(|(at, group)| {
             let before = |(_, lasts): &&(u64, Vec<u64>)| {
                 lasts.get(at).is_some_and(|last| *last <= group.start)
             };
@@ -119,11 +134,22 @@ impl LogFiles {
     }
 
     /// Whether deleting old files makes raft-engine copy few entries.
-    pub fn may_delete(&self, (first, active): (u64, u64), groups: &[Wanted]) -> bool {
-        let fifth = (active - first + 1).div_ceil(5);
-        self.first_wanted(groups)
-            .is_none_or(|wanted| wanted >= first + fifth)
+    pub fn may_delete(&self, span: (u64, u64), groups: &[Wanted]) -> bool {
+        is_beyond_oldest(span, self.first_wanted(groups))
     }
+
+    /// Whether the oldest files are free: deleting them makes raft-engine copy next to nothing. They are then
+    /// deleted however short the log is, because a start reads what is left.
+    pub fn are_oldest_free(&self, span: (u64, u64), groups: &[Wanted]) -> bool {
+        let first = self.first_of(groups, |group| group.entries() > FEW_ENTRIES);
+        span.1 > span.0 && is_beyond_oldest(span, first)
+    }
+}
+
+/// Whether what is needed begins after the oldest fifth of the files, of which raft-engine copies entries.
+fn is_beyond_oldest((first, active): (u64, u64), wanted: Option<u64>) -> bool {
+    let fifth = (active - first + 1).div_ceil(5);
+    wanted.is_none_or(|wanted| wanted >= first + fifth)
 }
 
 #[cfg(test)]
@@ -170,6 +196,22 @@ mod tests {
         let groups = [group(200_000, 200_000), group(0, 5)];
         assert_eq!(files.first_wanted(&groups), None);
         assert!(files.may_delete((1, 10), &groups));
+    }
+
+    #[test]
+    fn the_oldest_files_are_free_once_no_group_needs_more_than_a_few_entries_of_them() {
+        let files = ten_files();
+        let last = 200_000;
+        let free = |start, idle| {
+            files.are_oldest_free((1, 10), &[group(start, last), group(0, idle)])
+        };
+        assert!(!free(19_999, 5));
+        assert!(!free(20_000, 5), "raft-engine considers the oldest fifth");
+        assert!(free(40_000, 5));
+        assert!(free(last, 5));
+        assert!(!free(last, 33), "they would be copied");
+        let one_file = (10, 10);
+        assert!(!files.are_oldest_free(one_file, &[group(last, last)]));
     }
 
     #[test]

@@ -24,8 +24,8 @@ const LOG_INTERVAL_IN_NEED: Duration = Duration::from_millis(10);
 /// restart replays several hundred thousand a second.
 const FLUSH_AFTER_ENTRIES: u64 = 100_000;
 /// The same for the partition of the state store: replaying a commit reads its keys and writes four rows,
-/// some 20 µs, and must not take a start half a second.
-const FLUSH_AFTER_COMMITS: u64 = 20_000;
+/// some 20 µs, and must not take a start more than a tenth of a second. A flush of so many is some 2 MiB.
+const FLUSH_AFTER_COMMITS: u64 = 5_000;
 /// The same for what a start has replayed: a node that is killed repeatedly must not replay more each time.
 const FLUSH_REPLAYED_ENTRIES: u64 = 5_000;
 /// Applied entries are flushed after this long at the latest, so that an idle node restarts at once.
@@ -238,19 +238,25 @@ impl LogKeeper {
             .collect()
     }
 
-    /// Deletes files of the log that no group needs, once the log is larger than its threshold.
+    /// Deletes files of the log that no group needs: at once if that is free, otherwise once the log is
+    /// larger than its threshold.
     fn delete_files(&mut self, inner: &Inner) {
         let span = inner.raft.log().file_span();
         let wanted = self.wanted();
         self.files.note(span, &wanted);
-        if !self.files.may_delete(span, &wanted) {
+        let log = inner.raft.log();
+        let threshold = if self.files.are_oldest_free(span, &wanted) {
+            log.config().segment_size
+        } else if self.files.may_delete(span, &wanted) {
+            log.config().purge_threshold
+        } else {
             return;
-        }
+        };
         let starts = wanted.iter().map(|one| one.start).collect();
         if !self.purged.is_due((span, starts), Instant::now()) {
             return;
         }
-        match inner.raft.log().purge() {
+        match log.purge_beyond(threshold) {
             Ok(held_by) => {
                 for one in &self.watched {
                     if held_by.contains(&one.group.id()) {

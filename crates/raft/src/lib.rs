@@ -11,6 +11,7 @@
 //! | [`log`] | one log per node: inspection before the open, group commit, compaction | what an entry means |
 //! | [`store`] | snapshots on disk: complete ones, and one that is being fetched | threads, consensus |
 //! | [`transport`] | how messages get from node to node: in memory, over gRPC | what messages mean |
+//! | [`priority`] | the priority of threads whose work can wait | whose they are |
 //! | [`runtime`] | the default runtime: writer thread, apply threads, snapshots, ticker | storage engines |
 //!
 //! The path of a proposal:
@@ -23,7 +24,7 @@
 //!
 //! To host a state machine, start with the [`guide`]. No public type contains one of `raft` or `protobuf`.
 //!
-//! The modules form layers. From the bottom up: `ids`, `limits`, `membership`, `logger`; [`transfer`];
+//! The modules form layers. From the bottom up: `ids`, `limits`, `membership`, `logger`, [`priority`]; [`transfer`];
 //! [`message`]; [`engine`]; [`store`] and [`transport`]; [`log`]; [`runtime`]. A module uses only those
 //! before it.
 
@@ -36,6 +37,7 @@ pub mod log;
 mod logger;
 mod membership;
 pub mod message;
+pub mod priority;
 pub mod runtime;
 #[cfg(test)]
 mod simulation;

@@ -5,16 +5,20 @@
 //! waiting: a turn is a point in time that is computed at the call, so an upload that is not polled for a
 //! while, or never again, delays no other. A turn that is dropped returns what it did not use.
 //!
+//! The rate may change at any time ([`RateLimiter::set_rate`]). What is owed and what is left of each wait
+//! then changes in the same proportion, so a rate that rises is felt at once by the uploads that wait.
+//!
 //! The clock is that of [`Env`], which may be set. A jump admits one burst more or less, and no upload
 //! waits longer than the bytes ahead of it take.
 //!
 //! This module depends on no store: callers wait for turns, and charge what they send again.
 
 use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::select;
+use futures::future::{Either, select};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
@@ -46,10 +50,16 @@ pub struct RateLimiter {
 
 #[derive(Debug)]
 struct Bucket {
-    per_second: NonZeroU64,
-    burst: Duration,
     debt: Mutex<Debt>,
-    lifted: watch::Sender<bool>,
+    limit: watch::Sender<Limit>,
+    /// Bytes of all turns that have come, and of what was charged.
+    admitted: AtomicU64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Limit {
+    per_second: NonZeroU64,
+    lifted: bool,
 }
 
 /// Bytes that were admitted and that the rate has not covered yet.
@@ -64,7 +74,7 @@ struct Debt {
 /// A place in the queue. Dropping it returns its cost, unless it was used.
 struct Turn<'a> {
     bucket: &'a Bucket,
-    cost: Duration,
+    bytes: u64,
     wait: Duration,
     used: bool,
 }
@@ -72,41 +82,78 @@ struct Turn<'a> {
 impl RateLimiter {
     /// A limit of so many bytes a second.
     pub fn new(per_second: NonZeroU64) -> RateLimiter {
-        let bucket = Bucket {
+        let limit = Limit {
             per_second,
-            burst: time_of(PART, per_second).min(MAX_BURST),
-            debt: Mutex::default(),
-            lifted: watch::Sender::new(false),
+            lifted: false,
         };
         RateLimiter {
-            bucket: Arc::new(bucket),
+            bucket: Arc::new(Bucket {
+                debt: Mutex::default(),
+                limit: watch::Sender::new(limit),
+                admitted: AtomicU64::new(0),
+            }),
         }
+    }
+
+    /// The present rate, in bytes a second.
+    pub fn rate(&self) -> NonZeroU64 {
+        self.bucket.limit.borrow().per_second
+    }
+
+    /// Bytes that were admitted since it was created, also while it is lifted.
+    pub fn admitted_bytes(&self) -> u64 {
+        self.bucket.admitted.load(Ordering::Relaxed)
+    }
+
+    /// Changes the rate, also for uploads that wait.
+    pub fn set_rate(&self, per_second: NonZeroU64) {
+        let bucket = &*self.bucket;
+        // Under this lock, so that no turn is computed with one rate and noted with the other.
+        let mut debt = bucket.debt();
+        let before = self.rate();
+        if before == per_second {
+            return;
+        }
+        debt.owed = scaled(debt.owed, before, per_second);
+        bucket
+            .limit
+            .send_modify(|limit| limit.per_second = per_second);
     }
 
     /// Removes the limit permanently, also for uploads that wait. For a node that stops, where uploads
     /// compete with nothing else.
     pub fn lift(&self) {
-        self.bucket.lifted.send_replace(true);
+        self.bucket.limit.send_modify(|limit| limit.lifted = true);
     }
 
     /// Waits until so many bytes may be sent. Call it before they are read, and before a request with a
     /// time limit begins. If the future is dropped, nothing is charged.
     pub(crate) async fn turn(&self, env: &dyn Env, bytes: u64) {
-        let mut lifted = self.bucket.lifted.subscribe();
-        if *lifted.borrow() {
-            return;
+        let mut limits = self.bucket.limit.subscribe();
+        let (mut turn, mut rate) = self.bucket.queue(env, bytes);
+        loop {
+            let limit = *limits.borrow_and_update();
+            if limit.lifted {
+                break;
+            }
+            turn.wait = scaled(turn.wait, rate, limit.per_second);
+            rate = limit.per_second;
+            if turn.wait.is_zero() {
+                break;
+            }
+            let began = env.now();
+            let changed = std::pin::pin!(limits.changed());
+            if let Either::Left(_) = select(env.sleep(turn.wait), changed).await {
+                break;
+            }
+            turn.wait = turn.wait.saturating_sub(between(began, env.now()));
         }
-        let mut turn = self.bucket.queue(env, bytes);
-        if !turn.wait.is_zero() {
-            let lifted = std::pin::pin!(lifted.wait_for(|lifted| *lifted));
-            select(env.sleep(turn.wait), lifted).await;
-        }
-        turn.used = true;
+        turn.admit();
     }
 
     /// Charges bytes that are sent without waiting; later turns wait for them.
     pub(crate) fn charge(&self, env: &dyn Env, bytes: u64) {
-        self.bucket.queue(env, bytes).used = true;
+        self.bucket.queue(env, bytes).0.admit();
     }
 }
 
@@ -116,23 +163,32 @@ impl Bucket {
         self.debt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn queue(&self, env: &dyn Env, bytes: u64) -> Turn<'_> {
-        let cost = time_of(bytes, self.per_second);
-        let now = env.now();
+    /// A turn, and the rate with which its wait was computed.
+    fn queue(&self, env: &dyn Env, bytes: u64) -> (Turn<'_>, NonZeroU64) {
         let mut debt = self.debt();
+        let rate = self.limit.borrow().per_second;
+        let now = env.now();
         if let Some(paid_at) = debt.paid_at {
-            // The difference is negative if the clock was set back.
-            let passed = Duration::try_from(now - paid_at).unwrap_or_default();
-            debt.owed = debt.owed.saturating_sub(passed);
+            debt.owed = debt.owed.saturating_sub(between(paid_at, now));
         }
         debt.paid_at = Some(now);
-        debt.owed = debt.owed.saturating_add(cost);
-        Turn {
+        debt.owed = debt.owed.saturating_add(time_of(bytes, rate));
+        let burst = time_of(PART, rate).min(MAX_BURST);
+        let turn = Turn {
             bucket: self,
-            cost,
-            wait: debt.owed.saturating_sub(self.burst),
+            bytes,
+            wait: debt.owed.saturating_sub(burst),
             used: false,
-        }
+        };
+        (turn, rate)
+    }
+}
+
+impl Turn<'_> {
+    fn admit(mut self) {
+        self.used = true;
+        let admitted = &self.bucket.admitted;
+        admitted.fetch_add(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -140,9 +196,25 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         if !self.used {
             let mut debt = self.bucket.debt();
-            debt.owed = debt.owed.saturating_sub(self.cost);
+            let cost = time_of(self.bytes, self.bucket.limit.borrow().per_second);
+            debt.owed = debt.owed.saturating_sub(cost);
         }
     }
+}
+
+/// The time from one reading of the clock to a later one; zero if the clock was set back.
+fn between(then: OffsetDateTime, now: OffsetDateTime) -> Duration {
+    Duration::try_from(now - then).unwrap_or_default()
+}
+
+/// A time at one rate as a time at another, rounded up.
+fn scaled(time: Duration, from: NonZeroU64, to: NonZeroU64) -> Duration {
+    if from == to {
+        return time;
+    }
+    let nanos = time.as_nanos().saturating_mul(u128::from(from.get()));
+    let nanos = nanos.div_ceil(u128::from(to.get()));
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
 /// The time that so many bytes take, rounded up, so that the limit is never exceeded.
@@ -156,7 +228,7 @@ fn time_of(bytes: u64, per_second: NonZeroU64) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::AtomicBool;
     use std::task::{Context, Poll, Wake, Waker};
 
     use futures::FutureExt as _;
@@ -394,6 +466,52 @@ mod tests {
         limiter.lift();
         assert!(waiting.may_send());
         assert!(may_send_at_once(&clock, &limiter, 3600 * MIB));
+    }
+
+    #[test]
+    fn a_rate_that_rises_is_felt_by_those_who_wait_and_one_that_falls_too() {
+        let rate = |mib: u64| NonZeroU64::new(mib * MIB).unwrap();
+        let (clock, limiter) = limiter(8);
+        assert!(may_send_at_once(&clock, &limiter, PART));
+        let mut waiting = wait(&clock, &limiter, PART);
+        let mut behind = wait(&clock, &limiter, PART);
+        assert!(!waiting.may_send() && !behind.may_send());
+        // 1 s and 2 s are left; at half the rate 2 s and 4 s.
+        limiter.set_rate(rate(4));
+        assert_eq!(limiter.rate(), rate(4));
+        assert!(!waiting.may_send() && !behind.may_send());
+        clock.pass(Duration::from_millis(1999));
+        assert!(!waiting.may_send() && !behind.may_send());
+        clock.pass(Duration::from_millis(1));
+        assert!(waiting.may_send() && !behind.may_send());
+        // 2 s are left; at 16 times the rate an eighth of one.
+        limiter.set_rate(rate(64));
+        assert!(!behind.may_send());
+        clock.pass(Duration::from_millis(124));
+        assert!(!behind.may_send());
+        clock.pass(Duration::from_millis(1));
+        assert!(behind.may_send());
+        // What is owed has changed, too: one part at 64 MiB a second.
+        let mut next = wait(&clock, &limiter, PART);
+        assert!(!next.may_send());
+        clock.pass(Duration::from_millis(125));
+        assert!(next.may_send());
+    }
+
+    #[test]
+    fn a_turn_that_is_given_up_after_the_rate_changed_returns_what_it_owes_now() {
+        let rate = |mib: u64| NonZeroU64::new(mib * MIB).unwrap();
+        let (clock, limiter) = limiter(8);
+        assert!(may_send_at_once(&clock, &limiter, PART));
+        let mut waiting = wait(&clock, &limiter, 100 * PART);
+        assert!(!waiting.may_send());
+        limiter.set_rate(rate(1));
+        assert!(!waiting.may_send());
+        drop(waiting);
+        limiter.set_rate(rate(8));
+        clock.pass(Duration::from_secs(1));
+        assert!(may_send_at_once(&clock, &limiter, PART));
+        assert!(!may_send_at_once(&clock, &limiter, 1));
     }
 
     #[test]

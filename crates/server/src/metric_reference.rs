@@ -468,6 +468,12 @@ const SECTIONS: &[Section] = &[
                 &[],
                 "Bytes that were sent.",
             ),
+            gauge(
+                "esker_partition_store_snapshots_upload_rate_bytes",
+                "bytes a second",
+                &[],
+                "The rate at which files may be uploaded now: at most `snapshots.upload-rate`, and less while uploads make appends wait. Absent without a limit.",
+            ),
             counter(
                 "esker_partition_store_snapshots_upload_bytes_deduplicated_total",
                 "bytes",

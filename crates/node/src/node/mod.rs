@@ -54,12 +54,13 @@ impl Node {
     pub async fn start(options: NodeOptions) -> Result<Node, StartError> {
         counters::register();
         let inner = recovery::recover(options).await?;
-        let maintenance = Maintenance::start(&inner).map_err(|source| StartError::Io {
+        let no_threads = |source| StartError::Io {
             operation: "starting threads for",
             path: inner.options.data_dir.clone(),
             source,
-        })?;
-        let uploader = Uploader::start(&inner);
+        };
+        let maintenance = Maintenance::start(&inner).map_err(no_threads)?;
+        let uploader = Uploader::start(&inner).map_err(no_threads)?;
         let background = Background::start(&inner);
         restarts::watch_for_needs(&inner);
         Ok(Node {

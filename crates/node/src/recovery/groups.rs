@@ -260,6 +260,7 @@ impl Groups {
             draining: AtomicBool::new(false),
             stopping: CancellationToken::new(),
             next_session: AtomicU64::new(rand::random_range(1..=u64::MAX / 2)),
+            latencies: Default::default(),
             snapshots: Snapshots::new(archive, self.local, rates, &identity, scrub_file),
             identity,
             state,

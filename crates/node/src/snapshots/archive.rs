@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -121,10 +122,25 @@ impl Archive {
         }
     }
 
+    /// Sets the upload rate, if it is limited.
+    pub fn set_upload_rate(&self, rate: NonZeroU64) {
+        if let Some(limiter) = &self.rate_limiter {
+            limiter.set_rate(rate);
+            self.destination.set_send_rate(Some(rate));
+        }
+    }
+
+    /// Bytes that the limiter of the upload rate has admitted since the start.
+    pub fn admitted_bytes(&self) -> u64 {
+        let limiter = self.rate_limiter.as_ref();
+        limiter.map_or(0, RateLimiter::admitted_bytes)
+    }
+
     /// Lifts the limit of the upload rate, once there are no more appends that it could slow down.
     pub fn lift_pace(&self) {
         if let Some(limiter) = &self.rate_limiter {
             limiter.lift();
+            self.destination.set_send_rate(None);
         }
     }
 
@@ -248,6 +264,8 @@ impl Source for CheckpointSource {
         let path = self.place(name);
         let read = tokio::task::spawn_blocking(move || {
             let file = std::fs::File::open(path)?;
+            // What an upload reads pushes nothing else out of the system's cache.
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::NoReuse);
             let mut bytes = vec![0; len];
             file.read_exact_at(&mut bytes, offset)?;
             Ok(bytes.into())

@@ -13,6 +13,7 @@
 //! | [`root`] | reading and claiming a partition's root |
 //! | [`snapshot_job`] | one snapshot: checkpoint, catalog, claim, upload, commit, sweep |
 //! | [`uploader`] | the tasks that make snapshots when they are due, and test restores |
+//! | [`upload_rate`], [`pacer`] | the rate of uploads, by the latency of appends |
 //! | [`scrub_state`] | how far the scrub is |
 //! | [`scrub`] | reading the repository at a bounded rate, and repairing it |
 //! | [`rates`] | how fast this node is, and predictions |
@@ -29,6 +30,7 @@ mod load;
 mod local;
 mod online;
 mod options;
+mod pacer;
 mod problems;
 mod proof;
 mod rates;
@@ -39,6 +41,7 @@ mod scrub_state;
 mod snapshot_job;
 mod state;
 mod status;
+mod upload_rate;
 mod uploader;
 
 pub(crate) use archive::{Archive, cluster_id, lineage_id, log_tail, restored};

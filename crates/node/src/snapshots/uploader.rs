@@ -4,15 +4,20 @@
 //! What the repository retains is read at the start, and then known from each commit; the log is kept back
 //! to the oldest retained snapshot. A repository that cannot be reached does not stop the node: it is tried
 //! again after growing pauses, and the log grows up to its bound.
+//!
+//! The tasks have a runtime of their own, whose threads have a low priority: what they read, hash, sign and
+//! send takes no processor time and no turn of the disk from appends.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use esker_raft::priority::{DiskPriority, lower_priority};
 use esker_repository::destination::probe::probe;
 use esker_repository::env::System;
 
 use super::failure::Failure;
 use super::load::Load;
+use super::pacer::{Pacer, pace};
 use super::root::read_root;
 use super::schedule::due;
 use super::scrub::scrub;
@@ -23,28 +28,54 @@ use crate::error::Error;
 /// How often it is checked whether a snapshot is due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// Threads on which the tasks read files and inspect databases: each file of an upload uses one.
+const BLOCKING_THREADS: usize = 16;
+
 /// The tasks.
 #[derive(Debug)]
 pub(crate) struct Uploader {
-    tasks: [tokio::task::JoinHandle<()>; 3],
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    /// Taken when this is dropped.
+    runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Uploader {
-    pub fn start(inner: &Arc<Inner>) -> Uploader {
+    pub fn start(inner: &Arc<Inner>) -> std::io::Result<Uploader> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(BLOCKING_THREADS)
+            .thread_name("uploads")
+            .on_thread_start(|| lower_priority(DiskPriority::Idle))
+            .enable_all()
+            .build()?;
+        let pacer = Pacer::new(inner);
         let inner = Arc::downgrade(inner);
-        Uploader {
-            tasks: [
-                tokio::spawn(run(inner.clone())),
-                tokio::spawn(test_restores(inner.clone())),
-                tokio::spawn(scrub(inner)),
-            ],
-        }
+        let tasks = vec![
+            runtime.spawn(run(inner.clone())),
+            runtime.spawn(test_restores(inner.clone())),
+            runtime.spawn(scrub(inner.clone())),
+            // On the runtime of appends: it is to be in time while uploads keep their threads busy.
+            tokio::spawn(pace(inner, pacer)),
+        ];
+        Ok(Uploader {
+            tasks,
+            runtime: Some(runtime),
+        })
     }
 
     /// Stops the tasks. An upload under way leaves an intent behind, and its objects are swept.
     pub fn stop(&self) {
         for task in &self.tasks {
             task.abort();
+        }
+    }
+}
+
+impl Drop for Uploader {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // A thread that waits for a hanging disk or store is not awaited.
+            runtime.shutdown_background();
         }
     }
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use esker_raft::priority::{DiskPriority, at_low_priority};
 use esker_raft::{Lsn, Membership, SnapshotData, SnapshotDir, SnapshotError, StoredSnapshot, Term};
 use rust_rocksdb::LiveFile;
 use rust_rocksdb::checkpoint::Checkpoint as RocksCheckpoint;
@@ -106,10 +107,13 @@ impl Capture {
             }
         };
         let previous = newest(&base)?;
-        let files = files
-            .into_iter()
-            .map(|file| with_checksum(file, &exported, previous.as_ref()))
-            .collect::<Result<Vec<_>, _>>()?;
+        // New files are read for their checksums, while appends need processor and disk.
+        let files = at_low_priority(DiskPriority::Lowest, || {
+            let files = files.into_iter();
+            files
+                .map(|file| with_checksum(file, &exported, previous.as_ref()))
+                .collect::<Result<Vec<_>, _>>()
+        })?;
         let meta = CheckpointMeta {
             format: FORMAT,
             partition: part.partition().0,

@@ -124,7 +124,7 @@ impl SharedLog {
                 purge_rewrite_garbage_ratio: 0.3,
                 // A recycled file has old records after new ones, so a torn tail would look like rot.
                 enable_log_recycle: false,
-                recovery_threads: 2,
+                recovery_threads: recovery_threads(),
                 ..raft_engine::Config::default()
             },
             Arc::new(LogFileSystem::with_rewrite_end(faults, rewrite_end.clone())),
@@ -367,7 +367,18 @@ impl SharedLog {
     ///
     /// Files could not be listed, copied or deleted; the next purge tries it again.
     pub fn purge(&self) -> Result<Vec<GroupId>, LogError> {
-        if self.used_bytes()? <= self.config.purge_threshold {
+        self.purge_beyond(self.config.purge_threshold)
+    }
+
+    /// As [`SharedLog::purge`], once the log is larger than `threshold`. With less than a segment there is
+    /// nothing to delete. For a host that knows that no group needs much of the oldest files: otherwise the
+    /// entries that are needed are copied, or their groups are returned, more often than necessary.
+    ///
+    /// # Errors
+    ///
+    /// As [`SharedLog::purge`].
+    pub fn purge_beyond(&self, threshold: u64) -> Result<Vec<GroupId>, LogError> {
+        if self.used_bytes()? <= threshold {
             return Ok(Vec::new());
         }
         // Another thread is purging.
@@ -449,6 +460,12 @@ fn compact_again(engine: &RaftEngine, batch: &mut LogBatch) {
             batch.add_command(region, Command::Compact { index });
         }
     }
+}
+
+/// Threads that read the log at an open, beyond those of the inspection before: raft-engine reads one queue
+/// with each at least.
+fn recovery_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4))
 }
 
 /// The largest size of a torn write group on disk: its encoded requests, and the one request that may

@@ -23,6 +23,7 @@ use object_store::client::{
 };
 use tokio::time::{Instant, Sleep};
 
+use super::send_rate::{Schedule, SendRate};
 use crate::env::System;
 use crate::watchdog::{Ticks, within_ticks};
 
@@ -40,6 +41,8 @@ pub(super) struct Connector {
     pub silence: Duration,
     /// Whether requests may be sent without TLS.
     pub allow_http: bool,
+    /// How fast bodies are sent.
+    pub send_rate: SendRate,
 }
 
 impl HttpConnector for Connector {
@@ -58,6 +61,7 @@ impl HttpConnector for Connector {
         Ok(HttpClient::new(Service {
             client,
             silence: self.silence,
+            send_rate: self.send_rate.clone(),
         }))
     }
 }
@@ -66,6 +70,7 @@ impl HttpConnector for Connector {
 struct Service {
     client: reqwest::Client,
     silence: Duration,
+    send_rate: SendRate,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +91,9 @@ impl HttpService for Service {
                 body,
                 left: Bytes::new(),
                 ticks: ticks.clone(),
+                schedule: Schedule::new(self.send_rate.clone()),
+                began: Instant::now(),
+                pause: None,
             }));
         }
         let sent = self.client.execute(request);
@@ -122,6 +130,10 @@ struct Pieces {
     body: HttpRequestBody,
     left: Bytes,
     ticks: Ticks,
+    schedule: Schedule,
+    began: Instant,
+    /// Until the next piece is due.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl Body for Pieces {
@@ -134,6 +146,14 @@ impl Body for Pieces {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         // The connection polls for the next piece when it has space for it.
         self.ticks.tick();
+        let due = self.began + self.schedule.due();
+        if self.pause.is_none() && Instant::now() < due {
+            self.pause = Some(Box::pin(tokio::time::sleep_until(due)));
+        }
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(context));
+            self.pause = None;
+        }
         while self.left.is_empty() {
             match ready!(Pin::new(&mut self.body).poll_frame(context)) {
                 None => {
@@ -146,6 +166,8 @@ impl Body for Pieces {
         }
         let piece = PIECE.min(self.left.len());
         let piece = self.left.split_to(piece);
+        let now = self.began.elapsed();
+        self.schedule.sent(piece.len(), now);
         // If the length is known, the body is not polled again after its last piece.
         if self.size_hint().exact() == Some(0) {
             self.ticks.sent();

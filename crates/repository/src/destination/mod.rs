@@ -21,6 +21,7 @@ pub mod probe;
 mod profile;
 mod s3;
 mod seen;
+mod send_rate;
 
 use std::fmt;
 use std::io;
@@ -37,6 +38,7 @@ pub use local::LocalStore;
 
 use crate::ids::DestinationId;
 use seen::Seen;
+use send_rate::SendRate;
 
 pub use probe::{ProbeError, probe};
 
@@ -214,6 +216,8 @@ pub struct Destination {
     prefix: Path,
     display_url: String,
     seen: Seen,
+    /// How fast the bodies of requests to S3 are sent.
+    send_rate: SendRate,
 }
 
 impl fmt::Debug for Destination {
@@ -274,7 +278,8 @@ impl Destination {
                 "" => format!("s3://{bucket}"),
                 prefix => format!("s3://{bucket}/{prefix}"),
             };
-            let s3 = Arc::new(s3::client(bucket, &display_url, options)?);
+            let send_rate = SendRate::default();
+            let s3 = Arc::new(s3::client(bucket, &display_url, options, &send_rate)?);
             Ok(Destination {
                 store: s3.clone(),
                 multipart: Some(s3),
@@ -282,6 +287,7 @@ impl Destination {
                 prefix,
                 display_url,
                 seen: Seen::default(),
+                send_rate,
             })
         } else if scheme.eq_ignore_ascii_case("file") {
             open_directory(&parse_file_url(url).map_err(bad)?, options)
@@ -300,7 +306,14 @@ impl Destination {
             prefix,
             display_url,
             seen: Seen::default(),
+            send_rate: SendRate::default(),
         }
+    }
+
+    /// Sets how fast the body of each request to S3 is sent, in bytes a second; `None`: as fast as the
+    /// network takes it. It smooths what a [`RateLimiter`](crate::RateLimiter) admits in parts of 8 MiB.
+    pub fn set_send_rate(&self, per_second: Option<std::num::NonZeroU64>) {
+        self.send_rate.set(per_second);
     }
 
     /// Lets large objects of a store that the caller created be written in parts, each of which is retried
@@ -376,6 +389,7 @@ fn open_directory(
         prefix: Path::ROOT,
         display_url,
         seen: Seen::default(),
+        send_rate: SendRate::default(),
     })
 }
 

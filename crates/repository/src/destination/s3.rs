@@ -14,6 +14,7 @@ use url::Url;
 
 use super::http::Connector;
 use super::profile::{Keys, Profile};
+use super::send_rate::SendRate;
 use super::{DestinationError, DestinationOptions, without_user_info};
 
 const DEFAULT_REGION: &str = "us-east-1";
@@ -72,6 +73,7 @@ pub(super) fn client(
     bucket: &str,
     display_url: &str,
     options: &DestinationOptions,
+    send_rate: &SendRate,
 ) -> Result<AmazonS3, DestinationError> {
     let settings = settings(bucket, options)?;
     let allow_http = settings
@@ -93,6 +95,7 @@ pub(super) fn client(
         .with_http_connector(Connector {
             silence: options.request_timeout,
             allow_http,
+            send_rate: send_rate.clone(),
         })
         .with_retry(retry);
     if let Some(mut endpoint) = settings.endpoint {
