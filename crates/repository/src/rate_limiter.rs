@@ -106,7 +106,7 @@ impl RateLimiter {
     }
 
     /// Changes the rate, also for uploads that wait.
-    pub fn set_rate(&self, per_second: NonZeroU64) {
+    pub fn set_rate(&self, env: &dyn Env, per_second: NonZeroU64) {
         let bucket = &*self.bucket;
         // Under this lock, so that no turn is computed with one rate and noted with the other.
         let mut debt = bucket.debt();
@@ -114,6 +114,8 @@ impl RateLimiter {
         if before == per_second {
             return;
         }
+        // What has passed was at the rate before.
+        debt.pay(env.now());
         debt.owed = scaled(debt.owed, before, per_second);
         bucket
             .limit
@@ -157,6 +159,16 @@ impl RateLimiter {
     }
 }
 
+impl Debt {
+    /// Reduces what is owed by the time that has passed.
+    fn pay(&mut self, now: OffsetDateTime) {
+        if let Some(paid_at) = self.paid_at {
+            self.owed = self.owed.saturating_sub(between(paid_at, now));
+        }
+        self.paid_at = Some(now);
+    }
+}
+
 impl Bucket {
     fn debt(&self) -> std::sync::MutexGuard<'_, Debt> {
         // Each change is one assignment, so a poisoned lock can be used.
@@ -167,11 +179,7 @@ impl Bucket {
     fn queue(&self, env: &dyn Env, bytes: u64) -> (Turn<'_>, NonZeroU64) {
         let mut debt = self.debt();
         let rate = self.limit.borrow().per_second;
-        let now = env.now();
-        if let Some(paid_at) = debt.paid_at {
-            debt.owed = debt.owed.saturating_sub(between(paid_at, now));
-        }
-        debt.paid_at = Some(now);
+        debt.pay(env.now());
         debt.owed = debt.owed.saturating_add(time_of(bytes, rate));
         let burst = time_of(PART, rate).min(MAX_BURST);
         let turn = Turn {
@@ -477,7 +485,7 @@ mod tests {
         let mut behind = wait(&clock, &limiter, PART);
         assert!(!waiting.may_send() && !behind.may_send());
         // 1 s and 2 s are left; at half the rate 2 s and 4 s.
-        limiter.set_rate(rate(4));
+        limiter.set_rate(&clock, rate(4));
         assert_eq!(limiter.rate(), rate(4));
         assert!(!waiting.may_send() && !behind.may_send());
         clock.pass(Duration::from_millis(1999));
@@ -485,7 +493,7 @@ mod tests {
         clock.pass(Duration::from_millis(1));
         assert!(waiting.may_send() && !behind.may_send());
         // 2 s are left; at 16 times the rate an eighth of one.
-        limiter.set_rate(rate(64));
+        limiter.set_rate(&clock, rate(64));
         assert!(!behind.may_send());
         clock.pass(Duration::from_millis(124));
         assert!(!behind.may_send());
@@ -505,10 +513,10 @@ mod tests {
         assert!(may_send_at_once(&clock, &limiter, PART));
         let mut waiting = wait(&clock, &limiter, 100 * PART);
         assert!(!waiting.may_send());
-        limiter.set_rate(rate(1));
+        limiter.set_rate(&clock, rate(1));
         assert!(!waiting.may_send());
         drop(waiting);
-        limiter.set_rate(rate(8));
+        limiter.set_rate(&clock, rate(8));
         clock.pass(Duration::from_secs(1));
         assert!(may_send_at_once(&clock, &limiter, PART));
         assert!(!may_send_at_once(&clock, &limiter, 1));

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use esker_partition::checkpoint::{CheckpointFile, CheckpointMeta, FORMAT};
 use esker_partition::{Checkpoint, Lineage, LogTail, Members};
 use esker_repository::destination::Destination;
+use esker_repository::env::System;
 use esker_repository::metadata::FileMetadata;
 use esker_repository::{
     Cluster, Digest, LineageId, Lsn, Options, PartitionId, RateLimiter, Repository, Root,
@@ -125,7 +126,7 @@ impl Archive {
     /// Sets the upload rate, if it is limited.
     pub fn set_upload_rate(&self, rate: NonZeroU64) {
         if let Some(limiter) = &self.rate_limiter {
-            limiter.set_rate(rate);
+            limiter.set_rate(&System, rate);
             self.destination.set_send_rate(Some(rate));
         }
     }

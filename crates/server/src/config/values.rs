@@ -137,8 +137,9 @@ pub struct LogConfig {
     #[schemars(extend("x-minimum" = "1MiB", "x-maximum" = "1GiB"))]
     pub segment_size: ByteCount,
 
-    /// Once the log is larger than this, segments are deleted whose entries are all flushed to the
-    /// databases. At least `segment-size`.
+    /// Once the log is larger than this, segments are deleted although a little of them is still
+    /// needed, which is copied. Segments of which nothing is needed are deleted at once. At least
+    /// `segment-size`.
     #[schemars(extend("x-minimum" = "1MiB", "x-maximum" = "1TiB"))]
     pub purge_threshold: ByteCount,
 
