@@ -89,7 +89,10 @@ mod tests {
             window.note(took);
             let found = window.take().quantile(0.99).unwrap();
             assert!(found >= took, "{found:?} for {took:?}");
-            assert!(found <= took * 9 / 8 + Duration::from_micros(1), "{found:?} for {took:?}");
+            assert!(
+                found <= took * 9 / 8 + Duration::from_micros(1),
+                "{found:?} for {took:?}"
+            );
         }
         let window = LatencyWindow::default();
         window.note(Duration::MAX);

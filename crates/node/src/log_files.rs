@@ -123,14 +123,15 @@ impl LogFiles {
     /// The first file in which one of these groups has needed entries; `None` if there is no such group.
     fn first_of(&self, groups: &[Wanted], counts: impl Fn(&Wanted) -> bool) -> Option<u64> {
         let counted = groups.iter().enumerate().filter(|(_, g)| counts(g));
-        counted.filter_map(|(at, group)| {
-            let before = |(_, lasts): &&(u64, Vec<u64>)| {
-                lasts.get(at).is_some_and(|last| *last <= group.start)
-            };
-            let found = self.seen.iter().rev().find(before);
-            found.or(self.seen.front()).map(|(file, _)| *file)
-        })
-        .min()
+        counted
+            .filter_map(|(at, group)| {
+                let before = |(_, lasts): &&(u64, Vec<u64>)| {
+                    lasts.get(at).is_some_and(|last| *last <= group.start)
+                };
+                let found = self.seen.iter().rev().find(before);
+                found.or(self.seen.front()).map(|(file, _)| *file)
+            })
+            .min()
     }
 
     /// Whether deleting old files makes raft-engine copy few entries.
@@ -202,9 +203,8 @@ mod tests {
     fn the_oldest_files_are_free_once_no_group_needs_more_than_a_few_entries_of_them() {
         let files = ten_files();
         let last = 200_000;
-        let free = |start, idle| {
-            files.are_oldest_free((1, 10), &[group(start, last), group(0, idle)])
-        };
+        let free =
+            |start, idle| files.are_oldest_free((1, 10), &[group(start, last), group(0, idle)]);
         assert!(!free(19_999, 5));
         assert!(!free(20_000, 5), "raft-engine considers the oldest fifth");
         assert!(free(40_000, 5));

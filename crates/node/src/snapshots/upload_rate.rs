@@ -117,9 +117,7 @@ impl UploadRate {
         if (is_idle && was_idle) || self.rate <= min {
             self.reference = Some(match self.reference {
                 None => latency,
-                Some(reference) => {
-                    (reference * (REFERENCE_PARTS - 1) + latency) / REFERENCE_PARTS
-                }
+                Some(reference) => (reference * (REFERENCE_PARTS - 1) + latency) / REFERENCE_PARTS,
             });
         }
     }
@@ -182,7 +180,11 @@ mod tests {
             let average = steady.iter().sum::<u64>() / steady.len() as u64;
             assert!(average >= capacity / 2, "{average} of {capacity}");
             let too_fast = steady.iter().filter(|rate| **rate > capacity).count();
-            assert!(too_fast * 7 <= steady.len(), "{too_fast} of {}", steady.len());
+            assert!(
+                too_fast * 7 <= steady.len(),
+                "{too_fast} of {}",
+                steady.len()
+            );
         }
     }
 
@@ -195,7 +197,10 @@ mod tests {
             least = least.min(rate.next(&interval(50_000, MIB)).get());
         }
         assert_eq!(least, MIN);
-        assert_eq!(rate.rate, MAX, "what uploads do not change does not slow them down");
+        assert_eq!(
+            rate.rate, MAX,
+            "what uploads do not change does not slow them down"
+        );
     }
 
     #[test]
@@ -220,7 +225,10 @@ mod tests {
         }
         assert_eq!(rate.rate, MIN);
         for _ in 0..4 {
-            rate.next(&Interval { uploaded: MIB, ..Interval::default() });
+            rate.next(&Interval {
+                uploaded: MIB,
+                ..Interval::default()
+            });
         }
         assert_eq!(rate.rate, MAX);
     }
@@ -238,7 +246,10 @@ mod tests {
     #[test]
     fn uploads_keep_ahead_of_the_log_and_below_the_maximum() {
         let mut rate = with_reference();
-        let slow = |log_rate| Interval { log_rate, ..interval(90_000, MIB) };
+        let slow = |log_rate| Interval {
+            log_rate,
+            ..interval(90_000, MIB)
+        };
         for _ in 0..40 {
             let least = rate.next(&slow(10 * MIB)).get();
             assert!(least >= 20 * MIB);
@@ -252,7 +263,10 @@ mod tests {
         for _ in 0..40 {
             rate.next(&interval(90_000, MIB));
         }
-        let urgent = Interval { is_urgent: true, ..interval(90_000, MIB) };
+        let urgent = Interval {
+            is_urgent: true,
+            ..interval(90_000, MIB)
+        };
         assert_eq!(rate.next(&urgent).get(), MAX);
     }
 
@@ -275,7 +289,10 @@ mod tests {
                     is_urgent: draw() % 50 == 0,
                 };
                 let next = rate.next(&interval).get();
-                assert!(next <= max && next >= (max / MIN_SHARE).max(1), "{next} of {max}");
+                assert!(
+                    next <= max && next >= (max / MIN_SHARE).max(1),
+                    "{next} of {max}"
+                );
                 assert!(next >= max.min(2 * interval.log_rate));
             }
         }
