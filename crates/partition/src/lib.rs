@@ -26,6 +26,7 @@
 
 mod applied;
 pub mod batch;
+mod batches;
 pub mod catalog;
 pub mod checkpoint;
 pub mod command;

@@ -4,9 +4,9 @@ use s2_common::config::StreamConfig;
 use s2_common::record::SeqNum;
 
 use super::Reader;
+use crate::batches::Batches;
 use crate::ids::{BasinId, StreamId};
 use crate::keys;
-use crate::seek::seek_batch;
 use crate::store::StoreError;
 use crate::stream::{StreamMeta, StreamState};
 
@@ -110,11 +110,10 @@ impl Reader {
         state: &StreamState,
     ) -> Result<SeqNum, StoreError> {
         let (head, tail) = (state.head(), state.tail_seq);
-        let (first, end) = (keys::data(id, 0), keys::data(id, tail));
-        let mut it = self.part.iterate(&first, &end, true);
+        let mut batches = Batches::new(&self.part, id, tail);
         // The oldest first: most streams have nothing to expire.
-        seek_batch(&mut it, id, head);
-        let mut low = match self.batch_at(&it)? {
+        batches.seek(head);
+        let mut low = match batches.next()? {
             Some(oldest) if oldest.arrival_ms < cutoff => oldest.end_seq().max(head),
             _ => return Ok(head),
         };
@@ -123,8 +122,8 @@ impl Reader {
         let (mut high, mut found) = (tail, tail);
         while low < high {
             let probe = low + (high - low) / 2;
-            it.seek(keys::data(id, probe));
-            match self.batch_at(&it)?.filter(|batch| batch.first_seq < high) {
+            batches.seek_start(probe);
+            match batches.next()?.filter(|batch| batch.first_seq < high) {
                 Some(batch) if batch.arrival_ms < cutoff => low = batch.end_seq(),
                 Some(batch) => (high, found) = (probe, batch.first_seq),
                 None => high = probe,

@@ -12,6 +12,7 @@ use s2_common::encryption::EncryptionAlgorithm;
 use s2_common::record::{SeqNum, StreamPosition, Timestamp};
 use s2_common::stream::{ReadFrom, ReadStart};
 
+use crate::batches::Batches;
 use crate::ids::{BasinId, PartitionId, StreamId};
 use crate::keys;
 use crate::store::{PartitionDb, StoreError};
@@ -222,12 +223,9 @@ impl Reader {
         let Some((_, first_seq)) = found else {
             return Ok(None);
         };
-        let mut it = self
-            .part
-            .iterate(&keys::data(id, first_seq), &keys::data_end(id), true);
-        it.seek_to_first();
-        let batch = self.batch_at(&it)?;
-        let seq = batch.and_then(|batch| batch.seq_at(timestamp));
+        let mut batches = Batches::new(&self.part, id, SeqNum::MAX);
+        batches.seek_start(first_seq);
+        let seq = batches.next()?.and_then(|batch| batch.seq_at(timestamp));
         // Timestamps never decrease, so if that record is trimmed, all records that are left qualify.
         Ok(seq
             .map(|seq| seq.max(state.head()))

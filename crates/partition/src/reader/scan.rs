@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use s2_common::caps::RECORD_BATCH_MAX;
 use s2_common::read_extent::{ReadLimit, ReadUntil};
 use s2_common::record::{Metered, MeteredSize as _, SeqNum, StreamPosition};
@@ -15,10 +14,9 @@ use s2_storage::record::StoredSequencedRecord;
 
 use super::{ReadError, Reader};
 use crate::batch::{MalformedBatch, StoredBatch};
+use crate::batches::Batches;
 use crate::ids::StreamId;
-use crate::keys;
-use crate::seek::seek_batch;
-use crate::store::{RawIterator, StoreError};
+use crate::store::StoreError;
 use crate::stream::{Stream, View};
 
 /// Records that were read.
@@ -202,51 +200,30 @@ impl Reader {
         }
         builder.read_database = true;
         let bad_batch = |e: MalformedBatch| self.partition_db().malformed("a batch", &e);
-        let (first, end) = (keys::data(id, 0), keys::data(id, tail));
-        // Only these blocks are cached, because the records themselves are read once.
-        self.partition_db()
-            .cache_border(&first, &keys::data(id, builder.next));
-        let mut it = self.partition_db().iterate(&first, &end, false);
+        let mut batches = Batches::sequential(self.partition_db(), id, builder.next, tail);
         if builder.next < head {
             let trims_to = |batch: &StoredBatch| -> Result<Option<SeqNum>, MalformedBatch> {
                 Ok(batch.trims_to()?.map(|seq| view.state.after_gap(seq)))
             };
             // The stream was trimmed beyond the cursor since the last scan. Trimmed records are skipped,
             // except for those of a batch at the cursor that contains the trim.
-            it.seek(keys::data(id, builder.next));
-            match self.batch_at(&it)? {
+            batches.seek_start(builder.next);
+            match batches.peek()? {
                 Some(batch) if trims_to(&batch).map_err(bad_batch)? >= Some(head) => {}
                 _ => {
                     builder.next = head;
-                    seek_batch(&mut it, id, head);
+                    batches.seek(head);
                 }
             }
         } else {
-            seek_batch(&mut it, id, builder.next);
+            batches.seek(builder.next);
         }
-        while let Some(batch) = self.batch_at(&it)? {
+        while let Some(batch) = batches.next()? {
             if !builder.take(&batch).map_err(bad_batch)? {
                 break;
             }
-            it.next();
         }
         Ok(())
-    }
-
-    /// The batch under the iterator, if it has not ended.
-    pub(crate) fn batch_at(&self, it: &RawIterator<'_>) -> Result<Option<StoredBatch>, StoreError> {
-        let (Some(key), Some(value)) = (it.key(), it.value()) else {
-            it.status()
-                .map_err(|e| self.partition_db().error("reading records", e))?;
-            return Ok(None);
-        };
-        let first_seq = keys::first_seq_of(key).ok_or_else(|| {
-            self.partition_db()
-                .malformed("a batch's key", &"its length")
-        })?;
-        StoredBatch::parse(first_seq, Bytes::copy_from_slice(value))
-            .map(Some)
-            .map_err(|e| self.partition_db().malformed("a batch", &e))
     }
 }
 

@@ -3,11 +3,10 @@
 use s2_common::record::Record;
 use s2_storage::record::StoredRecord;
 
-use crate::batch::StoredBatch;
+use crate::batches::Batches;
 use crate::ids::StreamId;
-use crate::keys;
 use crate::state::record::CommitRecord;
-use crate::store::{PartitionDb, RawIterator, StoreError};
+use crate::store::{PartitionDb, StoreError};
 
 /// Commits after `from` and up to `to`: at most `most`, and no more once `most_bytes` are read. Returns
 /// them and the `commit_ts` up to which they go.
@@ -36,19 +35,15 @@ pub(crate) fn commits(
 /// Reads the commits of a range from a store's stream.
 pub(super) struct Commits<'a> {
     part: &'a PartitionDb,
-    stream: StreamId,
-    it: RawIterator<'a>,
+    batches: Batches<'a>,
 }
 
 impl<'a> Commits<'a> {
     pub(super) fn new(part: &'a PartitionDb, stream: StreamId, from: u64, to: u64) -> Commits<'a> {
         // The commit of number t is at t − 1.
-        let (first, end) = (keys::data(stream, from), keys::data(stream, to));
-        part.cache_border(&keys::data(stream, 0), &first);
         Commits {
             part,
-            stream,
-            it: part.iterate(&first, &end, false),
+            batches: Batches::sequential(part, stream, from, to),
         }
     }
 
@@ -60,16 +55,12 @@ impl<'a> Commits<'a> {
         take: &mut dyn FnMut(CommitRecord, usize) -> bool,
     ) -> Result<(), StoreError> {
         let part = self.part;
-        self.it.seek(keys::data(self.stream, from));
-        while let (Some(key), Some(value)) = (self.it.key(), self.it.value()) {
-            let first_seq = keys::first_seq_of(key)
-                .ok_or_else(|| part.malformed("a commit's key", &"its length"))?;
-            if first_seq >= to {
+        self.batches.seek_start(from);
+        while let Some(batch) = self.batches.next()? {
+            if batch.first_seq >= to {
                 break;
             }
-            let batch = StoredBatch::parse(first_seq, bytes::Bytes::copy_from_slice(value))
-                .map_err(|e| part.malformed("a commit", &e))?;
-            for record in batch.records(first_seq) {
+            for record in batch.records(batch.first_seq) {
                 let record = record.map_err(|e| part.malformed("a commit", &e))?;
                 let (position, record) = record.into_inner().into_parts();
                 let StoredRecord::Plaintext(Record::Envelope(record)) = record else {
@@ -84,18 +75,15 @@ impl<'a> Commits<'a> {
                     );
                     return Err(part.malformed("a commit", &why));
                 }
-                if take(commit, value.len()) {
+                if take(commit, batch.bytes()) {
                     return Ok(());
                 }
             }
-            // Moving the iterator would read the next batch.
+            // Otherwise the next batch would be read.
             if batch.end_seq() >= to {
-                return Ok(());
+                break;
             }
-            self.it.next();
         }
-        self.it
-            .status()
-            .map_err(|e| part.error("reading commits", e))
+        Ok(())
     }
 }
