@@ -8,6 +8,7 @@
 //! | [`reads`] | every start and every end of a read, in every form |
 //! | [`access_tokens`] | who may do what, with access tokens |
 //! | [`append_sessions`], [`read_sessions`] | sessions of both kinds, raw and by the official client |
+//! | [`read_costs`], [`read_memory`] | what reads cost: system calls, memory |
 //! | [`slow_clients`], [`slow_bodies`] | clients that stop reading or sending |
 //! | [`compression`], [`errors`] | codings of bodies; what is refused, and how |
 //! | [`cors`] | pages of allowed origins |
@@ -56,6 +57,7 @@ mod locations;
 mod lost_disk;
 mod metrics;
 mod open_files;
+mod read_costs;
 mod read_memory;
 mod read_sessions;
 mod reads;

@@ -1,6 +1,6 @@
 //! Runs blocking work of async code on threads where blocking is fine.
 
-use tokio::task::JoinHandle;
+use tokio::task::JoinError;
 
 /// Most bytes of records that are encrypted or decrypted on a thread of async code. A processor without
 /// instructions for AES takes some 300 µs for them; handing less to another thread costs more than it saves.
@@ -12,7 +12,7 @@ pub(crate) async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + '
 }
 
 /// Waits for a task; a panic of the task is raised again in the caller.
-pub(crate) async fn join<T>(task: JoinHandle<T>) -> T {
+pub(crate) async fn join<T>(task: impl Future<Output = Result<T, JoinError>>) -> T {
     match task.await {
         Ok(done) => done,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),

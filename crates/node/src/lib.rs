@@ -57,7 +57,9 @@ pub mod position;
 mod problem;
 mod propose;
 pub mod read;
+mod read_ahead;
 mod read_budget;
+mod read_records;
 mod readiness;
 pub mod recovery;
 mod reserve;
@@ -83,6 +85,7 @@ pub use position::Position;
 pub use problem::{ADVICE, HostProblems, Problem};
 pub use read::{ReadOutput, ReadSession};
 pub use read_budget::{ReadBudget, ReadPermit};
+pub use read_records::{ReadContent, ReadRecords};
 pub use readiness::{NOT_READY, NotReady};
 pub use recovery::{PartitionRecovery, RecoveryReport, Source};
 pub use snapshots::{
@@ -100,6 +103,7 @@ pub use esker_partition::token::{
     Expiry, NameSet, Names, OPERATIONS, OpGroups, ReadWrite, StoredToken, TokenHash, TokenScope,
 };
 pub use esker_partition::{Fork, StoreOptions};
+pub use esker_partition::{RawContent, RawHeaders, RawRecord, StoredRecords};
 pub use esker_raft::{GroupStatus, Role};
 pub use esker_repository::inventory::{Inventory, State};
 pub use esker_repository::prune::{PruneOptions, PrunePlan, Pruned};

@@ -3,8 +3,9 @@
 //! A session first catches up from the database, on threads where blocking is fine, then follows: it is
 //! woken when the tail moves and takes new records from memory. If it falls behind the records in memory, it
 //! reads the database until it has caught up with them: each scan first checks whether memory has the next
-//! records. While a client takes one batch, the next is read from the database: a session holds at most two
-//! (1000 records, 1 MiB each) at a time, and the rest of the appended batch in which the last one ended.
+//! records. While a client takes one batch, the next is read from the database ([`read_ahead`](crate::read_ahead)):
+//! a session holds at most two (1000 records, 1 MiB each) at a time, and the rest of the appended batch in which
+//! the last one ended.
 //!
 //! What is scanned of a stream with a cipher is decrypted for each session, with the session's key.
 //!
@@ -15,19 +16,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use esker_partition::encryption::{self, DecryptionError, StoredSequencedRecord};
+use esker_partition::encryption::{self, DecryptionError};
 use esker_partition::reader::ScanEnd;
 use esker_partition::stream::Follower;
-use esker_partition::{Cursor, ReadError, Scan};
+use esker_partition::{Cursor, ReadError, Scan, StoredRecords};
 use s2_common::read_extent::{EvaluatedReadLimit, ReadLimit};
-use s2_common::record::{Metered, MeteredSize as _, SequencedRecord, StreamPosition};
-use s2_common::stream::{ReadBatch, ReadEnd, ReadStart};
-use tokio::task::JoinHandle;
+use s2_common::record::StreamPosition;
+use s2_common::stream::{ReadEnd, ReadStart};
 use tokio::time::Instant;
 
-use crate::blocking::{MAX_INLINE, blocking, join};
+use crate::blocking::{MAX_INLINE, blocking};
 use crate::error::{Error, read_error};
+use crate::read_ahead::{Run, Source};
 use crate::read_budget::{Place, ReadBudget, ReadPermit};
+use crate::read_records::{ReadContent, ReadRecords};
 use crate::streams::StreamHandle;
 
 /// An output of a session.
@@ -35,7 +37,7 @@ use crate::streams::StreamHandle;
 pub enum ReadOutput {
     /// Records; never empty. The permit has to be kept for as long as any of them is in memory, in whatever
     /// form.
-    Batch(ReadBatch, ReadPermit),
+    Batch(ReadRecords, ReadPermit),
     /// The session is at the tail, which is this.
     Heartbeat(StreamPosition),
     /// There are more records, and no memory for them yet: other sessions have to release some first.
@@ -67,16 +69,13 @@ pub struct ReadSession {
     heartbeat: Instant,
     /// Whether the reader was informed that it has reached the tail.
     at_tail: bool,
-    /// The batch after the one that was returned last, while the database is read.
-    ahead: Option<Reading>,
+    /// What reads the database for the session.
+    ahead: Option<Run>,
     /// The permit for the appended batch that the cursor keeps, and for its encoded form.
     rest: Option<ReadPermit>,
     /// The place in the queue for memory.
     claiming: Option<Place>,
 }
-
-/// A batch that is being read from the database, and its permit.
-type Reading = JoinHandle<(Result<Scan, ReadError>, ReadPermit)>;
 
 /// The outcome of an attempt to read.
 enum Attempt {
@@ -133,18 +132,24 @@ impl StreamHandle {
         read_error(error, &self.basin.name, &self.stream.name)
     }
 
-    /// Decrypts records that were scanned. The permit stays with them, even if the session has ended
-    /// meanwhile.
+    /// Decrypts records that were scanned, if the stream has a cipher. The permit stays with them, even if
+    /// the session has ended meanwhile.
     async fn decrypted(
         &self,
-        records: Metered<Vec<StoredSequencedRecord>>,
+        records: StoredRecords,
         permit: ReadPermit,
-    ) -> Result<(Metered<Vec<SequencedRecord>>, ReadPermit), Error> {
+    ) -> Result<(ReadContent, ReadPermit), Error> {
         let encryption = self.encryption()?.clone();
+        if self.stream.cipher.is_none() {
+            return Ok((ReadContent::Stored(records), permit));
+        }
         let associated_data = self.associated_data();
-        let is_large = self.stream.cipher.is_some() && records.metered_size() > MAX_INLINE;
+        let is_large = records.metered_size() > MAX_INLINE;
         let decrypt = move || {
-            let decrypted = encryption::decrypt(records, &encryption, &associated_data);
+            let decrypted = match records.decode() {
+                Ok(records) => Ok(encryption::decrypt(records, &encryption, &associated_data)),
+                Err(malformed) => Err(malformed),
+            };
             (decrypted, permit)
         };
         let (decrypted, permit) = match is_large {
@@ -152,8 +157,9 @@ impl StreamHandle {
             false => decrypt(),
         };
         match decrypted {
-            Ok(records) => Ok((records, permit)),
-            Err(error) => Err(self.decryption_error(&error)),
+            Ok(Ok(records)) => Ok((ReadContent::Decrypted(records), permit)),
+            Ok(Err(error)) => Err(self.decryption_error(&error)),
+            Err(malformed) => Err(Error::Storage(malformed.to_string())),
         }
     }
 
@@ -186,9 +192,10 @@ impl ReadSession {
                         ScanEnd::Tail(tail) => Some(tail),
                         ScanEnd::More | ScanEnd::Limit => None,
                     };
-                    let records = std::mem::replace(&mut scan.records, Metered::with_capacity(0));
-                    let (records, permit) = self.handle.decrypted(records, permit).await?;
+                    let records = std::mem::take(&mut scan.records);
+                    let (content, permit) = self.handle.decrypted(records, permit).await?;
                     self.cursor = scan.into_cursor();
+                    let records = ReadRecords { content, tail };
                     if !records.is_empty() {
                         let permit = self.keep_rest(permit);
                         let (count, bytes) = (records.len(), records.metered_size());
@@ -196,6 +203,7 @@ impl ReadSession {
                         // Reading from memory needs no wait, so nothing is read ahead from there.
                         if let EvaluatedReadLimit::Remaining(limit) = &self.limit
                             && end == ScanEnd::More
+                            && self.ahead.is_none()
                             && !self.handle.stream.has_recent(self.cursor.resumes_at())
                             && let Some(ahead) = self.budget().try_claim_ahead()
                         {
@@ -209,8 +217,7 @@ impl ReadSession {
                             metrics::counter!("esker_read_database_records_total")
                                 .increment(count as u64);
                         }
-                        let batch = ReadBatch { records, tail };
-                        return Ok(Some(ReadOutput::Batch(batch, permit)));
+                        return Ok(Some(ReadOutput::Batch(records, permit)));
                     }
                     let Some(tail) = tail else {
                         return Ok(None);
@@ -284,8 +291,11 @@ impl ReadSession {
     /// Reads the next records, if there is memory for them.
     async fn read_some(&mut self, limit: ReadLimit) -> Result<Attempt, Error> {
         loop {
-            if let Some(ahead) = self.ahead.take() {
-                return self.scanned(join(ahead).await);
+            if let Some(ahead) = &mut self.ahead {
+                if let Some(read) = ahead.next().await {
+                    return self.scanned(read);
+                }
+                self.ahead = None;
             }
             let stream = &self.handle.stream;
             let resumes_at = self.cursor.resumes_at();
@@ -323,7 +333,8 @@ impl ReadSession {
                 },
             };
             if resumes_at < tail.seq_num && !is_recent {
-                return self.scanned(join(self.scan_database(limit, permit)).await);
+                self.ahead = Some(self.scan_database(limit, permit));
+                continue;
             }
             return Ok(Attempt::Scan(self.scan_memory(limit)?, permit));
         }
@@ -379,12 +390,13 @@ impl ReadSession {
     }
 
     /// Begins to read at the session's position, on a thread where blocking is fine.
-    fn scan_database(&self, limit: ReadLimit, permit: ReadPermit) -> Reading {
-        let (from, until) = (self.cursor.clone(), self.end.until);
-        let reader = self.handle.partition.reader.clone();
-        let stream = Arc::clone(&self.handle.stream);
-        // The permit stays with the read records, even if the session has ended meanwhile.
-        tokio::task::spawn_blocking(move || (reader.scan(&stream, from, limit, until), permit))
+    fn scan_database(&self, limit: ReadLimit, permit: ReadPermit) -> Run {
+        let source = Source {
+            reader: self.handle.partition.reader.clone(),
+            stream: Arc::clone(&self.handle.stream),
+            budget: self.budget().clone(),
+        };
+        Run::begin(source, self.cursor.clone(), limit, self.end.until, permit)
     }
 }
 

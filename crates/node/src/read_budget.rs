@@ -26,6 +26,10 @@ pub(crate) const MAX_SCAN: usize = 4 * 1024 * 1024;
 /// The divisor of the budget that gives the share of sessions at the tail.
 const TAIL_SHARE: usize = 4;
 
+/// Sessions for which a thread reads more than one batch. Each has a thread and a view of the database; for
+/// others, a thread reads one batch at a time.
+const MAX_RUNS: usize = 16;
+
 /// How long memory is kept for a session whose turn has come. A session whose client takes records continues
 /// at once.
 const GRANT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -38,6 +42,7 @@ pub struct ReadBudget {
     shared_total: usize,
     tail_total: usize,
     waiting: Arc<AtomicUsize>,
+    runs: Arc<Semaphore>,
 }
 
 /// Bytes that a read session holds. They are released when it is dropped.
@@ -56,6 +61,7 @@ impl ReadBudget {
             shared_total,
             tail_total,
             waiting: Arc::default(),
+            runs: Arc::new(Semaphore::new(MAX_RUNS)),
         }
     }
 
@@ -78,6 +84,11 @@ impl ReadBudget {
             claimed => claimed,
         };
         claimed.ok().map(ReadPermit)
+    }
+
+    /// A place among the sessions for which a thread reads more than one batch.
+    pub(crate) fn try_run(&self) -> Option<OwnedSemaphorePermit> {
+        self.runs.clone().try_acquire_owned().ok()
     }
 
     /// Claims memory for a batch that is read ahead, if at least half of the shared part is free.

@@ -28,6 +28,8 @@ use s2_storage::record::{
     encode_stored_record_into, stored_record_encoded_size,
 };
 
+use crate::raw_record::RawRecord;
+
 const VERSION: u8 = 1;
 /// The version of batches in streams that have a cipher.
 const VERSION_ENCRYPTED: u8 = 2;
@@ -272,30 +274,100 @@ impl StoredBatch {
         &self,
         from: SeqNum,
     ) -> impl Iterator<Item = Result<Metered<StoredSequencedRecord>, MalformedBatch>> + use<> {
-        let skip = from.saturating_sub(self.first_seq) as usize;
+        let first = self.index_of(from);
+        self.records_at(first, self.offset_of(first))
+    }
+
+    /// The records from index `first` on, which is at `offset` of the body.
+    pub(crate) fn records_at(
+        &self,
+        first: usize,
+        offset: usize,
+    ) -> impl Iterator<Item = Result<Metered<StoredSequencedRecord>, MalformedBatch>> + use<> {
         let first_seq = self.first_seq;
         let timestamps = self.timestamps.clone();
-        Records(self.body.clone())
-            .enumerate()
-            .skip(skip)
-            .map(move |(i, bytes)| {
-                let record = decode_stored_record(bytes?).map_err(|e| malformed(e.to_string()))?;
-                let timestamp = *timestamps
-                    .get(i)
-                    .ok_or_else(|| malformed("more records than timestamps"))?;
-                let size = record.metered_size();
-                Ok(Metered::with_size(
-                    size,
-                    Sequenced::new(
-                        StreamPosition {
-                            seq_num: first_seq + i as u64,
-                            timestamp,
-                        },
-                        record.into_inner(),
-                    ),
-                ))
-            })
+        let body = self.body.slice(offset.min(self.body.len())..);
+        Records(body).zip(first..).map(move |(bytes, i)| {
+            let record = decode_stored_record(bytes?).map_err(|e| malformed(e.to_string()))?;
+            let timestamp = *timestamps
+                .get(i)
+                .ok_or_else(|| malformed("more records than timestamps"))?;
+            let size = record.metered_size();
+            Ok(Metered::with_size(
+                size,
+                Sequenced::new(
+                    StreamPosition {
+                        seq_num: first_seq + i as u64,
+                        timestamp,
+                    },
+                    record.into_inner(),
+                ),
+            ))
+        })
     }
+
+    /// The same, in place.
+    pub(crate) fn raw_records(
+        &self,
+        first: usize,
+        offset: usize,
+    ) -> impl Iterator<Item = Result<(StreamPosition, RawRecord<'_>), MalformedBatch>> {
+        let mut rest = self.body.get(offset..).unwrap_or_default();
+        let mut index = first;
+        std::iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            let record = take_record(&mut rest).and_then(|bytes| {
+                let position = self
+                    .position(index)
+                    .ok_or_else(|| malformed("more records than timestamps"))?;
+                Ok((position, RawRecord::parse(bytes)?))
+            });
+            index += 1;
+            if record.is_err() {
+                rest = &[];
+            }
+            Some(record)
+        })
+    }
+
+    /// The position of the record of this index.
+    pub(crate) fn position(&self, index: usize) -> Option<StreamPosition> {
+        self.timestamps.get(index).map(|timestamp| StreamPosition {
+            seq_num: self.first_seq + index as u64,
+            timestamp: *timestamp,
+        })
+    }
+
+    /// The index of the first record at or after `seq`.
+    pub(crate) fn index_of(&self, seq: SeqNum) -> usize {
+        let index = seq.saturating_sub(self.first_seq);
+        index.min(self.timestamps.len() as u64) as usize
+    }
+
+    /// Where in the body the record of this index begins; the end if there is none.
+    pub(crate) fn offset_of(&self, index: usize) -> usize {
+        let mut rest = &self.body[..];
+        for _ in 0..index {
+            if rest.is_empty() || take_record(&mut rest).is_err() {
+                break;
+            }
+        }
+        self.body.len() - rest.len()
+    }
+}
+
+/// Takes a record after its length.
+fn take_record<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], MalformedBatch> {
+    let (length, after) = rest
+        .split_first_chunk::<4>()
+        .ok_or_else(|| malformed("truncated length"))?;
+    let (record, after) = after
+        .split_at_checked(u32::from_le_bytes(*length) as usize)
+        .ok_or_else(|| malformed("truncated record"))?;
+    *rest = after;
+    Ok(record)
 }
 
 /// The records of a body.

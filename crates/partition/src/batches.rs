@@ -12,11 +12,18 @@ use crate::keys;
 use crate::seek::seek_batch;
 use crate::store::{PartitionDb, RawIterator, StoreError};
 
+#[cfg(test)]
+thread_local! {
+    /// How many [`Batches`] this thread has created.
+    pub(crate) static OPENED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
 /// The batches of a stream, as they are when this is created. Every move may read from the disk.
 pub(crate) struct Batches<'a> {
     part: &'a PartitionDb,
     stream: StreamId,
     it: RawIterator<'a>,
+    end: SeqNum,
     /// Whether [`next`](Self::next) has returned the batch under the iterator.
     returned: bool,
 }
@@ -40,13 +47,21 @@ impl<'a> Batches<'a> {
     }
 
     fn iterate(part: &'a PartitionDb, stream: StreamId, end: SeqNum, cache: bool) -> Batches<'a> {
-        let (first, end) = (keys::data(stream, 0), keys::data(stream, end));
+        #[cfg(test)]
+        OPENED.set(OPENED.get() + 1);
+        let (first, to) = (keys::data(stream, 0), keys::data(stream, end));
         Batches {
             part,
             stream,
-            it: part.iterate(&first, &end, cache),
+            it: part.iterate(&first, &to, cache),
+            end,
             returned: false,
         }
+    }
+
+    /// All batches that begin before this are here.
+    pub(crate) fn end(&self) -> SeqNum {
+        self.end
     }
 
     /// Moves to the batch that holds `seq` or, if there is none, to the first one after it.

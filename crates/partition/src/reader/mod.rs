@@ -21,7 +21,7 @@ use crate::streams::directory::Directory;
 use crate::streams::name_index::NameEntry;
 
 pub use due::Due;
-pub use scan::{Cursor, Scan, ScanEnd};
+pub use scan::{Cursor, Place, Scan, ScanEnd};
 pub use size::StreamSize;
 
 /// Why nothing could be read.

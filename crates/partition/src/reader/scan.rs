@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use s2_common::caps::RECORD_BATCH_MAX;
 use s2_common::read_extent::{ReadLimit, ReadUntil};
-use s2_common::record::{Metered, MeteredSize as _, SeqNum, StreamPosition};
-use s2_storage::record::StoredSequencedRecord;
+use s2_common::record::{SeqNum, StreamPosition};
 
 use super::{ReadError, Reader};
 use crate::batch::{MalformedBatch, StoredBatch};
 use crate::batches::Batches;
 use crate::ids::StreamId;
 use crate::store::StoreError;
+use crate::stored_records::StoredRecords;
 use crate::stream::{Stream, View};
 
 /// Records that were read.
@@ -24,7 +24,7 @@ use crate::stream::{Stream, View};
 pub struct Scan {
     /// In order, without gaps other than those in the sequence numbers; at most [`RECORD_BATCH_MAX`]. As they
     /// are stored: see [`decrypt`](crate::encryption::decrypt).
-    pub records: Metered<Vec<StoredSequencedRecord>>,
+    pub records: StoredRecords,
     /// The sequence number at which the next scan continues.
     pub next: SeqNum,
     /// Why it ended.
@@ -37,6 +37,15 @@ pub struct Scan {
 
 impl Scan {
     /// The cursor of the next scan.
+    pub fn cursor(&self) -> Cursor {
+        Cursor {
+            next: self.next,
+            rest: self.rest.clone(),
+            begins: false,
+        }
+    }
+
+    /// The same, of a scan that is not used any more.
     pub fn into_cursor(self) -> Cursor {
         Cursor {
             next: self.next,
@@ -117,6 +126,19 @@ impl Reader {
         limit: ReadLimit,
         until: ReadUntil,
     ) -> Result<Scan, ReadError> {
+        self.scan_on(stream, from, limit, until, &mut Place::default())
+    }
+
+    /// The same for one of several scans that follow each other: it continues at the place where the last
+    /// one ended, and leaves its own.
+    pub fn scan_on<'a>(
+        &'a self,
+        stream: &Arc<Stream>,
+        from: impl Into<Cursor>,
+        limit: ReadLimit,
+        until: ReadUntil,
+        place: &mut Place<'a>,
+    ) -> Result<Scan, ReadError> {
         let from = from.into();
         let (mut recent, mut view) = match stream.recent_from(from.resumes_at()) {
             Some((batches, view)) => (Some(batches), view),
@@ -138,7 +160,7 @@ impl Reader {
         };
         while has_room {
             let Some(some) = recent else {
-                self.scan_database(stream.id, &mut builder, &view)?;
+                self.scan_database(stream.id, &mut builder, &view, place)?;
                 break;
             };
             let mut end = from.resumes_at();
@@ -188,17 +210,54 @@ impl Reader {
         Ok(builder.finish(StreamPosition::MIN))
     }
 
-    fn scan_database(
-        &self,
+    fn scan_database<'a>(
+        &'a self,
         id: StreamId,
         builder: &mut ScanBuilder,
         view: &View,
+        place: &mut Place<'a>,
     ) -> Result<(), StoreError> {
         let (head, tail) = (view.state.head(), view.state.tail_seq);
         if builder.next >= tail {
             return Ok(());
         }
         builder.read_database = true;
+        let bad_batch = |e: MalformedBatch| self.partition_db().malformed("a batch", &e);
+        // A place before records that were trimmed meanwhile, or behind which there is nothing, is of no use.
+        let kept = (place.0.take()).filter(|(next, batches)| {
+            *next == builder.next && head <= *next && *next < batches.end()
+        });
+        let mut batches = match kept {
+            Some((_, batches)) => batches,
+            None => self.batches_from(id, builder, view)?,
+        };
+        loop {
+            while let Some(batch) = batches.next()? {
+                if !builder.take(&batch).map_err(bad_batch)? {
+                    // The rest of the batch is in memory.
+                    if builder.rest.is_some() {
+                        place.0 = Some((batch.end_seq(), batches));
+                    }
+                    return Ok(());
+                }
+            }
+            // What was kept may end before what was appended meanwhile.
+            if batches.end() >= tail || builder.next >= tail {
+                return Ok(());
+            }
+            batches = self.batches_from(id, builder, view)?;
+        }
+    }
+
+    /// The batches of a stream, at the one that holds the next record of the scan. If the stream was trimmed
+    /// beyond that, the scan continues at the head.
+    fn batches_from<'a>(
+        &'a self,
+        id: StreamId,
+        builder: &mut ScanBuilder,
+        view: &View,
+    ) -> Result<Batches<'a>, StoreError> {
+        let (head, tail) = (view.state.head(), view.state.tail_seq);
         let bad_batch = |e: MalformedBatch| self.partition_db().malformed("a batch", &e);
         let mut batches = Batches::sequential(self.partition_db(), id, builder.next, tail);
         if builder.next < head {
@@ -218,21 +277,22 @@ impl Reader {
         } else {
             batches.seek(builder.next);
         }
-        while let Some(batch) = batches.next()? {
-            if !builder.take(&batch).map_err(bad_batch)? {
-                break;
-            }
-        }
-        Ok(())
+        Ok(batches)
     }
 }
+
+/// The place in the database where a scan has ended, for the next scan of the same stream. It keeps
+/// the files and memtables from being removed that there were when it was made, so it must not be kept for
+/// long.
+#[derive(Default)]
+pub struct Place<'a>(Option<(SeqNum, Batches<'a>)>);
 
 /// Records on their way into a [`Scan`].
 struct ScanBuilder {
     next: SeqNum,
     limit: ReadLimit,
     until: ReadUntil,
-    records: Metered<Vec<StoredSequencedRecord>>,
+    records: StoredRecords,
     end: Option<ScanEnd>,
     read_database: bool,
     rest: Option<StoredBatch>,
@@ -244,7 +304,7 @@ impl ScanBuilder {
             next: from,
             limit,
             until,
-            records: Metered::with_capacity(0),
+            records: StoredRecords::default(),
             end: None,
             read_database: false,
             rest: None,
@@ -256,24 +316,32 @@ impl ScanBuilder {
         if batch.end_seq() <= self.next {
             return Ok(true);
         }
-        for record in batch.records(self.next) {
-            let record = record?;
-            let position = *record.position();
-            let count = self.records.len() + 1;
-            let bytes = self.records.metered_size() + record.metered_size();
-            if self.limit.deny(count, bytes) || self.until.deny(position.timestamp) {
+        let first = batch.index_of(self.next);
+        let offset = batch.offset_of(first);
+        let (mut count, mut bytes) = (0, 0);
+        let mut has_room = true;
+        for record in batch.raw_records(first, offset) {
+            let (position, record) = record?;
+            let new_count = self.records.len() + count + 1;
+            let new_bytes = self.records.metered_size() + bytes + record.metered_size;
+            if self.limit.deny(new_count, new_bytes) || self.until.deny(position.timestamp) {
                 self.end = Some(ScanEnd::Limit);
-                return Ok(false);
+                has_room = false;
+                break;
             }
-            if count > RECORD_BATCH_MAX.count || bytes > RECORD_BATCH_MAX.bytes {
+            if new_count > RECORD_BATCH_MAX.count || new_bytes > RECORD_BATCH_MAX.bytes {
                 self.end = Some(ScanEnd::More);
                 self.rest = Some(batch.clone());
-                return Ok(false);
+                has_room = false;
+                break;
             }
-            self.records.push(record);
+            count += 1;
+            bytes += record.metered_size;
             self.next = position.seq_num + 1;
         }
-        Ok(true)
+        self.records
+            .push(batch.clone(), (first, offset), (count, bytes));
+        Ok(has_room)
     }
 
     fn finish(self, tail: StreamPosition) -> Scan {

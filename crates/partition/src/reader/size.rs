@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use s2_common::read_extent::{ReadLimit, ReadUntil};
-use s2_common::record::{MeteredSize as _, SeqNum};
+use s2_common::record::SeqNum;
 
 use super::{Cursor, ReadError, Reader, Scan};
 use crate::stream::{Stream, View};

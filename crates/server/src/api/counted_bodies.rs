@@ -27,9 +27,23 @@ impl PermitSlot {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// The body of the session's answer, whose pieces are counted.
+    /// The body of the session's answer, whose pieces are counted. A piece may be in a buffer that grew step
+    /// by step and has up to twice its size, so it is copied.
     pub(super) fn counted(self, body: Body) -> Body {
-        Body::new(Counted { body, slot: self })
+        Body::new(Counted {
+            body,
+            slot: self,
+            is_exact: false,
+        })
+    }
+
+    /// The same for pieces in buffers of their size.
+    pub(super) fn counted_exactly(self, body: Body) -> Body {
+        Body::new(Counted {
+            body,
+            slot: self,
+            is_exact: true,
+        })
     }
 }
 
@@ -40,11 +54,10 @@ struct Piece {
 }
 
 impl Piece {
-    fn new(data: &Bytes, mut permit: ReadPermit) -> Piece {
+    fn new(data: Bytes, mut permit: ReadPermit) -> Piece {
         permit.fit(data.len());
         Piece {
-            // A copy: a buffer that grew step by step has up to twice the capacity.
-            data: Bytes::copy_from_slice(data),
+            data,
             _permit: permit,
         }
     }
@@ -59,6 +72,7 @@ impl AsRef<[u8]> for Piece {
 struct Counted {
     body: Body,
     slot: PermitSlot,
+    is_exact: bool,
 }
 
 impl HttpBody for Counted {
@@ -71,9 +85,15 @@ impl HttpBody for Counted {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let next = ready!(Pin::new(&mut self.body).poll_frame(context));
         let permit = self.slot.take();
+        let exact = |data: Bytes| match self.is_exact {
+            true => data,
+            false => Bytes::copy_from_slice(&data),
+        };
         Poll::Ready(next.map(|next| {
             next.map(|frame| match permit {
-                Some(permit) => frame.map_data(|data| Bytes::from_owner(Piece::new(&data, permit))),
+                Some(permit) => {
+                    frame.map_data(|data| Bytes::from_owner(Piece::new(exact(data), permit)))
+                }
                 None => frame,
             })
         }))

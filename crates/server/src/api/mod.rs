@@ -17,6 +17,7 @@ mod error;
 mod held_answers;
 mod locations;
 mod ops;
+mod read_frames;
 mod records;
 mod routes;
 pub(crate) mod series;

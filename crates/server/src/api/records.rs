@@ -242,7 +242,7 @@ async fn first_batch(
 ) -> Result<(ReadBatch, Option<ReadPermit>), ServiceError> {
     while let Some(output) = session.next().await? {
         match output {
-            ReadOutput::Batch(batch, permit) => return Ok((batch, Some(permit))),
+            ReadOutput::Batch(records, permit) => return Ok((records.into_batch()?, Some(permit))),
             ReadOutput::Waiting => return Err(ServiceError::Exhausted(Exhausted::Reads)),
             ReadOutput::Heartbeat(_) => {}
         }

@@ -3,9 +3,10 @@
 //! Reading the response drives a session: when a client stops reading, the session stops accepting more,
 //! and nothing accumulates here but what is in flight.
 
+use std::io;
 use std::pin::Pin;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::response::sse::Event;
 use axum::response::{IntoResponse as _, Response, Sse};
 use esker_node::{Ack, AppendSession, Error, PendingAppend, ReadOutput, ReadSession};
@@ -25,6 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::ServiceError;
 use super::counted_bodies::PermitSlot;
 use super::encoded_batches::EncodedBatches;
+use super::read_frames;
 use super::series::session_ended;
 use super::session_inputs::{Input, Inputs};
 use crate::answers::{AtStall, EndFrame, Exhausted};
@@ -78,11 +80,20 @@ pub(crate) fn events(
                 Ok(Some(ReadOutput::Waiting)) => {
                     yield Ok(Event::default().comment("waiting for memory"));
                 }
-                Ok(Some(ReadOutput::Batch(batch, permit))) => {
-                    let Some(last) = batch.records.last() else {
+                Ok(Some(ReadOutput::Batch(records, permit))) => {
+                    let Some(last) = records.last_position() else {
                         continue;
                     };
-                    let seq_num = last.position().seq_num;
+                    let seq_num = last.seq_num;
+                    let batch = match records.into_batch() {
+                        Ok(batch) => batch,
+                        Err(error) => {
+                            let (status, body) = ServiceError::from(error).to_response().to_parts();
+                            session_ended(status);
+                            yield sse::error_event(body);
+                            return;
+                        }
+                    };
                     delivered.count = delivered.count.saturating_add(batch.records.len());
                     let bytes = batch.records.metered_size();
                     delivered.bytes = delivered.bytes.saturating_add(bytes);
@@ -169,34 +180,43 @@ pub(crate) fn frames_of_read(
 ) -> Response {
     let slot = PermitSlot::default();
     let permits = slot.clone();
-    let batches = async_stream::stream! {
+    let message = move |batch| read_frames::message_frame(&batch, compression);
+    let frames = async_stream::stream! {
         let mut ended = std::pin::pin!(lease.ended());
         loop {
             match next(&mut session, ended.as_mut()).await {
                 Ok(Some(ReadOutput::Heartbeat(tail))) => {
                     meter.streamed(0);
-                    yield Ok(proto::ReadBatch {
+                    yield message(proto::ReadBatch {
                         records: Vec::new(),
                         tail: Some(tail.into()),
                     });
                 }
                 // Shows the client that the connection is alive. A batch without a tail is not at the
                 // tail.
-                Ok(Some(ReadOutput::Waiting)) => yield Ok(proto::ReadBatch::default()),
-                Ok(Some(ReadOutput::Batch(batch, permit))) => {
-                    permits.put(permit);
-                    meter.streamed(batch.records.metered_size());
-                    yield Ok(proto::ReadBatch::from(batch));
+                Ok(Some(ReadOutput::Waiting)) => yield message(proto::ReadBatch::default()),
+                Ok(Some(ReadOutput::Batch(records, permit))) => {
+                    meter.streamed(records.metered_size());
+                    match read_frames::frame(records, compression) {
+                        Ok(frame) => {
+                            permits.put(permit);
+                            yield Ok(frame);
+                        }
+                        Err(error) => {
+                            yield Ok(terminal_frame(error.into()));
+                            return;
+                        }
+                    }
                 }
                 Ok(None) => return,
                 Err(error) => {
-                    yield Err(error);
+                    yield Ok(terminal_frame(error));
                     return;
                 }
             }
         }
     };
-    let mut response = frames(compression, batches).map(|body| slot.counted(body));
+    let mut response = framed(frames).map(|body| slot.counted_exactly(body));
     let (status, body) = ServiceError::Exhausted(Exhausted::Stalled)
         .to_response()
         .to_parts();
@@ -355,8 +375,20 @@ fn frames<P>(
 where
     P: prost::Message + 'static,
 {
-    let framed = s2s::FramedMessageStream::<_>::new(compression, Box::pin(messages));
-    let mut response = Response::new(Body::from_stream(framed));
+    framed(s2s::FramedMessageStream::<_>::new(
+        compression,
+        Box::pin(messages),
+    ))
+}
+
+/// The frame that ends a session with an error.
+fn terminal_frame(error: ServiceError) -> Bytes {
+    s2s::SessionMessage::Terminal(error.into()).encode()
+}
+
+/// The answer of a session whose frames these are.
+fn framed(frames: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Response {
+    let mut response = Response::new(Body::from_stream(frames));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("s2s/proto"));
     headers.insert(header::CACHE_CONTROL, NO_TRANSFORM);

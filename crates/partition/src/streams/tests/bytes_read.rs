@@ -5,13 +5,12 @@
 use std::sync::Arc;
 
 use s2_common::read_extent::{ReadLimit, ReadUntil};
-use s2_common::record::MeteredSize as _;
 use s2_common::stream::{ReadFrom, ReadStart};
 
 use super::fixture::*;
 use crate::command::Kind;
 use crate::ids::StreamId;
-use crate::reader::{Cursor, Due, Reader, ScanEnd};
+use crate::reader::{Cursor, Due, Place, Reader, ScanEnd};
 use crate::recent::RecentBudget;
 use crate::settings::StreamSettings;
 use crate::stream::Stream;
@@ -120,6 +119,55 @@ impl Runs {
             }
         }
     }
+}
+
+/// The sequence numbers of all scans from a cursor to the tail.
+fn read_on<'a>(
+    reader: &'a Reader,
+    stream: &Arc<Stream>,
+    mut cursor: Cursor,
+    place: &mut Place<'a>,
+) -> Vec<u64> {
+    let mut seen = Vec::new();
+    loop {
+        let (limit, until) = (ReadLimit::Unbounded, ReadUntil::Unbounded);
+        let scan = reader.scan_on(stream, cursor, limit, until, place).unwrap();
+        seen.extend(seen_seqs(&scan));
+        let ended = matches!(scan.end, ScanEnd::Tail(_));
+        cursor = scan.into_cursor();
+        if ended {
+            return seen;
+        }
+    }
+}
+
+#[test]
+fn scans_that_follow_each_other_search_the_stream_once_and_see_trims_and_appends() {
+    let (batches, records, body) = (8, 4, 100 * KIB);
+    let mut partition = Runs::new(4, batches, records, body).partition;
+    let (reader, stream) = (partition.reader(), partition.stream("s1"));
+    let tail = stream.tail().seq_num;
+    let opened = || crate::batches::OPENED.get();
+    let before = opened();
+    let seen = read_on(&reader, &stream, Cursor::at_start(0), &mut Place::default());
+    assert_eq!(seen, (0..tail).collect::<Vec<_>>());
+    assert_eq!(opened() - before, 1, "for {} KiB", tail * body / KIB);
+
+    // What is trimmed and appended between two scans is seen as without a place.
+    let mut place = Place::default();
+    let (limit, until) = (ReadLimit::Unbounded, ReadUntil::Unbounded);
+    let first = reader
+        .scan_on(&stream, 0, limit, until, &mut place)
+        .unwrap();
+    let next = first.next;
+    let records_of_trim = vec![trim(tail - 2), rec(vec![9])];
+    let trim = append(stream.id, 20_000, records_of_trim);
+    partition.append(trim).unwrap();
+    let after = read_on(&reader, &stream, first.into_cursor(), &mut place);
+    // The rest of the batch that the session has begun is in memory.
+    let kept = next.div_ceil(records) * records;
+    let expected: Vec<_> = (next..kept).chain(tail - 2..tail + 2).collect();
+    assert_eq!(after, expected);
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn read(
     let stream = partition.stream(name);
     let scan = scan(&partition.reader(), &stream, 0);
     decrypt(
-        scan.records,
+        scan.records.decode().unwrap(),
         &spec.clone().into(),
         &associated_data(stream.partition, stream.id),
     )

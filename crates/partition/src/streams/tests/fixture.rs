@@ -11,7 +11,7 @@ use s2_common::config::StreamConfig;
 use s2_common::encryption::{EncryptionAlgorithm, EncryptionSpec};
 use s2_common::read_extent::{ReadLimit, ReadUntil};
 use s2_common::record::{
-    CommandRecord, EnvelopeRecord, Metered, MeteredSize as _, Record, SeqNum, StreamPosition,
+    CommandRecord, EnvelopeRecord, MeteredSize as _, Record, SeqNum, StreamPosition,
 };
 use s2_common::stream::{AppendRecord, AppendRecordParts};
 use s2_storage::record::StoredRecord;
@@ -430,7 +430,8 @@ pub struct Seen {
 
 /// The records of a scan.
 pub fn seen(scan: &Scan) -> Vec<Seen> {
-    scan.records
+    let records = scan.records.decode().unwrap();
+    records
         .iter()
         .map(|record| Seen {
             seq: record.position().seq_num,
@@ -443,9 +444,15 @@ pub fn seen(scan: &Scan) -> Vec<Seen> {
         .collect()
 }
 
+/// The sequence numbers of the records of a scan.
+pub fn seen_seqs(scan: &Scan) -> Vec<SeqNum> {
+    let records = scan.records.raw();
+    records.map(|record| record.unwrap().0.seq_num).collect()
+}
+
 /// The records of a scan of this stream, decrypted with the key of all tests.
-pub fn seen_in(stream: &Stream, mut scan: Scan) -> Vec<Seen> {
-    let records = std::mem::replace(&mut scan.records, Metered::with_capacity(0));
+pub fn seen_in(stream: &Stream, scan: Scan) -> Vec<Seen> {
+    let records = scan.records.decode().unwrap();
     let stored_size = records.metered_size();
     let spec = spec_of(cipher_number(stream.cipher));
     let data = associated_data(stream.partition, stream.id);

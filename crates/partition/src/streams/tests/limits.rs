@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use s2_common::caps::RECORD_BATCH_MAX;
 use s2_common::read_extent::{CountOrBytes, ReadLimit, ReadUntil};
-use s2_common::record::{MeteredSize as _, SeqNum};
+use s2_common::record::SeqNum;
 
 use super::fixture::*;
 use crate::reader::ScanEnd;
