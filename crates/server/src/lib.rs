@@ -47,5 +47,6 @@ pub mod traces;
 pub mod usage;
 mod windows;
 
+pub use esker_node::ReadBudget;
 pub use server::{ServeError, Server};
 pub use tls::{CertificateInfo, TlsError};

@@ -42,6 +42,7 @@ use listener::{RESERVED_CONNECTIONS, Shared, accept, bind, guarded};
 use node_options::node_options;
 
 mod connection;
+mod corked;
 mod listener;
 mod node_options;
 mod stream;

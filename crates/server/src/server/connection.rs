@@ -1,7 +1,9 @@
 //! One connection: its handshake, the HTTP that it speaks, its requests, and its end.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::response::IntoResponse as _;
@@ -14,6 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use super::corked::corked;
 use super::stream::Stream;
 use crate::activity::Activity;
 use crate::api::ServiceError;
@@ -119,11 +122,18 @@ impl Connections {
         } = self;
         let activity = Arc::new(Activity::default());
         let service = service(router, peer, activity.clone(), place.clone(), stall_timeout);
+        let (stream, cork) = corked(stream);
         let connection = http.serve_connection(TokioIo::new(stream), service);
         let graceful = GracefulShutdown::new();
-        let connection = graceful.watch(connection.into_owned());
+        let mut connection = Box::pin(graceful.watch(connection.into_owned()));
         // Owned, so that it is dropped as soon as it has ended: the graceful shutdown waits for that.
-        let mut connection = Box::pin(connection);
+        let mut connection = Box::pin(poll_fn(move |cx| {
+            let ended = connection.as_mut().poll(cx);
+            match cork.poll_write_out(cx) {
+                Poll::Ready(Err(error)) if ended.is_pending() => Poll::Ready(Err(error.into())),
+                _ => ended,
+            }
+        }));
         let idle = async {
             activity.idle(header_timeout.min(idle_timeout)).await;
             // A connection of the reserve is closed sooner.
