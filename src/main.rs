@@ -7,6 +7,7 @@
 mod output;
 
 mod admin;
+mod allocator;
 mod completion_cmd;
 mod config_cmd;
 mod confirm;

@@ -13,6 +13,7 @@ use esker_server::{Server, server, telemetry};
 use rustix::fs::Mode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::allocator;
 use crate::failure::Failure;
 use crate::restart;
 use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE};
@@ -178,6 +179,7 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
             "--empty-partitions is said with --bootstrap restore, which restores the other partitions",
         ));
     }
+    allocator::set_up();
     let loaded = load(args).map_err(|e| Failure::usage(e.code(), e))?;
     // Only the server's user can read its data: files get 0600, directories 0700.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
@@ -219,6 +221,7 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
             () = stdin_closed(), if args.until_stdin_closes => None,
             cause = server.restart_wanted(async || may_restart(&loaded.config, args).await) => Some(cause),
             never = service_manager::while_serving(&server) => match never {},
+            never = allocator::release_freed(server.node().reads()) => match never {},
         };
         let Some(cause) = cause else {
             service_manager::stopping();
