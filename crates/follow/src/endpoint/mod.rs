@@ -7,6 +7,9 @@
 pub mod position;
 pub mod s2;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use s2_sdk::types::{AppendRecord, SequencedRecord};
@@ -33,14 +36,32 @@ pub trait Endpoint: Send + Sync + 'static {
 
     /// Appends batches in order, without waiting for each. Records may be appended twice (a batch is sent
     /// again after its answer was lost), but never out of order. Returns when the last one is durable.
+    /// `sharing` is kept up to date meanwhile.
     async fn append_all(
         &self,
         batches: mpsc::Receiver<Vec<AppendRecord>>,
+        sharing: &Sharing,
     ) -> Result<(), AppendFailed>;
 
     /// Reads from a sequence number, and follows. If that is below the head, reading begins at the head.
     /// The returned stream ends with an error, and may end without one at any time.
     fn read(&self, from: u64) -> BoxStream<'static, Result<Piece, EndpointError>>;
+}
+
+/// Whether others append to the stream, as far as an append of many batches notices. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Sharing(Arc<AtomicBool>);
+
+impl Sharing {
+    /// Notes whether others append.
+    pub fn set(&self, is_shared: bool) {
+        self.0.store(is_shared, Ordering::Relaxed);
+    }
+
+    /// Whether others append.
+    pub fn is_shared(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// What a read returns: some records, or the fact that there are no more.

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::position::{self, Position};
-use super::{AppendFailed, Endpoint, EndpointError, Identity, Piece};
+use super::{AppendFailed, Endpoint, EndpointError, Identity, Piece, Sharing};
 use crate::error::Error;
 
 /// Bytes of a snapshot in many records that are sent and not yet acknowledged: 8 batches of 1 MiB keep a
@@ -329,6 +329,7 @@ impl Endpoint for S2Endpoint {
     async fn append_all(
         &self,
         mut batches: mpsc::Receiver<Vec<AppendRecord>>,
+        sharing: &Sharing,
     ) -> Result<(), AppendFailed> {
         let config = AppendSessionConfig::new()
             .with_max_unacked_bytes(UNACKED)
@@ -351,6 +352,7 @@ impl Endpoint for S2Endpoint {
                 } else {
                     ALONE
                 };
+                sharing.set(others > 0);
                 if others > 0 && flying.is_empty() {
                     let pause = sent.elapsed() * PAUSE;
                     tokio::time::sleep(pause.min(MAX_PAUSE)).await;

@@ -222,6 +222,8 @@ impl<F: Fold> Scan<'_, F> {
                 }
                 match assembly.feed(position, &seen, &record.body) {
                     Fed::Began(id) => {
+                        // It may begin again, after the assembly has dropped it for others.
+                        restoring = restoring.filter(|(of, _)| *of != id);
                         let wanted = match &seen {
                             Seen::Fragment {
                                 meta: Some(meta), ..
@@ -231,7 +233,9 @@ impl<F: Fold> Scan<'_, F> {
                             _ => None,
                         };
                         if let (None, Some(meta)) = (&restoring, wanted) {
-                            let mut one = Restoring::new(self.initial.clone(), meta);
+                            // The assembly reports a snapshot as whole if its checksum is right.
+                            let fold = self.initial.clone();
+                            let mut one = Restoring::summed_elsewhere(fold, meta);
                             one.push(record.body.clone()).await;
                             restoring = Some((id, one));
                         }

@@ -11,7 +11,7 @@ use s2_sdk::types::AppendRecord;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::endpoint::{AppendFailed, Endpoint};
+use crate::endpoint::{AppendFailed, Endpoint, Sharing};
 use crate::fold::Fold;
 use crate::in_stream::others::Guard;
 use crate::snapshot::pipe::{self, Chunks};
@@ -27,6 +27,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_secs(20);
 /// Fragments that wait for the append session.
 const WAITING: usize = 2;
+/// Bytes of a fragment while others append to the stream: their appends wait behind it, for about the time
+/// that the disk takes for one of theirs. Otherwise a fragment is as large as a record may be.
+const SHARED_FRAGMENT: usize = 64 << 10;
 
 /// Why none was taken.
 #[derive(Debug)]
@@ -130,17 +133,22 @@ impl SnapshotTask<'_> {
         let position = self.append(first, condition).await?;
 
         let (batches, received) = mpsc::channel(WAITING);
+        let sharing = Sharing::default();
+        let shared = sharing.clone();
         let send = async move {
             let mut next = Some(second);
             let mut index = 1;
-            while let Some(body) = next {
-                let fragment = record::fragment_record(self.id, index, None, body);
-                let fragment = fragment.map_err(NotTaken::failed)?;
-                if batches.send(vec![fragment]).await.is_err() {
-                    // The session has ended, and reports why.
-                    return Ok(None);
+            while let Some(mut chunk) = next {
+                while !chunk.is_empty() {
+                    let body = chunk.split_to(fragment_bytes(chunk.len(), &shared));
+                    let fragment = record::fragment_record(self.id, index, None, body);
+                    let fragment = fragment.map_err(NotTaken::failed)?;
+                    if batches.send(vec![fragment]).await.is_err() {
+                        // The session has ended, and reports why.
+                        return Ok(None);
+                    }
+                    index += 1;
                 }
-                index += 1;
                 next = chunks.next().await;
             }
             let totals = chunks.totals().await.map_err(NotTaken::failed)?;
@@ -149,7 +157,7 @@ impl SnapshotTask<'_> {
             let _ = batches.send(vec![end]).await;
             Ok(Some(totals))
         };
-        let appended = self.endpoint.append_all(received);
+        let appended = self.endpoint.append_all(received, &sharing);
         let (sent, appended) = tokio::join!(send, appended);
         let totals = sent?;
         appended.map_err(NotTaken::failed)?;
@@ -252,5 +260,13 @@ impl SnapshotTask<'_> {
             Ok(is_ours) => is_ours,
             Err(_) => Err(NotTaken::failed("the server does not say what is there")),
         }
+    }
+}
+
+/// Bytes of the next fragment of a chunk.
+fn fragment_bytes(chunk: usize, sharing: &Sharing) -> usize {
+    match sharing.is_shared() {
+        true => chunk.min(SHARED_FRAGMENT),
+        false => chunk,
     }
 }

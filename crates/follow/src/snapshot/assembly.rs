@@ -22,7 +22,7 @@ pub const MAX_OPEN: usize = 8;
 /// Approximate bytes: the state of the checksum, and the description.
 pub const KEPT: usize = 2048;
 
-/// A snapshot that is whole; its bytes were not checked.
+/// A snapshot that is whole: its bytes have its checksum. Whether a fold can read them is not known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Whole {
     /// Its id.

@@ -171,21 +171,28 @@ impl Write for Outlet {
 pub struct Restoring<F> {
     sender: mpsc::Sender<Bytes>,
     reader: tokio::task::JoinHandle<io::Result<F>>,
-    sum: Sum,
+    bytes: u64,
+    /// `None` if the caller computes it.
+    sum: Option<Sum>,
 }
 
 impl<F: Fold> Restoring<F> {
     /// Begins to restore a state into a fold.
     pub fn new(fold: F, meta: &Meta) -> Restoring<F> {
-        Restoring::begin(fold, meta.encoding, Sum::of(meta))
+        Restoring::begin(fold, meta.encoding, Some(Sum::of(meta)))
+    }
+
+    /// The same for a state whose checksum the caller computes from the same bytes.
+    pub fn summed_elsewhere(fold: F, meta: &Meta) -> Restoring<F> {
+        Restoring::begin(fold, meta.encoding, None)
     }
 
     /// The same for a state without a description.
     pub fn plain(fold: F, encoding: Encoding) -> Restoring<F> {
-        Restoring::begin(fold, encoding, Sum::default())
+        Restoring::begin(fold, encoding, Some(Sum::default()))
     }
 
-    fn begin(mut fold: F, encoding: Encoding, sum: Sum) -> Restoring<F> {
+    fn begin(mut fold: F, encoding: Encoding, sum: Option<Sum>) -> Restoring<F> {
         let (sender, chunks) = mpsc::channel(WAITING);
         let reader = tokio::task::spawn_blocking(move || {
             let mut inlet = Inlet {
@@ -209,33 +216,34 @@ impl<F: Fold> Restoring<F> {
         Restoring {
             sender,
             reader,
+            bytes: 0,
             sum,
         }
     }
 
     /// Adds the next bytes, any number of them.
     pub async fn push(&mut self, chunk: Bytes) {
-        self.sum.update(&chunk);
+        self.bytes += chunk.len() as u64;
+        if let Some(sum) = &mut self.sum {
+            sum.update(&chunk);
+        }
         // A fold that panicked takes no more: `finish` returns the error.
         let _ = self.sender.send(chunk).await;
     }
 
-    /// The state, if its bytes match the totals.
+    /// The state, if its bytes match the totals. Those of a state that is
+    /// [`summed_elsewhere`](Self::summed_elsewhere) have been compared already.
     ///
     /// # Errors
     ///
     /// What is wrong with them.
     pub async fn finish(self, totals: &Totals) -> Result<F, String> {
         drop(self.sender);
-        let found = self.sum.totals();
         let restored = self.reader.await;
-        if found.bytes != totals.bytes {
-            return Err(format!(
-                "it has {} bytes, not {}",
-                found.bytes, totals.bytes
-            ));
+        if self.bytes != totals.bytes {
+            return Err(format!("it has {} bytes, not {}", self.bytes, totals.bytes));
         }
-        if found.xxh3 != totals.xxh3 {
+        if self.sum.is_some_and(|sum| sum.totals().xxh3 != totals.xxh3) {
             return Err("its checksum differs".to_owned());
         }
         match restored {
@@ -251,7 +259,10 @@ impl<F: Fold> Restoring<F> {
     ///
     /// What the fold reports.
     pub async fn finish_unchecked(self) -> Result<F, String> {
-        let totals = self.sum.totals();
+        let totals = match &self.sum {
+            Some(sum) => sum.totals(),
+            None => Sum::default().totals(),
+        };
         self.finish(&totals).await
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use esker_follow::endpoint::{AppendFailed, EndpointError, Fork, Identity, Piece};
+use esker_follow::endpoint::{AppendFailed, EndpointError, Fork, Identity, Piece, Sharing};
 use esker_follow::{Endpoint, SequencedRecord};
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
@@ -510,6 +510,7 @@ impl Endpoint for Stream {
     async fn append_all(
         &self,
         mut batches: mpsc::Receiver<Vec<AppendRecord>>,
+        sharing: &Sharing,
     ) -> Result<(), AppendFailed> {
         let unknown = |why: &str| Err(AppendFailed::Unknown(why.to_owned()));
         let incarnation = self.inner.lock().incarnation;
@@ -531,6 +532,8 @@ impl Endpoint for Stream {
             if is_broken || is_gone {
                 return unknown("the session broke off");
             }
+            // Fragments of any size are restored, in any order of sizes.
+            sharing.set(self.inner.lock().chance(0.5));
             let _ = self.land(&batch, None);
             unacknowledged.push_back(batch);
             // The answers to the last few were lost: all of them come again.
