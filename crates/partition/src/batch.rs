@@ -322,7 +322,8 @@ impl StoredBatch {
                 let position = self
                     .position(index)
                     .ok_or_else(|| malformed("more records than timestamps"))?;
-                Ok((position, RawRecord::parse(bytes)?))
+                let record = RawRecord::parse(bytes).map_err(|e| malformed(e.0))?;
+                Ok((position, record))
             });
             index += 1;
             if record.is_err() {

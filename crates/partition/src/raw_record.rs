@@ -15,11 +15,14 @@
 use s2_common::record::CommandRecord;
 use s2_storage::record::decode_if_command_record;
 
-use crate::batch::MalformedBatch;
-
 const COMMAND: u8 = 1;
 const ENVELOPE: u8 = 2;
 const ENCRYPTED: u8 = 3;
+
+/// The bytes are not a stored record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("malformed record: {0}")]
+pub struct MalformedRecord(pub String);
 
 /// A stored record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +66,8 @@ enum Headers<'a> {
     None,
 }
 
-fn malformed(what: &str) -> MalformedBatch {
-    MalformedBatch(what.to_owned())
+fn malformed(what: &str) -> MalformedRecord {
+    MalformedRecord(what.to_owned())
 }
 
 impl<'a> RawRecord<'a> {
@@ -73,7 +76,7 @@ impl<'a> RawRecord<'a> {
     /// # Errors
     ///
     /// The bytes are not a stored record.
-    pub fn parse(bytes: &'a [u8]) -> Result<RawRecord<'a>, MalformedBatch> {
+    pub fn parse(bytes: &'a [u8]) -> Result<RawRecord<'a>, MalformedRecord> {
         let (magic, mut rest) = bytes.split_first().ok_or_else(|| malformed("no kind"))?;
         let width = usize::from(magic >> 3 & 0b11) + 1;
         if width > 3 {
@@ -93,8 +96,8 @@ impl<'a> RawRecord<'a> {
     }
 }
 
-fn command<'a>(bytes: &'a [u8], rest: &'a [u8]) -> Result<RawContent<'a>, MalformedBatch> {
-    let command = decode_if_command_record(bytes).map_err(|e| MalformedBatch(e.to_string()))?;
+fn command<'a>(bytes: &'a [u8], rest: &'a [u8]) -> Result<RawContent<'a>, MalformedRecord> {
+    let command = decode_if_command_record(bytes).map_err(|e| MalformedRecord(e.to_string()))?;
     let operation = command.as_ref().map(CommandRecord::op);
     match (operation, rest.split_first()) {
         (Some(operation), Some((_, body))) => Ok(RawContent::Plain {
@@ -105,7 +108,7 @@ fn command<'a>(bytes: &'a [u8], rest: &'a [u8]) -> Result<RawContent<'a>, Malfor
     }
 }
 
-fn envelope(mut rest: &[u8]) -> Result<RawContent<'_>, MalformedBatch> {
+fn envelope(mut rest: &[u8]) -> Result<RawContent<'_>, MalformedRecord> {
     let (widths, after) = rest.split_first().ok_or_else(|| malformed("no widths"))?;
     rest = after;
     if widths & 0b1100_0000 != 0 {
@@ -142,7 +145,7 @@ fn envelope(mut rest: &[u8]) -> Result<RawContent<'_>, MalformedBatch> {
 }
 
 /// Takes a number of `width` bytes, four at most.
-fn take_number(rest: &mut &[u8], width: usize) -> Result<usize, MalformedBatch> {
+fn take_number(rest: &mut &[u8], width: usize) -> Result<usize, MalformedRecord> {
     let (number, after) = rest
         .split_at_checked(width)
         .ok_or_else(|| malformed("truncated number"))?;
@@ -153,7 +156,7 @@ fn take_number(rest: &mut &[u8], width: usize) -> Result<usize, MalformedBatch> 
 }
 
 /// Takes a part after its length, which has `width` bytes.
-fn take_part<'a>(rest: &mut &'a [u8], width: usize) -> Result<&'a [u8], MalformedBatch> {
+fn take_part<'a>(rest: &mut &'a [u8], width: usize) -> Result<&'a [u8], MalformedRecord> {
     let length = take_number(rest, width)?;
     let (part, after) = rest
         .split_at_checked(length)
