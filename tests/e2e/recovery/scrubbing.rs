@@ -25,11 +25,14 @@ fn incremental() -> Setup {
         .partitions(1)
 }
 
+/// Files by name, with their content.
+type Files = Vec<(String, Vec<u8>)>;
+
 /// Three retained snapshots of the stream's partition, and what each of them restores to.
 struct Three {
     node: Node,
     /// By snapshot, newest first: its LSN, and its files.
-    restored: Vec<(u64, Vec<(String, Vec<u8>)>)>,
+    restored: Vec<(u64, Files)>,
     /// An object that all three have.
     shared: String,
 }
@@ -71,7 +74,7 @@ fn repository(node: &Node) -> String {
     node.path("backups").display().to_string()
 }
 
-async fn restore(node: &Node, lsn: u64, to: &str) -> Vec<(String, Vec<u8>)> {
+async fn restore(node: &Node, lsn: u64, to: &str) -> Files {
     let (to, repository) = (node.path(to), repository(node));
     let _ = std::fs::remove_dir_all(&to);
     let lsn = lsn.to_string();
@@ -268,7 +271,7 @@ async fn kills_in_the_middle_of_repairs_lose_nothing_and_leave_only_what_a_sweep
         flip_middle(&mut content);
         three.node.target.replace(shared, content);
         let mut server = scrubbing(&three.node).start(&three.node.data()).await;
-        tokio::time::sleep(Duration::from_millis(1000 + moment)).await;
+        tokio::time::sleep(Duration::from_millis(1850 + moment)).await;
         server.kill();
         let root = three.node.target.root(1).unwrap();
         assert_eq!(lsns(&root).len(), 3, "after {moment} ms");
