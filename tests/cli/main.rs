@@ -12,6 +12,7 @@
 //! | [`outputs`] | files that commands write, and existing files at their paths |
 //! | [`interrupts`] | the end of commands by a signal |
 //! | [`access`] | access tokens and certificates, for every way to a server |
+//! | [`tokens`] | `esker token` against a real server |
 //! | [`imports`] | `esker import s2`, from this program and from s2-lite |
 //! | [`alerts`] | alert rules and the guide to recovery name metrics that exist |
 //! | [`links`] | links between pages, and paths in them, lead to existing targets |
@@ -41,4 +42,5 @@ mod servers;
 mod snapshots;
 mod streams;
 mod support;
+mod tokens;
 mod transcripts;
