@@ -21,6 +21,7 @@ mod layout;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod write_queue;
 pub mod writer;
 
 use std::path::PathBuf;

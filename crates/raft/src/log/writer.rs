@@ -1,7 +1,8 @@
 //! The one thread that writes the log: group commit for all groups of a node.
 //!
 //! Requests are queued while a sync is under way. The next write group takes as many as fit into
-//! [`max_group_size`](super::LogConfig::max_group_size) and makes them durable with one sync. A write group
+//! [`max_group_size`](super::LogConfig::max_group_size), groups in turn ([`super::write_queue`]), and makes them
+//! durable with one sync. A write group
 //! is one batch of raft-engine, so a crash leaves all of it or none. Every batch is synced, also one that
 //! only compacts. So at most the last batch can be torn, on which [`super::inspect`] relies.
 //!
@@ -23,6 +24,7 @@ use raft::eraftpb::HardState;
 use raft_engine::{Command, LogBatch};
 
 use super::extents::ExtentNotes;
+use super::write_queue::WriteQueue;
 use super::{
     EntryIndex, KEY_HARD_STATE, KEY_LAST_CHANGE, KEY_START, KEY_TAG, RaftEngine, SharedLog,
     encode_floor, fill_restart, region,
@@ -214,44 +216,55 @@ fn run(
     max_group: u64,
 ) {
     let _close = CloseQueue(shared);
-    let mut waiting: Vec<Request> = Vec::new();
+    let mut arrived: Vec<Request> = Vec::new();
+    let mut waiting = WriteQueue::new();
+    // Each waits for everything before it, by number.
+    let mut barriers: Vec<(u64, mpsc::Sender<()>)> = Vec::new();
+    let mut last = 0;
     let mut batch = LogBatch::default();
     loop {
-        if waiting.is_empty() {
+        {
             let mut queue = shared.queue.lock();
-            while queue.requests.is_empty() {
+            while waiting.is_empty() && queue.requests.is_empty() {
                 if queue.stopping {
                     return;
                 }
                 shared.arrived.wait(&mut queue);
             }
-            std::mem::swap(&mut waiting, &mut queue.requests);
+            std::mem::swap(&mut arrived, &mut queue.requests);
         }
-        let group = take_group(&mut waiting, max_group);
-        if !write_group(shared, engine, writing, &mut batch, &group) {
-            return;
+        let now = Instant::now();
+        for request in arrived.drain(..) {
+            let bytes = request.bytes();
+            match request {
+                Request::Barrier(answer) => barriers.push((last, answer)),
+                Request::Persist { group, .. } | Request::Compact { group, .. } => {
+                    last = waiting.push(group, bytes, request, now);
+                }
+            }
         }
-        // The length of the previous file is noted before anything in a new file is acknowledged.
-        notes.write_due(engine, writing);
-        notify_persisted(group);
-    }
-}
-
-/// The first requests that fit into `max_group` bytes; at least one.
-fn take_group(waiting: &mut Vec<Request>, max_group: u64) -> Vec<Request> {
-    let mut bytes = 0;
-    let mut count = 0;
-    for request in waiting.iter() {
-        bytes += request.bytes();
-        if count > 0 && bytes > max_group {
-            break;
+        let group = waiting.take(max_group, now);
+        if !group.is_empty() {
+            let begun = Instant::now();
+            if !write_group(shared, engine, writing, &mut batch, &group) {
+                return;
+            }
+            let bytes = group.iter().map(Request::bytes).sum();
+            let now = Instant::now();
+            waiting.written(bytes, max_group, now - begun, now);
+            // The length of the previous file is noted before anything in a new file is acknowledged.
+            notes.write_due(engine, writing);
+            notify_persisted(group);
         }
-        count += 1;
-    }
-    if count == waiting.len() {
-        std::mem::take(waiting)
-    } else {
-        waiting.drain(..count).collect()
+        let oldest = waiting.oldest();
+        barriers.retain(|(last, answer)| {
+            let is_written = oldest.is_none_or(|oldest| *last < oldest);
+            if is_written {
+                // The receiver may have stopped waiting.
+                let _ = answer.send(());
+            }
+            !is_written
+        });
     }
 }
 
@@ -351,7 +364,6 @@ fn fill(engine: &RaftEngine, batch: &mut LogBatch, group: &[Request]) -> raft_en
 /// Reports to each group once, with its last number.
 fn notify_persisted(group: Vec<Request>) {
     let mut last: Vec<(GroupId, u64, Arc<dyn Persisted>)> = Vec::new();
-    let mut barriers = Vec::new();
     for request in group {
         match request {
             Request::Persist { group, persist, to } => {
@@ -360,15 +372,10 @@ fn notify_persisted(group: Vec<Request>) {
                     None => last.push((group, persist.number, to)),
                 }
             }
-            Request::Barrier(answer) => barriers.push(answer),
-            Request::Compact { .. } => {}
+            Request::Compact { .. } | Request::Barrier(_) => {}
         }
     }
     for (_, number, to) in last {
         to.persisted(number);
-    }
-    for answer in barriers {
-        // The receiver may have stopped waiting.
-        let _ = answer.send(());
     }
 }

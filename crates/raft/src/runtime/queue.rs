@@ -14,8 +14,8 @@ use crate::ids::Lsn;
 use crate::transfer::Manifest;
 
 /// Most bytes applied as one step: large enough to spread the cost of a database write over many
-/// entries, small enough that answers do not wait for each other.
-const MAX_STEP_BYTES: usize = 2 * 1024 * 1024;
+/// entries, small enough that answers do not wait for each other, nor other groups for the database.
+const MAX_STEP_BYTES: usize = 512 * 1024;
 /// Most entries applied as one step, for the same reason.
 const MAX_STEP_ENTRIES: usize = 1024;
 
