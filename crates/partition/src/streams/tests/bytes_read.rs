@@ -143,7 +143,7 @@ fn read_on<'a>(
 
 #[test]
 fn scans_that_follow_each_other_search_the_stream_once_and_see_trims_and_appends() {
-    let (batches, records, body) = (8, 4, 100 * KIB);
+    let (batches, records, body) = (2, 40, 8 * KIB);
     let mut partition = Runs::new(4, batches, records, body).partition;
     let (reader, stream) = (partition.reader(), partition.stream("s1"));
     let tail = stream.tail().seq_num;
