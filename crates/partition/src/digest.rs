@@ -8,11 +8,10 @@ use prost::Message as _;
 use rust_rocksdb::{ReadOptions, SnapshotWithThreadMode};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::batch::StoredBatch;
+use crate::batches::Batches;
 use crate::ids::{BasinId, LineageId, StreamId};
 use crate::keys;
 use crate::lineage::Lineage;
-use crate::seek::seek_batch;
 use crate::store::{Applied, Db, PartitionDb, RawIterator, StoreError};
 use crate::stream::{StreamMeta, StreamState};
 use crate::streams::failed::REMEMBER_FAILED;
@@ -37,10 +36,26 @@ pub struct PartitionDigest {
 impl PartitionDb {
     /// Computes the digest as of one moment. It reads the whole partition; writes continue meanwhile.
     pub fn digest(&self) -> Result<PartitionDigest, StoreError> {
-        let snapshot = self.store().db().snapshot();
+        loop {
+            let drops = self.segment_drops();
+            let has_earlier = self.has_unconverted()?;
+            let snapshot = self.store().db().snapshot();
+            let batches = Batches::of_snapshot(self, &snapshot, has_earlier);
+            // The files of segments that the snapshot has must not have been deleted before they were open.
+            if self.segment_drops() == drops {
+                return self.digest_of(&snapshot, batches);
+            }
+        }
+    }
+
+    fn digest_of(
+        &self,
+        snapshot: &SnapshotWithThreadMode<'_, Db>,
+        mut data: Batches<'_>,
+    ) -> Result<PartitionDigest, StoreError> {
         let mut look = Look {
             part: self,
-            snapshot: &snapshot,
+            snapshot,
             hash: Xxh3::new(),
             bytes: 0,
         };
@@ -61,7 +76,7 @@ impl PartitionDb {
         look.range(&from, &to)?;
         let (from, to) = keys::all_state();
         look.range(&from, &to)?;
-        let (streams, batches) = look.streams(&dropped, &lineage)?;
+        let (streams, batches) = look.streams(&dropped, &lineage, &mut data)?;
         Ok(PartitionDigest {
             lsn: applied.lsn,
             lineage: lineage.id(),
@@ -73,14 +88,14 @@ impl PartitionDb {
     }
 }
 
-struct Look<'a> {
+struct Look<'a, 's> {
     part: &'a PartitionDb,
-    snapshot: &'a SnapshotWithThreadMode<'a, Db>,
+    snapshot: &'a SnapshotWithThreadMode<'s, Db>,
     hash: Xxh3,
     bytes: u64,
 }
 
-impl<'a> Look<'a> {
+impl<'a> Look<'a, '_> {
     fn add(&mut self, bytes: &[u8]) {
         self.hash.update(&(bytes.len() as u64).to_be_bytes());
         self.hash.update(bytes);
@@ -155,11 +170,10 @@ impl<'a> Look<'a> {
         &mut self,
         dropped: &[BasinId],
         lineage: &Lineage,
+        data: &mut Batches<'_>,
     ) -> Result<(u64, u64), StoreError> {
         let (from, to) = keys::all_stream_metas();
         let mut metas = self.iterate(&from, &to, true);
-        let (from, to) = keys::all_data();
-        let mut data = self.iterate(&from, &to, false);
         let (mut streams, mut batches) = (0, 0);
         while let (Some(key), Some(value)) = (metas.key(), metas.value()) {
             let id = keys::id_of(key)
@@ -179,7 +193,7 @@ impl<'a> Look<'a> {
                 state.merge_gaps();
                 self.add(&state.encode_to_vec());
                 streams += 1;
-                batches += self.batches(id, &state, &mut data)?;
+                batches += self.batches(id, &state, data)?;
             }
             metas.next();
         }
@@ -191,37 +205,19 @@ impl<'a> Look<'a> {
         &mut self,
         id: StreamId,
         state: &StreamState,
-        it: &mut RawIterator<'_>,
+        data: &mut Batches<'_>,
     ) -> Result<u64, StoreError> {
         if state.is_empty() {
             return Ok(0);
         }
-        // The iterator is usually there already, because streams are visited in the order of their data.
-        let at = it.key().and_then(|key| keys::first_seq_in(id, key));
-        if at.is_none_or(|first_seq| first_seq < state.trim_point) {
-            seek_batch(it, id, state.trim_point);
-        }
-        let end = keys::data(id, state.tail_seq);
+        data.turn_to(id, state.tail_seq);
+        data.seek(state.trim_point);
         let mut batches = 0;
-        while let (Some(key), Some(value)) = (it.key(), it.value()) {
-            if key >= &end[..] {
-                break;
-            }
-            let first_seq = keys::first_seq_of(key)
-                .ok_or_else(|| self.part.malformed("a batch's key", &"its length"))?;
-            let visible = first_seq >= state.trim_point
-                || StoredBatch::parse(first_seq, value.to_vec().into())
-                    .map_err(|e| self.part.malformed("a batch", &e))?
-                    .end_seq()
-                    > state.trim_point;
-            if visible {
-                self.add(key);
-                self.add(value);
-                batches += 1;
-            }
-            it.next();
+        while let Some((first_seq, value)) = data.next_value()? {
+            self.add(&keys::data(id, first_seq));
+            self.add(value);
+            batches += 1;
         }
-        self.ended(it)?;
         Ok(batches)
     }
 }

@@ -1,20 +1,24 @@
-//! Keys of a partition's column family.
+//! Keys of a partition's two column families.
 //!
-//! The first byte is the kind; numbers are big-endian, so that keys sort by them.
+//! The *rows* column family has all but the batches of streams. The first byte of its keys is the kind;
+//! numbers are big-endian, so that keys sort by them.
 //!
 //! | kind | key | value |
 //! |---|---|---|
 //! | `00` | – | [`Applied`](crate::store::Applied) |
 //! | `01` | – | counters |
 //! | `02` | – | [`Lineage`](crate::lineage::Lineage) |
+//! | `03` | – | the present segment and the number of changes, see [`crate::store`] |
 //! | `10` | stream id | `StreamMeta` |
 //! | `11` | stream id | `StreamState` |
 //! | `12` | basin id, name | stream id |
 //! | `13` | basin id | empty: the basin was dropped, its id is refused |
 //! | `14` | stream id | empty: has space to be reclaimed |
 //! | `15` | LSN of an append that was refused | stream id, session: its later appends are refused |
-//! | `20` | stream id, first sequence number | a batch, see [`crate::batch`] |
+//! | `20` | stream id, first sequence number | a batch that an earlier build wrote, see [`crate::batch`] |
 //! | `21` | stream id, last timestamp, first sequence number | empty: index of batches by time |
+//! | `22` | stream id, last sequence number | [`Row`](crate::row::Row): batches of the stream in one segment |
+//! | `23` | segment | [`Usage`](crate::row::Usage) of the segment |
 //! | `30` | basin name | `BasinMeta` (catalog) |
 //! | `31` | basin id | empty: the basin is gone, and its name is free (catalog) |
 //! | `32` | access token's id | `TokenMeta` (catalog) |
@@ -26,12 +30,15 @@
 //! | `44` | – | [`Replaced`](crate::state::Replaced) |
 //!
 //! Generations have four bytes; names of the state store are in [`crate::state::names`].
+//!
+//! The *segments* column family has the batches: segment, stream id, first sequence number → a batch.
 
 use crate::ids::{BasinId, StreamId};
 
 pub const APPLIED: [u8; 1] = [0x00];
 pub const COUNTERS: [u8; 1] = [0x01];
 pub const LINEAGE: [u8; 1] = [0x02];
+pub const SEGMENTS: [u8; 1] = [0x03];
 const STREAM_META: u8 = 0x10;
 const STREAM_STATE: u8 = 0x11;
 const STREAM_NAME: u8 = 0x12;
@@ -40,6 +47,8 @@ const RECLAIM: u8 = 0x14;
 const REFUSAL: u8 = 0x15;
 const DATA: u8 = 0x20;
 const BY_TIME: u8 = 0x21;
+const ROW: u8 = 0x22;
+const USAGE: u8 = 0x23;
 const BASIN: u8 = 0x30;
 const FORGOTTEN_BASIN: u8 = 0x31;
 const TOKEN: u8 = 0x32;
@@ -192,6 +201,55 @@ pub fn by_time(id: StreamId, last_timestamp: u64, first_seq: u64) -> [u8; 25] {
     key[9..17].copy_from_slice(&last_timestamp.to_be_bytes());
     key[17..].copy_from_slice(&first_seq.to_be_bytes());
     key
+}
+
+/// The key of a row whose last sequence number this is; [`OPEN`] while the row grows.
+pub fn row(id: StreamId, last: u64) -> [u8; 17] {
+    let mut key = [ROW; 17];
+    key[1..9].copy_from_slice(&id.0.to_be_bytes());
+    key[9..].copy_from_slice(&last.to_be_bytes());
+    key
+}
+
+/// In the key of a stream's last row, which grows.
+pub const OPEN: u64 = u64::MAX;
+
+/// End of a stream's rows, exclusive.
+pub fn rows_end(id: StreamId) -> Vec<u8> {
+    after(ROW, id)
+}
+
+pub fn all_rows() -> (Vec<u8>, Vec<u8>) {
+    range_of(ROW)
+}
+
+/// The last sequence number in a row's key.
+pub fn last_of(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(key.get(9..17)?.try_into().ok()?))
+}
+
+pub fn usage(segment: u64) -> [u8; 9] {
+    with_id(USAGE, segment)
+}
+
+pub fn all_usages() -> (Vec<u8>, Vec<u8>) {
+    range_of(USAGE)
+}
+
+/// The key of a batch in a segment.
+pub fn batch(segment: u64, id: StreamId, first_seq: u64) -> [u8; 24] {
+    let mut key = [0; 24];
+    key[..8].copy_from_slice(&segment.to_be_bytes());
+    key[8..16].copy_from_slice(&id.0.to_be_bytes());
+    key[16..].copy_from_slice(&first_seq.to_be_bytes());
+    key
+}
+
+/// Segment, stream and first sequence number in the key of a batch.
+pub fn parts_of_batch(key: &[u8]) -> Option<(u64, StreamId, u64)> {
+    let key: &[u8; 24] = key.try_into().ok()?;
+    let number = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| key[at + i]));
+    Some((number(0), StreamId(number(8)), number(16)))
 }
 
 /// Last timestamp and first sequence number in an index key.

@@ -42,7 +42,7 @@ mod raw_record;
 pub mod reader;
 pub mod recent;
 pub mod reclaim;
-mod seek;
+mod row;
 pub mod settings;
 pub mod state;
 pub mod store;

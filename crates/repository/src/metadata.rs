@@ -16,13 +16,16 @@ use crate::layout::{Object, RESTORE_MARKER, SnapshotDir, digest_of_key, is_full_
 /// Maximum size of a description that is read, in bytes: that of some 150,000 files.
 pub const METADATA_BYTES: u64 = 64 << 20;
 
-/// The only version of the format.
+/// The version of a description whose files are all of one column family.
 const VERSION: &str = "V1";
+/// The version of a description whose files are of several column families. It is otherwise the same; builds
+/// that know only `V1` would import all files into one.
+const VERSION_OF_SEVERAL: &str = "V2";
 
 /// A snapshot's description.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotMetadata {
-    /// `V1`.
+    /// `V1`, or `V2` if its files are of several column families.
     pub version: String,
     /// The name of the cluster.
     pub cluster_name: String,
@@ -216,8 +219,12 @@ impl SnapshotMetadata {
     ) -> Result<SnapshotMetadata, String> {
         let value: Value = serde_json::from_slice(bytes).map_err(|e| format!("no JSON: {e}"))?;
         match value.get("version").and_then(Value::as_str) {
-            Some(VERSION) => {}
-            Some(other) => return Err(format!("version {other:?}, and only {VERSION} is known")),
+            Some(VERSION | VERSION_OF_SEVERAL) => {}
+            Some(other) => {
+                return Err(format!(
+                    "version {other:?}, and only {VERSION} and {VERSION_OF_SEVERAL} are known; use a newer Esker"
+                ));
+            }
             None => return Err("no version".to_owned()),
         }
         let mut metadata: SnapshotMetadata =
@@ -338,8 +345,13 @@ impl SnapshotMetadata {
             .map_err(|e| Error::Invalid(format!("a snapshot's description: {e}")))
     }
 
-    /// The version that is written.
-    pub(crate) fn current_version() -> String {
-        VERSION.to_owned()
+    /// The version of a description of these files.
+    pub(crate) fn version_of(files: &[FileMetadata]) -> String {
+        let mut names = files.iter().map(|file| &file.column_family_name);
+        let first = names.next();
+        match names.all(|name| Some(name) == first) {
+            true => VERSION.to_owned(),
+            false => VERSION_OF_SEVERAL.to_owned(),
+        }
     }
 }

@@ -9,7 +9,10 @@ use super::files::{io, is_there, sync_dir, write_durably};
 use crate::error::StartError;
 
 /// Version of the layout of a data directory, and of everything in it. 1 was never released.
-pub const FORMAT: u32 = 3;
+///
+/// Format 4 has the batches of streams in segments. A database of format 2 or 3 is read as it is, and its
+/// partitions move their batches into segments while they serve.
+pub const FORMAT: u32 = 4;
 
 /// The identity of a data directory: the node and the cluster that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

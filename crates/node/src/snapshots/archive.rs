@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use esker_partition::checkpoint::{CheckpointFile, CheckpointMeta, FORMAT};
+use esker_partition::checkpoint::{CheckpointFile, CheckpointMeta, ColumnFamily, format_of};
 use esker_partition::{Checkpoint, Lineage, LogTail, Members};
 use esker_repository::destination::Destination;
 use esker_repository::env::System;
@@ -300,7 +300,9 @@ pub(crate) fn to_put(
             .map_err(|e| format!("the checksum of {}: {e}", file.name))?;
         digests.insert(file.name.clone(), digest);
         files.push(FileMetadata {
-            column_family_name: format!("partition-{}", meta.partition),
+            column_family_name: file
+                .column_family
+                .name(esker_partition::PartitionId(meta.partition)),
             name: file.name.clone(),
             size: file.size,
             level: file.level,
@@ -348,6 +350,7 @@ pub(crate) fn restored(dir: &Path, metadata: &SnapshotMetadata) -> Result<Checkp
         .ok_or("its description names no lineage: it was not made by Esker")?;
     let file = |file: &FileMetadata| CheckpointFile {
         name: file.name.clone(),
+        column_family: ColumnFamily::of_name(&file.column_family_name),
         size: file.size,
         level: file.level,
         start_key: file.start_key.clone(),
@@ -362,10 +365,11 @@ pub(crate) fn restored(dir: &Path, metadata: &SnapshotMetadata) -> Result<Checkp
             .unwrap_or_default(),
         ..CheckpointFile::default()
     };
+    let files: Vec<_> = metadata.files.iter().map(file).collect();
     Ok(Checkpoint {
         dir: dir.to_owned(),
         meta: Arc::new(CheckpointMeta {
-            format: FORMAT,
+            format: format_of(&files),
             partition: u64::from(metadata.partition_id.0),
             lsn: metadata.min_applied_lsn.0,
             term: metadata.term.unwrap_or_default(),
@@ -373,7 +377,7 @@ pub(crate) fn restored(dir: &Path, metadata: &SnapshotMetadata) -> Result<Checkp
             lineage: lineage.to_string(),
             log_tail: log_tail(metadata)?,
             comparator: metadata.db_comparator_name.clone(),
-            files: metadata.files.iter().map(file).collect(),
+            files,
         }),
     })
 }

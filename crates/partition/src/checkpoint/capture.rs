@@ -9,11 +9,10 @@ use std::sync::Arc;
 use esker_raft::priority::{DiskPriority, at_low_priority};
 use esker_raft::{Lsn, Membership, SnapshotData, SnapshotDir, SnapshotError, StoredSnapshot, Term};
 use rust_rocksdb::LiveFile;
-use rust_rocksdb::checkpoint::Checkpoint as RocksCheckpoint;
 
 use super::{
-    Checkpoint, CheckpointFile, CheckpointMeta, DESCRIPTION, FORMAT, FileIdentity, checksum, io,
-    newest,
+    Checkpoint, CheckpointFile, CheckpointMeta, ColumnFamily, DESCRIPTION, FileIdentity, checksum,
+    format_of, io, newest,
 };
 use crate::ids::PartitionId;
 use crate::keys;
@@ -22,6 +21,9 @@ use crate::log_tail::LogTail;
 use crate::members::Members;
 use crate::store::partitions::sync_dir;
 use crate::store::{Applied, PartitionDb, Store, StoreError, StoreOptions};
+
+/// RocksDB's name of the order of keys.
+const COMPARATOR: &str = "leveldb.BytewiseComparator";
 
 /// A checkpoint that was begun between two applies and is not written yet.
 pub struct Capture {
@@ -115,7 +117,7 @@ impl Capture {
                 .collect::<Result<Vec<_>, _>>()
         })?;
         let meta = CheckpointMeta {
-            format: FORMAT,
+            format: format_of(&files),
             partition: part.partition().0,
             lsn: applied.lsn,
             term: applied.term,
@@ -173,29 +175,26 @@ impl Drop for Temporary {
 }
 
 impl PartitionDb {
-    /// Links the present files, after a flush, into a directory that does not exist yet.
+    /// Links the present files of both column families, after a flush, into a directory that does not exist
+    /// yet. RocksDB lists the files of one moment; its own export would flush one column family alone.
     fn export(&self, to: &Path) -> Result<(String, Vec<CheckpointFile>), StoreError> {
-        // The export flushes too, but waits without a limit until a flush succeeds.
         self.flush()?;
-        let failed = |e| self.error("exporting", e);
-        let exported = RocksCheckpoint::new(self.store().db())
-            .and_then(|checkpoint| checkpoint.export_column_family(&self.cf(), to))
-            .map_err(failed)?;
-        let file = |file: LiveFile| CheckpointFile {
-            name: file.name,
-            size: file.size as u64,
-            level: file.level,
-            start_key: file.start_key.as_deref().map(hex),
-            end_key: file.end_key.as_deref().map(hex),
-            smallest_seqno: file.smallest_seqno,
-            largest_seqno: file.largest_seqno,
-            num_entries: file.num_entries,
-            num_deletions: file.num_deletions,
-            checksum: String::new(),
-            identity: FileIdentity::default(),
-        };
-        let files = exported.get_files().into_iter().map(file).collect();
-        Ok((exported.get_db_comparator_name(), files))
+        fs::create_dir(to).map_err(io("creating", to))?;
+        let failed = |e| self.error("listing the files of a checkpoint", e);
+        let _kept = self.keep_files()?;
+        let listed = self.store().db().live_files().map_err(failed)?;
+        let mut files = Vec::new();
+        for file in listed {
+            let family = ColumnFamily::of_name(&file.column_family_name);
+            if file.column_family_name != family.name(self.partition()) {
+                continue;
+            }
+            let name = file.name.trim_start_matches('/');
+            let link = to.join(name);
+            fs::hard_link(self.store().path().join(name), &link).map_err(io("linking", &link))?;
+            files.push(described(family, file));
+        }
+        Ok((COMPARATOR.to_owned(), files))
     }
 
     /// Links the present files into a directory that does not exist yet, to verify their blocks
@@ -214,6 +213,23 @@ impl PartitionDb {
     }
 }
 
+fn described(column_family: ColumnFamily, file: LiveFile) -> CheckpointFile {
+    CheckpointFile {
+        name: file.name,
+        column_family,
+        size: file.size as u64,
+        level: file.level,
+        start_key: file.start_key.as_deref().map(hex),
+        end_key: file.end_key.as_deref().map(hex),
+        smallest_seqno: file.smallest_seqno,
+        largest_seqno: file.largest_seqno,
+        num_entries: file.num_entries,
+        num_deletions: file.num_deletions,
+        checksum: String::new(),
+        identity: FileIdentity::default(),
+    }
+}
+
 /// A checkpoint of exported files, without the position that they cover.
 fn without_position(
     partition: PartitionId,
@@ -224,7 +240,7 @@ fn without_position(
     Checkpoint {
         dir: dir.to_owned(),
         meta: Arc::new(CheckpointMeta {
-            format: FORMAT,
+            format: format_of(&files),
             partition: partition.0,
             lsn: 0,
             term: 0,
@@ -247,7 +263,10 @@ fn covered(
     temporary: &Path,
 ) -> Result<(Applied, Lineage), StoreError> {
     let last = hex(&keys::LINEAGE);
-    let with_position = |file: &&CheckpointFile| file.start_key.as_ref().is_none_or(|k| *k <= last);
+    let with_position = |file: &&CheckpointFile| {
+        let is_rows = file.column_family == ColumnFamily::Rows;
+        is_rows && file.start_key.as_ref().is_none_or(|k| *k <= last)
+    };
     let files = files.iter().filter(with_position).cloned().collect();
     let whole = without_position(part.partition(), exported, comparator, files);
     let linked = whole.link_to(&temporary.join("links"))?;

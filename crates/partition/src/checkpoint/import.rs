@@ -4,7 +4,7 @@ use rust_rocksdb::LiveFile;
 
 use super::Checkpoint;
 use crate::ids::PartitionId;
-use crate::store::{Store, StoreError, cf_name};
+use crate::store::{Store, StoreError};
 
 /// Levels of a database; RocksDB's default.
 const LEVELS: i32 = 7;
@@ -22,14 +22,14 @@ impl Store {
         partition: PartitionId,
         checkpoint: &Checkpoint,
     ) -> Result<(), StoreError> {
-        let files = checkpoint.live_files(&cf_name(partition))?;
-        self.import_files(partition, &checkpoint.meta.comparator, &files)
+        let files = checkpoint.live_files(partition)?;
+        self.import_files(partition, &checkpoint.meta.comparator, files)
     }
 }
 
 impl Checkpoint {
     /// The description of the files that RocksDB requires for an import.
-    fn live_files(&self, column_family: &str) -> Result<Vec<LiveFile>, StoreError> {
+    fn live_files(&self, partition: PartitionId) -> Result<Vec<LiveFile>, StoreError> {
         let bad = |why: String| StoreError::Checkpoint {
             path: self.dir.clone(),
             why,
@@ -54,7 +54,7 @@ impl Checkpoint {
                 }
             };
             files.push(LiveFile {
-                column_family_name: column_family.to_owned(),
+                column_family_name: file.column_family.name(partition),
                 name: file.name.clone(),
                 directory: dir.to_owned(),
                 size: usize::try_from(file.size).map_err(|e| bad(e.to_string()))?,

@@ -8,7 +8,8 @@
 //!
 //! A checkpoint costs a flush, links, and a read of the files that the previous one does not have, for
 //! their checksums. What it covers is read from the linked files themselves: a flush that ran meanwhile
-//! may have added to what there was when the checkpoint was requested.
+//! may have added to what there was when the checkpoint was requested. The files of both column families are
+//! those of one moment.
 
 mod blocks;
 mod capture;
@@ -22,15 +23,16 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::ids::LineageId;
+use crate::ids::{LineageId, PartitionId};
 use crate::log_tail::LogTail;
 use crate::members::Members;
-use crate::store::StoreError;
+use crate::store::{StoreError, cf_name, is_of_segments, segments_cf_name};
 
 pub use capture::Capture;
 
-/// Version of `checkpoint.json`.
-pub const FORMAT: u32 = 1;
+/// Newest version of `checkpoint.json`. A checkpoint without files of segments has version 1, which earlier
+/// builds read.
+pub const FORMAT: u32 = 2;
 /// The file that describes a checkpoint.
 const DESCRIPTION: &str = "checkpoint.json";
 /// Most bytes of a description: enough for as many files as RocksDB can have.
@@ -41,7 +43,7 @@ const CHUNK: usize = 1 << 20;
 /// What a checkpoint covers, and its files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointMeta {
-    /// [`FORMAT`].
+    /// [`format_of`] its files.
     pub format: u32,
     /// The partition.
     pub partition: u64,
@@ -68,6 +70,9 @@ pub struct CheckpointMeta {
 pub struct CheckpointFile {
     /// `/` and its name.
     pub name: String,
+    /// Which of the partition's column families it belongs to.
+    #[serde(default, skip_serializing_if = "ColumnFamily::is_rows")]
+    pub column_family: ColumnFamily,
     /// Its size in bytes.
     pub size: u64,
     /// Its level in the tree.
@@ -90,6 +95,47 @@ pub struct CheckpointFile {
     /// The identity of the local file when the checksum was computed.
     #[serde(default)]
     pub identity: FileIdentity,
+}
+
+/// A column family of a partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ColumnFamily {
+    /// Everything but the batches of segments.
+    #[default]
+    Rows,
+    /// Batches.
+    Segments,
+}
+
+impl ColumnFamily {
+    /// The name of this column family of a partition.
+    pub fn name(self, partition: PartitionId) -> String {
+        match self {
+            ColumnFamily::Rows => cf_name(partition),
+            ColumnFamily::Segments => segments_cf_name(partition),
+        }
+    }
+
+    /// The column family of a name.
+    pub fn of_name(name: &str) -> ColumnFamily {
+        match is_of_segments(name) {
+            true => ColumnFamily::Segments,
+            false => ColumnFamily::Rows,
+        }
+    }
+
+    fn is_rows(&self) -> bool {
+        *self == ColumnFamily::Rows
+    }
+}
+
+/// The version of a description of these files.
+pub fn format_of(files: &[CheckpointFile]) -> u32 {
+    match files.iter().all(|file| file.column_family.is_rows()) {
+        true => 1,
+        false => FORMAT,
+    }
 }
 
 /// The identity of a file on the local file system. These files are immutable, so one with the same

@@ -102,7 +102,7 @@ impl Reader {
 
     /// Where the first batch begins that arrived at or after `cutoff`; the tail if none did. Batches of a
     /// stream arrive in order, so this is a binary search. Every move is a forward seek, see
-    /// [`crate::seek`].
+    /// [`crate::batches`].
     fn first_arrived(
         &self,
         id: StreamId,

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 /// Less than the set amount is reclaimed, too, if nothing was added for this long...
-const QUIET: Duration = Duration::from_secs(10);
+pub(super) const QUIET: Duration = Duration::from_secs(10);
 /// ...and it is at least this many bytes.
-const LITTLE: u64 = 1 << 20;
+pub(super) const LITTLE: u64 = 1 << 20;
 /// The same as [`QUIET`] on a disk that is nearly full.
-const QUIET_IN_NEED: Duration = Duration::from_secs(1);
+pub(super) const QUIET_IN_NEED: Duration = Duration::from_secs(1);
 /// Longest pause after a failed rewriting. The first pause is [`QUIET`], and it doubles after each
 /// further failure.
 const LAST_RETRY: Duration = Duration::from_secs(300);

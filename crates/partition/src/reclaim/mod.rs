@@ -5,11 +5,12 @@
 //! that makes it invisible, so that the mark survives a crash. None of this changes what readers see, so
 //! replicas may do it differently, and at different times.
 //!
-//! A few keys are deleted one by one, many by a range. Files that lie wholly in the range are dropped as
-//! soon as the trim is durable: dropped before, a crash would restore the earlier trim point, and not the
-//! data. Other files are rewritten once at least half of the partition's bytes are reclaimable, and at
-//! least a set amount, or less if it has not grown for a while. On a disk that is nearly full they are
-//! rewritten for less, if the result fits into the free space.
+//! Batches are in segments, whose space [`segments`] reclaims. Of everything else, a few keys are deleted one
+//! by one, many by a range. Files that lie wholly in the range are dropped as soon as the trim is durable:
+//! dropped before, a crash would restore the earlier trim point, and not the data. Other files are rewritten
+//! once at least half of their bytes are reclaimable, and at least a set amount, or less if it has not grown
+//! for a while. On a disk that is nearly full they are rewritten for less, if the result fits into the free
+//! space.
 //!
 //! The space in use does not depend on the rate of appends. With `live` bytes that readers see and `set`
 //! for the set amount: streams are visited after `set / 2` bytes were written since they were marked,
@@ -18,6 +19,7 @@
 //! beside that; beyond it, [`PartitionDb::reclaim_is_behind`] holds, and appends wait.
 
 mod garbage;
+mod segments;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -25,15 +27,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::batch::StoredBatch;
+use crate::batches::Batches;
 use crate::ids::{BasinId, StreamId};
 use crate::keys;
-use crate::seek::seek_batch;
-use crate::store::{PartitionDb, StoreError};
+use crate::row::Row;
+use crate::store::{PartitionBatch, PartitionDb, StoreError};
 use crate::stream::StreamState;
 use crate::streams::directory::Directory;
 use crate::streams::name_index::NameEntry;
 use crate::streams::options::StreamOptions;
 use garbage::Garbage;
+use segments::SegmentReclaimer;
 
 /// How long one round may occupy the apply thread.
 const ROUND_TIMEOUT: Duration = Duration::from_millis(5);
@@ -54,6 +58,9 @@ pub(crate) struct Reclaimer {
     /// Ranges of deleted keys whose files can be dropped.
     droppable: VecDeque<Droppable>,
     garbage: Garbage,
+    segments: SegmentReclaimer,
+    /// Bytes written since batches were last moved.
+    unmoved: u64,
     compact_garbage: u64,
     reclaim_after: Duration,
     compacting: Arc<AtomicBool>,
@@ -68,8 +75,10 @@ pub(crate) struct Reclaimer {
 
 /// A range of deleted keys, both ends included.
 struct Droppable {
-    /// The files can be dropped once the database is durable up to this LSN.
+    /// The files can be dropped once the database is durable up to this LSN...
     lsn: u64,
+    /// ...and so many changes of segments are.
+    changes: u64,
     from: [u8; 17],
     last: [u8; 17],
 }
@@ -83,6 +92,8 @@ impl Reclaimer {
             basins: VecDeque::new(),
             droppable: VecDeque::new(),
             garbage: Garbage::none(),
+            segments: SegmentReclaimer::open(part.clone(), options.compact_garbage)?,
+            unmoved: 0,
             compact_garbage: options.compact_garbage,
             reclaim_after: options.reclaim_after,
             compacting: Arc::new(AtomicBool::new(false)),
@@ -129,6 +140,7 @@ impl Reclaimer {
         if !self.queue.is_empty() {
             self.unvisited += bytes;
         }
+        self.unmoved += bytes;
         if self.compacting.load(Ordering::Acquire) {
             self.beside += bytes;
             if self.beside > self.most_beside {
@@ -144,18 +156,21 @@ impl Reclaimer {
 
     /// Whether enough was written since streams were marked that they have to be visited now.
     pub fn is_urgent(&self) -> bool {
-        self.unvisited > self.compact_garbage / 2
+        // While batches are moved, as many bytes are moved as are appended, so that garbage does not grow with
+        // the rate of appends.
+        let moves = self.segments.is_moving() && self.unmoved >= segments::MAX_STEP_BYTES;
+        self.unvisited > self.compact_garbage / 2 || moves
     }
 
     /// Counts bytes that commands have deleted.
     pub fn add_garbage(&mut self, bytes: u64) {
-        self.garbage.add(bytes, || self.part.file_bytes());
+        self.garbage.add(bytes, || self.part.row_file_bytes());
     }
 
     /// Approximate bytes of deleted data in files.
     #[cfg(test)]
     pub fn garbage(&self) -> u64 {
-        self.garbage.bytes
+        self.garbage.bytes + self.segments.garbage()
     }
 
     /// Queues a basin whose streams are to be removed; its mark is in the database.
@@ -168,9 +183,32 @@ impl Reclaimer {
         let files = self.drop_durable();
         let basins = self.visit_basin(directory);
         let streams = self.visit_streams();
+        let segments = self.work_on_segments();
         self.compact_if_worth_it();
-        self.part.note_reclaimable(self.garbage.bytes);
-        files.and(basins).and(streams)
+        self.part
+            .note_reclaimable(self.garbage.bytes + self.segments.garbage());
+        files.and(basins).and(streams).and(segments)
+    }
+
+    fn work_on_segments(&mut self) -> Result<(), StoreError> {
+        self.unmoved = 0;
+        let Some(last) = self.segments.work()? else {
+            return Ok(());
+        };
+        // The keys of an earlier build up to this one are deleted now.
+        let droppable = Droppable {
+            lsn: 0,
+            changes: self.part.segment_changes()?,
+            from: keys::data(StreamId(0), 0),
+            last,
+        };
+        // Each of these ranges has the one before it.
+        let is_long = self.droppable.len() >= MAX_DROPPABLE / 2;
+        match self.droppable.back_mut() {
+            Some(before) if before.lsn == 0 && is_long => *before = droppable,
+            _ => self.droppable.push_back(droppable),
+        }
+        Ok(())
     }
 
     /// Drops the files of ranges whose deletion is durable by now.
@@ -179,7 +217,9 @@ impl Reclaimer {
             return Ok(());
         }
         let durable = self.part.durable()?.map_or(0, |applied| applied.lsn);
-        while let Some(range) = self.droppable.pop_front_if(|range| range.lsn <= durable) {
+        let changes = self.part.durable_changes()?;
+        let is_durable = |range: &mut Droppable| range.lsn <= durable && range.changes <= changes;
+        while let Some(range) = self.droppable.pop_front_if(is_durable) {
             self.part.drop_files(&range.from, &range.last)?;
         }
         Ok(())
@@ -270,11 +310,14 @@ impl Reclaimer {
 
     fn reclaim(&mut self, id: StreamId) -> Result<(), StoreError> {
         let state = self.part.stream_state(id)?;
+        let kept = self.first_kept(id, state.as_ref())?;
+        let mut batch = self.part.batch();
+        self.reclaim_rows(id, kept.as_ref(), &mut batch)?;
         let data_from = keys::data(id, 0);
         let time_from = keys::by_time(id, 0, 0);
         // The exclusive ends of what is deleted, and the last key that a dropped file may have: the first
         // batch that is kept must not be in such a file.
-        let (data_to, time_to, last) = match self.first_kept(id, state.as_ref())? {
+        let (data_to, time_to, last) = match &kept {
             Some(kept) => (
                 keys::data(id, kept.first_seq).to_vec(),
                 keys::by_time(id, kept.last_timestamp(), kept.first_seq).to_vec(),
@@ -305,32 +348,70 @@ impl Reclaimer {
                 .map_err(|e| self.part.error("reading what to reclaim", e))?;
         }
         // Batches deleted earlier were counted then, even if files still have them.
-        let counted_from = few.first().map(|(_, first_seq)| keys::data(id, *first_seq));
-        let mut batch = self.part.batch();
+        let counted_from = few
+            .first()
+            .map(|(time, first_seq)| (keys::data(id, *first_seq), keys::by_time(id, *time, 0)));
+        let unconverted = self.part.has_unconverted()?;
         let many = few.len() > MAX_SINGLE_DELETES;
         if many {
-            batch.delete_range(&data_from, &data_to);
+            if unconverted {
+                batch.delete_range(&data_from, &data_to);
+            }
             batch.delete_range(&time_from, &time_to);
         } else {
             for (last_timestamp, first_seq) in few {
-                batch.delete(keys::data(id, first_seq));
+                if unconverted {
+                    batch.delete(keys::data(id, first_seq));
+                }
                 batch.delete(keys::by_time(id, last_timestamp, first_seq));
             }
         }
         batch.delete(keys::reclaim(id));
-        if let Some(from) = counted_from {
-            self.add_garbage(self.part.approximate_bytes(&from, &data_to)?);
+        if let Some((data, time)) = counted_from {
+            let data = self.part.approximate_bytes(&data, &data_to)?;
+            let time = self.part.approximate_bytes(&time, &time_to)?;
+            self.add_garbage(data + time);
         }
         batch.write()?;
-        if many && self.droppable.len() < MAX_DROPPABLE {
+        if many && unconverted && self.droppable.len() < MAX_DROPPABLE {
             let lsn = self.part.applied()?.map_or(0, |applied| applied.lsn);
             self.droppable.push_back(Droppable {
                 lsn,
+                changes: 0,
                 from: data_from,
                 last,
             });
         }
         Ok(())
+    }
+
+    /// Removes the rows, and the parts of rows, before the first batch that is kept.
+    fn reclaim_rows(
+        &self,
+        id: StreamId,
+        kept: Option<&StoredBatch>,
+        batch: &mut PartitionBatch,
+    ) -> Result<(), StoreError> {
+        let kept = kept.map_or(u64::MAX, |kept| kept.first_seq);
+        let mut it = self
+            .part
+            .iterate(&keys::row(id, 0), &keys::rows_end(id), false);
+        it.seek_to_first();
+        while let (Some(key), Some(value)) = (it.key(), it.value()) {
+            let row = Row::parse(value).zip(keys::last_of(key));
+            let (row, last) =
+                row.ok_or_else(|| self.part.malformed("a row of batches", &"its length"))?;
+            if row.first >= kept {
+                break;
+            }
+            match row.end <= kept {
+                true => batch.remove_row(id, last, row),
+                false => batch.trim_row(id, last, row, kept),
+            }
+            it.next();
+        }
+        it.status()
+            .map_err(|e| self.part.error("reading rows to reclaim", e))
     }
 
     /// The first batch with a record that readers may see.
@@ -342,24 +423,9 @@ impl Reclaimer {
         let Some(state) = state.filter(|s| !s.is_empty()) else {
             return Ok(None);
         };
-        let mut it = self
-            .part
-            .iterate(&keys::data(id, 0), &keys::data_end(id), false);
-        seek_batch(&mut it, id, state.trim_point);
-        let kept = match (it.key(), it.value()) {
-            (Some(key), Some(value)) => {
-                let first_seq = keys::first_seq_of(key)
-                    .ok_or_else(|| self.part.malformed("a batch's key", &"its length"))?;
-                Some(
-                    StoredBatch::parse(first_seq, value.to_vec().into())
-                        .map_err(|e| self.part.malformed("a batch", &e))?,
-                )
-            }
-            _ => None,
-        };
-        it.status()
-            .map_err(|e| self.part.error("reading what to keep", e))?;
-        Ok(kept)
+        let mut batches = Batches::sequential(&self.part, id, state.trim_point, u64::MAX);
+        batches.seek(state.trim_point);
+        batches.peek()
     }
 
     fn compact_if_worth_it(&mut self) {
@@ -376,7 +442,7 @@ impl Reclaimer {
             return;
         }
         let rewriting = self.compacting.load(Ordering::Acquire);
-        let files = self.part.file_bytes();
+        let files = self.part.row_file_bytes();
         self.garbage.note_files(files, rewriting);
         let set = self.compact_garbage;
         let free = self.part.short_space();

@@ -29,7 +29,7 @@ use rust_rocksdb::event_listener::{
     BackgroundErrorRecoveryInfo, BackgroundErrorStatus, CompactionJobInfo, DBBackgroundErrorReason,
     EventListener, FlushJobInfo, MutableStatus, StatusSeverity,
 };
-use rust_rocksdb::{ErrorKind, FlushOptions};
+use rust_rocksdb::{BoundColumnFamily, ErrorKind, FlushOptions};
 
 use super::damage::names_a_table;
 use super::{PartitionDb, Store, StoreError};
@@ -336,14 +336,20 @@ impl Store {
 }
 
 impl PartitionDb {
-    /// Number of memtables that take no more writes and are not in files yet.
+    /// Number of memtables that take no more writes and are not in files yet, of the column family that has
+    /// more of them.
     pub fn unflushed(&self) -> u64 {
-        self.property("rocksdb.num-immutable-mem-table")
+        self.more_of("rocksdb.num-immutable-mem-table")
     }
 
-    /// Number of files at level 0: flushed, and not compacted yet.
+    /// Number of files at level 0: flushed, and not compacted yet. Of the column family that has more.
     fn level0_files(&self) -> u64 {
-        self.property("rocksdb.num-files-at-level0")
+        self.more_of("rocksdb.num-files-at-level0")
+    }
+
+    fn more_of(&self, property: &str) -> u64 {
+        let segments = self.property_of(&self.segments_cf(), property);
+        self.property_of(&self.cf(), property).max(segments)
     }
 
     /// See [`Store::may_flush`].
@@ -393,14 +399,18 @@ impl PartitionDb {
         }
     }
 
-    /// Begins a flush. A wait inside RocksDB might never end: see the head of this module.
-    fn begin_flush(&self) -> Result<(), StoreError> {
+    /// Begins a flush of column families, as one. A wait inside RocksDB might never end: see the head of this
+    /// module.
+    pub(super) fn flush_these(
+        &self,
+        families: &[&Arc<BoundColumnFamily<'_>>],
+    ) -> Result<(), StoreError> {
         let mut options = FlushOptions::default();
         options.set_wait(false);
         options.set_allow_write_stall(true);
         self.store
             .db
-            .flush_cf_opt(&self.cf(), &options)
+            .flush_cfs_opt(families, &options)
             .map_err(|e| {
                 self.store.background.note_failed_flush(e.as_ref());
                 self.write_error("flushing", e)

@@ -15,7 +15,7 @@ use rust_rocksdb::ErrorKind;
 
 use super::damage_report::Met;
 use super::error::is_refusal;
-use super::{Mode, PartitionDb, Store, StoreError, StoreOptions};
+use super::{Mode, PartitionDb, Store, StoreError, StoreOptions, partition_of};
 use crate::ids::PartitionId;
 
 /// How RocksDB's messages about bytes that are not what was written begin.
@@ -135,8 +135,11 @@ impl PartitionDb {
     /// The options cannot be written. RocksDB then retries the compactions, once a second.
     pub fn stop_merging(&self) -> Result<(), StoreError> {
         let off = [("disable_auto_compactions", "true")];
-        let set = self.store.db.set_options_cf(&self.cf(), &off);
-        set.map_err(|e| self.write_error("switching off the merging of files", e))
+        for cf in [self.cf(), self.segments_cf()] {
+            let set = self.store.db.set_options_cf(&cf, &off);
+            set.map_err(|e| self.write_error("switching off the merging of files", e))?;
+        }
+        Ok(())
     }
 
     /// Records damage if an error reports it.
@@ -204,11 +207,6 @@ fn inspect_tables(
         damaged.extend(now.filter_map(|table| missing.remove(&table.name)));
     }
     Ok(damaged)
-}
-
-fn partition_of(column_family: &str) -> Option<PartitionId> {
-    let number = column_family.strip_prefix("partition-")?;
-    number.parse().ok().map(PartitionId)
 }
 
 /// The number of a table, by its name or path.
@@ -281,6 +279,7 @@ mod tests {
         assert_eq!(table_number("/000123.sst"), Some(123));
         assert_eq!(table_number("/MANIFEST-000123"), None);
         assert_eq!(partition_of("partition-7"), Some(PartitionId(7)));
+        assert_eq!(partition_of("partition-7-segments"), Some(PartitionId(7)));
         assert_eq!(partition_of("default"), None);
     }
 }

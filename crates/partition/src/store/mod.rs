@@ -1,4 +1,5 @@
-//! The node's RocksDB: one column family per partition, without a write-ahead log.
+//! The node's RocksDB: two column families per partition, without a write-ahead log: rows, and segments
+//! ([`segments`]).
 //!
 //! The Raft log is the write-ahead log: a batch written here has the LSN up to which it applies
 //! ([`Applied`]), atomically with the data. A crash loses what was not flushed. The *durable* LSN is read
@@ -14,12 +15,15 @@ mod lineage;
 mod options;
 mod partition_db;
 pub mod partitions;
+pub(crate) mod segments;
 mod tuning;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use parking_lot::Mutex;
 use rust_rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBRawIteratorWithThreadMode,
     DBWithThreadMode, LogLevel, MultiThreaded, Options,
@@ -27,9 +31,10 @@ use rust_rocksdb::{
 
 use crate::ids::PartitionId;
 use background::Background;
+use segments::Segments;
 use tuning::{
     BLOCK_DEVIATION, BLOCK_SIZE, MAX_READAHEAD, NO_SHORTENING, OPEN_FILES_SHARD_BITS,
-    partition_options,
+    partition_options, segment_options,
 };
 
 pub use crate::applied::Applied;
@@ -37,7 +42,7 @@ pub use damage_report::DamageReport;
 pub use error::StoreError;
 pub use options::StoreOptions;
 pub use partition_db::PartitionDb;
-pub(crate) use partition_db::{PartitionBatch, two_numbers};
+pub(crate) use partition_db::{PartitionBatch, bounded, two_numbers, unbounded};
 pub use partitions::ClusterInit;
 
 pub(crate) type Db = DBWithThreadMode<MultiThreaded>;
@@ -50,6 +55,12 @@ pub struct Store {
     path: Arc<PathBuf>,
     checkpoints: Arc<PathBuf>,
     partition_options: Arc<Options>,
+    segment_options: Arc<Options>,
+    /// [`StoreOptions::write_buffer`], in bytes.
+    write_buffer: u64,
+    /// [`StoreOptions::write_buffers_total`], in bytes.
+    write_buffers_total: u64,
+    segments: Arc<Mutex<HashMap<PartitionId, Arc<Segments>>>>,
     damage: DamageReport,
     background: Arc<Background>,
 }
@@ -118,6 +129,8 @@ impl Store {
         db_options.set_max_background_jobs(options.background_jobs);
         db_options.set_bytes_per_sync(1024 * 1024);
         db_options.set_paranoid_checks(mode == Mode::Sound);
+        // See `segments`.
+        db_options.set_atomic_flush(true);
         // RocksDB's own text log stays small.
         db_options.set_log_level(LogLevel::Warn);
         db_options.set_max_log_file_size(1024 * 1024);
@@ -146,19 +159,41 @@ impl Store {
         let mut descriptors = vec![ColumnFamilyDescriptor::new("default", unused)];
         let mut partition_options = partition_options(options, &table).map_err(fail)?;
         partition_options.set_disable_auto_compactions(mode == Mode::Damaged);
+        let mut segment_options = segment_options(options, &table).map_err(fail)?;
+        segment_options.set_disable_auto_compactions(mode == Mode::Damaged);
+        let mut without_segments = Vec::new();
         if path.join("CURRENT").exists() {
             let there = Db::list_cf(&db_options, path).map_err(fail)?;
-            for name in there.into_iter().filter(|name| name != "default") {
-                descriptors.push(ColumnFamilyDescriptor::new(name, partition_options.clone()));
+            for name in there.iter().filter(|name| *name != "default") {
+                let options = match partition_of(name) {
+                    Some(_) if is_of_segments(name) => segment_options.clone(),
+                    Some(partition) => {
+                        let segments = segments_cf_name(partition);
+                        if !there.contains(&segments) {
+                            without_segments.push(segments);
+                        }
+                        partition_options.clone()
+                    }
+                    None => partition_options.clone(),
+                };
+                descriptors.push(ColumnFamilyDescriptor::new(name, options));
             }
         }
         let db = Db::open_cf_descriptors(&db_options, path, descriptors).map_err(fail)?;
+        // Of a database of format 3 or before, or of a creation that did not finish.
+        for name in without_segments {
+            db.create_cf(name, &segment_options).map_err(fail)?;
+        }
         let checkpoints = options.checkpoints.clone();
         Ok(Store {
             db: Arc::new(db),
             path: Arc::new(path.to_owned()),
             checkpoints: Arc::new(checkpoints.unwrap_or_else(|| path.join("checkpoints"))),
             partition_options: Arc::new(partition_options),
+            segment_options: Arc::new(segment_options),
+            write_buffer: options.write_buffer as u64,
+            write_buffers_total: options.write_buffers_total as u64,
+            segments: Arc::default(),
             damage: options.damage.clone(),
             background,
         })
@@ -170,11 +205,17 @@ impl Store {
             store: self.clone(),
             partition,
             name: cf_name(partition).into(),
+            segments_name: segments_cf_name(partition).into(),
             lineage: Arc::default(),
             reclaim_is_behind: Arc::default(),
             free_space: Arc::new(AtomicU64::new(u64::MAX)),
             reclaimable: Arc::default(),
         }
+    }
+
+    /// The directory of the database.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(crate) fn db(&self) -> &Db {
@@ -197,8 +238,27 @@ enum Mode {
     Damaged,
 }
 
+/// How the names of column families of segments end.
+const SEGMENTS_SUFFIX: &str = "-segments";
+
 pub(crate) fn cf_name(partition: PartitionId) -> String {
     format!("partition-{partition}")
+}
+
+pub(crate) fn segments_cf_name(partition: PartitionId) -> String {
+    format!("partition-{partition}{SEGMENTS_SUFFIX}")
+}
+
+/// Whether a column family is one of segments.
+pub(crate) fn is_of_segments(column_family: &str) -> bool {
+    column_family.ends_with(SEGMENTS_SUFFIX)
+}
+
+/// The partition of a column family.
+fn partition_of(column_family: &str) -> Option<PartitionId> {
+    let number = column_family.strip_prefix("partition-")?;
+    let number = number.strip_suffix(SEGMENTS_SUFFIX).unwrap_or(number);
+    number.parse().ok().map(PartitionId)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use prost::Message as _;
 use rust_rocksdb::{
     BottommostLevelCompaction, BoundColumnFamily, CompactOptions, Range, ReadOptions, ReadTier,
@@ -10,10 +11,12 @@ use rust_rocksdb::{
 };
 
 use super::damage_report::Met;
-use super::{Applied, RawIterator, Store, StoreError};
-use crate::ids::PartitionId;
+use super::segments::{Step, Written};
+use super::{Applied, Db, RawIterator, Store, StoreError};
+use crate::ids::{PartitionId, StreamId};
 use crate::keys;
 use crate::lineage::Lineage;
+use crate::row::Row;
 
 /// One partition's part of the database. Cheap to clone.
 #[derive(Clone)]
@@ -21,6 +24,7 @@ pub struct PartitionDb {
     pub(super) store: Store,
     pub(super) partition: PartitionId,
     pub(super) name: Arc<str>,
+    pub(super) segments_name: Arc<str>,
     pub(super) lineage: Arc<OnceLock<Lineage>>,
     /// See [`PartitionDb::reclaim_is_behind`].
     pub(crate) reclaim_is_behind: Arc<AtomicBool>,
@@ -65,11 +69,21 @@ impl PartitionDb {
         (free != u64::MAX).then_some(free)
     }
 
+    /// The column family of everything but batches.
     pub(crate) fn cf(&self) -> Arc<BoundColumnFamily<'_>> {
+        self.handle(&self.name)
+    }
+
+    /// The column family of batches.
+    pub(crate) fn segments_cf(&self) -> Arc<BoundColumnFamily<'_>> {
+        self.handle(&self.segments_name)
+    }
+
+    fn handle(&self, name: &str) -> Arc<BoundColumnFamily<'_>> {
         self.store
             .db
-            .cf_handle(&self.name)
-            .expect("every partition's column family is opened with the database")
+            .cf_handle(name)
+            .expect("every partition's column families are opened with the database")
     }
 
     /// The applied position; `None` if the partition was never created.
@@ -135,11 +149,14 @@ impl PartitionDb {
 
     /// An iterator over keys in `[from, to)`, not yet positioned.
     pub(crate) fn iterate(&self, from: &[u8], to: &[u8], cache: bool) -> RawIterator<'_> {
-        let mut options = ReadOptions::default();
-        options.set_iterate_lower_bound(from);
-        options.set_iterate_upper_bound(to);
-        options.fill_cache(cache);
+        let options = bounded(from, to, cache);
         self.store.db.raw_iterator_cf_opt(&self.cf(), options)
+    }
+
+    /// An iterator over all batches of segments, not yet positioned.
+    pub(crate) fn iterate_segments(&self, cache: bool) -> RawIterator<'_> {
+        let cf = self.segments_cf();
+        self.store.db.raw_iterator_cf_opt(&cf, unbounded(cache))
     }
 
     /// Reads into the cache those blocks that have keys from `first` on and before `at`, and others from
@@ -154,12 +171,26 @@ impl PartitionDb {
         PartitionBatch {
             part: self.clone(),
             batch: WriteBatch::default(),
+            steps: Vec::new(),
         }
+    }
+
+    /// Files that compactions replace stay until the result is dropped.
+    pub(crate) fn keep_files(&self) -> Result<KeptFiles<'_>, StoreError> {
+        let db = &self.store.db;
+        db.disable_file_deletions()
+            .map_err(|e| self.error("keeping files", e))?;
+        Ok(KeptFiles { db })
     }
 
     /// Bytes of the partition's files.
     pub fn file_bytes(&self) -> u64 {
         self.property("rocksdb.total-sst-files-size")
+    }
+
+    /// Bytes of the files that have no batches of segments.
+    pub(crate) fn row_file_bytes(&self) -> u64 {
+        self.property_of(&self.cf(), "rocksdb.total-sst-files-size")
     }
 
     /// Bytes in memtables.
@@ -182,17 +213,22 @@ impl PartitionDb {
             .map_err(|e| self.error("estimating sizes", e))
     }
 
+    /// A property of both column families together.
     pub(super) fn property(&self, name: &str) -> u64 {
+        self.property_of(&self.cf(), name) + self.property_of(&self.segments_cf(), name)
+    }
+
+    pub(super) fn property_of(&self, cf: &Arc<BoundColumnFamily<'_>>, name: &str) -> u64 {
         self.store
             .db
-            .property_int_value_cf(&self.cf(), name)
+            .property_int_value_cf(cf, name)
             .ok()
             .flatten()
             .unwrap_or_default()
     }
 
-    /// Drops files all of whose keys are from `from` to `last`, both included. These keys must be deleted
-    /// already.
+    /// Drops files all of whose keys are from `from` to `last`, both included, and are not batches of
+    /// segments. These keys must be deleted already.
     pub(crate) fn drop_files(&self, from: &[u8], last: &[u8]) -> Result<(), StoreError> {
         self.store
             .db
@@ -200,20 +236,20 @@ impl PartitionDb {
             .map_err(|e| self.error("dropping files", e))
     }
 
-    /// The largest key of each file, in order.
+    /// The largest key of each file of segments, in order.
     #[cfg(test)]
     pub(crate) fn largest_keys(&self) -> Vec<Vec<u8>> {
         let files = self.store.db.live_files().unwrap_or_default();
         let mut keys: Vec<Vec<u8>> = files
             .into_iter()
-            .filter(|file| *file.column_family_name == *self.name)
+            .filter(|file| *file.column_family_name == *self.segments_name)
             .filter_map(|file| file.end_key)
             .collect();
         keys.sort();
         keys
     }
 
-    /// Rewrites all files without deleted data; blocks until done.
+    /// Rewrites the files that have no batches of segments, without deleted data; blocks until done.
     ///
     /// # Errors
     ///
@@ -276,10 +312,39 @@ pub(crate) fn two_numbers(bytes: &[u8]) -> Option<[u64; 2]> {
     ])
 }
 
+/// See [`PartitionDb::keep_files`].
+pub(crate) struct KeptFiles<'a> {
+    db: &'a Db,
+}
+
+impl Drop for KeptFiles<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.db.enable_file_deletions() {
+            tracing::warn!(%error, "files that are not needed stay until the next start");
+        }
+    }
+}
+
+/// Options of an iterator over keys in `[from, to)`.
+pub(crate) fn bounded(from: &[u8], to: &[u8], cache: bool) -> ReadOptions {
+    let mut options = unbounded(cache);
+    options.set_iterate_lower_bound(from);
+    options.set_iterate_upper_bound(to);
+    options
+}
+
+/// Options of an iterator over all keys.
+pub(crate) fn unbounded(cache: bool) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.fill_cache(cache);
+    options
+}
+
 /// Writes that become visible together.
 pub(crate) struct PartitionBatch {
     part: PartitionDb,
     batch: WriteBatch,
+    steps: Vec<Step>,
 }
 
 impl PartitionBatch {
@@ -295,18 +360,42 @@ impl PartitionBatch {
         self.batch.delete_range_cf(&self.part.cf(), from, to);
     }
 
+    /// Appends a batch to a stream.
+    pub fn append(&mut self, stream: StreamId, first: u64, end: u64, value: Bytes) {
+        let written = Written { first, end, value };
+        self.steps.push(Step::Append(stream, written));
+    }
+
+    /// Removes a row; `last` is the last sequence number in its key.
+    pub fn remove_row(&mut self, stream: StreamId, last: u64, row: Row) {
+        self.steps.push(Step::Remove(stream, last, row));
+    }
+
+    /// Removes the batches of a row that begin before `first`, where one begins.
+    pub fn trim_row(&mut self, stream: StreamId, last: u64, row: Row, first: u64) {
+        self.steps.push(Step::Trim(stream, last, row, first));
+    }
+
+    /// Moves the first batches of a row to the present segment. Batches of the row before them are trimmed.
+    pub fn move_batches(&mut self, stream: StreamId, last: u64, row: Row, moved: Vec<Written>) {
+        self.steps.push(Step::Move(stream, last, row, moved));
+    }
+
+    /// Moves batches from where an earlier build wrote them to the present segment.
+    pub fn convert(&mut self, stream: StreamId, moved: Vec<Written>) {
+        self.steps.push(Step::Convert(stream, moved));
+    }
+
     /// Bytes of keys and values.
     pub fn bytes(&self) -> u64 {
-        self.batch.size_in_bytes() as u64
+        let values = self.steps.iter().flat_map(Step::written);
+        let values: u64 = values.map(|written| written.value.len() as u64).sum();
+        self.batch.size_in_bytes() as u64 + values
     }
 
     /// Writes all of them atomically. They are durable once flushed; until then the Raft log has them.
     pub fn write(self) -> Result<(), StoreError> {
         self.part.wait_for_memtables()?;
-        self.part
-            .store
-            .db
-            .write_without_wal(&self.batch)
-            .map_err(|e| self.part.write_error("writing", e))
+        self.part.write_with(self.batch, self.steps)
     }
 }

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use prost::Message as _;
-use rust_rocksdb::{ExportImportFilesMetaData, ImportColumnFamilyOptions, LiveFile};
+use rust_rocksdb::{ExportImportFilesMetaData, ImportColumnFamilyOptions, LiveFile, Options};
 
-use super::{Applied, Store, StoreError, cf_name};
+use super::{Applied, Store, StoreError, cf_name, segments_cf_name};
 use crate::ids::PartitionId;
 use crate::keys;
 use crate::lineage::Lineage;
@@ -45,10 +45,18 @@ impl Store {
         if self.applied(partition)?.is_some() {
             return Ok(());
         }
-        if !self.has(partition) {
-            self.db
-                .create_cf(cf_name(partition), &self.partition_options)
-                .map_err(|e| self.failed(partition, "creating", e))?;
+        self.forget_segments(partition);
+        let of_segments = segments_cf_name(partition);
+        let missing = [
+            (of_segments, &self.segment_options),
+            (cf_name(partition), &self.partition_options),
+        ];
+        for (name, options) in missing {
+            if self.db.cf_handle(&name).is_none() {
+                self.db
+                    .create_cf(name, options)
+                    .map_err(|e| self.failed(partition, "creating", e))?;
+            }
         }
         let part = self.partition_db(partition);
         let applied = Applied {
@@ -65,11 +73,14 @@ impl Store {
 
     /// Removes a partition with all of its data.
     pub fn drop_partition(&self, partition: PartitionId) -> Result<(), StoreError> {
-        if self.has(partition) {
-            self.db
-                .drop_cf(&cf_name(partition))
-                .map_err(|e| self.failed(partition, "dropping", e))?;
+        for name in [cf_name(partition), segments_cf_name(partition)] {
+            if self.db.cf_handle(&name).is_some() {
+                self.db
+                    .drop_cf(&name)
+                    .map_err(|e| self.failed(partition, "dropping", e))?;
+            }
         }
+        self.forget_segments(partition);
         self.damage.forget(partition);
         Ok(())
     }
@@ -80,22 +91,34 @@ impl Store {
         &self,
         partition: PartitionId,
         comparator: &str,
-        files: &[LiveFile],
+        files: Vec<LiveFile>,
     ) -> Result<(), StoreError> {
         let failed = |e| self.failed(partition, "importing a checkpoint into", e);
-        let mut description = ExportImportFilesMetaData::default();
-        description.set_db_comparator_name(comparator);
-        description.set_files(files).map_err(failed)?;
-        let mut options = ImportColumnFamilyOptions::default();
-        options.set_move_files(true);
-        self.db
-            .create_column_family_with_import(
-                &self.partition_options,
-                cf_name(partition),
-                &options,
-                &description,
-            )
-            .map_err(failed)?;
+        let of_segments = segments_cf_name(partition);
+        // Of an import that did not finish: without the other column family there is no partition.
+        if !self.has(partition) && self.db.cf_handle(&of_segments).is_some() {
+            self.db.drop_cf(&of_segments).map_err(failed)?;
+        }
+        self.forget_segments(partition);
+        let (segments, rows): (Vec<_>, Vec<_>) = files
+            .into_iter()
+            .partition(|file| file.column_family_name == of_segments);
+        // The partition exists once it has rows.
+        if segments.is_empty() {
+            self.db
+                .create_cf(&of_segments, &self.segment_options)
+                .map_err(failed)?;
+        } else {
+            self.import_column_family(&of_segments, &self.segment_options, comparator, &segments)
+                .map_err(failed)?;
+        }
+        self.import_column_family(
+            &cf_name(partition),
+            &self.partition_options,
+            comparator,
+            &rows,
+        )
+        .map_err(failed)?;
         sync_dir(&self.path)?;
         match self.applied(partition)? {
             Some(_) => Ok(()),
@@ -105,6 +128,22 @@ impl Store {
                 what: "the checkpoint that was imported has no position".to_owned(),
             }),
         }
+    }
+
+    fn import_column_family(
+        &self,
+        name: &str,
+        options: &Options,
+        comparator: &str,
+        files: &[LiveFile],
+    ) -> Result<(), rust_rocksdb::Error> {
+        let mut description = ExportImportFilesMetaData::default();
+        description.set_db_comparator_name(comparator);
+        description.set_files(files)?;
+        let mut import = ImportColumnFamilyOptions::default();
+        import.set_move_files(true);
+        self.db
+            .create_column_family_with_import(options, name, &import, &description)
     }
 
     /// Checks that the path of the database leads to one: not to the directory below a mount that is gone, where

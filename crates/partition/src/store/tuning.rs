@@ -1,4 +1,4 @@
-//! RocksDB's options for a partition's data: blocks, indexes and compactions.
+//! RocksDB's options for a partition's column families: blocks, indexes and compactions.
 
 use rust_rocksdb::{
     BlockBasedOptions, DBCompactionStyle, DBCompressionType, Options, UniversalCompactOptions,
@@ -49,8 +49,6 @@ pub(super) fn partition_options(
     cf.set_write_buffer_size(options.write_buffer);
     cf.set_max_write_buffer_number(background::MAX_MEMTABLES);
     // Tiered: only files of similar size are compacted, many at a time, so that data is rewritten seldom.
-    // docs/design/layout.md has what that saves in uploads, and what it costs readers, which visit some
-    // dozen files.
     cf.set_compaction_style(DBCompactionStyle::Universal);
     let mut universal = UniversalCompactOptions::default();
     universal.set_stop_style(UniversalCompactionStopStyle::Similar);
@@ -66,6 +64,29 @@ pub(super) fn partition_options(
     cf.set_periodic_compaction_seconds(0);
     cf.set_compression_type(DBCompressionType::None);
     cf.set_bottommost_compression_type(DBCompressionType::Lz4);
+    cf.set_target_file_size_base(64 * 1024 * 1024);
+    Ok(cf)
+}
+
+/// Options for segments: no file has keys between those of another, so a compaction moves files to a lower
+/// level as they are. A file is moved only if both levels compress alike.
+pub(super) fn segment_options(
+    options: &StoreOptions,
+    table: &BlockBasedOptions,
+) -> Result<Options, rust_rocksdb::Error> {
+    let mut cf = Options::default();
+    cf.set_block_based_table_factory(table);
+    let mut cf = cf.get_options_from_string(INDEX)?;
+    cf.set_write_buffer_size(options.write_buffer);
+    cf.set_max_write_buffer_number(background::MAX_MEMTABLES);
+    cf.set_compaction_style(DBCompactionStyle::Level);
+    cf.set_level_compaction_dynamic_level_bytes(true);
+    cf.set_level_zero_file_num_compaction_trigger(1);
+    cf.set_level_zero_slowdown_writes_trigger(96);
+    cf.set_level_zero_stop_writes_trigger(background::LEVEL0_STOP);
+    cf.set_ttl(0);
+    cf.set_periodic_compaction_seconds(0);
+    cf.set_compression_type(DBCompressionType::Lz4);
     cf.set_target_file_size_base(64 * 1024 * 1024);
     Ok(cf)
 }

@@ -333,7 +333,7 @@ impl<'a> Step<'a> {
         let value = records.store(arrival_ms, &timestamps);
         let batch = StoredBatch::parse(first_seq, value.clone()).map_err(|e| malformed(&e))?;
         stream.batches.push(batch);
-        self.batch.put(keys::data(id, first_seq), &value);
+        self.batch.append(id, first_seq, end_seq, value);
         self.batch.put(keys::by_time(id, latest, first_seq), []);
         Ok(Ok(Appended {
             start,

@@ -77,7 +77,7 @@ impl Upload<'_> {
             })
             .collect();
         Ok(SnapshotMetadata {
-            version: SnapshotMetadata::current_version(),
+            version: SnapshotMetadata::version_of(&files),
             cluster_name: cluster.name.clone(),
             cluster_fingerprint: cluster.fingerprint,
             partition_id: self.repository.partition,

@@ -9,7 +9,7 @@ use crate::lineage::GAP;
 use crate::state::command::{ImportBegin, ImportEntries, ImportFinish, ImportStep, ImportedEntry};
 use crate::state::read::{At, StateDigest, StateReadError};
 use crate::state::tests::{delete, key, values, write};
-use crate::streams::tests::fixture::Fixture;
+use crate::streams::tests::fixture::{Fixture, damage_batch};
 
 /// The contents of a JSON snapshot.
 #[derive(Clone)]
@@ -202,9 +202,7 @@ fn a_commit_that_is_missing_is_noticed() {
         .unwrap()
         .unwrap();
     for missing in [4, 2] {
-        let mut batch = it.partition_db().batch();
-        batch.delete(keys::data(stream, missing));
-        batch.write().unwrap();
+        damage_batch(&it.partition_db(), stream, missing, None);
         let mut rebuild = it.partition_db().rebuild_state().unwrap();
         let error = rebuild.fold(0, left.to).unwrap_err();
         assert!(error.to_string().contains("are missing"), "{error}");

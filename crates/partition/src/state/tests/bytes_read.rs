@@ -4,6 +4,7 @@ use super::*;
 use crate::ids::StreamId;
 use crate::state::StateMeta;
 use crate::streams::tests::bytes_read::{KIB, RUNS, cost, unmerged};
+use crate::streams::tests::fixture::batches_of;
 
 /// One commit in this many belongs to the agent that has few commits.
 const SELDOM: u64 = 50;
@@ -47,14 +48,9 @@ impl Commits {
     fn bytes_of_commits(&self, from: u64, to: u64) -> u64 {
         let part = self.partition.partition_db();
         let stream = StreamId(self.meta().stream);
-        let mut it = part.iterate(&keys::data(stream, from), &keys::data(stream, to), false);
-        it.seek_to_first();
-        let mut bytes = 0;
-        while let (Some(key), Some(value)) = (it.key(), it.value()) {
-            bytes += (key.len() + value.len()) as u64;
-            it.next();
-        }
-        bytes
+        let batches = batches_of(&part, stream).into_iter();
+        let of_range = batches.filter(|(first, _)| (from..to).contains(first));
+        of_range.map(|(_, value)| 24 + value.len() as u64).sum()
     }
 
     /// Does a replay; returns the number of commits.

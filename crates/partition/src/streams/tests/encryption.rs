@@ -45,16 +45,8 @@ fn read(
 
 /// The values of all batches of a stream.
 fn batches(partition: &Fixture, id: StreamId) -> Vec<Vec<u8>> {
-    let part = partition.partition_db();
-    let (from, to) = (keys::data(id, 0), keys::data_end(id));
-    let mut it = part.iterate(&from, &to, false);
-    it.seek_to_first();
-    let mut values = Vec::new();
-    while let Some(value) = it.value() {
-        values.push(value.to_vec());
-        it.next();
-    }
-    values
+    let found = batches_of(&partition.partition_db(), id).into_iter();
+    found.map(|(_, value)| value).collect()
 }
 
 fn contains(bytes: &[u8], text: &str) -> bool {

@@ -18,6 +18,7 @@ use s2_storage::record::StoredRecord;
 use tempfile::TempDir;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::batches::Batches;
 use crate::checkpoint::Checkpoint;
 use crate::command::{
     Append, AppendRefusal, Appended, DeleteIfEmpty, DeleteStream, DropBasin, Expire, Kind, Mode,
@@ -27,6 +28,7 @@ use crate::encryption::{associated_data, cipher_number, cipher_of, decrypt, encr
 use crate::ids::{BasinId, LineageId, PartitionId, StreamId};
 use crate::keys;
 use crate::reader::{Reader, Scan, ScanEnd};
+use crate::row::Row;
 use crate::settings::StreamSettings;
 use crate::state::StateReader;
 use crate::store::{ClusterInit, PartitionDb, Store, StoreError, StoreOptions};
@@ -48,7 +50,7 @@ pub fn store_options() -> StoreOptions {
         block_cache: 8 * MIB,
         write_buffer: 8 * MIB,
         write_buffers_total: 32 * MIB,
-        max_open_files: 64,
+        max_open_files: 160,
         background_jobs: 2,
         checkpoints: None,
         damage: crate::store::DamageReport::default(),
@@ -71,6 +73,32 @@ pub fn eager() -> StreamOptions {
         reclaim_after: Duration::ZERO,
         ..StreamOptions::default()
     }
+}
+
+/// Where the batches of a stream begin, and their bytes.
+pub fn batches_of(part: &PartitionDb, stream: StreamId) -> Vec<(SeqNum, Vec<u8>)> {
+    let mut batches = Batches::new(part, stream, SeqNum::MAX);
+    batches.seek_start(0);
+    let mut found = Vec::new();
+    while let Some((first, value)) = batches.next_value().unwrap() {
+        found.push((first, value.to_vec()));
+    }
+    found
+}
+
+/// Damages a batch in the database: other bytes, or none.
+pub fn damage_batch(part: &PartitionDb, stream: StreamId, first: SeqNum, value: Option<&[u8]>) {
+    let mut rows = part.iterate(&keys::row(stream, first), &keys::rows_end(stream), false);
+    rows.seek_to_first();
+    let row = Row::parse(rows.value().unwrap()).unwrap();
+    let (db, cf) = (part.store().db(), part.segments_cf());
+    let key = keys::batch(row.segment, stream, first);
+    let mut batch = rust_rocksdb::WriteBatch::default();
+    match value {
+        Some(value) => batch.put_cf(&cf, key, value),
+        None => batch.delete_cf(&cf, key),
+    }
+    db.write_without_wal(&batch).unwrap();
 }
 
 /// Opens a database that may still be held by a compaction of the one before it.
@@ -121,13 +149,23 @@ impl Fixture {
         }
     }
 
-    /// What a power loss would leave of the database: a copy of its files, opened.
+    /// What a power loss would leave of the database: a copy of its files, opened. What the database was at
+    /// one moment is in its manifest, which is copied first; no file is deleted meanwhile.
     pub fn crashed_copy(&self) -> Fixture {
         let directory = tempfile::tempdir().unwrap();
-        for file in std::fs::read_dir(self.directory.path()).unwrap() {
-            let file = file.unwrap();
-            std::fs::copy(file.path(), directory.path().join(file.file_name())).unwrap();
+        let part = self.partition_db();
+        let kept = part.keep_files().unwrap();
+        for is_table in [false, true] {
+            for file in std::fs::read_dir(self.directory.path()).unwrap() {
+                let path = file.unwrap().path();
+                let name = path.file_name().unwrap();
+                let has_end = path.extension().is_some_and(|end| end == "sst");
+                if path.is_file() && has_end == is_table {
+                    std::fs::copy(&path, directory.path().join(name)).unwrap();
+                }
+            }
         }
+        drop(kept);
         let (store, machine) = self.open_at(directory.path());
         Fixture {
             directory,

@@ -22,6 +22,7 @@ mod opening;
 mod provisioning;
 mod reclaiming;
 mod recovery;
+mod segments;
 mod sessions;
 mod sizes;
 mod starting;

@@ -45,7 +45,14 @@ fn fill(partition: &mut Fixture, stream: StreamId, batches: u64, length: usize) 
 fn maintain_until(partition: &mut Fixture, what: &str, holds: impl Fn(&Fixture) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !holds(partition) {
-        assert!(Instant::now() < deadline, "in vain: {what}");
+        let part = partition.partition_db();
+        assert!(
+            Instant::now() < deadline,
+            "in vain: {what}; {} bytes of files; segments {:?}, changes {:?}",
+            part.file_bytes(),
+            part.segment_usage(),
+            part.segment_changes(),
+        );
         partition.machine().maintain();
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -67,7 +74,7 @@ fn keys_in(partition: &Fixture, from: &[u8], to: &[u8]) -> usize {
 
 /// Number of batches of the stream, which is also that of its entries in the index by time.
 fn batches(partition: &Fixture, stream: StreamId) -> usize {
-    let data = keys_in(partition, &keys::data(stream, 0), &keys::data_end(stream));
+    let data = batches_of(&partition.partition_db(), stream).len();
     let times = keys_in(
         partition,
         &keys::by_time(stream, 0, 0),
@@ -95,9 +102,11 @@ fn twelve_mib() -> (Fixture, [StreamId; 3]) {
     (partition, streams)
 }
 
-/// Whether the files have shrunk to about this many MiB.
-fn shrunk_to(mib: u64) -> impl Fn(&Fixture) -> bool {
-    move |partition| partition.partition_db().file_bytes() < mib * MIB + MIB / 2
+/// Whether the files have shrunk to one and a half times the bytes of so many batches of 64 KiB, and what is
+/// small.
+fn shrunk_to(batches: u64) -> impl Fn(&Fixture) -> bool {
+    let bound = batches * 64 * 1024 * 3 / 2 + MIB / 2;
+    move |partition| partition.partition_db().file_bytes() < bound
 }
 
 #[test]
@@ -111,7 +120,7 @@ fn what_was_trimmed_leaves_the_files() {
     let before = partition.content(&[BASIN, OTHER]);
     assert_eq!(marks(&partition), 2);
 
-    maintain_until(&mut partition, "the files shrink", shrunk_to(5));
+    maintain_until(&mut partition, "the files shrink", shrunk_to(74));
 
     assert_eq!(marks(&partition), 0);
     assert_eq!([s, t, u].map(|id| batches(&partition, id)), [5, 5, 64]);
@@ -129,7 +138,7 @@ fn what_expired_leaves_the_files() {
         expire(u, 63, 9_000),
     ]);
     let before = partition.content(&[BASIN, OTHER]);
-    maintain_until(&mut partition, "the files shrink", shrunk_to(3));
+    maintain_until(&mut partition, "the files shrink", shrunk_to(33));
     assert_eq!([s, t, u].map(|id| batches(&partition, id)), [0, 32, 1]);
     assert_eq!(partition.content(&[BASIN, OTHER]), before);
     // A stream without a record continues where it was.
@@ -152,7 +161,7 @@ fn what_was_deleted_leaves_the_files_and_not_what_came_in_its_place() {
     partition.append(bodies(again, 9_000, ["new"])).unwrap();
     partition.apply(delete(OTHER, "u"));
     let before = partition.content(&[BASIN, OTHER]);
-    maintain_until(&mut partition, "the files shrink", shrunk_to(4));
+    maintain_until(&mut partition, "the files shrink", shrunk_to(64));
     assert_eq!(
         [s, t, u, again].map(|id| batches(&partition, id)),
         [0, 64, 0, 1]
@@ -165,7 +174,7 @@ fn what_was_dropped_leaves_the_files() {
     let (mut partition, [s, t, u]) = twelve_mib();
     partition.apply(drop_basin(BASIN));
     let before = partition.content(&[BASIN, OTHER]);
-    maintain_until(&mut partition, "the files shrink", shrunk_to(4));
+    maintain_until(&mut partition, "the files shrink", shrunk_to(64));
     assert_eq!([s, t, u].map(|id| batches(&partition, id)), [0, 0, 64]);
     let (names, names_end) = keys::stream_names(BASIN, "");
     assert_eq!(keys_in(&partition, &names, &names_end), 0);
@@ -190,8 +199,8 @@ fn a_dropped_basin_with_many_streams_goes_in_rounds() {
     partition.step(commands);
     partition.apply(drop_basin(BASIN));
     let data = |partition: &Fixture| {
-        let from = keys::data(StreamId(0), 0);
-        keys_in(partition, &from, &keys::data_end(StreamId(STREAMS)))
+        let streams = (1..=STREAMS).map(StreamId);
+        streams.map(|id| batches(partition, id)).sum::<usize>()
     };
     assert_eq!(data(&partition), 300);
     partition.machine().maintain();
@@ -268,9 +277,7 @@ fn what_is_given_back_need_not_be_readable() {
     let mut partition = Fixture::with(eager());
     let stream = partition.create("s");
     fill(&mut partition, stream, 10, 8);
-    let mut batch = partition.partition_db().batch();
-    batch.put(keys::data(stream, 3), b"rot");
-    batch.write().unwrap();
+    damage_batch(&partition.partition_db(), stream, 3, Some(b"rot"));
     partition.apply(expire(stream, 5, 9_000));
     partition.machine().maintain();
     assert_eq!((batches(&partition, stream), marks(&partition)), (5, 0));
@@ -311,38 +318,27 @@ fn a_file_that_ends_with_the_first_kept_batch_is_kept() {
         ..eager()
     });
     let stream = partition.create("s");
-    // Enough for files that have nothing but batches of this stream.
-    fill(&mut partition, stream, 900, 256 * KIB);
+    fill(&mut partition, stream, 300, 256 * KIB);
     partition.flush();
-    partition.partition_db().compact().unwrap();
-    let largest = partition.partition_db().largest_keys();
-    let ends: Vec<u64> = largest
-        .iter()
-        .filter(|key| key.starts_with(&keys::data(stream, 0)[..9]))
-        .filter_map(|key| keys::first_seq_of(key))
-        .collect();
-    // The first file begins with other keys, and is never wholly in the range.
-    assert!(ends.len() >= 3, "files end at {ends:?}");
-    let last_of_a_file = ends[1];
-    assert!(last_of_a_file > 129);
-
-    let bytes = partition.partition_db().file_bytes();
-    let give_back = |partition: &mut Fixture, up_to| {
+    let ends = |partition: &Fixture| -> Vec<u64> {
+        let largest = partition.partition_db().largest_keys();
+        let parts = largest.iter().filter_map(|key| keys::parts_of_batch(key));
+        parts.map(|(_, _, first)| first).collect()
+    };
+    let before = ends(&partition);
+    assert!(before.len() >= 4, "files end at {before:?}");
+    let give_back = |partition: &mut Fixture, up_to, left: &[u64]| {
         partition.apply(expire(stream, up_to, 9_000));
         let before = partition.content(&[BASIN]);
         partition.machine().maintain();
         assert_eq!(marks(partition), 0);
         partition.flush();
-        partition.machine().maintain();
+        maintain_until(partition, "the files go", |p| ends(p) == left);
         assert_eq!(partition.content(&[BASIN]), before);
-        partition.partition_db().file_bytes()
     };
-
-    let left = give_back(&mut partition, last_of_a_file);
-    assert!(left > bytes - MIB, "no file is wholly in the range");
-    // Beyond the end of the next file, both files are dropped.
-    let left = give_back(&mut partition, ends[2] + 1);
-    assert!(left < bytes - 2 * 60 * MIB);
+    // The last batch of the second file stays, and with it the file.
+    give_back(&mut partition, before[1], &before[1..]);
+    give_back(&mut partition, before[2] + 1, &before[3..]);
 }
 
 #[test]
@@ -352,13 +348,12 @@ fn files_go_only_when_it_is_durable_that_nobody_sees_them() {
         ..eager()
     });
     let stream = partition.create("s");
-    fill(&mut partition, stream, 900, 256 * KIB);
+    fill(&mut partition, stream, 300, 256 * KIB);
     partition.flush();
-    partition.partition_db().compact().unwrap();
     let bytes = partition.partition_db().file_bytes();
     let before = partition.content(&[BASIN]);
 
-    partition.apply(expire(stream, 890, 9_000));
+    partition.apply(expire(stream, 290, 9_000));
     let after = partition.content(&[BASIN]);
     for _ in 0..3 {
         partition.machine().maintain();
@@ -372,8 +367,9 @@ fn files_go_only_when_it_is_durable_that_nobody_sees_them() {
     assert_eq!(partition.content(&[BASIN]), after);
     partition.machine().maintain();
     partition.flush();
-    partition.machine().maintain();
-    assert!(partition.partition_db().file_bytes() < bytes - 100 * MIB);
+    maintain_until(&mut partition, "the files go", |p| {
+        p.partition_db().file_bytes() < bytes - 50 * MIB
+    });
     assert_eq!(partition.content(&[BASIN]), after);
 }
 
@@ -385,9 +381,7 @@ fn a_stream_that_cannot_be_read_does_not_hold_up_the_others() {
         fill(&mut partition, stream, 10, 8);
         stream
     });
-    let mut batch = partition.partition_db().batch();
-    batch.put(keys::data(rotten, 5), b"rot");
-    batch.write().unwrap();
+    damage_batch(&partition.partition_db(), rotten, 5, Some(b"rot"));
     partition.step(vec![expire(rotten, 5, 9_000), expire(sound, 5, 9_000)]);
     for _ in 0..4 {
         partition.machine().maintain();
@@ -425,7 +419,7 @@ fn nothing_that_is_seen_changes_while_it_works() {
             }
             scans
         });
-        maintain_until(&mut partition, "the files shrink", shrunk_to(4));
+        maintain_until(&mut partition, "the files shrink", shrunk_to(58));
         done.store(true, Ordering::Relaxed);
         reading.join().unwrap()
     });

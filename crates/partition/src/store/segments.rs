@@ -1,0 +1,575 @@
+//! Segments: where the batches of streams are written, once.
+//!
+//! Batches are in a column family of their own, whose keys begin with the number of the segment. A flush
+//! ends the segment, so each file has the batches of one segment, and no file has keys between those of
+//! another: files are moved to lower levels as they are, and never merged. The other column family has the
+//! rows: for each stream and segment, which sequence numbers are there ([`Row`]).
+//!
+//! **Whatever set of files is durable is a state at one LSN.** The two column families of a partition are
+//! written by the same write batches, and flushed together:
+//!
+//! - The database has `atomic_flush`: the files of one flush become part of the database by one record of
+//!   its manifest, all or none. A flush that RocksDB begins on its own flushes all column families.
+//! - A flush that Esker begins names both ([`PartitionDb::begin_flush`]); nothing else flushes one alone. An
+//!   export by RocksDB would, so checkpoints link the files themselves (`checkpoint::capture`).
+//! - A segment's file is deleted only when the changes that took the last row from it are durable
+//!   ([`PartitionDb::drop_segments`]).
+//!
+//! A crash therefore loses what was written after the last flush, in both, and a replay of the log writes it
+//! into new segments.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rust_rocksdb::{ReadOptions, ReadTier, WriteBatch};
+use s2_common::record::SeqNum;
+
+use super::{PartitionDb, Store, StoreError, two_numbers};
+use crate::ids::{PartitionId, StreamId};
+use crate::keys;
+use crate::row::{Row, Usage};
+
+/// Most open rows that are kept in memory; others are read from the database.
+const MAX_OPEN_ROWS: usize = 64 * 1024;
+/// RocksDB's property: bytes in the memtable that takes writes.
+const ACTIVE_MEMTABLE: &str = "rocksdb.cur-size-active-mem-table";
+
+/// The segments of a partition, for all handles of it.
+#[derive(Debug, Default)]
+pub(crate) struct Segments {
+    /// `None` until the first write.
+    state: Mutex<Option<State>>,
+    /// Number of drops of segments since the start.
+    drops: AtomicU64,
+    /// Bytes in the memtables that take writes, at the last write.
+    memtables: AtomicU64,
+    /// Whether batches are left where earlier builds wrote them: one of the constants below, or 0 for unknown.
+    unconverted: AtomicU8,
+    #[cfg(test)]
+    mutant: Mutex<Option<Mutant>>,
+}
+
+/// A mistake that tests must notice.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mutant {
+    /// Flushes rows alone.
+    FlushesRowsAlone,
+    /// Drops segments before it is durable that they are empty.
+    DropsEarly,
+}
+
+const LEFT: u8 = 1;
+const NONE_LEFT: u8 = 2;
+
+#[derive(Debug, Default)]
+struct State {
+    /// The segment that batches are written to.
+    current: u64,
+    /// Whether it has batches.
+    begun: bool,
+    /// Number of writes that removed or moved rows.
+    changes: u64,
+    /// The last rows of streams. One that is missing is in the database.
+    open: HashMap<StreamId, Row>,
+    usage: BTreeMap<u64, Usage>,
+}
+
+/// A batch, to be written to the present segment.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub first: SeqNum,
+    pub end: SeqNum,
+    pub value: Bytes,
+}
+
+/// What a write batch does to segments. Which segment is the present one is known when it is written.
+#[derive(Debug)]
+pub(super) enum Step {
+    Append(StreamId, Written),
+    /// Removes a row, whose key has this last sequence number.
+    Remove(StreamId, u64, Row),
+    /// Removes the batches of a row that begin before a sequence number.
+    Trim(StreamId, u64, Row, SeqNum),
+    /// Moves the first batches of a row; those before them are trimmed.
+    Move(StreamId, u64, Row, Vec<Written>),
+    /// Moves batches from where an earlier build wrote them.
+    Convert(StreamId, Vec<Written>),
+}
+
+impl Step {
+    /// The batches that it writes.
+    pub(super) fn written(&self) -> &[Written] {
+        match self {
+            Step::Append(_, written) => std::slice::from_ref(written),
+            Step::Move(_, _, _, moved) | Step::Convert(_, moved) => moved,
+            Step::Remove(..) | Step::Trim(..) => &[],
+        }
+    }
+}
+
+/// The changes of a write batch, which are in force once it is written.
+#[derive(Default)]
+struct Staged {
+    current: u64,
+    changes: u64,
+    wrote: bool,
+    /// `None` for a removed one.
+    open: HashMap<StreamId, Option<Row>>,
+    usage: BTreeMap<u64, Usage>,
+}
+
+impl Store {
+    pub(super) fn segments(&self, partition: PartitionId) -> Arc<Segments> {
+        self.segments.lock().entry(partition).or_default().clone()
+    }
+
+    /// Forgets what was known of a partition that is created, imported or dropped.
+    pub(super) fn forget_segments(&self, partition: PartitionId) {
+        self.segments.lock().remove(&partition);
+    }
+
+    /// Bytes in the memtables of all partitions but this one.
+    fn memtables_of_others(&self, partition: PartitionId) -> u64 {
+        let segments = self.segments.lock();
+        let others = segments.iter().filter(|(other, _)| **other != partition);
+        others
+            .map(|(_, segments)| segments.memtables.load(Ordering::Relaxed))
+            .sum()
+    }
+}
+
+impl PartitionDb {
+    fn segments(&self) -> Arc<Segments> {
+        self.store.segments(self.partition)
+    }
+
+    /// Runs `f` on the state of the segments, which is read from the database at first.
+    fn with_segments<T>(
+        &self,
+        f: impl FnOnce(&Segments, &mut State) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let segments = self.segments();
+        let mut state = segments.state.lock();
+        let known = match state.take() {
+            Some(known) => known,
+            None => self.load_segments()?,
+        };
+        f(&segments, state.insert(known))
+    }
+
+    fn load_segments(&self) -> Result<State, StoreError> {
+        let mut state = State::default();
+        let stored = self.get_bytes(keys::SEGMENTS, "the present segment")?;
+        if let Some(stored) = stored {
+            let parsed = two_numbers(&stored)
+                .ok_or_else(|| self.malformed("the present segment", &"its length"))?;
+            [state.current, state.changes] = parsed;
+        }
+        let (from, to) = keys::all_usages();
+        let mut it = self.iterate(&from, &to, false);
+        it.seek_to_first();
+        while let (Some(key), Some(value)) = (it.key(), it.value()) {
+            let malformed = || self.malformed("the usage of a segment", &"its length");
+            let segment = keys::id_of(key).ok_or_else(malformed)?;
+            let [bytes, live] = two_numbers(value).ok_or_else(malformed)?;
+            state.usage.insert(segment, Usage { bytes, live });
+            it.next();
+        }
+        it.status()
+            .map_err(|e| self.error("reading the usage of segments", e))?;
+        // The files of earlier segments are complete.
+        let last = state.usage.last_key_value().map_or(0, |(last, _)| *last);
+        state.current = state.current.max(last).saturating_add(1);
+        Ok(state)
+    }
+
+    /// Adds the steps to the batch, writes it, and begins a flush if the memtables are full.
+    pub(super) fn write_with(
+        &self,
+        mut batch: WriteBatch,
+        steps: Vec<Step>,
+    ) -> Result<(), StoreError> {
+        self.with_segments(|segments, state| {
+            let staged = match steps.is_empty() {
+                true => None,
+                false => Some(self.stage(state, steps, &mut batch)?),
+            };
+            self.store
+                .db
+                .write_without_wal(&batch)
+                .map_err(|e| self.write_error("writing", e))?;
+            if let Some(staged) = staged {
+                state.commit(staged);
+            }
+            self.flush_if_full(segments, state);
+            Ok(())
+        })
+    }
+
+    fn stage(
+        &self,
+        state: &State,
+        steps: Vec<Step>,
+        batch: &mut WriteBatch,
+    ) -> Result<Staged, StoreError> {
+        let (rows, data) = (self.cf(), self.segments_cf());
+        let mut staged = Staged {
+            current: state.current,
+            changes: state.changes,
+            ..Staged::default()
+        };
+        let current = state.current;
+        let put = |batch: &mut WriteBatch, stream, written: &Written| {
+            let key = keys::batch(current, stream, written.first);
+            batch.put_cf(&data, key, &written.value);
+        };
+        for step in steps {
+            match step {
+                Step::Append(stream, written) => {
+                    put(batch, stream, &written);
+                    let bytes = written.value.len() as u64;
+                    let last = match staged.open.get(&stream) {
+                        Some(row) => *row,
+                        None => self.last_row(state, stream)?,
+                    };
+                    let row = match last {
+                        Some(row) if row.segment == current => Row {
+                            end: written.end,
+                            bytes: row.bytes + bytes,
+                            ..row
+                        },
+                        earlier => {
+                            if let Some(row) = earlier {
+                                batch.put_cf(&rows, keys::row(stream, row.end - 1), row.to_bytes());
+                            }
+                            Row {
+                                segment: current,
+                                first: written.first,
+                                end: written.end,
+                                bytes,
+                            }
+                        }
+                    };
+                    staged.add(state, bytes);
+                    staged.open.insert(stream, Some(row));
+                }
+                Step::Remove(stream, last, row) => {
+                    batch.delete_cf(&rows, keys::row(stream, last));
+                    staged.take(state, row.segment, row.bytes);
+                    staged.changes = state.changes + 1;
+                    if last == keys::OPEN {
+                        staged.open.insert(stream, None);
+                    }
+                }
+                Step::Trim(stream, last, row, first) => {
+                    let left = row.from(first);
+                    batch.put_cf(&rows, keys::row(stream, last), left.to_bytes());
+                    staged.take(state, row.segment, row.bytes - left.bytes);
+                    staged.changes = state.changes + 1;
+                    if last == keys::OPEN {
+                        staged.open.insert(stream, Some(left));
+                    }
+                }
+                Step::Move(stream, last, row, moved) => {
+                    staged.changes = state.changes + 1;
+                    let (Some(first), Some(end)) = (moved.first(), moved.last()) else {
+                        continue;
+                    };
+                    let (first, end) = (first.first, end.end);
+                    let bytes = moved.iter().map(|written| written.value.len() as u64).sum();
+                    for written in &moved {
+                        put(batch, stream, written);
+                    }
+                    let copied = Row {
+                        segment: current,
+                        first,
+                        end,
+                        bytes,
+                    };
+                    staged.add(state, bytes);
+                    let is_all = end >= row.end;
+                    let (copied_last, left) = match is_all {
+                        true => (last, None),
+                        false => {
+                            let left = Row {
+                                first: end,
+                                bytes: row.bytes.saturating_sub(bytes),
+                                ..row
+                            };
+                            (end - 1, Some(left))
+                        }
+                    };
+                    batch.put_cf(&rows, keys::row(stream, copied_last), copied.to_bytes());
+                    if let Some(left) = left {
+                        batch.put_cf(&rows, keys::row(stream, last), left.to_bytes());
+                    }
+                    staged.take(state, row.segment, row.bytes - left.map_or(0, |l| l.bytes));
+                    if last == keys::OPEN {
+                        staged.open.insert(stream, Some(left.unwrap_or(copied)));
+                    }
+                }
+                Step::Convert(stream, moved) => {
+                    staged.changes = state.changes + 1;
+                    let (Some(first), Some(end)) = (moved.first(), moved.last()) else {
+                        continue;
+                    };
+                    let row = Row {
+                        segment: current,
+                        first: first.first,
+                        end: end.end,
+                        bytes: moved.iter().map(|written| written.value.len() as u64).sum(),
+                    };
+                    for written in &moved {
+                        put(batch, stream, written);
+                        batch.delete_cf(&rows, keys::data(stream, written.first));
+                    }
+                    batch.put_cf(&rows, keys::row(stream, row.end - 1), row.to_bytes());
+                    staged.add(state, row.bytes);
+                }
+            }
+        }
+        for (stream, row) in &staged.open {
+            if let Some(row) = row {
+                batch.put_cf(&rows, keys::row(*stream, keys::OPEN), row.to_bytes());
+            }
+        }
+        for (segment, usage) in &staged.usage {
+            batch.put_cf(&rows, keys::usage(*segment), usage.to_bytes());
+        }
+        let mut present = [0; 16];
+        present[..8].copy_from_slice(&staged.current.to_be_bytes());
+        present[8..].copy_from_slice(&staged.changes.to_be_bytes());
+        batch.put_cf(&rows, keys::SEGMENTS, present);
+        Ok(staged)
+    }
+
+    /// The stream's last row.
+    fn last_row(&self, state: &State, stream: StreamId) -> Result<Option<Row>, StoreError> {
+        if let Some(row) = state.open.get(&stream) {
+            return Ok(Some(*row));
+        }
+        let stored = self.get_bytes(keys::row(stream, keys::OPEN), "the last row of a stream")?;
+        stored
+            .map(|bytes| Row::parse(&bytes).ok_or_else(|| self.malformed("a row", &"its bytes")))
+            .transpose()
+    }
+
+    /// Begins a flush if this partition's memtables are full, or those of all take too much.
+    fn flush_if_full(&self, segments: &Segments, state: &mut State) {
+        let rows = self.property_of(&self.cf(), ACTIVE_MEMTABLE);
+        let data = self.property_of(&self.segments_cf(), ACTIVE_MEMTABLE);
+        segments.memtables.store(rows + data, Ordering::Relaxed);
+        // RocksDB begins a flush of its own when one memtable is full, and of all partitions when all together
+        // take too much: both before that, so that each flush ends a segment.
+        let most = self.store.write_buffer / 4 * 3;
+        let others = self.store.memtables_of_others(self.partition);
+        let all = self.store.write_buffers_total / 4 * 3;
+        let share = all.saturating_sub(others).max(most / 8);
+        if (rows.max(data) >= most || rows + data >= share) && self.store.may_flush() {
+            // A failure is recorded, and the flush is retried.
+            let _ = self.begin_flush_of(segments, state);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_mutant(&self, mutant: Option<Mutant>) {
+        *self.segments().mutant.lock() = mutant;
+    }
+
+    #[cfg(test)]
+    fn has(&self, mutant: Mutant) -> bool {
+        *self.segments().mutant.lock() == Some(mutant)
+    }
+
+    /// Begins a flush of both column families, and another segment.
+    pub(crate) fn begin_flush(&self) -> Result<(), StoreError> {
+        self.with_segments(|segments, state| self.begin_flush_of(segments, state))
+    }
+
+    fn begin_flush_of(&self, segments: &Segments, state: &mut State) -> Result<(), StoreError> {
+        if std::mem::take(&mut state.begun) {
+            state.current = state.current.saturating_add(1);
+        }
+        segments.memtables.store(0, Ordering::Relaxed);
+        #[cfg(test)]
+        if *segments.mutant.lock() == Some(Mutant::FlushesRowsAlone) {
+            return self.flush_these(&[&self.cf()]);
+        }
+        self.flush_these(&[&self.segments_cf(), &self.cf()])
+    }
+
+    /// Number of drops of segments. A reader that finds another number after it has created its iterators
+    /// creates them again.
+    pub(crate) fn segment_drops(&self) -> u64 {
+        self.segments().drops.load(Ordering::SeqCst)
+    }
+
+    /// The number of changes that are durable.
+    pub(crate) fn durable_changes(&self) -> Result<u64, StoreError> {
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::Persisted);
+        let stored = self
+            .store
+            .db
+            .get_cf_opt(&self.cf(), keys::SEGMENTS, &options)
+            .map_err(|e| self.error("reading the number of changes", e))?;
+        let changes = stored.as_deref().and_then(two_numbers);
+        Ok(changes.map_or(0, |[_, changes]| changes))
+    }
+
+    /// What each ended segment has.
+    pub(crate) fn segment_usage(&self) -> Result<Vec<(u64, Usage)>, StoreError> {
+        self.with_segments(|_, state| {
+            let ended = state.usage.iter().filter(|(n, _)| **n < state.current);
+            Ok(ended.map(|(segment, usage)| (*segment, *usage)).collect())
+        })
+    }
+
+    /// Number of changes so far.
+    pub(crate) fn segment_changes(&self) -> Result<u64, StoreError> {
+        self.with_segments(|_, state| Ok(state.changes))
+    }
+
+    /// The first key and the last of all batches in a range of segments, both included.
+    fn bounds(from: u64, last: u64) -> ([u8; 24], [u8; 24]) {
+        let first = keys::batch(from, StreamId(0), 0);
+        (first, keys::batch(last, StreamId(u64::MAX), u64::MAX))
+    }
+
+    /// Deletes the files of ended segments without rows, once the changes that emptied them are durable: by
+    /// a crash, the rows would be there again. Returns whether they are durable.
+    pub(crate) fn drop_segments(&self) -> Result<bool, StoreError> {
+        let empty = self.with_segments(|_, state| {
+            let ended = state.usage.iter().filter(|(n, _)| **n < state.current);
+            let empty = ended.filter(|(_, usage)| usage.live == 0);
+            Ok((empty.map(|(n, _)| *n).collect::<Vec<_>>(), state.changes))
+        });
+        let (empty, changes) = empty?;
+        let is_durable = self.durable_changes()? >= changes;
+        #[cfg(test)]
+        let is_durable = is_durable || self.has(Mutant::DropsEarly);
+        if empty.is_empty() || !is_durable {
+            return Ok(is_durable);
+        }
+        self.segments().drops.fetch_add(1, Ordering::SeqCst);
+        for segment in &empty {
+            // A file may also have keys of the segment before or after, if that one is gone, too.
+            let (from, last) = self.with_segments(|_, state| {
+                let is_left = |(n, _): &(&u64, &Usage)| !empty.contains(n);
+                let before = state.usage.range(..segment).rfind(is_left);
+                let after = state.usage.range(segment + 1..).find(is_left);
+                let from = before.map_or(0, |(n, _)| n + 1);
+                let last = after.map_or(state.current, |(n, _)| *n) - 1;
+                Ok((from, last))
+            })?;
+            let (first, last) = PartitionDb::bounds(from, last);
+            self.store
+                .db
+                .delete_file_in_range_cf(&self.segments_cf(), first, last)
+                .map_err(|e| self.error("dropping segments", e))?;
+        }
+        // Of a file that is at level 0 still, or has other segments, too, nothing is gone yet.
+        let mut gone = Vec::with_capacity(empty.len());
+        for segment in empty {
+            if !self.has_batches(segment)? {
+                gone.push(segment);
+            }
+        }
+        self.with_segments(|_, state| {
+            let mut batch = WriteBatch::default();
+            for segment in &gone {
+                batch.delete_cf(&self.cf(), keys::usage(*segment));
+            }
+            self.store
+                .db
+                .write_without_wal(&batch)
+                .map_err(|e| self.write_error("writing", e))?;
+            for segment in &gone {
+                state.usage.remove(segment);
+            }
+            Ok(true)
+        })
+    }
+
+    /// Whether files have batches of a segment.
+    fn has_batches(&self, segment: u64) -> Result<bool, StoreError> {
+        let mut it = self.iterate_segments(false);
+        it.seek(keys::batch(segment, StreamId(0), 0));
+        let found = it.key().and_then(keys::parts_of_batch);
+        let has = found.is_some_and(|(found, _, _)| found == segment);
+        it.status()
+            .map_err(|e| self.error("looking for batches of a segment", e))?;
+        Ok(has)
+    }
+
+    /// Whether batches are left where earlier builds wrote them.
+    pub(crate) fn has_unconverted(&self) -> Result<bool, StoreError> {
+        let segments = self.segments();
+        match segments.unconverted.load(Ordering::Acquire) {
+            LEFT => return Ok(true),
+            NONE_LEFT => return Ok(false),
+            _ => {}
+        }
+        let (from, to) = keys::all_data();
+        let mut it = self.iterate(&from, &to, false);
+        it.seek_to_first();
+        let left = it.valid();
+        it.status()
+            .map_err(|e| self.error("looking for batches of an earlier build", e))?;
+        let known = if left { LEFT } else { NONE_LEFT };
+        segments.unconverted.store(known, Ordering::Release);
+        Ok(left)
+    }
+
+    /// To be called when none are left.
+    pub(crate) fn note_converted(&self) {
+        let segments = self.segments();
+        segments.unconverted.store(NONE_LEFT, Ordering::Release);
+    }
+}
+
+impl State {
+    fn commit(&mut self, staged: Staged) {
+        self.changes = staged.changes;
+        self.begun |= staged.wrote;
+        for (segment, usage) in staged.usage {
+            self.usage.insert(segment, usage);
+        }
+        for (stream, row) in staged.open {
+            match row {
+                Some(row) => self.open.insert(stream, row),
+                None => self.open.remove(&stream),
+            };
+        }
+        if self.open.len() > MAX_OPEN_ROWS {
+            let current = self.current;
+            self.open.retain(|_, row| row.segment == current);
+            if self.open.len() > MAX_OPEN_ROWS {
+                self.open.clear();
+            }
+        }
+    }
+}
+
+impl Staged {
+    fn usage<'s>(&'s mut self, state: &State, segment: u64) -> &'s mut Usage {
+        let known = state.usage.get(&segment).copied().unwrap_or_default();
+        self.usage.entry(segment).or_insert(known)
+    }
+
+    fn add(&mut self, state: &State, bytes: u64) {
+        self.wrote = true;
+        let usage = self.usage(state, self.current);
+        usage.bytes += bytes;
+        usage.live += bytes;
+    }
+
+    fn take(&mut self, state: &State, segment: u64, bytes: u64) {
+        let usage = self.usage(state, segment);
+        usage.live = usage.live.saturating_sub(bytes);
+    }
+}
