@@ -86,11 +86,16 @@ impl SegmentReclaimer {
         self.note(total);
         self.drop_segments(total)?;
         if self.moving.is_none() {
+            let short = self.part.short_space();
             let next = match self.is_worth_it(total) {
-                true => self.worst(&usages),
+                true => self.worst(&usages, short),
                 false => None,
             };
-            let next = next.or_else(|| self.next_to_join(&usages));
+            // A join gives no space back, and takes some until it is done.
+            let next = match short {
+                None => next.or_else(|| self.next_to_join(&usages)),
+                Some(_) => next,
+            };
             self.moving = next.map(|segment| (segment, keys::batch(segment, StreamId(0), 0)));
         }
         self.move_some()?;
@@ -151,10 +156,13 @@ impl SegmentReclaimer {
         Ok(())
     }
 
-    /// The segment with the smallest share of live bytes.
-    fn worst(&self, usages: &[(u64, Usage)]) -> Option<u64> {
+    /// The segment with the smallest share of live bytes. On a disk with few free bytes, these must be enough
+    /// for what is moved.
+    fn worst(&self, usages: &[(u64, Usage)], free: Option<u64>) -> Option<u64> {
+        let fits = |usage: &Usage| free.is_none_or(|free| usage.live < free / 2);
         let movable = usages.iter().filter(|(segment, usage)| {
-            usage.live > 0 && usage.garbage() > 0 && !self.exhausted.contains(segment)
+            let is_left = usage.live > 0 && usage.garbage() > 0;
+            is_left && fits(usage) && !self.exhausted.contains(segment)
         });
         // The share, as a fraction of 2^32.
         let share = |usage: &Usage| (u128::from(usage.live) << 32) / u128::from(usage.bytes.max(1));

@@ -1,8 +1,8 @@
 //! RocksDB's options for a partition's column families: blocks, indexes and compactions.
 
 use rust_rocksdb::{
-    BlockBasedOptions, DBCompactionStyle, DBCompressionType, Options, UniversalCompactOptions,
-    UniversalCompactionStopStyle,
+    BlockBasedOptions, DBCompactionStyle, DBCompressionType, Options, SstPartitionerFactory,
+    UniversalCompactOptions, UniversalCompactionStopStyle,
 };
 
 use super::StoreOptions;
@@ -87,6 +87,9 @@ pub(super) fn segment_options(
     cf.set_ttl(0);
     cf.set_periodic_compaction_seconds(0);
     cf.set_compression_type(DBCompressionType::Lz4);
+    // A flush that RocksDB begins on its own may end a file within a segment. The files of such a segment are
+    // merged; without this, the result would take in its neighbours, whose files could then not be dropped.
+    cf.set_sst_partitioner_factory(&SstPartitionerFactory::fixed_prefix(size_of::<u64>()));
     cf.set_target_file_size_base(64 * 1024 * 1024);
     Ok(cf)
 }

@@ -469,3 +469,22 @@ fn streams_are_visited_after_half_of_the_set_amount_was_written_whatever_the_tim
     fill(&mut partition, stream, 1, half / 2);
     assert_eq!((batches(&partition, stream), marks(&partition)), (3, 0));
 }
+
+#[test]
+fn files_that_rocksdb_flushed_on_its_own_go_like_others() {
+    let mut partition = Fixture::with(eager());
+    let stream = partition.create("s");
+    for _ in 0..20 {
+        fill(&mut partition, stream, 10, 100 * KIB);
+        // Of all column families, within a segment.
+        let part = partition.partition_db();
+        let families = [&part.segments_cf(), &part.cf()];
+        let options = rust_rocksdb::FlushOptions::default();
+        let db = part.store().db();
+        db.flush_cfs_opt(&families, &options).unwrap();
+    }
+    partition.apply(Kind::Append(append(stream, 9_000, vec![trim(200)])));
+    maintain_until(&mut partition, "the files go", |p| {
+        p.partition_db().file_bytes() < MIB
+    });
+}
