@@ -439,7 +439,7 @@ mod tests {
             "{error}"
         );
         assert_eq!(all.open(), (0, 0));
-        let error = all.take(&id, later).unwrap_err();
+        let error = all.take(&id, later, None).unwrap_err();
         assert!(matches!(error, StateError::TransactionExpired { .. }));
     }
 

@@ -29,8 +29,11 @@ pub(super) const MAX_STEP_BYTES: u64 = 4 << 20;
 const SMALL: u64 = 8 << 20;
 /// ...once so many are of one class of sizes.
 const JOIN: usize = 16;
-/// Segments without rows are looked for no more often than this.
-const DROP_INTERVAL: Duration = Duration::from_millis(250);
+/// Segments without rows are dropped no more often than this; in tests at each step.
+const DROP_INTERVAL: Duration = match cfg!(test) {
+    true => Duration::ZERO,
+    false => Duration::from_millis(250),
+};
 
 pub(super) struct SegmentReclaimer {
     part: PartitionDb,

@@ -76,6 +76,8 @@ struct State {
     /// The last rows of streams. One that is missing is in the database.
     open: HashMap<StreamId, Row>,
     usage: BTreeMap<u64, Usage>,
+    /// Bytes in the memtable of batches after the last write.
+    memtable: u64,
 }
 
 /// A batch, to be written to the present segment.
@@ -363,6 +365,11 @@ impl PartitionDb {
         let rows = self.property_of(&self.cf(), ACTIVE_MEMTABLE);
         let data = self.property_of(&self.segments_cf(), ACTIVE_MEMTABLE);
         segments.memtables.store(rows + data, Ordering::Relaxed);
+        // RocksDB has begun a flush, so the file that it writes ends here.
+        if data < state.memtable {
+            state.end_segment();
+        }
+        state.memtable = data;
         // RocksDB begins a flush of its own when one memtable is full, and of all partitions when all together
         // take too much: both before that, so that each flush ends a segment.
         let most = self.store.write_buffer / 4 * 3;
@@ -391,9 +398,8 @@ impl PartitionDb {
     }
 
     fn begin_flush_of(&self, segments: &Segments, state: &mut State) -> Result<(), StoreError> {
-        if std::mem::take(&mut state.begun) {
-            state.current = state.current.saturating_add(1);
-        }
+        state.end_segment();
+        state.memtable = 0;
         segments.memtables.store(0, Ordering::Relaxed);
         #[cfg(test)]
         if *segments.mutant.lock() == Some(Mutant::FlushesRowsAlone) {
@@ -533,6 +539,12 @@ impl PartitionDb {
 }
 
 impl State {
+    fn end_segment(&mut self) {
+        if std::mem::take(&mut self.begun) {
+            self.current = self.current.saturating_add(1);
+        }
+    }
+
     fn commit(&mut self, staged: Staged) {
         self.changes = staged.changes;
         self.begun |= staged.wrote;

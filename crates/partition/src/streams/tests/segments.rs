@@ -142,7 +142,8 @@ fn move_with_crashes(seed: u64, mutant: Option<Mutant>) -> Result<(), String> {
         if found.streams != expected.streams {
             return Err(format!("step {step}: other contents"));
         }
-        match numbers.below(6) {
+        // A crash is likely in the first steps, in which segments become empty.
+        match numbers.below(if step < 6 { 2 } else { 6 }) {
             0 => {
                 partition.stop_and_open();
                 partition.partition_db().set_mutant(mutant);
@@ -176,7 +177,8 @@ fn a_segment_that_is_dropped_before_it_is_durable_that_it_is_empty_is_caught() {
         let crash = || move_with_crashes(*seed, Some(Mutant::DropsEarly));
         !matches!(std::panic::catch_unwind(crash), Ok(Ok(())))
     });
-    assert!(caught.count() >= 2);
+    let caught = caught.count();
+    assert!(caught >= 2, "{caught} of 8");
 }
 
 #[test]
