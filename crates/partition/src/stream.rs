@@ -103,6 +103,15 @@ impl Gap {
     pub(crate) fn forks_by_length(&self) -> u64 {
         self.end.saturating_sub(self.from) / GAP
     }
+
+    /// How many of the forks that left it came after `seq`, which may be inside the gap: each fork passed
+    /// over [`GAP`] numbers.
+    pub(crate) fn forks_after(&self, seq: SeqNum) -> u64 {
+        match self.forks {
+            Some(0) => 0,
+            _ => self.end.saturating_sub(self.from.max(seq)) / GAP,
+        }
+    }
 }
 
 /// Imports that replaced the contents of the state store and left gaps in its stream.

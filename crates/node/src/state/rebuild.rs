@@ -323,6 +323,7 @@ fn try_file(
         "Loading snapshot: {name}"
     );
     let mut rebuild = part.rebuild_state()?;
+    rebuild.commit_forks(checked.header.commit_forks);
     let read = files.read_into(commit_ts, |key, entry| rebuild.entry(key, entry))?;
     if let Err(why) = read {
         return Ok(Err(why));

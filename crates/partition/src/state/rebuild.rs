@@ -12,7 +12,7 @@ use crate::ids::{STATE_BASIN_ID, StreamId};
 use crate::keys;
 use crate::lineage::GAP;
 use crate::store::{Applied, PartitionBatch, PartitionDb, StoreError};
-use crate::stream::{Gap, Imports, MAX_GAPS, StreamMeta, StreamState};
+use crate::stream::{Imports, MAX_GAPS, StreamMeta, StreamState};
 use crate::streams::counters::Counters;
 use crate::streams::name_index::{NameEntry, name_entry};
 
@@ -156,9 +156,9 @@ pub struct StateRebuild {
 }
 
 impl StateRebuild {
-    /// Sets how many forks the commit had seen as of which the store is put in force. It matters for a
-    /// partition without a stream of commits, which gets a new one; `None` for all forks of the
-    /// partition.
+    /// Sets how many forks the commit of the snapshot had seen. `None` if an earlier build wrote the
+    /// snapshot: then it is computed from what the stream of commits remembers or, without a stream, from
+    /// the number of the commit.
     pub fn commit_forks(&mut self, forks: Option<u64>) {
         self.commit_forks = forks;
     }
@@ -242,19 +242,21 @@ impl StateRebuild {
         }
     }
 
-    /// How many of the stream's forks the commit `at` had seen; less, if the stream no longer remembers:
-    /// then later versions skip more numbers than necessary.
+    /// How many of the stream's forks the commit `at` had seen; less, if neither the stream nor the
+    /// snapshot remembers: then later versions skip more numbers than necessary.
+    ///
+    /// A store that was rebuilt after a fork is at the end of that fork's gap, and the gap grows with the
+    /// next fork if there was no commit in between. So `at` may be inside a gap: it has seen those of the
+    /// gap's forks whose numbers are below it.
     fn forks_seen_at(&self, stream: StreamId, at: u64) -> Result<u64, StoreError> {
         let state = self.part.stream_state(stream)?.unwrap_or_default();
-        let later = |gap: &&Gap| gap.from >= at;
-        if state.gaps.len() >= MAX_GAPS && state.gaps.iter().all(|gap| later(&gap)) {
-            return Ok(0);
+        // Earlier builds wrote numbers that are too low to some snapshots.
+        let of_snapshot = self.commit_forks.unwrap_or(0).min(state.forks);
+        if state.gaps.len() >= MAX_GAPS && state.gaps.iter().all(|gap| gap.from >= at) {
+            return Ok(of_snapshot);
         }
-        let gaps = state.gaps.iter().filter(later);
-        let since: u64 = gaps
-            .map(|gap| gap.forks.unwrap_or_else(|| gap.forks_by_length()))
-            .sum();
-        Ok(state.forks.saturating_sub(since))
+        let since: u64 = state.gaps.iter().map(|gap| gap.forks_after(at)).sum();
+        Ok(state.forks.saturating_sub(since).max(of_snapshot))
     }
 
     /// Number of forks between one commit and the next, `to + 1`, or the tail.
@@ -320,7 +322,8 @@ impl StateRebuild {
         let state = StreamState {
             tail_seq: tail,
             trim_point: tail,
-            forks: self.commit_forks.unwrap_or(forks),
+            // A commit's number has passed over `GAP` numbers for each fork that it has seen.
+            forks: self.commit_forks.unwrap_or(forks.min(tail / GAP)),
             ..StreamState::default()
         };
         let name = NameEntry {

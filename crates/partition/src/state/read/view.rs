@@ -48,8 +48,14 @@ impl StateView<'_> {
     pub fn commit_forks(&self) -> Result<u64, StoreError> {
         let key = keys::stream_state(StreamId(self.meta.stream));
         let stream = self.value::<StreamState>(&key)?.unwrap_or_default();
-        let since = stream.tail_seq.saturating_sub(self.meta.commit_ts) / GAP;
-        Ok(stream.forks.saturating_sub(since))
+        let (tail, commit_ts) = (stream.tail_seq, self.meta.commit_ts);
+        if tail >= commit_ts {
+            let since = (tail - commit_ts) / GAP;
+            return Ok(stream.forks.saturating_sub(since));
+        }
+        // A rebuild puts the store in force as of the tail after all forks, but the stream's state is
+        // written only with the next append.
+        Ok(stream.forks + (commit_ts - tail) / GAP)
     }
 
     /// The entry of a key at a moment; `None` if it had none.
