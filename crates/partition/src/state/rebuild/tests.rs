@@ -11,20 +11,22 @@ use crate::state::read::{At, StateDigest, StateReadError};
 use crate::state::tests::{delete, key, values, write};
 use crate::streams::tests::fixture::{Fixture, damage_batch};
 
-/// The contents of a JSON snapshot.
-#[derive(Clone)]
+/// The contents of a JSON snapshot. The default is the state before the first commit.
+#[derive(Clone, Default)]
 struct Snapshot {
     commit_ts: u64,
+    commit_forks: Option<u64>,
     entries: Vec<(StateKey, StateEntry)>,
 }
 
 impl Snapshot {
     fn of(it: &Fixture) -> Snapshot {
         let mut entries = Vec::new();
-        let mut commit_ts = 0;
+        let (mut commit_ts, mut commit_forks) = (0, 0);
         it.state_reader()
             .view(|view| {
                 commit_ts = view.meta.commit_ts;
+                commit_forks = view.commit_forks()?;
                 view.entries(&mut |key, mut entry| {
                     // A snapshot does not have this field.
                     entry.first = entry.version == 1;
@@ -33,12 +35,17 @@ impl Snapshot {
                 })
             })
             .unwrap();
-        Snapshot { commit_ts, entries }
+        Snapshot {
+            commit_ts,
+            commit_forks: Some(commit_forks),
+            entries,
+        }
     }
 
     /// Rebuilds the store from this and the commits after it; returns the number of these commits.
     fn rebuild(&self, it: &mut Fixture, left: StreamLeft) -> Result<u64, StoreError> {
         let mut rebuild = it.partition_db().rebuild_state()?;
+        rebuild.commit_forks(self.commit_forks);
         for (key, entry) in &self.entries {
             rebuild.entry(key, entry)?;
         }
@@ -47,6 +54,24 @@ impl Snapshot {
         it.stop_and_open();
         assert_eq!(it.partition_db().state_problem()?, None);
         Ok(folded)
+    }
+
+    /// Rebuilds the store from this in a partition of which nothing else is left but the number of its
+    /// forks.
+    fn rebuild_alone(&self, forks: u64) -> Fixture {
+        let mut it = Fixture::new();
+        let part = it.partition_db();
+        let lineage = part.lineage().unwrap().after_forks(forks);
+        part.fork(&lineage, 7).unwrap();
+        let mut rebuild = part.rebuild_state().unwrap();
+        rebuild.commit_forks(self.commit_forks);
+        for (key, entry) in &self.entries {
+            rebuild.entry(key, entry).unwrap();
+        }
+        rebuild.finish(self.commit_ts).unwrap();
+        drop(part);
+        it.stop_and_open();
+        it
     }
 
     /// Replaces the state by this one.
@@ -75,6 +100,14 @@ impl Snapshot {
 fn digest(it: &Fixture) -> StateDigest {
     let reader = it.state_reader();
     reader.view(|view| Ok(view.digest()?)).unwrap()
+}
+
+/// What decides about the next version of each key.
+fn versions(it: &Fixture) -> Vec<(StateKey, u64, u64)> {
+    let entries = Snapshot::of(it).entries.into_iter();
+    entries
+        .map(|(key, entry)| (key, entry.version, entry.forks))
+        .collect()
 }
 
 /// Removes the store's metadata; returns the commits that its stream still has.
@@ -127,6 +160,7 @@ fn no_snapshot_from_before_an_import_is_brought_up_to_date_by_the_commits_around
     it.commit(vec![write(&key("a"), "{}")]);
     let other = Snapshot {
         commit_ts: 1,
+        commit_forks: None,
         entries: vec![(
             key("b"),
             StateEntry {
@@ -150,6 +184,43 @@ fn no_snapshot_from_before_an_import_is_brought_up_to_date_by_the_commits_around
     let again = it.commit(vec![write(&key("a"), "{}"), write(&key("b"), "{}")]);
     assert_eq!(again.commit_ts, imported_at + 2);
     assert_eq!(again.versions, [GAP + 2, GAP + 6]);
+}
+
+#[test]
+fn a_snapshot_of_a_store_rebuilt_after_a_fork_leads_to_the_same_numbers_where_nothing_else_is_left()
+{
+    let mut it = Fixture::new();
+    it.commit(vec![write(&key("a"), "{}")]);
+    it.reopen();
+    it.fork(1);
+    let left = wreck(&mut it);
+    Snapshot::default().rebuild(&mut it, left).unwrap();
+    let snapshot = Snapshot::of(&it);
+    assert_eq!(snapshot.commit_forks, Some(1));
+    let next = || vec![write(&key("a"), "{}"), write(&key("b"), "{}")];
+    let before = it.commit(next());
+
+    let mut other = snapshot.rebuild_alone(1);
+    let again = other.commit(next());
+    assert_eq!(again.commit_ts, before.commit_ts);
+    assert_eq!(again.versions, before.versions);
+}
+
+#[test]
+fn a_snapshot_of_an_earlier_build_from_before_a_fork_leads_to_numbers_that_pass_over_it() {
+    let mut it = Fixture::new();
+    it.commit(vec![write(&key("a"), "{}")]);
+    it.reopen();
+    it.fork(1);
+    let mut snapshot = Snapshot::of(&it);
+    snapshot.commit_forks = None;
+    let before = it.commit(vec![write(&key("a"), "{}")]);
+    assert_eq!(before.commit_ts, 2 + GAP);
+    let again = snapshot
+        .rebuild_alone(1)
+        .commit(vec![write(&key("a"), "{}")]);
+    assert_eq!(again.commit_ts, before.commit_ts);
+    assert_eq!(again.versions, before.versions);
 }
 
 /// Writes the state of the store's stream as an earlier build did: it is not recorded what left a gap,
@@ -189,6 +260,28 @@ fn a_fork_right_after_an_import_is_counted_once_whichever_build_wrote_it() {
         assert_eq!(next.versions, [3 + 3 * GAP], "earlier: {is_earlier}");
         assert_eq!(next.commit_ts, done.commit_ts + GAP + 1);
     }
+}
+
+#[test]
+fn versions_after_more_forks_than_the_stream_remembers_are_those_of_a_store_that_was_not_rebuilt() {
+    let mut it = Fixture::new();
+    it.commit(vec![write(&key("a"), "{}")]);
+    let fork = |it: &mut Fixture, id| {
+        it.reopen();
+        it.fork(id);
+    };
+    fork(&mut it, 1);
+    it.commit(vec![write(&key("a"), "{}")]);
+    let snapshot = Snapshot::of(&it);
+    for id in 2..4 + MAX_GAPS as u128 {
+        fork(&mut it, id);
+        it.commit(vec![write(&key("b"), "{}")]);
+    }
+    it.commit(vec![write(&key("a"), "{}")]);
+    let whole = versions(&it);
+    let left = wreck(&mut it);
+    snapshot.rebuild(&mut it, left).unwrap();
+    assert_eq!(versions(&it), whole);
 }
 
 #[test]
@@ -265,62 +358,100 @@ impl Given {
     }
 }
 
+/// Does all of it, and asserts that a rebuilt store is the same as before, and that no number is given out
+/// twice.
+fn assert_numbers_are_given_out_once(deeds: Vec<Do>) {
+    let mut it = Fixture::new();
+    let mut given = Given::default();
+    let mut snapshots: Vec<Snapshot> = Vec::new();
+    let mut line = 1000;
+    for one in deeds {
+        match one {
+            Do::Commit(operations) => given.commit(&mut it, &operations),
+            Do::Snapshot => snapshots.push(Snapshot::of(&it)),
+            Do::Reopen => it.reopen(),
+            Do::Import(back) => {
+                // The store itself has given out all numbers of this state.
+                if let Some(snapshot) = snapshots.iter().rev().nth(back) {
+                    let commit_ts = snapshot.import(&mut it);
+                    given.commits.insert(commit_ts);
+                }
+            }
+            Do::Loss(lost) => {
+                it.reopen();
+                let copy = it.checkpoint();
+                let known = snapshots.len();
+                for operations in &lost {
+                    given.commit(&mut it, operations);
+                }
+                it = it.imported(&copy);
+                it.reopen();
+                line += 1;
+                it.fork(line);
+                snapshots.truncate(known);
+            }
+            Do::Rebuild(back) => {
+                it.reopen();
+                if it
+                    .partition_db()
+                    .state_meta()
+                    .unwrap()
+                    .is_none_or(|m| m.stream == 0)
+                {
+                    continue;
+                }
+                let whole = (digest(&it), versions(&it));
+                let left = wreck(&mut it);
+                let all = Snapshot::default();
+                let usable = |s: &&Snapshot| (left.from..=left.to).contains(&s.commit_ts);
+                let mut usable = snapshots
+                    .iter()
+                    .rev()
+                    .filter(usable)
+                    .chain((left.from == 0).then_some(&all));
+                let chosen = match back {
+                    Some(back) => usable.clone().nth(back).or_else(|| usable.next()),
+                    None => usable.last(),
+                };
+                // Without a snapshot, an import leaves nothing to rebuild the store from.
+                let Some(chosen) = chosen else { return };
+                chosen.rebuild(&mut it, left).unwrap();
+                assert_eq!((digest(&it), versions(&it)), whole);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_first_version_after_forks_and_a_rebuild_from_an_empty_snapshot_is_given_out_once() {
+    let write_k3 = || vec![(3, false)];
+    assert_numbers_are_given_out_once(vec![
+        Do::Commit(vec![]),
+        Do::Loss(vec![]),
+        Do::Rebuild(None),
+        Do::Snapshot,
+        Do::Loss(vec![]),
+        Do::Snapshot,
+        Do::Commit(write_k3()),
+        Do::Loss(vec![write_k3()]),
+        Do::Rebuild(Some(0)),
+        Do::Commit(write_k3()),
+    ]);
+}
+
+/// Number of cases: each has a database of its own, so they are few unless more are asked for.
+fn cases() -> u32 {
+    let wanted = std::env::var("PROPTEST_CASES");
+    wanted.map_or(64, |wanted| wanted.parse().unwrap())
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn however_a_store_is_lost_and_rebuilt_it_is_the_same_and_no_number_is_given_out_again(
         deeds in prop::collection::vec(deed(), 1..30),
     ) {
-        let mut it = Fixture::new();
-        let mut given = Given::default();
-        let mut snapshots: Vec<Snapshot> = Vec::new();
-        let mut line = 1000;
-        for one in deeds {
-            match one {
-                Do::Commit(operations) => given.commit(&mut it, &operations),
-                Do::Snapshot => snapshots.push(Snapshot::of(&it)),
-                Do::Reopen => it.reopen(),
-                Do::Import(back) => {
-                    // The store itself has given out all numbers of this state.
-                    if let Some(snapshot) = snapshots.iter().rev().nth(back) {
-                        let commit_ts = snapshot.import(&mut it);
-                        given.commits.insert(commit_ts);
-                    }
-                }
-                Do::Loss(lost) => {
-                    it.reopen();
-                    let copy = it.checkpoint();
-                    let known = snapshots.len();
-                    for operations in &lost {
-                        given.commit(&mut it, operations);
-                    }
-                    it = it.imported(&copy);
-                    it.reopen();
-                    line += 1;
-                    it.fork(line);
-                    snapshots.truncate(known);
-                }
-                Do::Rebuild(back) => {
-                    it.reopen();
-                    if it.partition_db().state_meta().unwrap().is_none_or(|m| m.stream == 0) {
-                        continue;
-                    }
-                    let whole = digest(&it);
-                    let left = wreck(&mut it);
-                    let all = Snapshot { commit_ts: 0, entries: Vec::new() };
-                    let usable = |s: &&Snapshot| (left.from..=left.to).contains(&s.commit_ts);
-                    let mut usable = snapshots.iter().rev().filter(usable).chain((left.from == 0).then_some(&all));
-                    let chosen = match back {
-                        Some(back) => usable.clone().nth(back).or_else(|| usable.next()),
-                        None => usable.last(),
-                    };
-                    // Without a snapshot, an import leaves nothing to rebuild the store from.
-                    let Some(chosen) = chosen else { return Ok(()) };
-                    chosen.rebuild(&mut it, left).unwrap();
-                    prop_assert_eq!(digest(&it), whole);
-                }
-            }
-        }
+        assert_numbers_are_given_out_once(deeds);
     }
 }
