@@ -20,7 +20,7 @@ use crate::batch::StoredBatch;
 use crate::ids::StreamId;
 use crate::keys;
 use crate::row::{Row, Usage};
-use crate::store::segments::Written;
+use crate::store::segment_steps::Written;
 use crate::store::{PartitionBatch, PartitionDb, StoreError};
 
 /// Most bytes that one step moves or converts; a single batch may be larger.

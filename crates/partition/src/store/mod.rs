@@ -15,6 +15,7 @@ mod lineage;
 mod options;
 mod partition_db;
 pub mod partitions;
+pub(crate) mod segment_steps;
 pub(crate) mod segments;
 mod tuning;
 

@@ -11,7 +11,7 @@ use rust_rocksdb::{
 };
 
 use super::damage_report::Met;
-use super::segments::{Step, Written};
+use super::segment_steps::{Step, Written};
 use super::{Applied, Db, RawIterator, Store, StoreError};
 use crate::ids::{PartitionId, StreamId};
 use crate::keys;

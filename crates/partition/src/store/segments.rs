@@ -22,11 +22,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use rust_rocksdb::{ReadOptions, ReadTier, WriteBatch};
-use s2_common::record::SeqNum;
 
+use super::segment_steps::{Step, Written};
 use super::{PartitionDb, Store, StoreError, two_numbers};
 use crate::ids::{PartitionId, StreamId};
 use crate::keys;
@@ -78,39 +77,6 @@ struct State {
     usage: BTreeMap<u64, Usage>,
     /// Bytes in the memtable of batches after the last write.
     memtable: u64,
-}
-
-/// A batch, to be written to the present segment.
-#[derive(Debug)]
-pub(crate) struct Written {
-    pub first: SeqNum,
-    pub end: SeqNum,
-    pub value: Bytes,
-}
-
-/// What a write batch does to segments. Which segment is the present one is known when it is written.
-#[derive(Debug)]
-pub(super) enum Step {
-    Append(StreamId, Written),
-    /// Removes a row, whose key has this last sequence number.
-    Remove(StreamId, u64, Row),
-    /// Removes the batches of a row that begin before a sequence number.
-    Trim(StreamId, u64, Row, SeqNum),
-    /// Moves the first batches of a row; those before them are trimmed.
-    Move(StreamId, u64, Row, Vec<Written>),
-    /// Moves batches from where an earlier build wrote them.
-    Convert(StreamId, Vec<Written>),
-}
-
-impl Step {
-    /// The batches that it writes.
-    pub(super) fn written(&self) -> &[Written] {
-        match self {
-            Step::Append(_, written) => std::slice::from_ref(written),
-            Step::Move(_, _, _, moved) | Step::Convert(_, moved) => moved,
-            Step::Remove(..) | Step::Trim(..) => &[],
-        }
-    }
 }
 
 /// The changes of a write batch, which are in force once it is written.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::{Extension, Router};
-use esker_node::{NameSet, Node, NodeOptions, OPERATIONS, StoredToken, TokenScope};
+use esker_node::{
+    Issuer, NameSet, NewToken, Node, NodeOptions, OPERATIONS, StoredToken, TokenScope,
+};
 use http::{Request, StatusCode, header};
 use s2_common::access::Operation;
 use tower::ServiceExt as _;
@@ -42,6 +44,17 @@ impl World {
             ..NodeOptions::new(dir.path().join("data"))
         };
         let node = Node::start(options).await.unwrap();
+        // A token is issued by a holder of one that is stored.
+        let holder = stored("x", everywhere());
+        let issuer = NewToken {
+            id: "x".parse().unwrap(),
+            hash: holder.hash,
+            expires_at: None,
+            auto_prefix_streams: false,
+            scope: holder.scope,
+            issuer: Issuer::Root,
+        };
+        node.tokens().issue(issuer).await.unwrap();
         let limits = Limits::new(&LimitsConfig::default());
         let app = App::new(
             node.clone(),
