@@ -173,12 +173,21 @@ async fn one(
     let report = watch(place, &progress, verifying, left).await?;
     let mut report = report.map_err(|e| place.failure(e))?;
     let read = progress.bytes_done();
-    if args.repair && !report.is_sound() {
+    if args.repair && !(report.is_sound() && report.sound.is_empty()) {
         let options = Options {
             cluster: Some(place.cluster(Some(&root), None)),
             ..Options::default()
         };
         let writer = Repository::new(place.destination(), partition, options);
+        if !report.sound.is_empty() {
+            // What was brought back is used again.
+            let unmarking = writer.mark(&[], &report.sound);
+            let unmarked = watch(place, &Progress::new(), unmarking, "run it again").await?;
+            unmarked.map_err(|e| place.failure(e))?;
+        }
+        if report.is_sound() {
+            return Ok((report, read, started.elapsed()));
+        }
         let copies: Box<dyn LocalCopies> = match &args.files {
             Some(dir) => {
                 let files = Checkpoint::scan(dir, Lsn(0), Digests::new());

@@ -262,8 +262,9 @@ impl Repository {
             }
         }
         let mut tried = HashSet::new();
-        for (_, metadata) in described {
-            if metadata.kind() != Kind::Incremental {
+        for (retained, metadata) in described {
+            // A commit takes nothing from a snapshot with damage that is not listed.
+            if metadata.kind() != Kind::Incremental || retained.damaged_further > 0 {
                 continue;
             }
             for file in &metadata.files {

@@ -39,6 +39,8 @@ pub struct ScrubPlan {
     /// Objects that the store does not have, or that have another size; and descriptions that are damaged or
     /// missing.
     pub bad: Vec<BadObject>,
+    /// Keys of the descriptions that were read and are whole.
+    pub descriptions: Vec<String>,
 }
 
 impl Repository {
@@ -65,6 +67,7 @@ impl Repository {
                 }
                 Err(error) => return Err(error),
             };
+            plan.descriptions.push(dir.metadata());
             for file in &metadata.files {
                 let key = metadata.key_of(file);
                 let digest = metadata.checksum_of(file);

@@ -38,6 +38,9 @@ pub struct Verification {
     /// What was repaired of it; absent if no repair was requested or needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repair: Option<Repair>,
+    /// Marked objects that were read and are as they were written: [`Repository::mark`] removes their marks.
+    #[serde(skip)]
+    pub sound: HashSet<String>,
 }
 
 impl Verification {
@@ -155,6 +158,17 @@ impl Repository {
                 };
                 damaged.insert(key.clone(), harm(key, why, need));
             }
+        }
+        if data {
+            let marked = root.marked();
+            let mut retained = root.retained_snapshots.iter();
+            let has_further = retained.any(|r| r.damaged_further > 0);
+            let descriptions = root.kept().into_iter().map(|dir| dir.metadata());
+            let read = needed.keys().cloned().chain(descriptions);
+            report.sound = read
+                .filter(|key| has_further || marked.contains(key.as_str()))
+                .filter(|key| !damaged.contains_key(key))
+                .collect();
         }
         if !damaged.is_empty() {
             // Objects of snapshots that were released meanwhile may be deleted; that is no damage.

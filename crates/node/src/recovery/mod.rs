@@ -158,7 +158,7 @@ async fn attempt(
     for partition in damaged {
         let mut known = inner.snapshots.known[partition as usize].lock();
         known.force_full = true;
-        known.scrub.is_wanted = true;
+        known.scrub.want();
     }
     let events = report.entries;
     tracing::info!(events, "Replaying {events} log entries of the partitions");

@@ -72,6 +72,10 @@ impl Node {
     ) -> Result<Verification, Error> {
         let repository = self.repository(partition)?;
         let mut report = repository.verify(data, &Progress::new()).await?;
+        if repair && !report.sound.is_empty() {
+            repository.mark(&[], &report.sound).await?;
+            self.inner.look_again(partition);
+        }
         if repair && !report.is_sound() {
             let bad = report.bad_objects();
             report.repair = Some(self.inner.repair_snapshots(partition, &bad).await?);

@@ -70,7 +70,7 @@ impl Inner {
                 known.proof_failure = Some(why.clone());
                 known.force_full = true;
                 // It finds out which objects are damaged, and repairs them.
-                known.scrub.is_wanted = true;
+                known.scrub.want();
             }
             Err(_) => {}
         }

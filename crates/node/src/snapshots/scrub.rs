@@ -22,7 +22,7 @@ use time::OffsetDateTime;
 use super::archive::to_put;
 use super::failure::Failure;
 use super::root::check_history;
-use super::scrub_state::{ScrubState, Stored};
+use super::scrub_state::Stored;
 use crate::core::Inner;
 
 /// How often it is checked whether a pass is due.
@@ -62,6 +62,15 @@ pub(super) async fn scrub(inner: Weak<Inner>) {
 /// One pass over a partition, from `after` on.
 async fn scrub_partition(inner: &Inner, partition: u64, after: Option<String>) {
     let begun = Instant::now();
+    let from_start = {
+        let mut known = inner.snapshots.known[partition as usize].lock();
+        std::mem::take(&mut known.scrub.from_start)
+    };
+    if from_start && after.is_some() {
+        let file = &inner.snapshots.scrub_file;
+        file.change(partition, |stored| stored.after = None);
+    }
+    let after = after.filter(|_| !from_start);
     let mut pass = Pass {
         inner,
         partition,
@@ -91,7 +100,7 @@ async fn scrub_partition(inner: &Inner, partition: u64, after: Option<String>) {
             known.scrub.failed(why);
         }
         None => {
-            known.scrub = ScrubState::default();
+            known.scrub.completed();
             drop(known);
             inner.snapshots.scrub_file.change(partition, |stored| {
                 *stored = Stored {
@@ -137,6 +146,9 @@ impl Pass<'_> {
             .iter()
             .flat_map(|retained| retained.damaged.iter().map(|mark| mark.key.clone()))
             .collect();
+        let descriptions = plan.descriptions.into_iter();
+        self.sound
+            .extend(descriptions.filter(|key| marked.contains(key)));
         // Objects that are marked and not listed are sound only if all are.
         let has_further = root
             .retained_snapshots
@@ -173,8 +185,9 @@ impl Pass<'_> {
             {
                 self.repair().await?;
             }
-            // A pass that has left an object out begins again from there.
-            if unread.is_none() && saved_at.elapsed() > SAVE_INTERVAL {
+            // A pass that has left an object out begins again from there. Damage that is not marked yet is found
+            // again after a restart or a failed repair, so no later key is written down before.
+            if unread.is_none() && self.bad.is_empty() && saved_at.elapsed() > SAVE_INTERVAL {
                 saved_at = Instant::now();
                 let key = Some(object.key.clone());
                 self.inner

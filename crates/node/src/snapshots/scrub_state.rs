@@ -100,6 +100,8 @@ impl ScrubFile {
 pub(crate) struct ScrubState {
     /// Whether a pass is due whatever the interval is: something was found damaged.
     pub is_wanted: bool,
+    /// Whether that was found since the pass under way began: the next pass begins at the first key.
+    pub from_start: bool,
     /// Why the last pass could not read everything, if it could not.
     pub failure: Option<String>,
     failures: u32,
@@ -107,6 +109,21 @@ pub(crate) struct ScrubState {
 }
 
 impl ScrubState {
+    /// Requests a pass over everything: damage was found.
+    pub fn want(&mut self) {
+        self.is_wanted = true;
+        self.from_start = true;
+    }
+
+    /// What is known after a complete pass. What was found meanwhile may be damage to what it had read before.
+    pub fn completed(&mut self) {
+        *self = ScrubState {
+            is_wanted: self.from_start,
+            from_start: self.from_start,
+            ..ScrubState::default()
+        };
+    }
+
     /// Notes that a pass could not read everything. The wait before the next one grows with each failure.
     pub fn failed(&mut self, why: String) {
         self.failures += 1;
@@ -166,6 +183,12 @@ mod tests {
         state.failed("it does not answer".to_owned());
         assert!(!state.is_due(&ended(1), None, now));
         assert!(state.is_due(&ended(1), None, now + LAST_RETRY));
+        state.want();
+        state.completed();
+        assert!(state.is_due(&ended(1), None, now), "it was found meanwhile");
+        assert!(std::mem::take(&mut state.from_start));
+        state.completed();
+        assert!(!state.is_due(&ended(1), None, now));
     }
 
     #[test]

@@ -47,6 +47,8 @@ struct SnapshotJob<'a> {
     waiting: Vec<Waiting>,
     /// [`RepositoryState::prunes`] when it began.
     prunes: u64,
+    /// Whether it shares no file with existing ones.
+    shares_nothing: bool,
     begun: Instant,
 }
 
@@ -63,7 +65,8 @@ impl<'a> SnapshotJob<'a> {
     fn begin(inner: &'a Inner, partition: u64, reason: Reason) -> SnapshotJob<'a> {
         let snapshots = &inner.snapshots;
         let mut known = snapshots.known[partition as usize].lock();
-        let repository = match needs_full(&known, reason) {
+        let shares_nothing = needs_full(&known, reason);
+        let repository = match shares_nothing {
             true => snapshots
                 .archive
                 .without_reuse(&snapshots.identity, partition),
@@ -76,6 +79,7 @@ impl<'a> SnapshotJob<'a> {
             repository,
             waiting: std::mem::take(&mut known.waiting),
             prunes: known.prunes,
+            shares_nothing,
             begun: Instant::now(),
         }
     }
@@ -209,7 +213,8 @@ impl<'a> SnapshotJob<'a> {
         match result {
             Ok(created) => {
                 known.succeeded();
-                known.force_full = false;
+                // Damage may have been found while a snapshot was put that shares files.
+                known.force_full &= !self.shares_nothing;
                 log_put(self.reason, created);
             }
             Err(why) => {
@@ -446,6 +451,22 @@ mod tests {
         let full = node.create_snapshot(1).await.unwrap();
         assert_eq!(full.bytes_uploaded, full.bytes);
         assert!(!known.lock().force_full, "the next one may share again");
+        node.stop(Duration::from_secs(30)).await;
+    }
+
+    #[tokio::test]
+    async fn damage_that_is_found_while_a_snapshot_is_put_counts_for_the_next_one() {
+        let (_dir, node, stream) = with_snapshot(1000).await;
+        append(&stream, 10).await;
+        let job = SnapshotJob::begin(&node.inner, 1, Reason::Asked);
+        let made = job.make_checkpoint().await.unwrap();
+        job.claim_roots().await.unwrap();
+        let put = job.upload_and_commit(&made).await.unwrap();
+        let known = &node.inner.snapshots.known[1];
+        known.lock().force_full = true;
+        let created = job.publish(&made, &put);
+        job.finish(&Ok(created));
+        assert!(known.lock().force_full);
         node.stop(Duration::from_secs(30)).await;
     }
 

@@ -192,8 +192,14 @@ impl RepositoryState {
                 lsn: retained.min_applied_lsn.0,
                 id: retained.snapshot_id.to_string(),
                 created_at: retained.created_at,
-                damaged: retained.damaged.first().map(|mark| {
-                    let (key, why) = (mark.key.clone(), mark.why.clone());
+                damaged: (retained.count_damaged() > 0).then(|| {
+                    let (key, why) = match retained.damaged.first() {
+                        Some(mark) => (mark.key.clone(), mark.why.clone()),
+                        None => (
+                            "one that is not listed".to_owned(),
+                            "more were found damaged than a root lists, and a complete scrub has to read all".to_owned(),
+                        ),
+                    };
                     (retained.count_damaged(), key, why)
                 }),
             })

@@ -279,6 +279,28 @@ async fn a_mark_is_removed_when_the_object_is_as_it_was_written(place: Place) {
             .iter()
             .all(|r| r.count_damaged() == 0)
     );
+    // A description has a mark as well, and both reads find that it is back.
+    let description = BadObject {
+        key: all[2].0.snapshot.metadata(),
+        why: "it was away".to_owned(),
+    };
+    let all_bad = [bad[0].clone(), description.clone()];
+    repository
+        .mark(&all_bad, &Default::default())
+        .await
+        .unwrap();
+    let plan = repository.scrub_plan().await.unwrap();
+    assert!(plan.descriptions.contains(&description.key));
+    let report = repository.verify(true, &Progress::new()).await.unwrap();
+    assert!(report.is_sound());
+    let keys = all_bad.map(|object| object.key);
+    assert_eq!(report.sound, std::collections::HashSet::from(keys));
+    let root = repository.mark(&[], &report.sound).await.unwrap();
+    assert!(
+        root.retained_snapshots
+            .iter()
+            .all(|r| r.count_damaged() == 0)
+    );
     assert_eq!(place.put(4, &some(&[1])).await.bytes_uploaded, 0);
 }
 
