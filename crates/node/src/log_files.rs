@@ -142,7 +142,10 @@ impl LogFiles {
     /// Whether the oldest files are free: deleting them makes raft-engine copy next to nothing. They are then
     /// deleted however short the log is, because a start reads what is left.
     pub fn are_oldest_free(&self, span: (u64, u64), groups: &[Wanted]) -> bool {
-        let first = self.first_of(groups, |group| group.entries() > FEW_ENTRIES);
+        // A few entries may be large: one has up to 8 MiB.
+        let first = self.first_of(groups, |group| {
+            group.entries() > FEW_ENTRIES || group.bytes > self.many_bytes
+        });
         span.1 > span.0 && is_beyond_oldest(span, first)
     }
 }
@@ -210,6 +213,15 @@ mod tests {
         assert!(free(40_000, 5));
         assert!(free(last, 5));
         assert!(!free(last, 33), "they would be copied");
+        let large = Wanted {
+            bytes: MANY_BYTES + 1,
+            ..group(0, 5)
+        };
+        let groups = [group(last, last), large];
+        assert!(
+            !files.are_oldest_free((1, 10), &groups),
+            "a few large ones would be copied"
+        );
         let one_file = (10, 10);
         assert!(!files.are_oldest_free(one_file, &[group(last, last)]));
     }

@@ -241,6 +241,8 @@ impl ReadSession {
             }
             let stopping = self.handle.node.inner.stopping.clone();
             let (turn, next) = (self.next_turn(), self.cursor.next());
+            // What was appended before the end of the wait is delivered, even if the turn is later.
+            let turn = turn.map(|turn| self.deadline.map_or(turn, |end| turn.min(end)));
             let delivery = async {
                 if let Some(turn) = turn {
                     tokio::time::sleep_until(turn).await;
@@ -411,7 +413,9 @@ fn turn_after(now: Duration, pace: Duration, follower: usize) -> Duration {
     let group = (follower % PACE_GROUPS as usize) as u32;
     let offset = pace * group / PACE_GROUPS;
     let rounds = now.saturating_sub(offset).as_nanos() / pace.as_nanos() + 1;
-    offset + pace.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX))
+    // Not as a product of a duration, which takes no more than 2^32 rounds: 127 days of the shortest pace.
+    let until = rounds * pace.as_nanos();
+    offset + Duration::from_nanos(u64::try_from(until).unwrap_or(u64::MAX))
 }
 
 fn next_heartbeat() -> Instant {
@@ -447,6 +451,14 @@ mod tests {
         assert!(groups.iter().all(|group| group.len() == 10));
         let apart = pace / PACE_GROUPS;
         assert!(groups.windows(2).all(|two| two[1][0] - two[0][0] == apart));
+    }
+
+    #[test]
+    fn a_node_that_has_run_for_years_still_paces_its_followers() {
+        let pace = pace(PACED_FOLLOWERS as usize).unwrap();
+        let now = Duration::from_secs(5 * 365 * 24 * 3600);
+        let turn = turn_after(now, pace, 7);
+        assert!(turn > now && turn <= now + pace, "{turn:?}");
     }
 
     #[test]

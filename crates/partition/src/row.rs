@@ -32,8 +32,8 @@ impl Row {
         let bytes = u128::from(self.bytes) * u128::from(left) / u128::from(all);
         Row {
             first,
-            // It is less than before.
-            bytes: u64::try_from(bytes).unwrap_or(self.bytes),
+            // It is less than before, and never 0: a segment whose rows have no bytes is dropped.
+            bytes: u64::try_from(bytes).unwrap_or(self.bytes).max(1),
             ..self
         }
     }
@@ -113,6 +113,17 @@ mod tests {
                 ..row
             }
         );
+    }
+
+    #[test]
+    fn what_is_left_of_a_row_has_bytes_even_behind_a_large_gap() {
+        let row = Row {
+            segment: 7,
+            first: 0,
+            end: 1 << 40,
+            bytes: 1000,
+        };
+        assert_eq!(row.from((1 << 40) - 1).bytes, 1);
     }
 
     #[test]

@@ -128,6 +128,11 @@ impl RateLimiter {
         self.bucket.limit.send_modify(|limit| limit.lifted = true);
     }
 
+    /// Whether the limit was removed.
+    pub fn is_lifted(&self) -> bool {
+        self.bucket.limit.borrow().lifted
+    }
+
     /// Waits until so many bytes may be sent. Call it before they are read, and before a request with a
     /// time limit begins. If the future is dropped, nothing is charged.
     pub(crate) async fn turn(&self, env: &dyn Env, bytes: u64) {

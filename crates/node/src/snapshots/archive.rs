@@ -128,6 +128,10 @@ impl Archive {
         if let Some(limiter) = &self.rate_limiter {
             limiter.set_rate(&System, rate);
             self.destination.set_send_rate(Some(rate));
+            // A stop may have lifted it in between.
+            if limiter.is_lifted() {
+                self.destination.set_send_rate(None);
+            }
         }
     }
 

@@ -25,6 +25,8 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+/// Intervals in a second.
+const INTERVALS: u64 = 4;
 /// The minimum is this part of the maximum.
 const MIN_SHARE: u64 = 16;
 /// The minimum is this many times the rate at which the log grows.
@@ -44,7 +46,8 @@ const TOLERANCE: Duration = Duration::from_millis(1);
 pub(super) struct Interval {
     /// The 95th percentile of the time that appends and commits took; `None` if there were none.
     pub latency: Option<Duration>,
-    /// Bytes that uploads have sent.
+    /// Bytes that uploads may send from now on. They are admitted in parts of 8 MiB, and a part is sent
+    /// at the rate: at a low one, over many intervals.
     pub uploaded: u64,
     /// Bytes that were written to the log, in a second.
     pub log_rate: u64,
@@ -57,6 +60,8 @@ pub(super) struct Interval {
 pub(super) struct UploadRate {
     max: u64,
     rate: u64,
+    /// Bytes that were admitted and are still under way, if they are sent at the rate.
+    unsent: u64,
     /// Whether nothing was uploaded in the interval before.
     was_idle: bool,
     reference: Option<Duration>,
@@ -68,6 +73,7 @@ impl UploadRate {
         UploadRate {
             max: max.get(),
             rate: max.get(),
+            unsent: 0,
             was_idle: true,
             reference: None,
             hold: 0,
@@ -77,7 +83,11 @@ impl UploadRate {
     /// The rate for the next interval, in bytes a second.
     pub fn next(&mut self, interval: &Interval) -> NonZeroU64 {
         let min = self.min(interval.log_rate);
-        self.learn(interval, min);
+        self.unsent = self.unsent.saturating_add(interval.uploaded);
+        let is_uploading = self.unsent > 0;
+        let sent = (self.rate / INTERVALS).max(1);
+        self.unsent = self.unsent.saturating_sub(sent);
+        self.learn(interval, is_uploading, min);
         self.hold = self.hold.saturating_sub(1);
         self.rate = match (interval.latency, self.limit()) {
             _ if interval.is_urgent => self.max,
@@ -85,7 +95,7 @@ impl UploadRate {
             // Nothing is known of appends without uploads: the minimum shows it.
             (Some(_), None) => min,
             (Some(latency), Some(limit)) if latency > limit => match self.hold {
-                0 if interval.uploaded > 0 => {
+                0 if is_uploading => {
                     self.hold = 1 + HOLD_INTERVALS;
                     self.rate / 2
                 }
@@ -108,8 +118,8 @@ impl UploadRate {
     }
 
     /// Takes an interval into the reference, if uploads cannot have slowed its appends down.
-    fn learn(&mut self, interval: &Interval, min: u64) {
-        let is_idle = interval.uploaded == 0;
+    fn learn(&mut self, interval: &Interval, is_uploading: bool, min: u64) {
+        let is_idle = !is_uploading;
         let was_idle = std::mem::replace(&mut self.was_idle, is_idle);
         let Some(latency) = interval.latency else {
             return;
@@ -186,6 +196,23 @@ mod tests {
                 steady.len()
             );
         }
+    }
+
+    #[test]
+    fn between_two_parts_of_an_upload_nothing_is_learned() {
+        const PART: u64 = 8 * MIB;
+        let capacity = 5 * MIB;
+        let mut rate = with_reference();
+        let (mut paid, mut above) = (0, 0);
+        for number in 0..2000 {
+            paid += rate.rate / 4;
+            let uploaded = paid / PART * PART;
+            paid -= uploaded;
+            let latency = if rate.rate > capacity { 4000 } else { 1000 };
+            rate.next(&interval(latency, uploaded));
+            above += u64::from(number >= 200 && rate.rate > 2 * capacity);
+        }
+        assert_eq!(above, 0);
     }
 
     #[test]

@@ -45,7 +45,8 @@ impl Uploader {
             .worker_threads(1)
             .max_blocking_threads(BLOCKING_THREADS)
             .thread_name("uploads")
-            .on_thread_start(|| lower_priority(DiskPriority::Idle))
+            // They also sync files, and the log's syncs may wait for the same journal.
+            .on_thread_start(|| lower_priority(DiskPriority::Lowest))
             .enable_all()
             .build()?;
         let pacer = Pacer::new(inner);

@@ -44,8 +44,9 @@ pub(crate) struct Transactions {
     /// The first six bytes of every id.
     run: [u8; 6],
     open: HashMap<String, Staged>,
-    /// Transactions that are being committed; they count as open ones.
-    committing: HashSet<String>,
+    /// Transactions that are being committed, with namespace and agent of what is staged in them; they count as
+    /// open ones.
+    committing: HashMap<String, Vec<(String, String)>>,
     bytes: usize,
     expired: VecDeque<(String, Duration)>,
 }
@@ -58,7 +59,7 @@ impl Transactions {
             options,
             run: [node[0], node[1], node[2], node[3], chance[0], chance[1]],
             open: HashMap::new(),
-            committing: HashSet::new(),
+            committing: HashMap::new(),
             bytes: 0,
             expired: VecDeque::new(),
         }
@@ -169,12 +170,11 @@ impl Transactions {
         self.find(id, now)?.check(permitted)?;
         let staged = self.open.remove(id);
         let staged = staged.ok_or_else(|| StateError::TransactionNotFound(id.to_owned()))?;
-        self.committing.insert(id.to_owned());
+        self.committing.insert(id.to_owned(), staged.agents());
         Ok(staged)
     }
 
-    /// Drops a transaction. One that is being committed is not open again if the commit fails; but whoever is
-    /// permitted some agents alone changes nothing about that, because what is staged is not here any more.
+    /// Drops a transaction. One that is being committed is not open again if the commit fails.
     ///
     /// # Errors
     ///
@@ -183,7 +183,12 @@ impl Transactions {
         if let Some(staged) = self.open.get(id) {
             staged.check(permitted)?;
         }
-        if permitted.is_none() {
+        if let Some(agents) = self.committing.get(id) {
+            let agents = agents.iter();
+            check_agents(
+                agents.map(|(namespace, agent)| (&**namespace, &**agent)),
+                permitted,
+            )?;
             self.committing.remove(id);
         }
         if let Some(staged) = self.open.remove(id) {
@@ -243,24 +248,41 @@ impl Transactions {
 }
 
 impl Staged {
-    /// Fails unless all that is staged is of agents that are permitted.
-    fn check(&self, permitted: Permitted<'_>) -> Result<(), StateError> {
-        let Some(permitted) = permitted else {
-            return Ok(());
-        };
+    /// Namespace and agent of what is staged, without repetition: most is of one agent.
+    fn distinct_agents(&self) -> HashSet<(&str, &str)> {
         let operations = self.operations.iter();
         let operations = operations.map(|it| (&*it.namespace, &*it.agent_id));
         let expected = self.expected.iter();
         let expected = expected.map(|it| (&*it.namespace, &*it.agent_id));
-        // Most are of one agent.
-        let all: HashSet<_> = operations.chain(expected).collect();
-        match all
-            .into_iter()
-            .all(|(namespace, agent)| permitted(namespace, agent))
-        {
-            true => Ok(()),
-            false => Err(StateError::NotPermitted),
+        operations.chain(expected).collect()
+    }
+
+    fn agents(&self) -> Vec<(String, String)> {
+        let agents = self.distinct_agents().into_iter();
+        agents
+            .map(|(namespace, agent)| (namespace.to_owned(), agent.to_owned()))
+            .collect()
+    }
+
+    /// Fails unless all that is staged is of agents that are permitted.
+    fn check(&self, permitted: Permitted<'_>) -> Result<(), StateError> {
+        match permitted {
+            None => Ok(()),
+            Some(_) => check_agents(self.distinct_agents().into_iter(), permitted),
         }
+    }
+}
+
+fn check_agents<'a>(
+    mut agents: impl Iterator<Item = (&'a str, &'a str)>,
+    permitted: Permitted<'_>,
+) -> Result<(), StateError> {
+    let Some(permitted) = permitted else {
+        return Ok(());
+    };
+    match agents.all(|(namespace, agent)| permitted(namespace, agent)) {
+        true => Ok(()),
+        false => Err(StateError::NotPermitted),
     }
 }
 
@@ -349,7 +371,7 @@ impl Drop for Committing<'_> {
             return;
         };
         let mut all = self.all.lock();
-        let was_aborted = !all.committing.remove(&command.txn_id);
+        let was_aborted = all.committing.remove(&command.txn_id).is_none();
         if self.was_proposed || was_aborted {
             all.bytes -= staged.bytes;
             return;
@@ -637,9 +659,10 @@ mod tests {
             let refused = all.lock().abort(&id, mine).unwrap_err();
             assert!(matches!(refused, StateError::NotPermitted), "{refused}");
             assert_eq!(all.lock().open(), before);
-            // Nobody who is permitted some agents alone decides about one that is being committed.
+            // That is so as well while it is being committed.
             let committing = Committing::begin(&all, &id, Vec::new(), None).unwrap();
-            all.lock().abort(&id, mine).unwrap();
+            let refused = all.lock().abort(&id, mine).unwrap_err();
+            assert!(matches!(refused, StateError::NotPermitted), "{refused}");
             drop(committing);
             assert_eq!(all.lock().open(), before, "it is open again");
             all.lock().abort(&id, None).unwrap();
@@ -651,7 +674,10 @@ mod tests {
         all.lock()
             .stage(&id, of("mine"), value(1), None, now)
             .unwrap();
+        // One that is dropped while it is being committed is not open again.
+        let committing = Committing::begin(&all, &id, Vec::new(), mine).unwrap();
         all.lock().abort(&id, mine).unwrap();
+        drop(committing);
         assert_eq!(all.lock().open(), (0, 0));
     }
 

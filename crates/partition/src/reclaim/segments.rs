@@ -197,11 +197,14 @@ impl SegmentReclaimer {
         };
         let part = self.part.clone();
         let mut batch = part.batch();
-        self.moving = collect(&part, segment, from, &mut batch)?.map(|next| (segment, next));
+        let next = collect(&part, segment, from, &mut batch)?;
+        // After a failure, the same batches are moved again: a move takes those before it for trimmed.
+        batch.write()?;
+        self.moving = next.map(|next| (segment, next));
         if self.moving.is_none() {
             self.exhausted.insert(segment);
         }
-        batch.write()
+        Ok(())
     }
 
     fn convert_some(&mut self) -> Result<Option<[u8; 17]>, StoreError> {
@@ -351,6 +354,9 @@ fn collect(
                     bytes += value.len() as u64;
                     moved.push(written(first, value));
                     it.next();
+                }
+                if moved.is_empty() {
+                    return Err(part.malformed("a row of batches", &"it ends before a batch of it"));
                 }
                 batch.move_batches(stream, last, row, moved);
             }

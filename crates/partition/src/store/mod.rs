@@ -66,6 +66,11 @@ pub struct Store {
     background: Arc<Background>,
 }
 
+/// RocksDB flushes with a quarter of its threads, so this many are one for flushes. With two, an atomic flush
+/// waits for an earlier one of the same column family; once that has failed, and its error was reset, it waits
+/// until somebody flushes again, and two of them may wait for each other.
+const MAX_BACKGROUND_JOBS: i32 = 7;
+
 impl Store {
     /// Creates the database of a new node: every partition is at LSN 0, and durable when this returns. It
     /// completes an earlier attempt that did not finish.
@@ -127,7 +132,7 @@ impl Store {
         db_options.set_db_write_buffer_size(options.write_buffers_total);
         db_options.set_max_open_files(options.max_open_files);
         db_options.set_table_cache_num_shard_bits(OPEN_FILES_SHARD_BITS);
-        db_options.set_max_background_jobs(options.background_jobs);
+        db_options.set_max_background_jobs(options.background_jobs.min(MAX_BACKGROUND_JOBS));
         db_options.set_bytes_per_sync(1024 * 1024);
         db_options.set_paranoid_checks(mode == Mode::Sound);
         // See `segments`.

@@ -75,6 +75,9 @@ struct State {
     /// The last rows of streams. One that is missing is in the database.
     open: HashMap<StreamId, Row>,
     usage: BTreeMap<u64, Usage>,
+    /// Segments without rows, with the number of the change that took the last one. One that is missing was
+    /// without rows when the state was read, from files alone.
+    emptied: HashMap<u64, u64>,
     /// Bytes in the memtable of batches after the last write.
     memtable: u64,
 }
@@ -236,7 +239,7 @@ impl PartitionDb {
                 Step::Trim(stream, last, row, first) => {
                     let left = row.from(first);
                     batch.put_cf(&rows, keys::row(stream, last), left.to_bytes());
-                    staged.take(state, row.segment, row.bytes - left.bytes);
+                    staged.take(state, row.segment, row.bytes.saturating_sub(left.bytes));
                     staged.changes = state.changes + 1;
                     if last == keys::OPEN {
                         staged.open.insert(stream, Some(left));
@@ -263,9 +266,11 @@ impl PartitionDb {
                     let (copied_last, left) = match is_all {
                         true => (last, None),
                         false => {
+                            // The bytes of a row that was trimmed are estimated. Without bytes, its segment
+                            // would be dropped with what is left of it.
                             let left = Row {
                                 first: end,
-                                bytes: row.bytes.saturating_sub(bytes),
+                                bytes: row.bytes.saturating_sub(bytes).max(1),
                                 ..row
                             };
                             (end - 1, Some(left))
@@ -275,7 +280,8 @@ impl PartitionDb {
                     if let Some(left) = left {
                         batch.put_cf(&rows, keys::row(stream, last), left.to_bytes());
                     }
-                    staged.take(state, row.segment, row.bytes - left.map_or(0, |l| l.bytes));
+                    let left_bytes = left.map_or(0, |left| left.bytes);
+                    staged.take(state, row.segment, row.bytes.saturating_sub(left_bytes));
                     if last == keys::OPEN {
                         staged.open.insert(stream, Some(left.unwrap_or(copied)));
                     }
@@ -413,19 +419,23 @@ impl PartitionDb {
     }
 
     /// Deletes the files of ended segments without rows, once the changes that emptied them are durable: by
-    /// a crash, the rows would be there again. Returns whether they are durable.
+    /// a crash, the rows would be there again. Later changes do not matter: with steady trims there always
+    /// are some. Returns whether the changes that emptied segments are durable.
     pub(crate) fn drop_segments(&self) -> Result<bool, StoreError> {
-        let empty = self.with_segments(|_, state| {
-            let ended = state.usage.iter().filter(|(n, _)| **n < state.current);
-            let empty = ended.filter(|(_, usage)| usage.live == 0);
-            Ok((empty.map(|(n, _)| *n).collect::<Vec<_>>(), state.changes))
-        });
-        let (empty, changes) = empty?;
-        let is_durable = self.durable_changes()? >= changes;
+        let durable = self.durable_changes()?;
         #[cfg(test)]
-        let is_durable = is_durable || self.has(Mutant::DropsEarly);
-        if empty.is_empty() || !is_durable {
-            return Ok(is_durable);
+        let durable = match self.has(Mutant::DropsEarly) {
+            true => u64::MAX,
+            false => durable,
+        };
+        let (empty, waiting) = self.with_segments(|_, state| {
+            let ended = state.usage.iter().filter(|(n, _)| **n < state.current);
+            let empty = ended.filter(|(_, usage)| usage.live == 0).map(|(n, _)| *n);
+            let is_durable = |n: &u64| state.emptied.get(n).is_none_or(|at| *at <= durable);
+            Ok(empty.partition::<Vec<u64>, _>(is_durable))
+        })?;
+        if empty.is_empty() {
+            return Ok(waiting.is_empty());
         }
         self.segments().drops.fetch_add(1, Ordering::SeqCst);
         for segment in &empty {
@@ -462,8 +472,9 @@ impl PartitionDb {
                 .map_err(|e| self.write_error("writing", e))?;
             for segment in &gone {
                 state.usage.remove(segment);
+                state.emptied.remove(segment);
             }
-            Ok(true)
+            Ok(waiting.is_empty())
         })
     }
 
@@ -515,6 +526,10 @@ impl State {
         self.changes = staged.changes;
         self.begun |= staged.wrote;
         for (segment, usage) in staged.usage {
+            match usage.live {
+                0 => _ = self.emptied.entry(segment).or_insert(staged.changes),
+                _ => _ = self.emptied.remove(&segment),
+            }
             self.usage.insert(segment, usage);
         }
         for (stream, row) in staged.open {

@@ -19,6 +19,10 @@ const MAX_OVER_LEAST: u32 = 4;
 const AGING: u32 = 256;
 /// Bytes that a group writes in its turn, except that a request is not divided.
 const TURN: u64 = 64 * 1024;
+/// Bytes of small requests that a full write takes along for a group whose turn has not come, and in all: they
+/// make it hardly longer, and do not wait for a turn of each group with large requests.
+const SMALL: u64 = 4 * 1024;
+const SMALL_IN_ALL: u64 = 64 * 1024;
 /// Several groups write if two have come within this time.
 const COMPETITION: Duration = Duration::from_secs(2);
 
@@ -108,6 +112,7 @@ impl<G: Copy + Eq + Hash, R> WriteQueue<G, R> {
 
     /// The requests of the next write: at most `max` bytes, or one request.
     pub fn take(&mut self, max: u64, now: Instant) -> Vec<R> {
+        let most = max;
         let max = match self.is_competing(now) {
             true => max.min(self.shared_write),
             false => max,
@@ -139,6 +144,26 @@ impl<G: Copy + Eq + Hash, R> WriteQueue<G, R> {
                 break;
             }
         }
+        let mut small_in_all = SMALL_IN_ALL;
+        self.turns.retain(|group| {
+            let Some(waiting) = self.groups.get_mut(group) else {
+                return false;
+            };
+            let mut small = SMALL.min(small_in_all).min(most.saturating_sub(bytes));
+            while let Some(next) = waiting.front().map(|it| it.bytes)
+                && next <= small
+            {
+                small -= next;
+                small_in_all -= next;
+                bytes += next;
+                taken.extend(waiting.pop_front().map(|it| it.request));
+            }
+            let has_more = !waiting.is_empty();
+            if !has_more {
+                self.groups.remove(group);
+            }
+            has_more
+        });
         taken
     }
 }
@@ -196,6 +221,21 @@ mod tests {
             queue.push(1, 64 * KIB, "alone", later);
         }
         assert_eq!(writes(&mut queue, 4096 * KIB, later), [32]);
+    }
+
+    #[test]
+    fn a_small_request_does_not_wait_for_a_turn_of_each_group_with_large_ones() {
+        let now = Instant::now();
+        let mut queue = WriteQueue::new();
+        for number in 0..10 {
+            for group in 0..24 {
+                queue.push(group, 1024 * KIB, "flood", now);
+            }
+            queue.push(99, KIB, "polite", now);
+            assert!(queue.take(4096 * KIB, now).contains(&"polite"), "{number}");
+        }
+        let rest: usize = writes(&mut queue, 4096 * KIB, now).into_iter().sum();
+        assert_eq!(rest, 24 * 10 - 10);
     }
 
     /// Bytes of a full write in the end, and its time, on a disk with this time for a sync.

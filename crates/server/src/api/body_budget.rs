@@ -10,7 +10,8 @@
 //! No principal holds all of it. A principal may hold [`MAX_OVER_FREE`] times what is free: one alone has three
 //! quarters of the shared memory, and the more there are, the less each has, so something is always free for
 //! one that holds nothing. Claims that wait are served in turns, by principal and then by connection, as
-//! appends are ([`FairQueue`]); a principal that holds as much as it may is passed over.
+//! appends are ([`FairQueue`]); a principal that holds as much as it may gets the reserve in its turn, and is
+//! passed over while another claim has that.
 //!
 //! A request that waits is refused after [`CLAIM_TIMEOUT`], because its client waits for an answer. A
 //! session waits without a limit: frames of others hold their memory until they are admitted, which a
@@ -202,11 +203,15 @@ enum Taken {
 }
 
 impl State {
-    /// Whether a principal may have so much more of the shared memory: always if it has nothing of it.
+    /// Whether a principal may have so much more of the shared memory: always if it has nothing of it. What is
+    /// free is what is left after that.
     fn may_hold(&self, principal: u64, more: usize) -> bool {
         match self.held.get(&principal) {
             None => true,
-            Some(held) => held + more <= self.shared.saturating_mul(MAX_OVER_FREE),
+            Some(held) => {
+                let left = self.shared.saturating_sub(more);
+                held + more <= left.saturating_mul(MAX_OVER_FREE)
+            }
         }
     }
 
@@ -224,26 +229,18 @@ impl State {
         let mut queue = std::mem::take(&mut self.queue);
         let mut gets_reserve = false;
         let next = queue.take(|waiter| {
-            if !self.may_hold(waiter.principal, waiter.missing) {
-                return Verdict::PassOver;
-            }
-            gets_reserve = waiter.missing > self.shared;
+            let may_hold = self.may_hold(waiter.principal, waiter.missing);
+            gets_reserve = !may_hold || waiter.missing > self.shared;
             match gets_reserve && !self.has_reserve {
-                // It is not too much for the principal, and comes next.
-                true => Verdict::Stop,
                 false => Verdict::Take,
+                // It is not too much for the principal, and comes next.
+                true if may_hold => Verdict::Stop,
+                true => Verdict::PassOver,
             }
         });
-        let next = match next {
-            Some(next) if !gets_reserve => Some((next, false)),
-            Some(next) => Some((next, true)),
-            // All hold as much as they may, and one of them has to come to its end.
-            None if self.has_reserve => queue.pop().map(|first| (first, true)),
-            None => None,
-        };
         self.queue = queue;
-        let (waiter, is_reserve) = next?;
-        let taken = match is_reserve {
+        let waiter = next?;
+        let taken = match gets_reserve {
             true => {
                 self.has_reserve = false;
                 Taken::Reserve
@@ -521,6 +518,50 @@ mod tests {
         }
         let place = order.lock().unwrap().iter().position(|it| *it == 2);
         assert!(place <= Some(1), "{order:?}");
+        assert_eq!((budget.claimed(), budget.waiting()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_claims_of_one_principal_leave_a_quarter_to_others() {
+        let budget = impatient(14 * MIB, 4 * MIB);
+        let flood = flood(&budget, 1, 4 * MIB).await;
+        // One has shared memory, because two would leave a fifth of it, and one the reserve.
+        assert_eq!(flood.len(), 2);
+        let mut other = budget.claim(of(2));
+        assert!(other.try_extend(4 * MIB));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_principal_that_holds_much_gets_the_reserve_in_its_turn() {
+        let budget = BodyBudget::new(8 * MIB, 4 * MIB);
+        let much = budget.claim(of(1)).extend(3 * MIB).await.unwrap();
+        let rest = budget.claim(of(2)).extend(MIB).await.unwrap();
+        let reserve = budget.claim(of(3)).extend(MIB).await.unwrap();
+        assert_eq!(budget.claimed(), 8 * MIB);
+        let first = tokio::spawn(much.extend_without_limit(4 * MIB));
+        let mut others = Vec::new();
+        for principal in 4..8 {
+            while budget.waiting() < others.len() + 1 {
+                tokio::task::yield_now().await;
+            }
+            let claim = budget.claim(of(principal));
+            others.push(tokio::spawn(claim.extend_without_limit(MIB)));
+        }
+        while budget.waiting() < 5 {
+            tokio::task::yield_now().await;
+        }
+        drop(reserve);
+        while budget.waiting() == 5 {
+            tokio::task::yield_now().await;
+        }
+        let first = tokio::time::timeout(CLAIM_TIMEOUT, first).await;
+        let first = first.expect("it was first").unwrap().unwrap();
+        assert!(first.covers(4 * MIB));
+        drop(first);
+        drop(rest);
+        for other in others {
+            other.await.unwrap().unwrap();
+        }
         assert_eq!((budget.claimed(), budget.waiting()), (0, 0));
     }
 

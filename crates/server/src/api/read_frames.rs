@@ -36,7 +36,8 @@ const POSITION_TIMESTAMP: u8 = 2 << 3;
 /// # Errors
 ///
 /// [`Error::Storage`] if a stored record is not one that its stream can have, or if the frame would be larger
-/// than clients accept, which no records of one batch of the API are.
+/// than clients accept: only records that consist of headers of one byte each, in a stream with very high
+/// sequence numbers, are.
 pub(super) fn frame(
     records: ReadRecords,
     compression: s2s::CompressionAlgorithm,
@@ -65,11 +66,15 @@ pub(super) fn message_frame(
 }
 
 fn stored_frame(records: &StoredRecords, tail: Option<StreamPosition>) -> Result<Bytes, Error> {
-    let mut size = tail.map_or(0, |tail| 1 + with_length(position_size(tail)));
+    let mut size = 0;
     for record in records.raw() {
         let record = Wire::of(record.map_err(|e| Error::Storage(e.to_string()))?)?;
         size += 1 + with_length(record.size);
     }
+    // Records of a MiB whose headers have one byte each take two on the wire. The tail may be left out.
+    let tail_size = |tail| 1 + with_length(position_size(tail));
+    let tail = tail.filter(|tail| size + tail_size(*tail) < MAX_FRAME);
+    size += tail.map_or(0, tail_size);
     if size + 1 > MAX_FRAME {
         let what = format!("{} records take {size} bytes of a frame", records.len());
         return Err(Error::Storage(what));

@@ -182,6 +182,29 @@ fn a_segment_that_is_dropped_before_it_is_durable_that_it_is_empty_is_caught() {
 }
 
 #[test]
+fn what_is_left_of_a_row_stays_however_much_larger_than_estimated_its_batches_are() {
+    let mut partition = Fixture::with(eager());
+    let ids = streams(&mut partition);
+    let small = (0..1000).map(|_| rec(vec![1_u8])).collect();
+    partition.append(append(ids[0], 2_000, small)).unwrap();
+    for n in 0..7 {
+        let large = vec![rec(vec![n as u8; 700 * KIB])];
+        partition.append(append(ids[0], 2_001 + n, large)).unwrap();
+    }
+    partition.flush();
+    // The row that is left seems to have some kilobytes, and one step does not move all of it.
+    partition.apply(expire(ids[0], 1000, 9_000));
+    let expected = partition.content(&[BASIN]);
+    for _ in 0..6 {
+        partition.machine().maintain();
+        partition.flush();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    is_whole(&partition).unwrap();
+    assert_eq!(partition.content(&[BASIN]).streams, expected.streams);
+}
+
+#[test]
 fn a_batch_is_written_to_one_file_however_many_flushes_follow() {
     let mut partition = Fixture::new();
     let ids = streams(&mut partition);
@@ -207,6 +230,30 @@ fn a_batch_is_written_to_one_file_however_many_flushes_follow() {
         "{uploaded} bytes of files for {written}"
     );
     assert_eq!(names.len(), 40, "each flush wrote one file, which stays");
+}
+
+#[test]
+fn an_empty_segment_is_dropped_although_other_rows_are_trimmed_all_the_time() {
+    let mut partition = Fixture::with(eager());
+    let ids = streams(&mut partition);
+    let records = (0..8).map(|_| rec(vec![1_u8; 32 * KIB])).collect();
+    partition.append(append(ids[0], 2_000, records)).unwrap();
+    partition.flush();
+    let (first, _) = partition.partition_db().segment_usage().unwrap()[0];
+    partition.apply(expire(ids[0], 8, 3_000));
+    partition.machine().maintain();
+    partition.flush();
+    for round in 1..=40 {
+        let record = vec![rec(vec![1_u8; 100])];
+        partition
+            .append(append(ids[1], 3_000 + round, record))
+            .unwrap();
+        partition.apply(expire(ids[1], round, 3_000 + round));
+        partition.machine().maintain();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let usages = partition.partition_db().segment_usage().unwrap();
+    assert!(usages.iter().all(|(segment, _)| *segment != first));
 }
 
 #[test]
