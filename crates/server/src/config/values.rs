@@ -178,7 +178,7 @@ pub struct StoreConfig {
     #[schemars(range(min = 64, max = 1_000_000))]
     pub max_open_files: u32,
 
-    /// Most threads that flush and compact in the background.
+    /// Most threads that flush and compact in the background; more than 7 count as 7.
     #[schemars(range(min = 1, max = 64))]
     pub background_jobs: u32,
 }
