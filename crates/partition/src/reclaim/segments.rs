@@ -6,7 +6,7 @@
 //! little to gain: batches that are about to be trimmed would be written once more for nothing.
 //!
 //! Small segments are joined: a partition that is seldom appended to would otherwise have a file for each of
-//! its flushes, and short rows. Segments of less than 8 MiB are in classes, each of four times the size of
+//! its flushes, and short rows. Segments of less than a quarter of the largest are in classes, each of four times the size of
 //! the one before; once a class has 16, they are moved to the present segment. So there are at most 15 of a
 //! class, and a batch is moved once a class.
 
@@ -25,7 +25,7 @@ use crate::store::{PartitionBatch, PartitionDb, StoreError};
 
 /// Most bytes that one step moves or converts; a single batch may be larger.
 pub(super) const MAX_STEP_BYTES: u64 = 4 << 20;
-/// Segments of fewer bytes are joined...
+/// Segments of fewer bytes are joined, if that is a quarter of what a segment may have...
 const SMALL: u64 = 8 << 20;
 /// ...once so many are of one class of sizes.
 const JOIN: usize = 16;
@@ -178,8 +178,10 @@ impl SegmentReclaimer {
     fn next_to_join(&mut self, usages: &[(u64, Usage)]) -> Option<u64> {
         if self.joining.is_empty() {
             let mut classes: [Vec<u64>; 16] = Default::default();
+            // What is moved is written to segments of the largest size, or it would be joined again and again.
+            let most = SMALL.min(self.part.max_segment() / 4);
             let small = |(segment, usage): &&(u64, Usage)| {
-                usage.bytes < SMALL && usage.live > 0 && !self.exhausted.contains(segment)
+                usage.bytes < most && usage.live > 0 && !self.exhausted.contains(segment)
             };
             for (segment, usage) in usages.iter().filter(small) {
                 let class = usage.bytes.checked_ilog2().unwrap_or(0) / 2;

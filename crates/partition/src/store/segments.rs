@@ -332,6 +332,11 @@ impl PartitionDb {
             .transpose()
     }
 
+    /// Most bytes of a segment, roughly: beyond it, another one is begun.
+    pub(crate) fn max_segment(&self) -> u64 {
+        self.store.write_buffer / 4 * 3
+    }
+
     /// Begins a flush if this partition's memtables are full, or those of all take too much.
     fn flush_if_full(&self, segments: &Segments, state: &mut State) {
         let rows = self.property_of(&self.cf(), ACTIVE_MEMTABLE);
@@ -344,7 +349,7 @@ impl PartitionDb {
         state.memtable = data;
         // RocksDB begins a flush of its own when one memtable is full, and of all partitions when all together
         // take too much: both before that, so that each flush ends a segment.
-        let most = self.store.write_buffer / 4 * 3;
+        let most = self.max_segment();
         let others = self.store.memtables_of_others(self.partition);
         let all = self.store.write_buffers_total / 4 * 3;
         let share = all.saturating_sub(others).max(most / 8);

@@ -287,6 +287,24 @@ fn a_partition_with_few_appends_has_few_files_and_they_are_written_few_times() {
     assert_eq!(partition.content(&[BASIN]), expected);
 }
 
+#[test]
+fn segments_of_the_largest_size_are_not_joined() {
+    let mut partition = Fixture::with(eager());
+    let ids = streams(&mut partition);
+    let most = partition.partition_db().max_segment();
+    let count = 20 * most / (512 * KIB as u64);
+    for n in 0..count {
+        let record = vec![rec(vec![n as u8; 512 * KIB])];
+        partition.append(append(ids[0], 2_000 + n, record)).unwrap();
+        partition.machine().maintain();
+    }
+    let usages = partition.partition_db().segment_usage().unwrap();
+    let written: u64 = usages.iter().map(|(_, usage)| usage.bytes).sum();
+    let live: u64 = usages.iter().map(|(_, usage)| usage.live).sum();
+    assert_eq!(written, live, "nothing was moved");
+    assert!(usages.len() >= 16);
+}
+
 fn maintain_until_few(partition: &mut Fixture, most: usize) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
