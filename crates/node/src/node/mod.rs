@@ -185,7 +185,7 @@ impl Node {
             inner.snapshots.archive.lift_pace();
             self.snapshot_before_stop(deadline).await;
         }
-        self.give_up_uploads();
+        self.give_up_uploads().await;
         let last = deadline.max(tokio::time::Instant::now() + LAST_WAIT);
         if tokio::time::timeout_at(last, self.background.join())
             .await
@@ -247,8 +247,8 @@ impl Node {
     }
 
     /// Ends uploads. One under way leaves an intent behind, and its objects are swept.
-    fn give_up_uploads(&self) {
-        self.uploader.stop();
+    async fn give_up_uploads(&self) {
+        self.uploader.stop().await;
         for (partition, known) in self.inner.snapshots.known.iter().enumerate() {
             if known.lock().uploading.is_some() {
                 tracing::warn!(

@@ -31,6 +31,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Threads on which the tasks read files and inspect databases: each file of an upload uses one.
 const BLOCKING_THREADS: usize = 16;
 
+/// How long a stop waits for the tasks: one that is between two waits ends at the next one.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often it looks whether they have ended.
+const STOP_INTERVAL: Duration = Duration::from_millis(2);
+
 /// The tasks.
 #[derive(Debug)]
 pub(crate) struct Uploader {
@@ -64,10 +69,18 @@ impl Uploader {
         })
     }
 
-    /// Stops the tasks. An upload under way leaves an intent behind, and its objects are swept.
-    pub fn stop(&self) {
+    /// Stops the tasks, and waits until they hold nothing of the node any more, for a short time at most. An
+    /// upload under way leaves an intent behind, and its objects are swept.
+    pub async fn stop(&self) {
         for task in &self.tasks {
             task.abort();
+        }
+        let deadline = tokio::time::Instant::now() + STOP_TIMEOUT;
+        while !self.tasks.iter().all(tokio::task::JoinHandle::is_finished) {
+            if tokio::time::Instant::now() >= deadline {
+                return;
+            }
+            tokio::time::sleep(STOP_INTERVAL).await;
         }
     }
 }
