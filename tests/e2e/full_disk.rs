@@ -14,7 +14,7 @@ use s2_sdk::types::{
     AppendInput, AppendRecord, AppendRecordBatch, CommandRecord, DeleteStreamInput,
 };
 
-use crate::small_disk::{SmallDisk, append, durable, small};
+use crate::small_disk::{SmallDisk, append, durable, noise, small};
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Http, SOON, Server, eventually, in_time};
 
@@ -33,8 +33,8 @@ pub fn fill_up(disk: &SmallDisk) {
 
 /// Appends this many batches of 100,000 bytes.
 async fn grow(stream: &S2Stream, batches: usize) {
-    for _ in 0..batches {
-        sdk::append(stream, ["x".repeat(100_000)]).await;
+    for number in 0..batches {
+        sdk::append(stream, [noise(number as u64, 100_000)]).await;
     }
 }
 

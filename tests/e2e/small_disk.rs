@@ -75,8 +75,21 @@ pub fn small() -> Setup {
         .set("store.write-buffers-total=2MiB")
 }
 
+/// Text that does not compress; the same for the same seed.
+pub fn noise(seed: u64, bytes: usize) -> String {
+    const SYMBOLS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(SYMBOLS[(state >> 32) as usize % SYMBOLS.len()])
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
 pub async fn append(http: &Http, number: usize, bytes: usize, limit: Duration) -> Option<Answer> {
-    let body = format!("{number} {}", "x".repeat(bytes));
+    let body = format!("{number} {}", noise(number as u64, bytes));
     let sent = http
         .post(RECORDS)
         .basin("test-basin")

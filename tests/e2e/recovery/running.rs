@@ -12,6 +12,7 @@ use super::contents::stream;
 use super::damaged_blocks::{damage_alone, snapshot_all, tables};
 use super::history::quiet;
 use super::target::{Kind, Node, PARTITIONS};
+use crate::small_disk::noise;
 use crate::support::sdk;
 use crate::support::{Server, Setup, eventually};
 
@@ -74,12 +75,18 @@ async fn lasts(server: &Server) -> Vec<u64> {
 }
 
 fn body(stream: &str, number: usize) -> String {
-    format!("{stream} {number} {}", "x".repeat(900 * KIB))
+    format!("{stream} {number} {}", noise(number as u64, 900 * KIB))
 }
 
-async fn fill(s2: &S2, name: &str, batches: usize) {
-    for number in 0..batches {
-        sdk::append(&stream(s2, name), [body(name, number)]).await;
+/// Fills both streams by turns: each file has batches of both, and is rewritten when one is trimmed.
+async fn fill(s2: &S2, streams: &Streams) {
+    for number in 0..TRIMMED {
+        let trimmed = body(&streams.trimmed, number);
+        sdk::append(&stream(s2, &streams.trimmed), [trimmed]).await;
+        if number.is_multiple_of(TRIMMED / KEPT) {
+            let kept = body(&streams.kept, number / (TRIMMED / KEPT));
+            sdk::append(&stream(s2, &streams.kept), [kept]).await;
+        }
     }
 }
 
@@ -89,11 +96,9 @@ async fn stopped_with_damage() -> (Node, Streams) {
     let node = Node::new(Kind::Directory, setup()).await;
     let mut server = node.setup.start(&node.data()).await;
     let streams = Streams::make(&server).await;
-    fill(&server.sdk(), &streams.kept, KEPT).await;
+    fill(&server.sdk(), &streams).await;
     snapshot_all(&server).await;
-    let of_kept: Vec<PathBuf> = tables(&node.data());
-    fill(&server.sdk(), &streams.trimmed, TRIMMED).await;
-    snapshot_all(&server).await;
+    let with_records: Vec<PathBuf> = tables(&node.data());
     sdk::append(
         &stream(&server.sdk(), &streams.kept),
         ["after the snapshots"],
@@ -101,10 +106,11 @@ async fn stopped_with_damage() -> (Node, Streams) {
     .await;
     server.stop().await;
     let is_large = |table: &&PathBuf| std::fs::metadata(table).unwrap().len() > 800 * KIB as u64;
-    let large: Vec<&PathBuf> = of_kept.iter().filter(is_large).collect();
+    let large: Vec<&PathBuf> = with_records.iter().filter(is_large).collect();
     assert!(!large.is_empty(), "no file has the records alone");
     for table in large {
-        damage_alone(table, 500);
+        // The stream that stays was created first, so its records come first.
+        damage_alone(table, 50);
     }
     (node, streams)
 }

@@ -5,6 +5,7 @@ use std::fs;
 use testkit::corruption::{change_in_place, flip_middle};
 
 use super::{copy_dir, everything};
+use crate::small_disk::noise;
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Server, Setup};
 
@@ -223,7 +224,7 @@ async fn a_damaged_block_of_the_database_is_an_error_and_never_other_data() {
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     let damaged = sdk::stream(&basin, "damaged").await;
     let bodies: Vec<String> = (0..40)
-        .map(|i| format!("{i} {}", "x".repeat(40_000)))
+        .map(|i| format!("{i} {}", noise(i, 40_000)))
         .collect();
     for body in &bodies {
         sdk::append(&damaged, [body]).await;

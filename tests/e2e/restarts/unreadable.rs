@@ -82,7 +82,7 @@ async fn what_cannot_be_read_now_stops_a_start_and_costs_nothing() {
     let db = data_dir.join("db");
     let manifests = files(&db, |name| name.starts_with("MANIFEST"));
     let tables = files(&db, |name| name.ends_with(".sst"));
-    assert!(log.len() > 2 && !tables.is_empty(), "{log:?} {tables:?}");
+    assert!(!log.is_empty() && !tables.is_empty(), "{log:?} {tables:?}");
     let needed = [
         data_dir.join("node.json"),
         log[0].clone(),
@@ -91,7 +91,8 @@ async fn what_cannot_be_read_now_stops_a_start_and_costs_nothing() {
         db.join("CURRENT"),
         db.clone(),
         manifests[0].clone(),
-        tables[0].clone(),
+        // The last file of a flush has rows, and so the position, which a start reads.
+        tables[tables.len() - 1].clone(),
     ];
     for path in &needed {
         while_unreadable(path, async || {
