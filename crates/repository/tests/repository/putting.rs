@@ -112,6 +112,7 @@ async fn the_documents_have_the_fields_that_are_promised(place: Place) {
         "node_name",
         "partition_id",
         "partitions",
+        "reused_in_a_row",
         "snapshot_id",
         "term",
         "version",

@@ -125,7 +125,7 @@ async fn a_description_that_is_not_understood_is_never_written_over(place: Place
         "garbage".to_owned(),
         "{}".to_owned(),
         text[..text.len() / 2].to_owned(),
-        edited(&|m| m["version"] = json!("V2")),
+        edited(&|m| m["version"] = json!("V3")),
         edited(&|m| m["partition_id"] = json!(8)),
         edited(&|m| m["min_applied_lsn"] = json!(2)),
         edited(&|m| m["snapshot_id"] = json!("snap_1other")),
