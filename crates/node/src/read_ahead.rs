@@ -89,7 +89,7 @@ impl Source {
                 Ok(scan) => self.next(scan, limit),
                 Err(_) => None,
             };
-            // There is room: the last scan was taken. The permit stays with the records, even if the session
+            // The channel is empty: the last scan was taken. The permit stays with the records, even if the session
             // has ended.
             if sender.try_send((scan, permit)).is_err() || may_go_on.is_none() {
                 return;

@@ -87,6 +87,9 @@ impl SegmentReclaimer {
         let usages = self.part.segment_usage()?;
         let total = Total::of(&usages);
         self.note(total);
+        // Segments that are gone need not be remembered.
+        self.exhausted
+            .retain(|segment| usages.binary_search_by_key(segment, |(n, _)| *n).is_ok());
         self.drop_segments(total)?;
         if self.moving.is_none() {
             let short = self.part.short_space();

@@ -124,7 +124,7 @@ impl<S: AsyncWrite + Unpin> Collected<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Collects as many bytes as there is room for.
+    /// Collects as many bytes as there is space for.
     fn poll_collect(
         &mut self,
         cx: &mut Context<'_>,
@@ -142,8 +142,8 @@ impl<S: AsyncWrite + Unpin> Collected<S> {
         };
         let before = buffer.len();
         for slice in slices {
-            let room = MAX_CORKED - buffer.len();
-            buffer.extend_from_slice(&slice[..slice.len().min(room)]);
+            let space = MAX_CORKED - buffer.len();
+            buffer.extend_from_slice(&slice[..slice.len().min(space)]);
         }
         Poll::Ready(Ok(buffer.len() - before))
     }
@@ -210,7 +210,7 @@ mod tests {
         taken: Vec<u8>,
         writes: usize,
         flushes: usize,
-        room: usize,
+        space: usize,
     }
 
     impl AsyncWrite for Socket {
@@ -219,12 +219,12 @@ mod tests {
             _: &mut Context<'_>,
             bytes: &[u8],
         ) -> Poll<io::Result<usize>> {
-            let count = bytes.len().min(self.room);
+            let count = bytes.len().min(self.space);
             if count == 0 {
                 return Poll::Pending;
             }
             self.writes += 1;
-            self.room -= count;
+            self.space -= count;
             self.taken.extend_from_slice(&bytes[..count]);
             Poll::Ready(Ok(count))
         }
@@ -247,9 +247,9 @@ mod tests {
         at(&mut cork.0.lock().unwrap().stream)
     }
 
-    fn socket_with(room: usize) -> Socket {
+    fn socket_with(space: usize) -> Socket {
         Socket {
-            room,
+            space,
             ..Socket::default()
         }
     }
@@ -302,7 +302,7 @@ mod tests {
         }
         assert_eq!(sent, MAX_CORKED);
         assert!(write_out(&cork).now_or_never().is_none());
-        socket(&cork, |socket| socket.room = usize::MAX);
+        socket(&cork, |socket| socket.space = usize::MAX);
         writer
             .write_all(&bytes[sent..])
             .now_or_never()
