@@ -14,7 +14,10 @@ use crate::stages::{self, Stage};
 /// How a command that is not an append uses the space of a nearly full disk.
 fn space_use(command: &Kind) -> SpaceUse {
     match command {
-        Kind::ProvisionBasin(_) | Kind::ProvisionStream(_) | Kind::IssueToken(_) => SpaceUse::Takes,
+        Kind::ProvisionBasin(_)
+        | Kind::ProvisionStream(_)
+        | Kind::IssueToken(_)
+        | Kind::RegisterNode(_) => SpaceUse::Takes,
         Kind::StateImport(import) => match import.step {
             Some(ImportStep::Begin(_) | ImportStep::Entries(_)) => SpaceUse::Takes,
             Some(ImportStep::Abort(_)) => SpaceUse::GivesBack,
@@ -28,6 +31,7 @@ fn space_use(command: &Kind) -> SpaceUse {
         | Kind::ForgetBasin(_)
         | Kind::RevokeToken(_)
         | Kind::RemoveExpiredTokens(_)
+        | Kind::SetNodeState(_)
         | Kind::StatePrune(_) => SpaceUse::GivesBack,
         Kind::SetBasinSettings(_)
         | Kind::ConfirmTokens(_)

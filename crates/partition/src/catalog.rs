@@ -1,12 +1,13 @@
-//! Partition 0: the basins and the access tokens.
+//! Partition 0: the basins, the access tokens, and the nodes of the cluster.
 //!
 //! All basins are in memory, in order of their names: there are far fewer basins than streams. So are all
-//! tokens (see [`tokens`]): each request looks one up.
+//! tokens (see [`tokens`]): each request looks one up. So are the nodes ([`nodes`]).
 //!
 //! A basin is deleted in two commands: [`Kind::DeleteBasin`] marks it (it can no longer be used,
 //! but still has its name), and once every partition has dropped it, [`Kind::ForgetBasin`] frees
 //! the name. Absence from the catalog deletes nothing anywhere.
 
+mod nodes;
 mod tokens;
 
 use std::collections::{BTreeMap, HashMap};
@@ -29,6 +30,8 @@ use crate::lineage::GAP;
 use crate::settings::BasinSettings;
 use crate::store::{Applied, PartitionDb, Store, StoreError};
 use crate::streams;
+pub use nodes::{ClusterNode, MAX_NODES, MAX_REMEMBERED_NODES};
+use nodes::{NodeStep, Nodes};
 use tokens::{TokenStep, Tokens};
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
@@ -85,6 +88,7 @@ pub struct CatalogReader {
     part: PartitionDb,
     basins: Arc<RwLock<Basins>>,
     tokens: Arc<RwLock<Tokens>>,
+    nodes: Arc<RwLock<Nodes>>,
 }
 
 impl CatalogReader {
@@ -153,6 +157,7 @@ pub struct Catalog {
     counters: Counters,
     basins: Arc<RwLock<Basins>>,
     tokens: Arc<RwLock<Tokens>>,
+    nodes: Arc<RwLock<Nodes>>,
 }
 
 impl Catalog {
@@ -193,12 +198,14 @@ impl Catalog {
             it.status().map_err(|e| part.error("reading basins", e))?;
         }
         let tokens = Tokens::read(&part, forks)?;
+        let nodes = Nodes::read(&part, forks)?;
         Ok(Catalog {
             part,
             applied,
             counters,
             basins: Arc::new(RwLock::new(basins)),
             tokens: Arc::new(RwLock::new(tokens)),
+            nodes: Arc::new(RwLock::new(nodes)),
         })
     }
 
@@ -208,6 +215,7 @@ impl Catalog {
             part: self.part.clone(),
             basins: self.basins.clone(),
             tokens: self.tokens.clone(),
+            nodes: self.nodes.clone(),
         }
     }
 }
@@ -233,6 +241,7 @@ struct Step<'a> {
     /// had them can drop them again.
     forgotten: Vec<BasinId>,
     tokens: TokenStep<'a>,
+    nodes: NodeStep<'a>,
 }
 
 impl Step<'_> {
@@ -310,6 +319,8 @@ impl Step<'_> {
             Kind::RemoveExpiredTokens(expired) => Ok(Outcome::ExpiredTokensRemoved(
                 self.tokens.remove_expired(&expired),
             )),
+            Kind::RegisterNode(register) => Ok(Outcome::NodeSet(self.nodes.register(register))),
+            Kind::SetNodeState(set) => Ok(Outcome::NodeSet(self.nodes.set_state(&set))),
             _ => Err(self
                 .part
                 .malformed("a command", &"it belongs to a stream partition")),
@@ -434,6 +445,7 @@ impl StateMachine for Catalog {
             changed: HashMap::new(),
             forgotten: Vec::new(),
             tokens: TokenStep::new(&self.tokens),
+            nodes: NodeStep::new(&self.nodes),
         };
         for entry in entries {
             if let Some(command) = &entry.command {
@@ -450,9 +462,10 @@ impl StateMachine for Catalog {
             changed,
             forgotten,
             tokens,
+            nodes,
             ..
         } = step;
-        let tokens = tokens.into_changes();
+        let (tokens, nodes) = (tokens.into_changes(), nodes.into_changes());
         let applied = self.applied.after(entries);
         let mut published = Vec::with_capacity(changed.len());
         for (name, meta) in &changed {
@@ -473,10 +486,12 @@ impl StateMachine for Catalog {
             batch.put(keys::forgotten_basin(basin), []);
         }
         tokens.add_to(&mut batch);
+        nodes.add_to(&mut batch);
         batch.write().map_err(|e| streams::failed(&self.part, &e))?;
         self.applied = applied;
         self.counters = counters;
         tokens.apply_to(&mut self.tokens.write());
+        nodes.apply_to(&self.nodes);
         let mut basins = self.basins.write();
         for (name, basin) in published {
             match basin {

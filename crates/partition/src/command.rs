@@ -30,7 +30,7 @@ pub struct Command {
     /// The command; `None` if this version does not know its kind.
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 22, 23"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25"
     )]
     pub kind: Option<Kind>,
 }
@@ -92,6 +92,12 @@ pub enum Kind {
     /// Remove access tokens that have expired. Catalog.
     #[prost(message, tag = "23")]
     RemoveExpiredTokens(RemoveExpiredTokens),
+    /// Register a node of the cluster, or change its addresses. Catalog.
+    #[prost(message, tag = "24")]
+    RegisterNode(RegisterNode),
+    /// Change where a node of the cluster stands. Catalog.
+    #[prost(message, tag = "25")]
+    SetNodeState(SetNodeState),
 }
 
 /// See [`Kind::Append`].
@@ -380,6 +386,64 @@ pub struct RemoveExpiredTokens {
     pub expired_before_ms: u64,
 }
 
+/// See [`Kind::RegisterNode`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RegisterNode {
+    /// The node's number. Never 0.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Its name.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// Where other nodes reach it: `host:port`.
+    #[prost(string, tag = "3")]
+    pub peer_address: String,
+    /// Where clients reach it: `host:port`, or a URL.
+    #[prost(string, tag = "4")]
+    pub client_address: String,
+    /// What fails together with it; empty if that is not configured.
+    #[prost(string, tag = "5")]
+    pub zone: String,
+    /// Where it stands if it is new: a [`NodeState`].
+    #[prost(enumeration = "NodeState", tag = "6")]
+    pub state: i32,
+    /// Time of the proposal, in milliseconds since the epoch.
+    #[prost(uint64, tag = "7")]
+    pub at_ms: u64,
+    /// The newest format of commands and messages that it reads.
+    #[prost(uint32, tag = "8")]
+    pub reads_format: u32,
+    /// Most nodes that there may be then. It is part of the command, so that a build with another bound
+    /// applies the log to the same end.
+    #[prost(uint64, tag = "9")]
+    pub max_nodes: u64,
+}
+
+/// See [`Kind::SetNodeState`].
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct SetNodeState {
+    /// The node.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Where it stands from then on: a [`NodeState`].
+    #[prost(enumeration = "NodeState", tag = "2")]
+    pub state: i32,
+}
+
+/// Where a node of the cluster stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum NodeState {
+    /// It is registered, and has not caught up for the first time.
+    Joining = 0,
+    /// It has replicas.
+    Active = 1,
+    /// Its replicas and its leaderships move to other nodes.
+    Draining = 2,
+    /// It belongs to the cluster no more, and its number is never used again.
+    Removed = 3,
+}
+
 impl Kind {
     /// Encodes the command for the log.
     pub fn into_bytes(self) -> Vec<u8> {
@@ -472,6 +536,25 @@ pub enum Outcome {
     TokensConfirmed(u64),
     /// To [`Kind::RemoveExpiredTokens`]: number of tokens that were removed.
     ExpiredTokensRemoved(u64),
+    /// To [`Kind::RegisterNode`] and [`Kind::SetNodeState`].
+    NodeSet(Result<(), NodeRefusal>),
+}
+
+/// Why a node was not registered, or does not stand where it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeRefusal {
+    /// It was removed: a removed number is never used again.
+    Removed,
+    /// Another node has the name: the one with this number.
+    NameTaken(u64),
+    /// Another node has the address: the one with this number.
+    AddressTaken(u64),
+    /// There are as many nodes as there may be.
+    TooMany,
+    /// There is no such node.
+    Unknown,
+    /// A node that has joined does not join again.
+    NotJoining,
 }
 
 /// Why no token was stored.

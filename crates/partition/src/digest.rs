@@ -74,6 +74,8 @@ impl PartitionDb {
         look.range(&from, &to)?;
         let (from, to) = keys::all_of_tokens();
         look.range(&from, &to)?;
+        let (from, to) = keys::all_nodes();
+        look.range(&from, &to)?;
         let (from, to) = keys::all_state();
         look.range(&from, &to)?;
         let (streams, batches) = look.streams(&dropped, &lineage, &mut data)?;

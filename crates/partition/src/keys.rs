@@ -53,6 +53,7 @@ const BASIN: u8 = 0x30;
 const FORGOTTEN_BASIN: u8 = 0x31;
 const TOKEN: u8 = 0x32;
 pub const CONFIRMATION: [u8; 1] = [0x33];
+const NODE: u8 = 0x34;
 pub const STATE_META: [u8; 1] = [0x40];
 const STATE_KEY: u8 = 0x41;
 const STATE_HISTORY: u8 = 0x42;
@@ -141,6 +142,14 @@ pub fn all_tokens() -> (Vec<u8>, Vec<u8>) {
 /// All tokens and their confirmation.
 pub fn all_of_tokens() -> (Vec<u8>, Vec<u8>) {
     (vec![TOKEN], vec![CONFIRMATION[0] + 1])
+}
+
+pub fn node(id: u64) -> [u8; 9] {
+    with_id(NODE, id)
+}
+
+pub fn all_nodes() -> (Vec<u8>, Vec<u8>) {
+    range_of(NODE)
 }
 
 /// The id or LSN in a key that consists of a kind and one number.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`command`] | commands in a partition's log, and the answer to each |
 //! | [`store`] | the node's RocksDB: one column family per partition, flushing, what is durable |
-//! | [`catalog`] | partition 0: basins and access tokens |
+//! | [`catalog`] | partition 0: basins, access tokens, and the nodes of the cluster |
 //! | [`token`] | access tokens as they are stored: hash, scope |
 //! | [`streams`] | partitions 1…N: streams and their records |
 //! | [`stream`] | one stream as readers see it: tail, trim point |
@@ -51,7 +51,7 @@ pub mod stream;
 pub mod streams;
 pub mod token;
 
-pub use catalog::{Basin, Catalog, CatalogReader};
+pub use catalog::{Basin, Catalog, CatalogReader, ClusterNode, MAX_NODES};
 pub use checkpoint::Checkpoint;
 pub use fork::Fork;
 pub use ids::{

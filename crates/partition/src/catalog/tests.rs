@@ -1,6 +1,7 @@
 //! The promises of the catalog.
 
 mod issuers;
+mod nodes;
 mod tokens;
 
 use bytes::Bytes;

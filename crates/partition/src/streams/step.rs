@@ -119,7 +119,9 @@ impl<'a> Step<'a> {
             | Kind::IssueToken(_)
             | Kind::RevokeToken(_)
             | Kind::ConfirmTokens(_)
-            | Kind::RemoveExpiredTokens(_) => Err(self
+            | Kind::RemoveExpiredTokens(_)
+            | Kind::RegisterNode(_)
+            | Kind::SetNodeState(_) => Err(self
                 .part
                 .malformed("a command", &"it belongs to the catalog")),
         }

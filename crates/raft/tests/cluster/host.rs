@@ -281,6 +281,7 @@ impl Cluster {
             peers: self.addresses.clone(),
             secret: Some("open sesame".to_owned()),
             tls: (self.wire == Wire::Tls).then(|| self.authority.node("127.0.0.1")),
+            ..GrpcConfig::default()
         };
         let listen = self.addresses[&NodeId(id)].parse().unwrap();
         let started = Instant::now();

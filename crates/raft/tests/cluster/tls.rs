@@ -99,6 +99,7 @@ fn observe_strangers(cluster: &mut Cluster) -> Result<(), String> {
             peers: cluster.addresses.clone(),
             secret: secret.clone(),
             tls,
+            ..GrpcConfig::default()
         };
         let transport = GrpcTransport::bind("127.0.0.1:0".parse().unwrap(), config).unwrap();
         let stranger = Arc::new(Stranger::default());

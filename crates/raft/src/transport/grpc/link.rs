@@ -10,14 +10,15 @@ use http::uri::PathAndQuery;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::AsciiMetadataValue;
+use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::codec::Outgoing;
 use super::queued::Queued;
 use super::{
-    CONNECTION_WINDOW, KEEP_ALIVE_INTERVAL, MAX_BATCH, MESSAGES, SECRET, STREAM_WINDOW, chain, tls,
+    CONNECTION_WINDOW, Credentials, KEEP_ALIVE_INTERVAL, MAX_BATCH, MESSAGES, STREAM_WINDOW, chain,
+    tls,
 };
 use crate::ids::NodeId;
 use crate::message::{Envelope, MAX_ENVELOPE_BYTES};
@@ -37,7 +38,7 @@ const STABLE_AFTER: Duration = Duration::from_secs(5);
 pub(super) struct Opening {
     pub node: NodeId,
     pub path: &'static str,
-    pub secret: Option<String>,
+    pub credentials: Credentials,
     pub tls: Option<ClientTlsConfig>,
     pub inbox: Weak<dyn Inbox>,
 }
@@ -191,16 +192,17 @@ async fn stream(
     let (more, rest) = mpsc::channel(batch);
     let messages = futures::stream::iter([first]).chain(ReceiverStream::new(rest));
     let mut request = Request::new(messages);
-    if let Some(secret) = &opening.secret {
-        let secret: AsciiMetadataValue = secret.parse().map_err(|_| "the secret is no header")?;
-        request.metadata_mut().insert(SECRET, secret);
-    }
+    let mut headers = http::HeaderMap::new();
+    opening.credentials.add_to(&mut headers)?;
+    *request.metadata_mut() = MetadataMap::from_headers(headers);
     let path = PathAndQuery::from_static(opening.path);
     let call = client.client_streaming(request, path, Outgoing);
     tokio::pin!(call);
     let broke = |answer: Result<tonic::Response<Bytes>, Status>| match answer {
         Ok(_) => "the peer ended it".into(),
-        Err(status) if status.code() == Code::Unauthenticated => Broken::for_good(status.message()),
+        Err(status) if [Code::Unauthenticated, Code::PermissionDenied].contains(&status.code()) => {
+            Broken::for_good(status.message())
+        }
         Err(status) => Broken::by(&status),
     };
     loop {
@@ -219,27 +221,29 @@ async fn stream(
 }
 
 async fn connect(address: &str, tls: Option<ClientTlsConfig>) -> Result<Channel, Broken> {
+    let endpoint = endpoint(address, tls).map_err(|why| Broken::for_good(&why))?;
+    endpoint.connect().await.map_err(|e| Broken::by(&e))
+}
+
+/// How a node at an address is connected to; or what is wrong with the address.
+pub(super) fn endpoint(address: &str, tls: Option<ClientTlsConfig>) -> Result<Endpoint, String> {
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = match address.split_once("://") {
         None => format!("{scheme}://{address}"),
         Some((same, _)) if same.eq_ignore_ascii_case(scheme) => address.to_owned(),
         // With TLS configured, no address may lead to a connection without it.
-        Some(_) => {
-            let why = format!("the address has to begin with {scheme}://");
-            return Err(Broken::for_good(&why));
-        }
+        Some(_) => return Err(format!("the address has to begin with {scheme}://")),
     };
-    let mut endpoint = Endpoint::from_shared(url).map_err(|e| Broken::by(&e))?;
+    let mut endpoint = Endpoint::from_shared(url).map_err(|e| chain(&e))?;
     if let Some(tls) = tls {
-        endpoint = endpoint.tls_config(tls).map_err(|e| Broken::by(&e))?;
+        endpoint = endpoint.tls_config(tls).map_err(|e| chain(&e))?;
     }
-    let endpoint = endpoint
+    Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_INTERVAL)
-        .keep_alive_while_idle(true);
-    endpoint.connect().await.map_err(|e| Broken::by(&e))
+        .keep_alive_while_idle(true))
 }

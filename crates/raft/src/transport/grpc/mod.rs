@@ -3,6 +3,8 @@
 //! ```text
 //! /esker.raft.v1.Peers/Messages     a stream of envelopes, from one node to another
 //! /esker.raft.v1.Peers/Chunks       the same, for transfers, on a connection of its own
+//! /esker.raft.v1.Peers/Call/NAME    a call of the host: one message, one answer
+//! any other path                    a request of the host, on connections of its own
 //! ```
 //!
 //! Every node calls every other node, so each direction has its own two streams. A gRPC message is one
@@ -16,19 +18,26 @@
 //! certificate, and the traffic is encrypted. The shared [`secret`](GrpcConfig::secret) alone refuses
 //! unknown callers, but does not encrypt. With both, the secret distinguishes clusters that share an
 //! authority.
+//!
+//! Each request has the [`Claim`] of its sender in its head: cluster, node, and process. A [`Gatekeeper`]
+//! decides about it before anything of the request is used.
 
+mod calls;
+mod claim;
 mod codec;
 mod link;
 mod queued;
+mod requests;
 mod service;
 mod tls;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tonic::transport::Server;
@@ -37,10 +46,16 @@ use tonic::transport::server::TcpIncoming;
 use super::{Inbox, MAX_QUEUED_CHUNKS, MAX_QUEUED_MESSAGES, Permit, Transport};
 use crate::ids::NodeId;
 use crate::message::Envelope;
+use calls::Answers;
+pub use calls::{CallAnswer, CallError, Calls, MAX_CALL_BYTES};
+pub use claim::{Admission, Claim, Gatekeeper, Refusal};
 use link::Link;
+pub use requests::{ChannelError, PeerBody, PeerChannel, PeerRequests};
+use requests::{Channels, Requests};
+pub use rustls::pki_types::CertificateDer;
 use service::PeerService;
 use tls::Tls;
-pub use tls::{TlsConfig, TlsError};
+pub use tls::{TlsConfig, TlsError, is_for_host};
 
 const MESSAGES: &str = "/esker.raft.v1.Peers/Messages";
 const CHUNKS: &str = "/esker.raft.v1.Peers/Chunks";
@@ -73,13 +88,44 @@ pub struct GrpcConfig {
     /// If set, all traffic uses TLS, with certificates of both ends. URLs of peers have to begin with
     /// `https://` then, and with `http://` otherwise.
     pub tls: Option<TlsConfig>,
+    /// What this node claims to be in every request.
+    pub claim: Option<Claim>,
+    /// Decides about the claims of others. Without one, every claim is accepted, and none is needed.
+    pub gatekeeper: Option<Arc<dyn Gatekeeper>>,
+}
+
+/// What goes in the head of every request.
+#[derive(Clone, Default)]
+struct Credentials {
+    secret: Option<String>,
+    claim: Option<Claim>,
+}
+
+impl Credentials {
+    /// Adds them to the head of a request.
+    fn add_to(&self, headers: &mut http::HeaderMap) -> Result<(), &'static str> {
+        if let Some(secret) = &self.secret {
+            let mut secret: http::HeaderValue =
+                secret.parse().map_err(|_| "the secret is no header")?;
+            secret.set_sensitive(true);
+            headers.insert(SECRET, secret);
+        }
+        if let Some(claim) = &self.claim {
+            claim.add_to(headers);
+        }
+        Ok(())
+    }
 }
 
 /// See the [module's head](self).
 pub struct GrpcTransport {
     address: SocketAddr,
-    secret: Option<String>,
+    credentials: Credentials,
+    gatekeeper: Option<Arc<dyn Gatekeeper>>,
     tls: Option<Tls>,
+    requests: Requests,
+    answers: Answers,
+    channels: Channels,
     state: Mutex<State>,
 }
 
@@ -104,7 +150,14 @@ impl GrpcTransport {
         listener.set_nonblocking(true)?;
         Ok(GrpcTransport {
             address: listener.local_addr()?,
-            secret: config.secret,
+            credentials: Credentials {
+                secret: config.secret,
+                claim: config.claim,
+            },
+            gatekeeper: config.gatekeeper,
+            channels: Channels::default(),
+            requests: Requests::default(),
+            answers: Answers::default(),
             tls,
             state: Mutex::new(State {
                 listener: Some(listener),
@@ -127,7 +180,69 @@ impl GrpcTransport {
         if let Some(links) = state.links.get(&node) {
             links.iter().for_each(|link| link.set_address(&address));
         }
-        state.peers.insert(node, address);
+        let before = state.peers.insert(node, address.clone());
+        drop(state);
+        if before.is_none_or(|before| before != address) {
+            self.channels.forget(node);
+        }
+    }
+
+    /// The address of a node, if it is known.
+    pub fn peer(&self, node: NodeId) -> Option<String> {
+        self.state.lock().peers.get(&node).cloned()
+    }
+
+    /// What answers the requests of other nodes that are not messages between members. Until this is set they
+    /// are refused with 503. Only the first call has an effect.
+    pub fn serve_requests(&self, service: PeerRequests) {
+        self.requests.set(service);
+    }
+
+    /// What answers the calls of other nodes. Until this is set they are refused as unavailable. Only the first
+    /// call of this function has an effect.
+    pub fn answer_calls(&self, calls: Arc<dyn Calls>) {
+        self.answers.set(calls);
+    }
+
+    /// Calls a node, and waits for its answer for so long.
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`]: the node refuses, or there was no answer in time.
+    pub async fn call(
+        &self,
+        node: NodeId,
+        name: &str,
+        body: Bytes,
+        longest: Duration,
+    ) -> Result<Bytes, CallError> {
+        let channel = self.channel(node);
+        let channel = channel.map_err(|e| CallError::Unavailable(e.to_string()))?;
+        calls::call(channel, name, body, longest).await
+    }
+
+    /// A channel for requests to a node: HTTP/2 to the listener of its transport, on connections apart from
+    /// those of messages. It connects when it is first used, and again after a failure.
+    ///
+    /// # Errors
+    ///
+    /// The node has no address, or its address is not one. A channel is used within a runtime.
+    pub fn channel(&self, node: NodeId) -> Result<PeerChannel, ChannelError> {
+        let Some(address) = self.peer(node) else {
+            return Err(ChannelError::Unknown(node));
+        };
+        self.channels
+            .of(node, || self.channel_to(&address))
+            .map_err(|why| ChannelError::Address { address, why })
+    }
+
+    fn channel_to(&self, address: &str) -> Result<PeerChannel, String> {
+        let client = self.tls.as_ref().map(|tls| tls.client.clone());
+        let endpoint = link::endpoint(address, client)?;
+        Ok(PeerChannel::new(
+            endpoint.connect_lazy(),
+            self.credentials.clone(),
+        ))
     }
 
     /// Removes a node; its connections are closed.
@@ -137,6 +252,7 @@ impl GrpcTransport {
         let links = state.links.remove(&node);
         drop(state);
         drop(links);
+        self.channels.forget(node);
     }
 
     /// The link to a node, created when it is first needed.
@@ -149,7 +265,7 @@ impl GrpcTransport {
                 let opening = link::Opening {
                     node: to,
                     path,
-                    secret: self.secret.clone(),
+                    credentials: self.credentials.clone(),
                     tls: self.tls.as_ref().map(|tls| tls.client.clone()),
                     inbox: inbox.clone(),
                 };
@@ -172,6 +288,31 @@ impl GrpcTransport {
     }
 }
 
+/// Calls the node at an address, without a transport of one's own: as a node does that joins. `config` has what
+/// this node presents.
+///
+/// # Errors
+///
+/// See [`CallError`].
+pub async fn call_at(
+    address: &str,
+    config: &GrpcConfig,
+    name: &str,
+    body: Bytes,
+    longest: Duration,
+) -> Result<Bytes, CallError> {
+    let refused = |e: String| CallError::Refused(format!("the address {address}: {e}"));
+    let tls = config.tls.as_ref().map(Tls::new).transpose();
+    let tls = tls.map_err(|e| CallError::Refused(e.to_string()))?;
+    let endpoint = link::endpoint(address, tls.map(|tls| tls.client)).map_err(refused)?;
+    let credentials = Credentials {
+        secret: config.secret.clone(),
+        claim: config.claim,
+    };
+    let channel = PeerChannel::new(endpoint.connect_lazy(), credentials);
+    calls::call(channel, name, body, longest).await
+}
+
 impl Transport for GrpcTransport {
     fn start(&self, inbox: Weak<dyn Inbox>) -> io::Result<()> {
         let mut state = self.state.lock();
@@ -183,7 +324,13 @@ impl Transport for GrpcTransport {
             .thread_name("raft-net")
             .enable_all()
             .build()?;
-        let service = PeerService::new(inbox.clone(), self.secret.clone());
+        let service = PeerService::new(
+            inbox.clone(),
+            self.credentials.secret.clone(),
+            self.gatekeeper.clone(),
+            self.requests.clone(),
+            self.answers.clone(),
+        );
         let mut server = Server::builder();
         if let Some(tls) = &self.tls {
             let with_tls = server.tls_config(tls.server.clone());

@@ -1,4 +1,5 @@
-//! The server side of the streams: it checks the secret and hands messages to the inbox.
+//! The server side of the connections: it checks the secret and the claim, hands messages to the inbox, and
+//! requests to the host.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -10,9 +11,13 @@ use bytes::Bytes;
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::server::{ClientStreamingService, Grpc};
+use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::calls::{Answers, CALL};
+use super::claim::{Admission, Claim, Gatekeeper};
 use super::codec::Incoming;
+use super::requests::Requests;
 use super::{CHUNKS, MESSAGES, SECRET};
 use crate::message::MAX_ENVELOPE_BYTES;
 use crate::transport::Inbox;
@@ -23,12 +28,49 @@ type Answer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(super) struct PeerService {
     inbox: Weak<dyn Inbox>,
     secret: Option<Arc<str>>,
+    gatekeeper: Option<Arc<dyn Gatekeeper>>,
+    requests: Requests,
+    answers: Answers,
 }
 
+/// What a gatekeeper keeps for as long as a stream or a request lasts.
+type Kept = Option<Box<dyn Send + Sync>>;
+
 impl PeerService {
-    pub fn new(inbox: Weak<dyn Inbox>, secret: Option<String>) -> PeerService {
+    pub fn new(
+        inbox: Weak<dyn Inbox>,
+        secret: Option<String>,
+        gatekeeper: Option<Arc<dyn Gatekeeper>>,
+        requests: Requests,
+        answers: Answers,
+    ) -> PeerService {
         let secret = secret.map(Into::into);
-        PeerService { inbox, secret }
+        PeerService {
+            inbox,
+            secret,
+            gatekeeper,
+            requests,
+            answers,
+        }
+    }
+
+    /// Asks the gatekeeper, if there is one, about the claim in the head of the request, which becomes an
+    /// extension of it.
+    fn admit<T>(&self, request: &mut http::Request<T>, what: Admission) -> Result<Kept, Status> {
+        request.headers_mut().remove(SECRET);
+        let Some(gatekeeper) = &self.gatekeeper else {
+            return Ok(None);
+        };
+        let refused = |refusal: super::Refusal| Status::permission_denied(refusal.0);
+        let claim = Claim::take_from(request.headers_mut()).map_err(refused)?;
+        let tls = (request.extensions()).get::<TlsConnectInfo<TcpConnectInfo>>();
+        let certificates = tls.and_then(TlsConnectInfo::peer_certs);
+        let certificate = certificates.as_ref().and_then(|all| all.first());
+        let path = request.uri().path();
+        let kept = gatekeeper.admit(&claim, what, path, certificate);
+        let kept = kept.map_err(refused)?;
+        request.extensions_mut().insert(claim);
+        Ok(Some(kept))
     }
 
     fn admits<T>(&self, request: &http::Request<T>) -> bool {
@@ -60,20 +102,50 @@ impl Service<http::Request<Body>> for PeerService {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        let refuse =
+            |status: Status| -> Self::Future { Box::pin(async { Ok(status.into_http()) }) };
         if !self.admits(&request) {
             let refused = Status::unauthenticated("the cluster secret is missing or wrong");
-            return Box::pin(async { Ok(refused.into_http()) });
+            return refuse(refused);
         }
-        if ![MESSAGES, CHUNKS].contains(&request.uri().path()) {
-            let unknown = Status::unimplemented("there is no such call");
-            return Box::pin(async { Ok(unknown.into_http()) });
+        let what = match [MESSAGES, CHUNKS].contains(&request.uri().path()) {
+            true => Admission::Messages,
+            false => Admission::Request,
+        };
+        let kept = match self.admit(&mut request, what) {
+            Ok(kept) => kept,
+            Err(status) => return refuse(status),
+        };
+        match what {
+            Admission::Messages => {
+                let inbox = self.inbox.clone();
+                Box::pin(async move {
+                    let mut grpc =
+                        Grpc::new(Incoming).max_decoding_message_size(MAX_ENVELOPE_BYTES);
+                    let answer = grpc.client_streaming(Receive { inbox }, request).await;
+                    drop(kept);
+                    Ok(answer)
+                })
+            }
+            Admission::Request if request.uri().path().starts_with(CALL) => {
+                let answers = self.answers.clone();
+                let from = request.extensions().get().copied();
+                Box::pin(async move {
+                    let answer = answers.answer(from, request).await;
+                    drop(kept);
+                    Ok(answer)
+                })
+            }
+            Admission::Request => match self.requests.get() {
+                Some(mut service) => Box::pin(async move {
+                    let answer = service.call(request).await;
+                    drop(kept);
+                    answer
+                }),
+                None => refuse(Status::unavailable("the node does not serve yet")),
+            },
         }
-        let inbox = self.inbox.clone();
-        Box::pin(async move {
-            let mut grpc = Grpc::new(Incoming).max_decoding_message_size(MAX_ENVELOPE_BYTES);
-            Ok(grpc.client_streaming(Receive { inbox }, request).await)
-        })
     }
 }
 

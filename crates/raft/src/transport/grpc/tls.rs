@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::RootCertStore;
+use rustls::client::verify_server_name;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, Server, ServerTlsConfig};
 
@@ -139,6 +140,15 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     match found.is_empty() {
         true => Err("there is no certificate in it".to_owned()),
         false => Ok(found),
+    }
+}
+
+/// Whether a certificate is valid for a host: a name or an IP address.
+pub fn is_for_host(certificate: &CertificateDer<'_>, host: &str) -> bool {
+    let parsed = ParsedCertificate::try_from(certificate);
+    match (parsed, ServerName::try_from(host)) {
+        (Ok(parsed), Ok(name)) => verify_server_name(&parsed, &name).is_ok(),
+        _ => false,
     }
 }
 

@@ -1,0 +1,175 @@
+//! The promises of the nodes of a cluster.
+
+use super::*;
+use crate::catalog::MAX_REMEMBERED_NODES;
+use crate::command::{NodeRefusal, NodeState, RegisterNode, SetNodeState};
+
+const MOST: u64 = 3;
+
+fn register(id: u64, name: &str, peer: &str) -> Kind {
+    Kind::RegisterNode(RegisterNode {
+        id,
+        name: name.to_owned(),
+        peer_address: peer.to_owned(),
+        client_address: format!("{name}:7070"),
+        zone: "a".to_owned(),
+        state: NodeState::Joining.into(),
+        at_ms: 1_000 + id,
+        reads_format: 1,
+        max_nodes: MOST,
+    })
+}
+
+fn set(id: u64, state: NodeState) -> Kind {
+    let state = state.into();
+    Kind::SetNodeState(SetNodeState { id, state })
+}
+
+fn refused(why: NodeRefusal) -> Outcome {
+    Outcome::NodeSet(Err(why))
+}
+
+const DONE: Outcome = Outcome::NodeSet(Ok(()));
+
+impl Fixture {
+    /// Number, name, address and state of each node.
+    fn nodes(&self) -> Vec<(u64, String, String, NodeState)> {
+        let nodes = self.reader().nodes();
+        let seen = nodes.values();
+        seen.map(|n| (n.id, n.name.clone(), n.peer_address.clone(), n.state))
+            .collect()
+    }
+}
+
+fn node(id: u64, name: &str, peer: &str, state: NodeState) -> (u64, String, String, NodeState) {
+    (id, name.to_owned(), peer.to_owned(), state)
+}
+
+#[test]
+fn a_registered_node_is_found_with_all_that_was_stored_also_after_a_reopen() {
+    let mut catalog = Fixture::new();
+    assert_eq!(catalog.apply(register(7, "one", "h1:1")), DONE);
+    for reopened in [false, true] {
+        if reopened {
+            catalog.reopen();
+        }
+        let nodes = catalog.reader().nodes();
+        let node = &nodes[&7];
+        assert_eq!(
+            (node.id, node.registered_at_ms, node.reads_format),
+            (7, 1_007, 1)
+        );
+        assert_eq!((&*node.client_address, &*node.zone), ("one:7070", "a"));
+        assert_eq!(node.state, NodeState::Joining);
+    }
+}
+
+#[test]
+fn addresses_change_and_where_a_node_stands_stays_as_it_is() {
+    let mut catalog = Fixture::new();
+    let outcomes = catalog.step(vec![
+        register(7, "one", "h1:1"),
+        set(7, NodeState::Active),
+        register(7, "one", "h2:1"),
+    ]);
+    assert_eq!(outcomes, [DONE, DONE, DONE]);
+    assert_eq!(catalog.nodes(), [node(7, "one", "h2:1", NodeState::Active)]);
+}
+
+#[test]
+fn a_name_and_an_address_belong_to_one_node_until_it_is_removed() {
+    let mut catalog = Fixture::new();
+    let outcomes = catalog.step(vec![
+        register(1, "one", "h1:1"),
+        set(1, NodeState::Active),
+        register(2, "one", "h2:1"),
+        register(2, "two", "h1:1"),
+        set(1, NodeState::Removed),
+        register(2, "one", "h1:1"),
+        register(1, "three", "h3:1"),
+        set(1, NodeState::Active),
+        set(9, NodeState::Active),
+    ]);
+    let expected = [
+        DONE,
+        DONE,
+        refused(NodeRefusal::NameTaken(1)),
+        refused(NodeRefusal::AddressTaken(1)),
+        DONE,
+        DONE,
+        refused(NodeRefusal::Removed),
+        refused(NodeRefusal::Removed),
+        refused(NodeRefusal::Unknown),
+    ];
+    assert_eq!(outcomes, expected);
+    let nodes = [
+        node(1, "one", "h1:1", NodeState::Removed),
+        node(2, "one", "h1:1", NodeState::Joining),
+    ];
+    assert_eq!(catalog.nodes(), nodes);
+}
+
+#[test]
+fn a_join_that_was_interrupted_is_repeated_under_another_number() {
+    let mut catalog = Fixture::new();
+    let outcomes = catalog.step(vec![register(1, "one", "h1:1"), register(2, "one", "h1:1")]);
+    assert_eq!(outcomes, [DONE, DONE]);
+    let nodes = [
+        node(1, "one", "h1:1", NodeState::Removed),
+        node(2, "one", "h1:1", NodeState::Joining),
+    ];
+    assert_eq!(catalog.nodes(), nodes);
+    // Once it is active, another process with its name is a mistake.
+    catalog.apply(set(2, NodeState::Active));
+    let taken = refused(NodeRefusal::NameTaken(2));
+    assert_eq!(catalog.apply(register(3, "one", "h1:1")), taken);
+}
+
+#[test]
+fn there_are_no_more_nodes_than_a_command_allows_and_removed_ones_do_not_count() {
+    let mut catalog = Fixture::new();
+    for id in 1..=MOST {
+        let name = format!("n{id}");
+        assert_eq!(catalog.apply(register(id, &name, &name)), DONE);
+    }
+    let more = || register(9, "more", "more");
+    assert_eq!(catalog.apply(more()), refused(NodeRefusal::TooMany));
+    catalog.apply(set(1, NodeState::Removed));
+    assert_eq!(catalog.apply(more()), DONE);
+}
+
+#[test]
+fn the_number_of_nodes_that_are_remembered_is_bounded() {
+    let mut catalog = Fixture::new();
+    for id in 1..=MAX_REMEMBERED_NODES as u64 {
+        let outcomes = catalog.step(vec![register(id, "n", "h:1"), set(id, NodeState::Removed)]);
+        assert_eq!(outcomes, [DONE, DONE]);
+    }
+    let more = register(1 << 40, "n", "h:1");
+    assert_eq!(catalog.apply(more), refused(NodeRefusal::TooMany));
+}
+
+#[test]
+fn a_fork_removes_the_nodes_before_it_and_the_one_that_goes_on_registers_again() {
+    let mut catalog = Fixture::new();
+    catalog.step(vec![
+        register(1, "one", "h1:1"),
+        set(1, NodeState::Active),
+        register(2, "two", "h2:1"),
+        set(2, NodeState::Active),
+    ]);
+    catalog.fork(5);
+    let states: Vec<_> = catalog
+        .nodes()
+        .into_iter()
+        .map(|(.., state)| state)
+        .collect();
+    assert_eq!(states, [NodeState::Removed; 2]);
+    assert_eq!(catalog.apply(register(1, "one", "h2:1")), DONE);
+    catalog.reopen();
+    let nodes = [
+        node(1, "one", "h2:1", NodeState::Joining),
+        node(2, "two", "h2:1", NodeState::Removed),
+    ];
+    assert_eq!(catalog.nodes(), nodes);
+}

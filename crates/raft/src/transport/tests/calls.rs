@@ -1,0 +1,223 @@
+//! What nodes ask of each other beside messages: who is admitted, calls and requests.
+
+use std::convert::Infallible;
+
+use tower::{ServiceExt as _, service_fn};
+
+use super::super::grpc::{
+    Admission, CallAnswer, CallError, Calls, CertificateDer, Claim, Gatekeeper, GrpcConfig,
+    GrpcTransport, PeerBody, PeerRequests, Refusal, call_at,
+};
+use super::grpc::ANY;
+use super::*;
+
+const LONG: Duration = Duration::from_secs(30);
+
+fn claim(node: u64) -> Claim {
+    Claim {
+        cluster: ClusterId([3; 16]),
+        node: NodeId(node),
+        process: 77,
+    }
+}
+
+/// Refuses the node 9, and counts what is admitted at present.
+#[derive(Default)]
+struct Door {
+    inside: Arc<Mutex<Vec<Admission>>>,
+}
+
+struct Inside(Arc<Mutex<Vec<Admission>>>);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.lock().pop();
+    }
+}
+
+impl Gatekeeper for Door {
+    fn admit(
+        &self,
+        claim: &Claim,
+        what: Admission,
+        _: &str,
+        _: Option<&CertificateDer<'_>>,
+    ) -> Result<Box<dyn Send + Sync>, Refusal> {
+        match claim.node.0 {
+            9 => Err(Refusal("node 9 was removed".to_owned())),
+            _ => {
+                self.inside.lock().push(what);
+                Ok(Box::new(Inside(self.inside.clone())))
+            }
+        }
+    }
+}
+
+fn node(of: u64, secret: &str, door: Arc<Door>) -> GrpcTransport {
+    GrpcTransport::bind(ANY, config(of, secret, Some(door))).unwrap()
+}
+
+fn config(of: u64, secret: &str, door: Option<Arc<Door>>) -> GrpcConfig {
+    GrpcConfig {
+        secret: Some(secret.to_owned()),
+        claim: Some(claim(of)),
+        gatekeeper: door.map(|door| door as Arc<dyn Gatekeeper>),
+        ..GrpcConfig::default()
+    }
+}
+
+/// Answers with the name and the body; refuses `no`, and cannot answer `later`.
+struct Echo;
+
+impl Calls for Echo {
+    fn answer(&self, from: Claim, name: &str, body: Bytes) -> CallAnswer {
+        let answer = match name {
+            "no" => Err(CallError::Refused("that is refused".to_owned())),
+            "later" => Err(CallError::Unavailable("not now".to_owned())),
+            _ => Ok(Bytes::from(format!("{name} of {}: {body:?}", from.node))),
+        };
+        Box::pin(async { answer })
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(2).enable_all().build().unwrap()
+}
+
+#[test]
+fn a_call_is_answered_with_what_the_other_node_says_or_why_it_does_not() {
+    let (one, two) = (node(1, "s", Arc::default()), node(2, "s", Arc::default()));
+    let _hears = (started(&one), started(&two));
+    one.set_peer(NodeId(2), two.address().to_string());
+    runtime().block_on(async {
+        let call = async |name| one.call(NodeId(2), name, "x".into(), LONG).await;
+        assert!(matches!(
+            call("early").await,
+            Err(CallError::Unavailable(_))
+        ));
+        two.answer_calls(Arc::new(Echo));
+        assert_eq!(call("hello").await.unwrap(), r#"hello of 1: b"x""#);
+        let no = call("no").await.unwrap_err();
+        assert_eq!(no, CallError::Refused("that is refused".to_owned()));
+        let later = call("later").await.unwrap_err();
+        assert_eq!(later, CallError::Unavailable("not now".to_owned()));
+        let unknown = one.call(NodeId(7), "hello", Bytes::new(), LONG).await;
+        assert!(
+            unknown
+                .unwrap_err()
+                .to_string()
+                .contains("address of node 7")
+        );
+    });
+}
+
+#[test]
+fn a_node_without_a_transport_calls_an_address() {
+    let two = node(2, "s", Arc::default());
+    let _hears = started(&two);
+    two.answer_calls(Arc::new(Echo));
+    let address = two.address().to_string();
+    runtime().block_on(async {
+        let config = config(5, "s", None);
+        let answer = call_at(&address, &config, "hello", Bytes::new(), LONG).await;
+        assert_eq!(answer.unwrap(), r#"hello of 5: b"""#);
+        let wrong = GrpcConfig {
+            secret: Some("other".to_owned()),
+            ..config
+        };
+        let answer = call_at(&address, &wrong, "hello", Bytes::new(), LONG).await;
+        assert!(
+            matches!(&answer, Err(CallError::Refused(why)) if why.contains("secret")),
+            "{answer:?}"
+        );
+    });
+}
+
+#[test]
+fn who_is_refused_gets_the_reason_and_nothing_of_it_is_used() {
+    let door = Arc::new(Door::default());
+    let (nine, two) = (node(9, "s", Arc::default()), node(2, "s", door.clone()));
+    let heard = (started(&nine), started(&two)).1;
+    two.answer_calls(Arc::new(Echo));
+    nine.set_peer(NodeId(2), two.address().to_string());
+    runtime().block_on(async {
+        let refused = nine.call(NodeId(2), "hello", Bytes::new(), LONG).await;
+        assert_eq!(
+            refused,
+            Err(CallError::Refused("node 9 was removed".to_owned()))
+        );
+    });
+    let one = node(1, "s", Arc::default());
+    let _hears = started(&one);
+    one.set_peer(NodeId(2), two.address().to_string());
+    for number in 0..20 {
+        nine.send(numbered(2, number));
+    }
+    super::grpc::send_until(&heard, &one, 2);
+    assert!(
+        heard
+            .messages
+            .lock()
+            .iter()
+            .all(|message| message.sender.node == NodeId(1))
+    );
+    assert_eq!(door.inside.lock().as_slice(), [Admission::Messages]);
+    one.stop();
+    wait_for("what is admitted ends with its stream", || {
+        door.inside.lock().is_empty()
+    });
+}
+
+#[test]
+fn a_request_reaches_the_host_with_its_body_and_its_sender_and_without_the_secret() {
+    let (one, two) = (node(1, "s", Arc::default()), node(2, "s", Arc::default()));
+    let _hears = (started(&one), started(&two));
+    one.set_peer(NodeId(2), two.address().to_string());
+    let service = service_fn(|request: http::Request<PeerBody>| async move {
+        let from: Claim = *request.extensions().get().unwrap();
+        assert!(
+            request
+                .headers()
+                .keys()
+                .all(|name| !name.as_str().starts_with("esker-"))
+        );
+        let mut answer = http::Response::new(request.into_body());
+        let node = from.node.to_string().parse().unwrap();
+        answer.headers_mut().insert("from", node);
+        Ok::<_, Infallible>(answer)
+    });
+    runtime().block_on(async {
+        let send = async |body: &'static str| {
+            let body = PeerBody::new(tonic::body::Body::new(body.to_owned()));
+            let request = http::Request::post("http://node/some/path")
+                .body(body)
+                .unwrap();
+            one.channel(NodeId(2))
+                .unwrap()
+                .oneshot(request)
+                .await
+                .unwrap()
+        };
+        let early = send("early").await;
+        assert_eq!(early.headers()["grpc-status"], "14", "it is unavailable");
+        two.serve_requests(PeerRequests::new(service));
+        let answer = send("a body").await;
+        assert_eq!(answer.headers()["from"], "1");
+        let body = read(answer.into_body()).await;
+        assert_eq!(body, b"a body");
+    });
+}
+
+async fn read(mut body: PeerBody) -> Vec<u8> {
+    let mut all = Vec::new();
+    loop {
+        let frame = std::future::poll_fn(|cx| {
+            tonic::codegen::Body::poll_frame(std::pin::Pin::new(&mut body), cx)
+        });
+        match frame.await {
+            Some(Ok(frame)) => all.extend_from_slice(&frame.into_data().unwrap_or_default()),
+            _ => return all,
+        }
+    }
+}
