@@ -420,6 +420,37 @@ mod tests {
     }
 
     #[test]
+    fn the_members_of_a_checkpoint_are_in_its_description_and_come_back_with_it() {
+        let of = |members: serde_json::Value| {
+            let mut metadata = described("");
+            metadata.membership = Some(members);
+            restored(Path::new("/d"), &metadata).map(|back| back.meta.members.clone())
+        };
+        // In the middle of a change, and as builds wrote it that knew none.
+        let joint = Members {
+            voters: vec![7, 8],
+            learners: vec![10, 11],
+            voters_outgoing: vec![7, 9],
+            learners_next: vec![9],
+            to_promote: vec![11],
+        };
+        let checkpoint = Checkpoint {
+            dir: "/d".into(),
+            meta: Arc::new(CheckpointMeta {
+                members: joint.clone(),
+                ..CheckpointMeta::clone(&restored(Path::new("/d"), &described("")).unwrap().meta)
+            }),
+        };
+        let lineage = Lineage::first("c1", 8, esker_partition::PartitionId(1));
+        let put = to_put(&checkpoint, &lineage, Arc::new(())).unwrap();
+        assert_eq!(of(put.membership.unwrap()), Ok(joint));
+        let earlier = of(serde_json::json!({"voters": [1], "learners": []})).unwrap();
+        assert_eq!(earlier.voters, [1]);
+        assert!(earlier.voters_outgoing.is_empty() && earlier.to_promote.is_empty());
+        assert!(of(serde_json::json!({"voters": "one"})).is_err());
+    }
+
+    #[test]
     fn descriptions_with_and_without_checksums_of_the_log_are_read_and_malformed_ones_are_named() {
         let earlier = restored(Path::new("/d"), &described("")).unwrap();
         assert_eq!(earlier.meta.log_tail, None);

@@ -47,6 +47,7 @@ impl World {
             return;
         }
         let some = self.between(1, count.min(16));
+        let copies = self.is(Mutant::CopyMembership);
         let mut landed = Vec::new();
         let host = self.host_mut(id);
         let (next, first) = (host.state.at.lsn.next(), host.to_apply[0].lsn);
@@ -54,7 +55,10 @@ impl World {
             // Entries are handed out without gaps.
             return self.judge(Err(format!("{id} is to apply {next}, and has {first}")));
         }
-        for entry in host.to_apply.drain(..some as usize) {
+        for mut entry in host.to_apply.drain(..some as usize) {
+            if copies {
+                entry.membership = None;
+            }
             host.state.apply(&entry);
             if let Some((ticket, term)) = host.proposed.remove(&entry.lsn.0)
                 && term == entry.term.0

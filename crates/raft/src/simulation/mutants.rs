@@ -18,6 +18,8 @@ pub enum Mutant {
     ForgetPromotions,
     /// A host starts with the list of founders as the membership.
     CountFromBootstrap,
+    /// The state keeps the membership from before the entries that were applied to it.
+    CopyMembership,
     /// The log is compacted under a transfer.
     CompactUnderTransfer,
     /// A fetched file is not verified.
@@ -78,6 +80,11 @@ fn a_snapshot_without_the_promotions_that_are_to_come_is_caught() {
 #[test]
 fn counting_from_the_list_of_the_foundation_is_caught() {
     is_caught(Mutant::CountFromBootstrap, 40, "membership");
+}
+
+#[test]
+fn a_state_that_copies_the_membership_from_before_its_entries_is_caught() {
+    is_caught(Mutant::CopyMembership, 20, "membership");
 }
 
 #[test]
