@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Gate;
+use crate::cluster::Peers;
 use crate::data_dir::{DataDir, Identity};
 use crate::latency_window::LatencyWindow;
 use crate::options::NodeOptions;
@@ -40,6 +41,8 @@ pub(crate) struct Inner {
     pub options: NodeOptions,
     pub identity: Identity,
     pub raft: esker_raft::Node,
+    /// The other nodes; `None` on a node that is not in a cluster.
+    pub peers: Option<Arc<Peers>>,
     pub store: Store,
     pub catalog: Group<Outcome>,
     pub catalog_reader: CatalogReader,
@@ -108,6 +111,12 @@ impl Inner {
             None => self.catalog_reader.partition_db(),
             Some(at) => self.partitions[at as usize].reader.partition_db(),
         }
+    }
+
+    /// Whether this node does what only one node of a partition does: expiry, uploads, JSON snapshots. On a node
+    /// that is not in a cluster that is always so.
+    pub fn leads(&self, partition: u64) -> bool {
+        self.peers.is_none() || self.group(partition).is_serving()
     }
 
     /// Why a partition takes no writes now.

@@ -11,6 +11,7 @@
 //! | [`snapshots`] | partition snapshots: schedule, uploads, predictions, proofs |
 //! | [`options`] | the options of a node |
 //! | `latency_window` | how long callers waited for answers lately |
+//! | [`cluster`] | the other nodes: who they are, who leads what, how they are reached |
 //! | `core` | the parts of a running node that all modules share |
 //! | `admission`, `propose`, [`answer`] | what may be in flight, and whose turn it is; proposing a command; waiting for its answer |
 //! | `space`, `space_account` | when an append waits for space on the disk, and when it is refused |
@@ -42,6 +43,7 @@ mod append;
 pub mod basins;
 mod blocking;
 mod clock;
+pub mod cluster;
 mod core;
 mod counters;
 pub mod data_dir;
@@ -78,6 +80,7 @@ mod unknown_basins;
 pub use admission::{Client, FairQueue, Path, Ticket, Verdict};
 pub use append::{Ack, AppendSession, PendingAppend};
 pub use basins::{BasinInfo, Change, Create};
+pub use cluster::{Cluster, ClusterError, ClusterOptions, ClusterStatus, Leader};
 pub use error::{Error, START_CODES, StartError};
 pub use node::{Node, check_destination};
 pub use options::NodeOptions;
@@ -98,12 +101,17 @@ pub use streams::{CreateOn, StreamHandle, StreamListing};
 pub use tokens::{Issuer, MAX_ACCESS_TOKENS, NewToken, TokenError, Tokens};
 
 // Types of the crates below that callers need.
+pub use esker_partition::ClusterNode;
+pub use esker_partition::command::NodeState;
 pub use esker_partition::reader::StreamSize;
 pub use esker_partition::token::{
     Expiry, NameSet, Names, OPERATIONS, OpGroups, ReadWrite, StoredToken, TokenHash, TokenScope,
 };
 pub use esker_partition::{Fork, StoreOptions};
 pub use esker_partition::{RawContent, RawHeaders, RawRecord, StoredRecords};
+pub use esker_raft::transport::grpc::{
+    Claim, PeerBody, PeerChannel, PeerRequests, TlsConfig as PeerTls,
+};
 pub use esker_raft::{GroupStatus, Role};
 pub use esker_repository::inventory::{Inventory, State};
 pub use esker_repository::prune::{PruneOptions, PrunePlan, Pruned};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use esker_partition::streams::StreamOptions;
 use esker_partition::{RecentBudget, StoreOptions};
 
+use crate::cluster::ClusterOptions;
 use crate::data_dir::DataDir;
 use crate::problem::HostProblems;
 use crate::snapshots::{Bootstrap, SnapshotOptions};
@@ -54,6 +55,8 @@ pub struct NodeOptions {
     pub check_value: ValueCheck,
     /// Problems of the program around the node, which its status lists too.
     pub host_problems: HostProblems,
+    /// The cluster that the node belongs to, if it has other nodes.
+    pub cluster: Option<ClusterOptions>,
     /// What an empty data directory means, if the operator has set it.
     pub bootstrap: Option<Bootstrap>,
     /// Partitions that begin empty if a restore finds no copy of them. Without effect unless `bootstrap` is
@@ -97,6 +100,7 @@ impl NodeOptions {
             state: StateOptions::default(),
             check_value: ValueCheck::default(),
             host_problems: HostProblems::default(),
+            cluster: None,
             bootstrap: None,
             empty_partitions: BTreeSet::new(),
             restarted: false,

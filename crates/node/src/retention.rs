@@ -97,7 +97,7 @@ impl Retention {
     fn propose_due(&mut self, inner: &Inner) {
         let mut proposed = Vec::new();
         for (at, partition) in inner.partitions.iter().enumerate() {
-            if !self.late[at + 1].have_come() {
+            if !self.late[at + 1].have_come() || !inner.leads(at as u64 + 1) {
                 continue;
             }
             let count = inner.options.streams_per_round;
@@ -127,7 +127,7 @@ impl Retention {
     fn remove_expired_tokens(&mut self, inner: &Inner) {
         let examined = self.tokens_examined.map(|at| at.elapsed());
         let is_due = examined.is_none_or(|since| since >= EXPIRED_TOKENS_INTERVAL);
-        if !is_due || !self.late[0].have_come() {
+        if !is_due || !self.late[0].have_come() || !inner.leads(0) {
             return;
         }
         let before = now_ms_for_ages().saturating_sub(EXPIRED_TOKEN_RETENTION.as_millis() as u64);
@@ -153,7 +153,8 @@ impl Retention {
         }
     }
 
-    /// Drops deleted basins in every partition. Basins that all have dropped are removed from the catalog.
+    /// Drops deleted basins in every partition that this node leads. Basins that all have dropped are removed
+    /// from the catalog by the node that leads it, which sees in its own replicas what others have dropped.
     fn finish_deleted_basins(&mut self, inner: &Inner) {
         let deleting = inner.catalog_reader.deleting();
         let partitions = inner.partitions.len();
@@ -166,7 +167,8 @@ impl Retention {
             let dropped = dropped.or_insert_with(|| vec![false; partitions]);
             let mut proposed = Vec::new();
             for (at, partition) in inner.partitions.iter().enumerate() {
-                if dropped[at] || !self.late[at + 1].have_come() {
+                dropped[at] |= partition.reader.is_dropped(basin);
+                if dropped[at] || !self.late[at + 1].have_come() || !inner.leads(at as u64 + 1) {
                     continue;
                 }
                 inner.release_reserve();
@@ -180,7 +182,8 @@ impl Retention {
                 let outcome = self.late[at + 1].wait(answer, deadline);
                 dropped[at] = matches!(outcome, Some(Outcome::BasinDropped));
             }
-            if dropped.iter().all(|is_dropped| *is_dropped) && self.late[0].have_come() {
+            let all_have = dropped.iter().all(|is_dropped| *is_dropped);
+            if all_have && inner.leads(0) && self.late[0].have_come() {
                 let command = Kind::ForgetBasin(ForgetBasin { basin: basin.0 });
                 if let Ok(answer) = inner.catalog.propose(command.into_bytes()) {
                     self.late[0].wait(answer, deadline);

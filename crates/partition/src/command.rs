@@ -417,6 +417,9 @@ pub struct RegisterNode {
     /// applies the log to the same end.
     #[prost(uint64, tag = "9")]
     pub max_nodes: u64,
+    /// The incarnation as which its present start puts snapshots: 16 bytes, the highest first; empty for none.
+    #[prost(bytes = "vec", tag = "10")]
+    pub incarnation: Vec<u8>,
 }
 
 /// See [`Kind::SetNodeState`].

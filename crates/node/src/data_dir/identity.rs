@@ -29,6 +29,13 @@ pub struct Identity {
     pub partitions: u32,
     /// When it was created, in RFC 3339.
     pub created_at: String,
+    /// Whether the node has joined a cluster that there was already.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub joined: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 impl Identity {
@@ -41,6 +48,7 @@ impl Identity {
             cluster_name: cluster_name.to_owned(),
             partitions,
             created_at: now_rfc3339(),
+            joined: false,
         }
     }
 

@@ -80,6 +80,9 @@ pub struct DataDir {
     pub identity: Identity,
     /// Whether it is still being created.
     pub is_new: bool,
+    /// Whether it belongs to a node that joins a cluster: its partitions begin without members, and wait for what
+    /// the others send.
+    pub joins: bool,
 }
 
 impl LockedDir {
@@ -174,6 +177,7 @@ impl LockedDir {
             path: self.path,
             lock: Arc::new(self.lock),
             noting: Arc::default(),
+            joins: identity.joined,
             identity,
             is_new,
         })
@@ -206,6 +210,11 @@ impl DataDir {
     /// The directory of the database.
     pub fn db(&self) -> PathBuf {
         self.path.join("db")
+    }
+
+    /// The directory of snapshots that this node sends to and fetches from other nodes.
+    pub fn raft(&self) -> PathBuf {
+        self.path.join("raft")
     }
 
     /// The directory of checkpoints.

@@ -298,6 +298,35 @@ pub enum StartError {
     /// Joining a cluster is not supported: this version runs single nodes.
     #[error("--bootstrap join: this version runs single nodes, there is no cluster to join yet")]
     JoinUnsupported,
+    /// The address for other nodes cannot be listened on.
+    #[error(
+        "cannot listen on {address} for other nodes: {source}; stop the program that uses it, or choose another with `cluster.peer-listen`"
+    )]
+    PeerListen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// The certificates for other nodes cannot be used.
+    #[error("the files of `cluster` cannot be used: {0}")]
+    PeerCertificate(String),
+    /// The cluster does not take this node.
+    #[error("{address} refuses that this node joins: {why}. Nothing was changed here")]
+    JoinRefused {
+        /// The member that was asked.
+        address: String,
+        /// Its reason.
+        why: String,
+    },
+    /// No member of the cluster has answered.
+    #[error(
+        "no node of the cluster has answered: {tried}. Correct `cluster.join`, or start those nodes; nothing was changed here"
+    )]
+    JoinUnreachable {
+        /// What was tried.
+        tried: String,
+    },
     /// A new cluster was requested in a directory that is in use.
     #[error("--bootstrap new: {dir} is in use; nothing was changed")]
     NotEmpty {
@@ -368,6 +397,10 @@ impl StartError {
             StartError::LineageBegins { .. } => "lineage_begins",
             StartError::OtherLineage { .. } => "other_lineage",
             StartError::JoinUnsupported => "join_unsupported",
+            StartError::PeerListen { .. } => "peer_listen",
+            StartError::PeerCertificate(_) => "peer_certificate",
+            StartError::JoinRefused { .. } => "join_refused",
+            StartError::JoinUnreachable { .. } => "join_unreachable",
             StartError::PartitionsChanged { .. } | StartError::RestoredPartitions { .. } => {
                 "partitions_changed"
             }

@@ -129,8 +129,28 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "join_unsupported",
-        "`--bootstrap join` needs a cluster.",
-        "Use `new` or `restore`.",
+        "`--bootstrap join` needs a cluster: `cluster.peer-listen` and `cluster.join`.",
+        "Set them, or use `new` or `restore`.",
+    ),
+    (
+        "peer_listen",
+        "`cluster.peer-listen` cannot be listened on; the message has the cause.",
+        "Stop the program that uses the port, or choose another one.",
+    ),
+    (
+        "peer_certificate",
+        "The certificate, key or authority of `cluster` cannot be used; the message names what is wrong.",
+        "Correct the file that the message names.",
+    ),
+    (
+        "join_refused",
+        "A node of the cluster has refused that this node joins; the message has its reason: another cluster name, number of partitions or secret, a name or an address that another node has, or a node that was removed.",
+        "Correct what the message names. Nothing was changed here.",
+    ),
+    (
+        "join_unreachable",
+        "No node that `cluster.join` names has answered within a minute.",
+        "Correct `cluster.join`, or start those nodes. Nothing was changed here.",
     ),
     (
         "io",

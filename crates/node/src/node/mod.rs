@@ -10,6 +10,7 @@ use esker_partition::PartitionId;
 use esker_raft::GroupStatus;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster;
 use crate::core::Inner;
 use crate::counters;
 use crate::data_dir::Identity;
@@ -63,6 +64,12 @@ impl Node {
         let uploader = Uploader::start(&inner).map_err(no_threads)?;
         let background = Background::start(&inner);
         restarts::watch_for_needs(&inner);
+        if let Some(peers) = &inner.peers {
+            peers
+                .transport
+                .answer_calls(Arc::new(cluster::Answers::new(&inner)));
+            tokio::spawn(cluster::run(inner.clone()));
+        }
         Ok(Node {
             state: StateStore::new(inner.clone()),
             background: Arc::new(background),

@@ -9,6 +9,7 @@ use esker_raft::runtime::NodeError;
 
 use super::acceptance::Accepted;
 use super::attempts::Attempts;
+use crate::cluster::Peers;
 use crate::core::Inner;
 use crate::data_dir::DataDir;
 use crate::error::StartError;
@@ -25,6 +26,8 @@ pub(super) struct Context {
     pub accepted: Accepted,
     pub attempts: Arc<Attempts>,
     pub raft: esker_raft::Node,
+    /// The other nodes; `None` on a node that is not in a cluster.
+    pub peers: Option<Arc<Peers>>,
     /// How the database is opened.
     pub store: StoreOptions,
 }
@@ -39,6 +42,7 @@ impl Context {
             accepted: Accepted::default(),
             attempts: Arc::default(),
             raft: inner.raft.clone(),
+            peers: inner.peers.clone(),
             store: inner.options.store_in(&inner.data_dir),
         }
     }
@@ -64,7 +68,11 @@ pub(super) fn cluster_init(data_dir: &DataDir) -> ClusterInit {
     let identity = &data_dir.identity;
     ClusterInit {
         partitions: identity.partitions,
-        voters: vec![identity.node_id],
+        // A node that joins waits to be added.
+        voters: match data_dir.joins {
+            true => Vec::new(),
+            false => vec![identity.node_id],
+        },
         cluster_id: identity.cluster_id.clone(),
     }
 }

@@ -12,6 +12,7 @@ use super::archived_state::{bring_archived_state, newest_state};
 use super::plan::Plan;
 use super::search::remove;
 use crate::blocking::blocking;
+use crate::cluster::{Joined, Peers, join};
 use crate::data_dir::{DataDir, Identity, LockedDir, checkpoints_in, copies_in};
 use crate::error::StartError;
 use crate::options::NodeOptions;
@@ -23,6 +24,25 @@ pub(super) struct Entered {
     pub data_dir: DataDir,
     pub archive: Archive,
     pub accepted: Accepted,
+    /// What the cluster has told that this node joins in this start.
+    pub joined: Option<Joined>,
+}
+
+impl Entered {
+    /// Listens to other nodes, if there are any.
+    pub fn bind_to_peers(&self, options: &NodeOptions) -> Result<Option<Arc<Peers>>, StartError> {
+        let Some(cluster) = &options.cluster else {
+            return Ok(None);
+        };
+        let Some(listen) = cluster.listen else {
+            return Ok(None);
+        };
+        let peers = Peers::bind(cluster, listen, &self.data_dir.identity)?;
+        if let Some(joined) = &self.joined {
+            peers.know(&joined.nodes);
+        }
+        Ok(Some(Arc::new(peers)))
+    }
 }
 
 /// Locks a data directory, decides what it is, and begins to create the contents of an empty one.
@@ -59,7 +79,8 @@ fn use_dir(options: &NodeOptions, locked: LockedDir, begun: Begun) -> Result<Ent
         Some(identity) => identity,
         None => Identity::new(&options.cluster_name, options.partitions),
     };
-    let data_dir = locked.belonging_to(identity, options.partitions)?;
+    let mut data_dir = locked.belonging_to(identity, options.partitions)?;
+    data_dir.joins |= begun.joined.is_some();
     if data_dir.identity.cluster_name != options.cluster_name {
         return Err(StartError::ClusterNameChanged {
             dir: data_dir.path().to_owned(),
@@ -90,6 +111,7 @@ fn use_dir(options: &NodeOptions, locked: LockedDir, begun: Begun) -> Result<Ent
         data_dir,
         archive: begun.archive,
         accepted,
+        joined: begun.joined,
     })
 }
 
@@ -101,6 +123,8 @@ struct Begun {
     said: Option<Bootstrap>,
     /// The cluster and node that the directory belongs to, if it is empty and is filled from the repository.
     identity: Option<Identity>,
+    /// What the cluster has told that the node joins.
+    joined: Option<Joined>,
 }
 
 /// Decides what the directory is. Writes nothing into an empty one but the plan of its restore.
@@ -118,9 +142,11 @@ async fn begin(options: &Arc<NodeOptions>, locked: &LockedDir) -> Result<Begun, 
         Some(plan) if plan.everything => Some(Bootstrap::Restore),
         _ => said,
     };
-    let mut identity = None;
+    let (mut identity, mut joined) = (None, None);
+    let cluster = options.cluster.as_ref();
+    let cluster = cluster.filter(|cluster| cluster.listen.is_some() && !cluster.join.is_empty());
     match wants {
-        Some(Bootstrap::Join) => return Err(StartError::JoinUnsupported),
+        Some(Bootstrap::Join) if cluster.is_none() => return Err(StartError::JoinUnsupported),
         _ if !locked.is_empty() => {
             if said == Some(Bootstrap::New) {
                 return Err(StartError::NotEmpty {
@@ -136,6 +162,17 @@ async fn begin(options: &Arc<NodeOptions>, locked: &LockedDir) -> Result<Begun, 
             };
             plan = Some(everything.clone());
             blocking(move || everything.write(&path)).await?;
+        }
+        None | Some(Bootstrap::Join) if let Some(cluster) = cluster => {
+            if let Some(what) = blocking(move || copies_in(&path)).await? {
+                return Err(StartError::HoldsCopies {
+                    dir: locked.path().to_owned(),
+                    what,
+                });
+            }
+            let (mine, told) = join(cluster, &options.cluster_name, options.partitions).await?;
+            identity = Some(mine);
+            joined = Some(told);
         }
         wants => {
             if let Some(what) = blocking(move || copies_in(&path)).await? {
@@ -158,6 +195,7 @@ async fn begin(options: &Arc<NodeOptions>, locked: &LockedDir) -> Result<Begun, 
         plan,
         said,
         identity,
+        joined,
     })
 }
 

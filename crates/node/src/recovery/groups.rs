@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use esker_partition::command::Outcome;
 use esker_partition::state::{StateReader, state_partition};
+use esker_partition::store::PartitionDb;
 use esker_partition::{Catalog, CatalogReader, PartitionId, Store, StreamPartition};
 use esker_raft::runtime::SendToPeers;
-use esker_raft::{Group, GroupId, Lsn, SnapshotSink, Term};
+use esker_raft::{Group, GroupId, GroupOptions, Lsn, SnapshotSink, StateMachine, Term};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -172,13 +173,12 @@ fn open_all(
     state: StateSources,
     loaded: Loaded,
 ) -> Result<(Groups, Opened), StartError> {
-    let (raft, options) = (&cx.raft, &cx.options);
+    let options = &cx.options;
     let mut open = Opened::default();
-    let alone = || -> SendToPeers { Box::new(|_| {}) };
     let sink: Arc<dyn SnapshotSink> = local.clone();
     let catalog = Catalog::open(store)?;
     let catalog_reader = catalog.reader();
-    let catalog = raft.open_group(GroupId(0), catalog, alone(), sink.clone())?;
+    let catalog = open_group(cx, &catalog_reader.partition_db().clone(), catalog, &sink)?;
     open.groups.push(catalog.clone());
     let mut state_reader = None;
     let mut partitions = Vec::new();
@@ -190,7 +190,7 @@ fn open_all(
         if state.part.partition().0 == number {
             state_reader = Some(partition.state_reader());
         }
-        let group = raft.open_group(GroupId(number), partition, alone(), sink.clone())?;
+        let group = open_group(cx, &reader.partition_db().clone(), partition, &sink)?;
         open.groups.push(group.clone());
         partitions.push(StreamGroup {
             group,
@@ -218,6 +218,27 @@ fn open_all(
     Ok((groups, open))
 }
 
+/// Opens the group of a partition: on a node of a cluster as one that may have other members.
+fn open_group<S: StateMachine<Output = Outcome>>(
+    cx: &Context,
+    part: &PartitionDb,
+    machine: S,
+    sink: &Arc<dyn SnapshotSink>,
+) -> Result<Group<Outcome>, StartError> {
+    let id = GroupId(part.partition().0);
+    if cx.peers.is_none() {
+        let alone: SendToPeers = Box::new(|_| {});
+        return Ok(cx.raft.open_group(id, machine, alone, sink.clone())?);
+    }
+    let options = GroupOptions {
+        lineage: esker_raft::Lineage(part.lineage()?.id().0.to_be_bytes()),
+        has_host_tag: true,
+        sink: Some(sink.clone()),
+        ..GroupOptions::reopening(id)
+    };
+    Ok(cx.raft.open_member(options, machine)?)
+}
+
 impl Groups {
     /// Assembles the node from the opened groups.
     pub fn assemble(
@@ -231,6 +252,7 @@ impl Groups {
             data_dir,
             archive,
             raft,
+            peers,
             ..
         } = cx;
         let identity = data_dir.identity.clone();
@@ -253,6 +275,7 @@ impl Groups {
             reads: ReadBudget::new(options.read_sessions),
             options: NodeOptions::clone(&options),
             raft,
+            peers,
             store,
             catalog: self.catalog,
             catalog_reader: self.catalog_reader,

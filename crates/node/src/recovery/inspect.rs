@@ -1,17 +1,19 @@
 //! Inspects what a data directory has: the log, and the database.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use esker_partition::{Lineage, LineageId, LogTail, PartitionId, Store, StoreError, StoreOptions};
 use esker_raft::log::{Faults, LogConfig};
 use esker_raft::runtime::{NodeConfig, NodeError};
-use esker_raft::{GroupId, NodeId};
+use esker_raft::{GroupId, NodeId, Transport};
 
 use super::candidates::LogFacts;
 use super::context::{Context, log_state};
 use super::plan::Plan;
 use super::{MAX_PENDING, TICK};
+use crate::cluster::{Peers, cluster_number};
 use crate::data_dir::{DataDir, MADE_OF_STATE};
 use crate::error::StartError;
 use crate::options::NodeOptions;
@@ -68,9 +70,11 @@ pub(super) fn open_log(
     options: &NodeOptions,
     data_dir: &DataDir,
     accepts_loss: bool,
+    peers: Option<&Peers>,
 ) -> Result<esker_raft::Node, StartError> {
+    let transport = || peers.map(|peers| -> Arc<dyn Transport> { peers.transport.clone() });
     let open = || {
-        esker_raft::Node::start(
+        esker_raft::Node::start_with(
             NodeConfig {
                 id: NodeId(data_dir.identity.node_id),
                 log: LogConfig {
@@ -87,10 +91,12 @@ pub(super) fn open_log(
                 snapshot_hint_threshold_bytes: options.snapshots.local_threshold_bytes,
                 max_log_entries: 0,
                 parallel_snapshots: 1,
-                dir: None,
+                dir: peers.map(|_| data_dir.raft()),
+                cluster: cluster_number(&data_dir.identity.cluster_id),
                 ..NodeConfig::new(NodeId(data_dir.identity.node_id), data_dir.path())
             },
             Faults::default(),
+            transport(),
         )
     };
     // What the log has of each group is part of the log: damage of it is handled in the same way.

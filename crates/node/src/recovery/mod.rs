@@ -192,11 +192,12 @@ async fn open_log(
                 dir: data_dir.path().to_owned(),
             });
         }
+        let peers = entered.bind_to_peers(&log_options)?;
         let scan = Instant::now();
-        let raft = inspect::open_log(&log_options, data_dir, accepted.loss)?;
-        Ok((raft, scan.elapsed(), entered))
+        let raft = inspect::open_log(&log_options, data_dir, accepted.loss, peers.as_deref())?;
+        Ok((raft, peers, scan.elapsed(), entered))
     });
-    let (raft, scan, entered) = opening.await?;
+    let (raft, peers, scan, entered) = opening.await?;
     opened.raft = Some(raft.clone());
     let log_bytes = log_bytes(&raft)?;
     let cx = Context {
@@ -207,6 +208,7 @@ async fn open_log(
         accepted: entered.accepted,
         attempts: attempts.clone(),
         raft,
+        peers,
     };
     Ok((cx, Some(scan).filter(|_| scan_tells(log_bytes))))
 }

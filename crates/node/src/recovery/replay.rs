@@ -14,7 +14,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// most, and a disk that is too slow for that cannot serve requests.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Waits until every partition serves.
+/// Waits until every partition serves; of one that has other members, until everything is applied that was known
+/// to be committed: who leads it is decided among them, and takes as long as they take.
 ///
 /// # Errors
 ///
@@ -22,10 +23,13 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) async fn wait(inner: &Inner) -> Result<(), StartError> {
     let all_serve = async {
         for group in inner.groups() {
-            while !group.is_serving() {
-                group.wait_until_serving().await;
+            while !is_replayed(inner, group) {
+                match has_others(inner, group) {
+                    true => tokio::time::sleep(LOOK_INTERVAL).await,
+                    false => group.wait_until_serving().await,
+                }
                 is_well(inner, group)?;
-                if !group.is_serving() {
+                if !has_others(inner, group) && !group.is_serving() {
                     // It has halted, and reopens automatically.
                     tokio::time::sleep(LOOK_INTERVAL).await;
                 }
@@ -38,6 +42,20 @@ pub(super) async fn wait(inner: &Inner) -> Result<(), StartError> {
         served = all_serve => served,
         given_up = watch(inner) => Err(given_up),
     }
+}
+
+/// Whether the group has, or waits for, other members.
+fn has_others(inner: &Inner, group: &Group<Outcome>) -> bool {
+    let Some(peers) = &inner.peers else {
+        return false;
+    };
+    let membership = group.membership();
+    membership.voters.len() != 1 || !membership.voters.iter().all(|node| node.0 == peers.me())
+}
+
+fn is_replayed(inner: &Inner, group: &Group<Outcome>) -> bool {
+    let status = group.status();
+    group.is_serving() || (has_others(inner, group) && status.applied >= status.committed)
 }
 
 fn is_well(inner: &Inner, group: &Group<Outcome>) -> Result<(), StartError> {
@@ -67,7 +85,7 @@ async fn watch(inner: &Inner) -> StartError {
             if let Err(why) = is_well(inner, group) {
                 return why;
             }
-            if now[at] != seen[at] || group.is_serving() {
+            if now[at] != seen[at] || is_replayed(inner, group) {
                 since[at] = Instant::now();
             }
             if since[at].elapsed() >= STALL_TIMEOUT {

@@ -406,7 +406,8 @@ mod tests {
         let data_dir = locked.belonging_to(|| Identity::new("test", 1), 1).unwrap();
         Context {
             archive: Archive::open(&options.snapshots, dir).unwrap(),
-            raft: inspect::open_log(&options, &data_dir, false).unwrap(),
+            raft: inspect::open_log(&options, &data_dir, false, None).unwrap(),
+            peers: None,
             store: options.store_in(&data_dir),
             accepted: Accepted::default(),
             attempts: Arc::default(),

@@ -16,8 +16,8 @@ use esker_repository::destination::Destination;
 use esker_repository::env::System;
 use esker_repository::metadata::FileMetadata;
 use esker_repository::{
-    Cluster, Digest, LineageId, Lsn, Options, PartitionId, RateLimiter, Repository, Root,
-    SnapshotMetadata, Source, ownership,
+    Cluster, Digest, IncarnationId, LineageId, Lsn, Options, PartitionId, RateLimiter, Repository,
+    Root, SnapshotMetadata, Source, ownership,
 };
 use serde::Deserialize as _;
 use serde_json::Value;
@@ -102,6 +102,16 @@ impl Archive {
     /// Writes nothing.
     pub async fn check_owner(&self, identity: &Identity) -> Result<(), esker_repository::Error> {
         ownership::check(&self.destination, &cluster(identity)).await
+    }
+
+    /// The incarnation as which this start puts snapshots.
+    pub fn incarnation(&self) -> IncarnationId {
+        self.incarnations.current()
+    }
+
+    /// Takes over from the incarnations of the other nodes of the cluster.
+    pub fn take_over_from(&self, others: impl Iterator<Item = u128>) {
+        self.incarnations.take_over_from(others.map(IncarnationId));
     }
 
     /// Writes down the incarnation of this start. To be called before a root is claimed.

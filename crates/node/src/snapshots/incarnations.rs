@@ -28,6 +28,8 @@ pub(crate) struct Incarnations {
     path: PathBuf,
     current: IncarnationId,
     stored: Mutex<Stored>,
+    /// Those of the other nodes of the cluster.
+    others: Mutex<Vec<IncarnationId>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +66,7 @@ impl Incarnations {
             path,
             current: IncarnationId(rand::random()),
             stored: Mutex::new(stored),
+            others: Mutex::default(),
         })
     }
 
@@ -72,10 +75,22 @@ impl Incarnations {
         let stored = self.stored.lock();
         let mut after = stored.drawn.clone();
         after.extend(stored.claimed.get(&partition));
+        after.extend(self.others.lock().iter());
         Incarnation {
             id: self.current,
             after,
         }
+    }
+
+    /// The incarnation of this start.
+    pub fn current(&self) -> IncarnationId {
+        self.current
+    }
+
+    /// Takes over from these incarnations, too: those of the nodes of this cluster. Which of the nodes puts
+    /// snapshots of a partition is decided by who leads it.
+    pub fn take_over_from(&self, others: impl Iterator<Item = IncarnationId>) {
+        *self.others.lock() = others.filter(|other| *other != self.current).collect();
     }
 
     /// Writes the incarnation of this start to the file, before it claims a root for the first time.

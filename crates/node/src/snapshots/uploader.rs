@@ -139,6 +139,9 @@ async fn test_restores(inner: Weak<Inner>) {
             continue;
         };
         *at = Instant::now();
+        if !inner.leads(partition) {
+            continue;
+        }
         if inner.snapshots.known[partition as usize]
             .lock()
             .newest()
@@ -186,7 +189,19 @@ async fn probe_once(inner: &Inner) -> bool {
 async fn start_snapshot_if_due(inner: &Inner, partition: u64, may_put: bool, load: Load) {
     let snapshots = &inner.snapshots;
     let (looked, waits) = {
-        let known = snapshots.known[partition as usize].lock();
+        let mut known = snapshots.known[partition as usize].lock();
+        if !inner.leads(partition) {
+            // Another node puts snapshots now: what this one has read of them is out of date.
+            known.looked = false;
+            known.answer(&Err(
+                "another node leads the partition, and puts its snapshots".to_owned(),
+            ));
+            return;
+        }
+        // The others have to know this node's incarnation before a root names it.
+        if !inner.is_registered() {
+            return;
+        }
         (known.looked, known.waits())
     };
     if waits {

@@ -21,7 +21,7 @@ pub(super) async fn keep_archived(inner: Weak<Inner>) {
         if !pause(&inner.stopping, Some(&inner.state.wake_archive), wait).await {
             return;
         }
-        if !inner.state.has_repository(&inner) {
+        if !inner.leads(inner.state.partition.0) || !inner.state.has_repository(&inner) {
             wait = BACKOFF.0;
             continue;
         }

@@ -83,11 +83,14 @@ async fn keep_bounded(inner: Weak<Inner>) {
 
 async fn keep_snapshots(inner: Weak<Inner>) {
     if let Some(inner) = inner.upgrade() {
-        super::import::abort_abandoned(&inner).await;
+        // In a cluster the import may be another node's, and be under way: its leader ends it.
+        if inner.peers.is_none() {
+            super::import::abort_abandoned(&inner).await;
+        }
         blocking(move || inner.state.inspect_files()).await;
     }
     while let Some(inner) = inner.upgrade() {
-        if inner.state.snapshot_is_due() {
+        if inner.leads(inner.state.partition.0) && inner.state.snapshot_is_due() {
             let this = inner.clone();
             blocking(move || {
                 let done = this.state.write_snapshot(&this);
@@ -374,6 +377,9 @@ fn kept_from(inner: &Inner, options: &StateOptions, bound: u64) -> Result<u64, S
 async fn prune(inner: &Arc<Inner>) -> Result<(), String> {
     let shared = &inner.state;
     let options = &shared.options;
+    if !inner.leads(shared.partition.0) {
+        return Ok(());
+    }
     let keeps_all = options.keep_versions.is_none()
         && options.keep_history_commits.is_none()
         && options.keep_history_age.is_none();

@@ -23,6 +23,8 @@ pub const MAX_NODES: usize = 64;
 /// Most nodes that the catalog remembers, removed ones included. At this number no new node is registered; it
 /// bounds memory and what a request for all nodes answers.
 pub const MAX_REMEMBERED_NODES: usize = 1024;
+/// Incarnations that are remembered of a node: its last starts.
+pub const MAX_INCARNATIONS: usize = 64;
 
 /// A node in the database; its number is in the key.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -45,6 +47,9 @@ struct NodeMeta {
     /// Number of the catalog's forks when it was registered.
     #[prost(uint64, tag = "8")]
     forks: u64,
+    /// See [`ClusterNode::incarnations`].
+    #[prost(bytes = "vec", repeated, tag = "9")]
+    incarnations: Vec<Vec<u8>>,
 }
 
 /// A node of the cluster.
@@ -66,6 +71,9 @@ pub struct ClusterNode {
     pub registered_at_ms: u64,
     /// The newest format of commands and messages that it reads.
     pub reads_format: u32,
+    /// As which its last starts have put snapshots, the present one last. Whichever node leads a partition goes on
+    /// from what any of them has put.
+    pub incarnations: Vec<u128>,
 }
 
 /// The nodes of the catalog, in memory.
@@ -110,6 +118,11 @@ impl Nodes {
                 state: state_of(meta, self.forks),
                 registered_at_ms: meta.registered_at_ms,
                 reads_format: meta.reads_format,
+                incarnations: (meta.incarnations.iter())
+                    .filter_map(|bytes| {
+                        Some(u128::from_be_bytes(bytes.as_slice().try_into().ok()?))
+                    })
+                    .collect(),
             };
             (*id, node)
         };
@@ -206,6 +219,14 @@ impl<'a> NodeStep<'a> {
                 self.changed.insert(id, meta);
             }
         }
+        let mut incarnations = known
+            .as_ref()
+            .map_or_else(Vec::new, |meta| meta.incarnations.clone());
+        if !command.incarnation.is_empty() && incarnations.last() != Some(&command.incarnation) {
+            incarnations.push(command.incarnation);
+            let surplus = incarnations.len().saturating_sub(MAX_INCARNATIONS);
+            incarnations.drain(..surplus);
+        }
         let meta = NodeMeta {
             name: command.name,
             peer_address: command.peer_address,
@@ -215,6 +236,7 @@ impl<'a> NodeStep<'a> {
             registered_at_ms: known.map_or(command.at_ms, |meta| meta.registered_at_ms),
             reads_format: command.reads_format,
             forks,
+            incarnations,
         };
         self.changed.insert(command.id, meta);
         Ok(())

@@ -118,6 +118,11 @@ impl Reader {
         Ok(listed)
     }
 
+    /// Whether the partition has dropped a basin.
+    pub fn is_dropped(&self, basin: BasinId) -> bool {
+        self.directory.is_dropped(basin)
+    }
+
     /// The basins of the partition's streams, without dropped ones. It reads one stream of each.
     pub fn basins(&self) -> Result<Vec<BasinId>, StoreError> {
         let (from, to) = keys::all_stream_names();

@@ -10,7 +10,7 @@ use super::snapshot_receiver::{FetchHost, FetchSetup, Fetches};
 use super::snapshot_sender::SnapshotSender;
 use super::state_machine::{SnapshotError, SnapshotSink, StateMachine};
 use crate::engine::{LogFloor, Membership};
-use crate::ids::{GroupId, Lineage, NodeId};
+use crate::ids::{GroupId, Lineage, Lsn, NodeId};
 use crate::log::SharedLog;
 use crate::message::{EndReason, Envelope, Gate, Identity, Payload};
 use crate::store::{DiskFaults, SnapshotStore, Stored, StoredSnapshot};
@@ -26,6 +26,10 @@ pub struct GroupOptions {
     pub lineage: Lineage,
     /// What it means if the node's log has nothing of the group.
     pub cluster_init: ClusterInit,
+    /// The host has begun the log with a tag of its own ([`SharedLog::begin_group`]), has checked that it is of
+    /// this lineage, and its state machine has the membership from before the first entry on. So a group of one
+    /// member that was opened with [`Node::open_group`](super::Node::open_group) gets other members.
+    pub has_host_tag: bool,
     /// Callback for the snapshots that this member takes.
     pub sink: Option<Arc<dyn SnapshotSink>>,
     /// For tests: faults of the disk under the snapshots.
@@ -58,6 +62,7 @@ impl GroupOptions {
             id,
             lineage: Lineage::default(),
             cluster_init: ClusterInit::By(founders),
+            has_host_tag: false,
             sink: None,
             faults: DiskFaults::default(),
         }
@@ -207,14 +212,21 @@ pub(super) fn make_ready<S: StateMachine>(
 ) -> Result<Ready, NodeError> {
     let group = options.id;
     let failed = |what: String| NodeError::Recovery { group, what };
-    let tag = log.tag(group).as_deref().and_then(Tag::decode);
-    let tag = tag.ok_or_else(|| failed("the log's tag is not one of this library's".to_owned()))?;
-    if tag.lineage != options.lineage {
-        return Err(failed(format!(
-            "the log is of lineage {}, and the options name {}",
-            tag.lineage, options.lineage
-        )));
-    }
+    let founders = match options.has_host_tag {
+        true => None,
+        false => {
+            let tag = log.tag(group).as_deref().and_then(Tag::decode);
+            let no_tag = || failed("the log's tag is not one of this library's".to_owned());
+            let tag = tag.ok_or_else(no_tag)?;
+            if tag.lineage != options.lineage {
+                return Err(failed(format!(
+                    "the log is of lineage {}, and the options name {}",
+                    tag.lineage, options.lineage
+                )));
+            }
+            Some(tag.founders)
+        }
+    };
     restore_newest(group, store, machine)?;
     let applied = machine.applied();
     let of_store = |source| NodeError::Store { group, source };
@@ -251,10 +263,10 @@ pub(super) fn make_ready<S: StateMachine>(
         // Only now: until the log was restarted, only the manifest had the term of the state's last entry.
         store.discard_fetch(offer.checkpoint).map_err(of_store)?;
     }
-    let membership = match applied.0 {
-        0 => {
+    let membership = match founders {
+        Some(voters) if applied == Lsn(0) => {
             let founders = Membership {
-                voters: tag.founders,
+                voters,
                 ..Membership::default()
             };
             machine.create(&founders);

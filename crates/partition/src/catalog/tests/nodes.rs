@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::catalog::MAX_REMEMBERED_NODES;
+use crate::catalog::nodes::MAX_INCARNATIONS;
 use crate::command::{NodeRefusal, NodeState, RegisterNode, SetNodeState};
 
 const MOST: u64 = 3;
@@ -17,6 +18,7 @@ fn register(id: u64, name: &str, peer: &str) -> Kind {
         at_ms: 1_000 + id,
         reads_format: 1,
         max_nodes: MOST,
+        incarnation: Vec::new(),
     })
 }
 
@@ -74,6 +76,27 @@ fn addresses_change_and_where_a_node_stands_stays_as_it_is() {
     ]);
     assert_eq!(outcomes, [DONE, DONE, DONE]);
     assert_eq!(catalog.nodes(), [node(7, "one", "h2:1", NodeState::Active)]);
+}
+
+#[test]
+fn the_last_incarnations_of_a_node_are_remembered() {
+    let mut catalog = Fixture::new();
+    let most = MAX_INCARNATIONS as u128;
+    for start in 0..=most {
+        let Kind::RegisterNode(one) = register(7, "one", "h1:1") else {
+            unreachable!()
+        };
+        let incarnation = start.to_be_bytes().to_vec();
+        let one = Kind::RegisterNode(RegisterNode { incarnation, ..one });
+        assert_eq!(catalog.apply(one.clone()), DONE);
+        assert_eq!(
+            catalog.apply(one),
+            DONE,
+            "one that is registered again changes nothing"
+        );
+    }
+    let remembered: Vec<u128> = (1..=most).collect();
+    assert_eq!(catalog.reader().nodes()[&7].incarnations, remembered);
 }
 
 #[test]

@@ -173,6 +173,11 @@ impl GrpcTransport {
         self.address
     }
 
+    /// What this node claims to be.
+    pub fn claim(&self) -> Option<Claim> {
+        self.credentials.claim
+    }
+
     /// Sets or changes the address of a node: `host:port`, or a URL.
     pub fn set_peer(&self, node: NodeId, address: impl Into<String>) {
         let address = address.into();

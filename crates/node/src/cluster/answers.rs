@@ -1,0 +1,370 @@
+//! The answers to what other nodes ask of this one.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use esker_partition::MAX_NODES;
+use esker_partition::command::{Kind, NodeRefusal, NodeState, Outcome, RegisterNode, SetNodeState};
+use esker_raft::transport::grpc::{CallAnswer, CallError, Calls, Claim};
+use esker_raft::{Group, NodeId};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
+
+use super::directory::Nodes;
+use super::wire::{CHANGE, ChangeCluster, GROUPS, GroupOf, GroupsOf, JOIN, Join, Joined, Peer};
+use crate::clock::now_ms;
+use crate::core::Inner;
+use crate::error::Error;
+
+/// How long this node waits for another one that it passes a call on to.
+const PASS_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often a call is passed on.
+const MAX_HOPS: u32 = 1;
+/// How long a node may take that is to lead a partition.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest name or address of a node, in bytes.
+const MAX_TEXT: usize = 255;
+
+/// Answers calls for as long as the node lives.
+pub(crate) struct Answers {
+    inner: Weak<Inner>,
+    runtime: Handle,
+}
+
+impl Answers {
+    /// To be made within the runtime that answers.
+    pub fn new(inner: &Arc<Inner>) -> Answers {
+        Answers {
+            inner: Arc::downgrade(inner),
+            runtime: Handle::current(),
+        }
+    }
+}
+
+impl Calls for Answers {
+    fn answer(&self, from: Claim, name: &str, body: Bytes) -> CallAnswer {
+        let (inner, name) = (self.inner.clone(), name.to_owned());
+        let answering = self.runtime.spawn(async move {
+            let inner = inner.upgrade();
+            let inner = inner.ok_or_else(|| CallError::Unavailable("the node stops".to_owned()))?;
+            match name.as_str() {
+                JOIN => answer(&inner.register(read(&body)?, from).await?),
+                CHANGE => answer(&inner.change_cluster(read(&body)?).await?),
+                GROUPS => answer(&inner.own_groups()),
+                _ => Err(CallError::Refused(format!(
+                    "there is no call {name}: a node of another release may have sent it"
+                ))),
+            }
+        });
+        Box::pin(async move {
+            match answering.await {
+                Ok(answered) => answered,
+                Err(_) => Err(CallError::Unavailable(
+                    "the call was not answered".to_owned(),
+                )),
+            }
+        })
+    }
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, CallError> {
+    serde_json::from_slice(body).map_err(|e| CallError::Refused(format!("malformed call: {e}")))
+}
+
+fn answer<T: Serialize>(answer: &T) -> Result<Bytes, CallError> {
+    let bytes = serde_json::to_vec(answer);
+    let bytes = bytes.map_err(|e| CallError::Unavailable(e.to_string()))?;
+    Ok(bytes.into())
+}
+
+/// How the failure of a proposal is reported to another node.
+fn failed(error: Error) -> CallError {
+    match error {
+        Error::Invalid(why) => CallError::Refused(why),
+        other => CallError::Unavailable(other.to_string()),
+    }
+}
+
+fn refused(refusal: NodeRefusal, nodes: &Nodes) -> CallError {
+    let name = |id: u64| {
+        nodes
+            .get(&id)
+            .map_or_else(|| id.to_string(), |node| node.name.clone())
+    };
+    CallError::Refused(match refusal {
+        NodeRefusal::Removed => {
+            "this node was removed from the cluster: move its data directory away, and let it join with an empty one"
+                .to_owned()
+        }
+        NodeRefusal::NameTaken(id) => format!(
+            "the node {id} has this name already: set another `cluster.name`, or remove that node with `esker \
+             cluster remove {}`",
+            name(id)
+        ),
+        NodeRefusal::AddressTaken(id) => format!(
+            "the node {} has this address already: set another `cluster.peer-advertise`, or remove that node with \
+             `esker cluster remove {0}`",
+            name(id)
+        ),
+        NodeRefusal::TooMany => format!("a cluster has at most {MAX_NODES} nodes: remove those that are gone"),
+        NodeRefusal::Unknown => "there is no such node".to_owned(),
+        NodeRefusal::NotJoining => "the node has joined already".to_owned(),
+    })
+}
+
+fn check(join: &Join, cluster_name: &str) -> Result<(), CallError> {
+    let refuse = |why: String| Err(CallError::Refused(why));
+    if join.cluster_name != cluster_name {
+        return refuse(format!(
+            "this cluster is `{cluster_name}`, and `cluster-name` is `{}` there",
+            join.cluster_name
+        ));
+    }
+    let texts = [
+        ("name", &join.name),
+        ("peer address", &join.peer_address),
+        ("client address", &join.client_address),
+    ];
+    for (what, text) in texts {
+        if text.is_empty() || text.len() > MAX_TEXT || text.chars().any(char::is_control) {
+            return refuse(format!(
+                "the {what} of a node has 1 to {MAX_TEXT} bytes, and no control characters"
+            ));
+        }
+    }
+    match join.zone.len() > MAX_TEXT || join.id == 0 {
+        true => refuse("the node's number is 0, or its zone is too long".to_owned()),
+        false => Ok(()),
+    }
+}
+
+impl Inner {
+    /// Registers a node in the catalog, or passes that on to the node that leads it.
+    pub(crate) async fn register(&self, join: Join, from: Claim) -> Result<Joined, CallError> {
+        let Some(peers) = &self.peers else {
+            return Err(CallError::Unavailable(
+                "this node is not in a cluster".to_owned(),
+            ));
+        };
+        check(&join, peers.cluster_name())?;
+        // A node registers for itself; another one may only pass it on.
+        if join.hops == 0 && from.node != NodeId(join.id) {
+            return Err(CallError::Refused(
+                "a node registers for itself alone".to_owned(),
+            ));
+        }
+        if !self.catalog.is_serving() {
+            return self.pass_on(&join).await;
+        }
+        let state = match peers.me() == join.id {
+            // The first one has everything.
+            true => NodeState::Active,
+            false => NodeState::Joining,
+        };
+        let incarnation = match &join.incarnation {
+            None => Vec::new(),
+            Some(digits) => match u128::from_str_radix(digits, 16) {
+                Ok(incarnation) => incarnation.to_be_bytes().to_vec(),
+                Err(_) => {
+                    return Err(CallError::Refused(
+                        "the incarnation is no number".to_owned(),
+                    ));
+                }
+            },
+        };
+        self.propose_node(Kind::RegisterNode(RegisterNode {
+            id: join.id,
+            name: join.name,
+            peer_address: join.peer_address,
+            client_address: join.client_address,
+            zone: join.zone,
+            state: state.into(),
+            at_ms: now_ms(),
+            reads_format: join.reads_format,
+            max_nodes: MAX_NODES as u64,
+            incarnation,
+        }))
+        .await?;
+        self.joined()
+    }
+
+    /// What a node is told that has joined.
+    fn joined(&self) -> Result<Joined, CallError> {
+        let lineages = self.parts().map(|part| part.lineage().map(|it| it.id()));
+        let lineages: Result<Vec<_>, _> = lineages.collect();
+        let lineages = lineages.map_err(|e| CallError::Unavailable(e.to_string()))?;
+        let nodes = self.catalog_reader.nodes();
+        let live = nodes
+            .values()
+            .filter(|node| node.state != NodeState::Removed);
+        Ok(Joined {
+            cluster_id: self.identity.cluster_id.clone(),
+            partitions: self.options.partitions,
+            lineages: lineages.iter().map(|id| format!("{:032x}", id.0)).collect(),
+            nodes: live
+                .map(|node| Peer {
+                    id: node.id,
+                    peer_address: node.peer_address.clone(),
+                })
+                .collect(),
+        })
+    }
+
+    /// Passes a registration on to the node that leads the catalog.
+    async fn pass_on(&self, join: &Join) -> Result<Joined, CallError> {
+        let later = |why: &str| CallError::Unavailable(why.to_owned());
+        let peers = self
+            .peers
+            .as_ref()
+            .ok_or_else(|| later("this node is alone"))?;
+        if join.hops >= MAX_HOPS {
+            return Err(later(
+                "the node that leads the catalog has changed meanwhile",
+            ));
+        }
+        let leader = self.catalog.leader();
+        let leader = leader.filter(|leader| leader.0 != peers.me());
+        let leader = leader.ok_or_else(|| later("the catalog has no leader at the moment"))?;
+        let passed = Join {
+            hops: join.hops + 1,
+            ..join.clone()
+        };
+        let body = serde_json::to_vec(&passed).map_err(|e| later(&e.to_string()))?;
+        let transport = &peers.transport;
+        let answer = transport
+            .call(leader, JOIN, body.into(), PASS_TIMEOUT)
+            .await?;
+        serde_json::from_slice(&answer).map_err(|e| later(&e.to_string()))
+    }
+
+    async fn propose_node(&self, command: Kind) -> Result<(), CallError> {
+        match self.execute(&self.catalog, command).await.map_err(failed)? {
+            Outcome::NodeSet(Ok(())) => Ok(()),
+            Outcome::NodeSet(Err(refusal)) => Err(refused(refusal, &self.catalog_reader.nodes())),
+            other => Err(failed(crate::error::unexpected(&other))),
+        }
+    }
+
+    /// Makes a change of the cluster. Node states are changed on the node that leads the catalog, leaders on the
+    /// node that leads the partition.
+    pub(crate) async fn change_cluster(&self, change: ChangeCluster) -> Result<(), CallError> {
+        let set = |node, state: NodeState| {
+            Kind::SetNodeState(SetNodeState {
+                id: node,
+                state: state.into(),
+            })
+        };
+        let command = match change {
+            ChangeCluster::Remove { node } => {
+                self.check_removal(node)?;
+                set(node, NodeState::Removed)
+            }
+            ChangeCluster::Drain { node } => set(node, NodeState::Draining),
+            ChangeCluster::Activate { node } => set(node, NodeState::Active),
+            ChangeCluster::TransferLeader { partition, to } => {
+                return self.transfer_leader(partition, to).await;
+            }
+        };
+        if !self.catalog.is_serving() {
+            return Err(not_leader(&self.catalog));
+        }
+        self.propose_node(command).await
+    }
+
+    /// Refuses to remove a node without which a group that this node leads would lose its majority. Groups that
+    /// other nodes lead are checked there before the member is removed from them.
+    fn check_removal(&self, node: u64) -> Result<(), CallError> {
+        let nodes = self.catalog_reader.nodes();
+        let Some(known) = nodes.get(&node) else {
+            return Err(refused(NodeRefusal::Unknown, &nodes));
+        };
+        let others = nodes.values().filter(|other| {
+            other.id != node && matches!(other.state, NodeState::Active | NodeState::Draining)
+        });
+        if others.count() == 0 {
+            return Err(CallError::Refused(format!(
+                "{} is the only node that has everything: it is not removed",
+                known.name
+            )));
+        }
+        for group in self.groups().filter(|group| group.is_serving()) {
+            let details = group.details();
+            let voters = &details.membership.voters;
+            if !voters.contains(&NodeId(node)) {
+                continue;
+            }
+            let left: Vec<_> = voters.iter().filter(|voter| voter.0 != node).collect();
+            let live = left.iter().filter(|voter| {
+                ***voter == details.id
+                    || details.peers.iter().any(|peer| {
+                        peer.id == ***voter && peer.heard_ticks_ago.is_some_and(|ago| ago < 50)
+                    })
+            });
+            let live = live.count();
+            if live <= left.len() / 2 {
+                return Err(CallError::Refused(format!(
+                    "partition {} would lose its majority without {}: of its other {} voters {live} are in \
+                     contact. Bring them back first",
+                    group.id(),
+                    known.name,
+                    left.len(),
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    async fn transfer_leader(&self, partition: u64, to: u64) -> Result<(), CallError> {
+        if partition > u64::from(self.options.partitions) {
+            return Err(CallError::Refused(format!(
+                "there is no partition {partition}"
+            )));
+        }
+        let group = self.group(partition);
+        if !group.is_serving() {
+            return Err(not_leader(group));
+        }
+        let transfer = group.transfer_leadership(NodeId(to));
+        match tokio::time::timeout(TRANSFER_TIMEOUT, transfer).await {
+            Ok(done) => done.map_err(|e| CallError::Refused(e.to_string())),
+            Err(_) => Err(CallError::Unavailable(
+                "the other node has not taken over in time".to_owned(),
+            )),
+        }
+    }
+
+    /// What this node knows of its groups.
+    pub(crate) fn own_groups(&self) -> GroupsOf {
+        let of = |group: &Group<Outcome>| {
+            let details = group.details();
+            GroupOf {
+                role: match details.waits_to_join {
+                    true => "waiting".to_owned(),
+                    false => match details.membership.voters.contains(&details.id) {
+                        true => format!("{:?}", details.role).to_lowercase(),
+                        false => "learner".to_owned(),
+                    },
+                },
+                leader: details.leader.map(|leader| leader.0),
+                term: details.term.0,
+                applied: group.status().applied.0,
+                committed: details.committed.0,
+                last: details.last.0,
+                halted: group.halted().map(|halted| halted.why),
+            }
+        };
+        GroupsOf {
+            groups: self.groups().map(of).collect(),
+        }
+    }
+}
+
+/// The other node asks the leader instead.
+fn not_leader(group: &Group<Outcome>) -> CallError {
+    CallError::Unavailable(match group.leader() {
+        Some(leader) => format!("node {leader} leads partition {}", group.id()),
+        None => format!("partition {} has no leader at the moment", group.id()),
+    })
+}

@@ -1,0 +1,293 @@
+//! What requests need of the cluster: who leads, when local state is current, and how to reach the leader.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use esker_partition::ClusterNode;
+use esker_raft::NodeId;
+use esker_raft::engine::ReadFailure;
+use esker_raft::transport::grpc::{CallError, ChannelError, PeerChannel, PeerRequests};
+
+use super::peers::Peers;
+use super::wire::{CHANGE, ChangeCluster, GROUPS, GroupOf, GroupsOf};
+use crate::core::Inner;
+use crate::error::Error;
+use crate::node::Node;
+
+/// How often a wait for a leader looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// How long a node may take to report on its groups.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a change of the cluster may take.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who leads a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leader {
+    /// This node, and it serves.
+    Here,
+    /// The node with this number.
+    At(u64),
+    /// There is none at the moment, or this node does not know it.
+    Unknown,
+}
+
+/// The cluster of a node. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    inner: Arc<Inner>,
+    peers: Arc<Peers>,
+}
+
+/// Why a change of the cluster was not made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClusterError {
+    /// It is not possible.
+    #[error("{0}")]
+    Refused(String),
+    /// It is not possible now, or it is not known whether it was made.
+    #[error("{0}")]
+    TryLater(String),
+}
+
+impl From<CallError> for ClusterError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Refused(why) => ClusterError::Refused(why),
+            CallError::Unavailable(why) => ClusterError::TryLater(why),
+        }
+    }
+}
+
+/// The cluster, as its nodes report it.
+#[derive(Clone, Debug)]
+pub struct ClusterStatus {
+    /// The number of the node that reports.
+    pub me: u64,
+    /// The nodes, in order of their numbers; removed ones are not there.
+    pub nodes: Vec<NodeStatusOf>,
+    /// The partitions, the catalog first.
+    pub partitions: Vec<ClusterPartition>,
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug)]
+pub struct NodeStatusOf {
+    /// The node, as the catalog has it.
+    pub node: ClusterNode,
+    /// Why it could not be asked, if so.
+    pub unreachable: Option<String>,
+    /// How many partitions it leads.
+    pub leads: usize,
+}
+
+/// A partition, as its members report it.
+#[derive(Clone, Debug)]
+pub struct ClusterPartition {
+    /// Its number.
+    pub partition: u64,
+    /// Who leads it, as far as that is known.
+    pub leader: Option<u64>,
+    /// What each node that could be asked has of it, by its number.
+    pub replicas: BTreeMap<u64, Replica>,
+}
+
+/// What a node has of a partition.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    /// `leader`, `follower`, `candidate`, `learner`, or `waiting`.
+    pub role: String,
+    /// Its term.
+    pub term: u64,
+    /// The last entry that it has applied.
+    pub applied: u64,
+    /// The last entry of its log.
+    pub last: u64,
+    /// Why it does not run, if it does not.
+    pub halted: Option<String>,
+}
+
+impl Node {
+    /// The cluster; `None` on a node that is not in one.
+    pub fn cluster(&self) -> Option<Cluster> {
+        let peers = self.inner.peers.clone()?;
+        let inner = self.inner.clone();
+        Some(Cluster { inner, peers })
+    }
+}
+
+impl Cluster {
+    /// This node's number.
+    pub fn me(&self) -> u64 {
+        self.peers.me()
+    }
+
+    /// Who leads a partition, as this node knows now.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such partition.
+    pub fn leader(&self, partition: u64) -> Leader {
+        let group = self.inner.group(partition);
+        match group.leader() {
+            Some(leader) if leader.0 != self.peers.me() => Leader::At(leader.0),
+            Some(_) if group.is_serving() => Leader::Here,
+            _ => Leader::Unknown,
+        }
+    }
+
+    /// The same; waits for a leader for so long.
+    pub async fn wait_for_leader(&self, partition: u64, longest: Duration) -> Leader {
+        let started = Instant::now();
+        loop {
+            match self.leader(partition) {
+                Leader::Unknown if started.elapsed() < longest => {
+                    tokio::time::sleep(LOOK_INTERVAL).await;
+                }
+                leader => return leader,
+            }
+        }
+    }
+
+    /// Waits until this node has applied what was committed in a partition at the time of the call: what is read
+    /// here from then on is linearizable.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TryLater`]: no leader has answered.
+    pub async fn read_index(&self, partition: u64) -> Result<(), Error> {
+        let read = self.inner.group(partition).read_index().await;
+        read.map(|_| ()).map_err(|e| {
+            Error::TryLater(match e {
+                ReadFailure::Stopped => "the server is stopping".to_owned(),
+                ReadFailure::NoLeader => {
+                    format!("partition {partition} has no leader at the moment")
+                }
+                _ => format!("the leader of partition {partition} has not answered in time"),
+            })
+        })
+    }
+
+    /// A channel for requests to the listener of another node: HTTP/2, with this node's credentials.
+    ///
+    /// # Errors
+    ///
+    /// The node's address is not known, or cannot be used.
+    pub fn channel(&self, node: u64) -> Result<PeerChannel, ChannelError> {
+        self.peers.transport.channel(NodeId(node))
+    }
+
+    /// What answers the requests of other nodes. Only the first call has an effect.
+    pub fn serve_requests(&self, service: PeerRequests) {
+        self.peers.transport.serve_requests(service);
+    }
+
+    /// Removes a node: its replicas go, and its number is never used again.
+    pub async fn remove(&self, node: u64) -> Result<(), ClusterError> {
+        self.change(0, ChangeCluster::Remove { node }).await
+    }
+
+    /// Moves the leaderships and replicas of a node to others.
+    pub async fn drain(&self, node: u64) -> Result<(), ClusterError> {
+        self.change(0, ChangeCluster::Drain { node }).await
+    }
+
+    /// Lets a node that was drained take part again.
+    pub async fn activate(&self, node: u64) -> Result<(), ClusterError> {
+        self.change(0, ChangeCluster::Activate { node }).await
+    }
+
+    /// Makes another node lead a partition.
+    pub async fn transfer_leader(&self, partition: u64, to: u64) -> Result<(), ClusterError> {
+        let change = ChangeCluster::TransferLeader { partition, to };
+        self.change(partition, change).await
+    }
+
+    /// Has a change made by the node that leads the partition.
+    async fn change(&self, partition: u64, change: ChangeCluster) -> Result<(), ClusterError> {
+        if partition > u64::from(self.inner.options.partitions) {
+            return Err(ClusterError::Refused(format!(
+                "there is no partition {partition}"
+            )));
+        }
+        match self.wait_for_leader(partition, REPORT_TIMEOUT).await {
+            Leader::Here => Ok(self.inner.change_cluster(change).await?),
+            Leader::At(node) => {
+                let body = serde_json::to_vec(&change);
+                let body = body.map_err(|e| ClusterError::Refused(e.to_string()))?;
+                let transport = &self.peers.transport;
+                let called = transport.call(NodeId(node), CHANGE, body.into(), CHANGE_TIMEOUT);
+                called.await?;
+                Ok(())
+            }
+            Leader::Unknown => Err(ClusterError::TryLater(format!(
+                "partition {partition} has no leader at the moment"
+            ))),
+        }
+    }
+
+    /// Asks all nodes for what they have.
+    pub async fn status(&self) -> ClusterStatus {
+        let nodes = self.inner.catalog_reader.nodes();
+        let live: Vec<ClusterNode> = nodes
+            .values()
+            .filter(|node| node.state != esker_partition::command::NodeState::Removed)
+            .cloned()
+            .collect();
+        let asked = live.iter().map(|node| self.groups_of(node.id));
+        let reports = futures::future::join_all(asked).await;
+        let mut status = ClusterStatus {
+            me: self.peers.me(),
+            nodes: Vec::new(),
+            partitions: (0..=u64::from(self.inner.options.partitions))
+                .map(|partition| ClusterPartition {
+                    partition,
+                    leader: match self.leader(partition) {
+                        Leader::Here => Some(self.peers.me()),
+                        Leader::At(node) => Some(node),
+                        Leader::Unknown => None,
+                    },
+                    replicas: BTreeMap::new(),
+                })
+                .collect(),
+        };
+        for (node, report) in live.into_iter().zip(reports) {
+            let (groups, unreachable) = match report {
+                Ok(groups) => (groups, None),
+                Err(why) => (Vec::new(), Some(why)),
+            };
+            let leads = groups.iter().filter(|group| group.role == "leader").count();
+            for (of, group) in status.partitions.iter_mut().zip(groups) {
+                let replica = Replica {
+                    role: group.role,
+                    term: group.term,
+                    applied: group.applied,
+                    last: group.last,
+                    halted: group.halted,
+                };
+                of.replicas.insert(node.id, replica);
+            }
+            status.nodes.push(NodeStatusOf {
+                node,
+                unreachable,
+                leads,
+            });
+        }
+        status
+    }
+
+    async fn groups_of(&self, node: u64) -> Result<Vec<GroupOf>, String> {
+        if node == self.peers.me() {
+            return Ok(self.inner.own_groups().groups);
+        }
+        let transport = &self.peers.transport;
+        let asked = transport
+            .call(NodeId(node), GROUPS, Bytes::new(), REPORT_TIMEOUT)
+            .await;
+        let answer = asked.map_err(|e| e.to_string())?;
+        let groups: GroupsOf = serde_json::from_slice(&answer).map_err(|e| e.to_string())?;
+        Ok(groups.groups)
+    }
+}

@@ -1,0 +1,98 @@
+//! Joining a cluster: an empty data directory asks a member of it for its identity.
+//!
+//! The node is registered in the catalog before anything is written here. If the process ends in between, the
+//! next start registers under another number, and replaces the registration that was never of use.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use esker_raft::transport::grpc::{CallError, Claim, call_at};
+use esker_raft::{ClusterId, NodeId};
+
+use super::options::ClusterOptions;
+use super::peers::{credentials, registration};
+use super::wire::{JOIN, Join, Joined};
+use crate::data_dir::Identity;
+use crate::error::StartError;
+
+/// How long one member may take to answer: as long as the catalog takes to elect a leader, and some.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a join is tried at all. Members that are started together with this node are up by then.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// Wait before all addresses are tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Joins the cluster that the options name. Returns this node's identity in it, and what the cluster has told.
+pub(crate) async fn join(
+    options: &ClusterOptions,
+    cluster_name: &str,
+    partitions: u32,
+) -> Result<(Identity, Joined), StartError> {
+    // The number in it is that of this node; what belongs to the cluster comes with its answer.
+    let made = Identity::new(cluster_name, partitions);
+    let claim = Claim {
+        cluster: ClusterId::default(),
+        node: NodeId(made.node_id),
+        process: rand::random(),
+    };
+    let listens = options.listen.map(|listen| listen.to_string());
+    let listens = listens.unwrap_or_default();
+    let mine = registration(options, cluster_name, made.node_id, &listens);
+    let config = credentials(options, claim);
+    let started = Instant::now();
+    loop {
+        let mut tried = Vec::new();
+        for address in &options.join {
+            match call(address, &config, &mine).await {
+                Ok(joined) if joined.partitions != partitions => {
+                    return Err(StartError::JoinRefused {
+                        address: address.clone(),
+                        why: format!(
+                            "the cluster has {} partitions, and `partitions` is {partitions} here: set it to {0}",
+                            joined.partitions
+                        ),
+                    });
+                }
+                Ok(joined) => {
+                    let identity = Identity {
+                        cluster_id: joined.cluster_id.clone(),
+                        joined: true,
+                        ..made
+                    };
+                    return Ok((identity, joined));
+                }
+                Err(CallError::Refused(why)) => {
+                    return Err(StartError::JoinRefused {
+                        address: address.clone(),
+                        why,
+                    });
+                }
+                Err(CallError::Unavailable(why)) => tried.push(format!("{address}: {why}")),
+            }
+        }
+        if started.elapsed() >= JOIN_TIMEOUT {
+            return Err(StartError::JoinUnreachable {
+                tried: tried.join("; "),
+            });
+        }
+        tracing::info!(
+            tried = tried.join("; "),
+            "no member of the cluster has answered yet"
+        );
+        tokio::time::sleep(RETRY_INTERVAL).await;
+    }
+}
+
+async fn call(
+    address: &str,
+    config: &esker_raft::transport::grpc::GrpcConfig,
+    mine: &Join,
+) -> Result<Joined, CallError> {
+    let body = serde_json::to_vec(mine).map_err(|e| CallError::Refused(e.to_string()))?;
+    let answer = call_at(address, config, JOIN, Bytes::from(body), CALL_TIMEOUT).await?;
+    serde_json::from_slice(&answer).map_err(|e| {
+        CallError::Refused(format!(
+            "its answer cannot be read, it may be of a newer release: {e}"
+        ))
+    })
+}

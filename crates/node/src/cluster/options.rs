@@ -1,0 +1,41 @@
+//! The options of a node that belongs to a cluster.
+
+use std::net::SocketAddr;
+
+use esker_raft::transport::grpc::TlsConfig;
+
+/// The options of a node that belongs to a cluster.
+#[derive(Clone, Default)]
+pub struct ClusterOptions {
+    /// Its name; `None` for `node-` and its number.
+    pub name: Option<String>,
+    /// Where it listens to other nodes.
+    pub listen: Option<SocketAddr>,
+    /// Where other nodes reach it: `host:port`; `None` for the address on which it listens.
+    pub peer_address: Option<String>,
+    /// Where clients reach it: `host:port`, or a URL.
+    pub client_address: String,
+    /// What fails together with it; empty for a zone of its own.
+    pub zone: String,
+    /// Where nodes of the cluster to join listen to other nodes.
+    pub join: Vec<String>,
+    /// The secret that all nodes of the cluster have.
+    pub secret: Option<String>,
+    /// Certificates.
+    pub tls: Option<TlsConfig>,
+}
+
+impl std::fmt::Debug for ClusterOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClusterOptions")
+            .field("name", &self.name)
+            .field("listen", &self.listen)
+            .field("peer_address", &self.peer_address)
+            .field("client_address", &self.client_address)
+            .field("zone", &self.zone)
+            .field("join", &self.join)
+            .field("secret", &self.secret.as_ref().map(|_| "(hidden)"))
+            .field("tls", &self.tls.is_some())
+            .finish()
+    }
+}

@@ -1,0 +1,167 @@
+//! This node among the others: what it is called, where it is reached, and its connections.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use esker_partition::command::NodeState;
+use esker_raft::transport::grpc::{Claim, GrpcConfig, GrpcTransport};
+use esker_raft::{ClusterId, NodeId};
+
+use super::directory::{Directory, Nodes};
+use super::gatekeeper::Gate;
+use super::options::ClusterOptions;
+use super::wire::{Join, Peer, READS_FORMAT};
+use crate::data_dir::Identity;
+use crate::error::StartError;
+
+/// This node among the others.
+pub(crate) struct Peers {
+    options: ClusterOptions,
+    cluster_name: String,
+    me: u64,
+    pub transport: Arc<GrpcTransport>,
+    pub directory: Arc<Directory>,
+}
+
+/// What a node presents to others: the secret, its certificate, and its claim.
+pub(crate) fn credentials(options: &ClusterOptions, claim: Claim) -> GrpcConfig {
+    GrpcConfig {
+        secret: options.secret.clone(),
+        tls: options.tls.clone(),
+        claim: Some(claim),
+        ..GrpcConfig::default()
+    }
+}
+
+/// The number of a cluster between nodes: the 16 bytes of its id.
+pub(crate) fn cluster_number(cluster_id: &str) -> ClusterId {
+    let parsed = uuid::Uuid::parse_str(cluster_id);
+    // An id that is no UUID was made by hand: its hash stands for it.
+    let hash = || xxhash_rust::xxh3::xxh3_128(cluster_id.as_bytes()).to_be_bytes();
+    ClusterId(parsed.map_or_else(|_| hash(), uuid::Uuid::into_bytes))
+}
+
+impl Peers {
+    /// Listens to other nodes. They are heard once the log is open.
+    ///
+    /// # Errors
+    ///
+    /// The address cannot be listened on, or a certificate cannot be used.
+    pub fn bind(
+        options: &ClusterOptions,
+        listen: SocketAddr,
+        identity: &Identity,
+    ) -> Result<Peers, StartError> {
+        let claim = Claim {
+            cluster: cluster_number(&identity.cluster_id),
+            node: NodeId(identity.node_id),
+            process: rand::random(),
+        };
+        let directory = Arc::new(Directory::default());
+        let config = GrpcConfig {
+            gatekeeper: Some(Arc::new(Gate::new(claim, directory.clone()))),
+            ..credentials(options, claim)
+        };
+        let transport =
+            GrpcTransport::bind(listen, config).map_err(|source| match source.kind() {
+                io::ErrorKind::InvalidInput => StartError::PeerCertificate(source.to_string()),
+                _ => StartError::PeerListen {
+                    address: listen,
+                    source,
+                },
+            })?;
+        Ok(Peers {
+            options: options.clone(),
+            cluster_name: identity.cluster_name.clone(),
+            me: identity.node_id,
+            transport: Arc::new(transport),
+            directory,
+        })
+    }
+
+    /// This node's number.
+    pub fn me(&self) -> u64 {
+        self.me
+    }
+
+    /// The name of the cluster.
+    pub fn cluster_name(&self) -> &str {
+        &self.cluster_name
+    }
+
+    /// Where the configuration says that nodes of the cluster are.
+    pub fn configured(&self) -> &[String] {
+        &self.options.join
+    }
+
+    /// What this node presents to a node of which only the address is known.
+    pub fn credentials(&self, claim: Claim) -> GrpcConfig {
+        credentials(&self.options, claim)
+    }
+
+    /// How this node registers.
+    pub fn registration(&self, incarnation: u128) -> Join {
+        let listens = self.transport.address().to_string();
+        Join {
+            incarnation: Some(format!("{incarnation:032x}")),
+            ..registration(&self.options, &self.cluster_name, self.me, &listens)
+        }
+    }
+
+    /// Whether the catalog has this node as it is now.
+    pub fn is_registered(&self, nodes: &Nodes, incarnation: u128) -> bool {
+        let mine = self.registration(incarnation);
+        nodes.get(&self.me).is_some_and(|node| {
+            node.state != NodeState::Removed
+                && node.peer_address == mine.peer_address
+                && node.client_address == mine.client_address
+                && node.name == mine.name
+                && node.zone == mine.zone
+                && node.reads_format == mine.reads_format
+                && node.incarnations.last() == Some(&incarnation)
+        })
+    }
+
+    /// Takes the nodes that the catalog has: addresses are set, and removed nodes are disconnected.
+    pub fn follow(&self, nodes: Arc<Nodes>) {
+        if !self.directory.set(nodes.clone()) {
+            return;
+        }
+        for node in nodes.values().filter(|node| node.id != self.me) {
+            match node.state {
+                NodeState::Removed => self.transport.remove_peer(NodeId(node.id)),
+                _ => (self.transport).set_peer(NodeId(node.id), node.peer_address.clone()),
+            }
+        }
+    }
+
+    /// The addresses of nodes that this node was given when it joined. The catalog's replace them.
+    pub fn know(&self, peers: &[Peer]) {
+        for peer in peers.iter().filter(|peer| peer.id != self.me) {
+            (self.transport).set_peer(NodeId(peer.id), peer.peer_address.clone());
+        }
+    }
+}
+
+/// How a node registers.
+pub(crate) fn registration(
+    options: &ClusterOptions,
+    cluster_name: &str,
+    id: u64,
+    listens: &str,
+) -> Join {
+    let name = options.name.clone();
+    let peer_address = options.peer_address.clone();
+    Join {
+        cluster_name: cluster_name.to_owned(),
+        id,
+        name: name.unwrap_or_else(|| format!("node-{id}")),
+        peer_address: peer_address.unwrap_or_else(|| listens.to_owned()),
+        client_address: options.client_address.clone(),
+        zone: options.zone.clone(),
+        reads_format: READS_FORMAT,
+        incarnation: None,
+        hops: 0,
+    }
+}
