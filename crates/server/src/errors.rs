@@ -48,6 +48,11 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
         "Correct the file that the message names.",
     ),
     (
+        "cluster_files",
+        "The file of the cluster's secret, a certificate, a key or an authority that `cluster` names cannot be read, or cannot be used.",
+        "The message names the file, and what is wrong with it.",
+    ),
+    (
         "root_token",
         "The file that `root-token-file` names is missing, can be read or written by other users, has no token of at least 32 visible ASCII characters, or cannot be read.",
         "Do what the message says; `--create-root-token` creates a file that is not there.",

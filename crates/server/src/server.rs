@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use esker_node::Bootstrap;
-use esker_node::{HostProblems, Node, NodeOptions, StartError};
+use esker_node::{ClusterOptions, HostProblems, Node, NodeOptions, StartError};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -37,10 +37,13 @@ use crate::traces::{self, Traces};
 use crate::usage::Usage;
 use crate::windows::Windows;
 use crate::{state, telemetry, usage};
+pub use cluster_options::ClusterFileError;
+use cluster_options::cluster_options;
 use connection::Connections;
 use listener::{RESERVED_CONNECTIONS, Shared, accept, bind, guarded};
 use node_options::node_options;
 
+mod cluster_options;
 mod connection;
 mod corked;
 mod listener;
@@ -73,6 +76,9 @@ pub enum ServeError {
     /// The files of TLS cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A file of `[cluster]` cannot be used.
+    #[error(transparent)]
+    Cluster(#[from] ClusterFileError),
     /// There is no root token in the file that the configuration names.
     #[error(transparent)]
     RootToken(#[from] RootTokenError),
@@ -88,6 +94,7 @@ impl ServeError {
             ServeError::Listen { .. } => "listen",
             ServeError::Traces(_) => "traces",
             ServeError::Tls(_) => "tls_files",
+            ServeError::Cluster(_) => "cluster_files",
             ServeError::RootToken(_) => "root_token",
             ServeError::Node(e) => e.code(),
         }
@@ -174,6 +181,7 @@ impl Server {
             empty_partitions,
             restarted,
             host_problems: problems.clone(),
+            cluster: read_cluster_options(config).await?,
             ..node_options(config, bootstrap)
         };
         let traces = Traces::start(&config.traces).map_err(ServeError::Traces)?;
@@ -374,6 +382,15 @@ async fn load_tls(config: &Config, names: &[String]) -> Result<Option<Tls>, TlsE
     let loading = tokio::task::spawn_blocking(move || Tls::load(&tls, &data_dir, &names));
     match loading.await {
         Ok(loaded) => loaded,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// The same for the files of the cluster.
+async fn read_cluster_options(config: &Config) -> Result<Option<ClusterOptions>, ClusterFileError> {
+    let config = config.clone();
+    match tokio::task::spawn_blocking(move || cluster_options(&config)).await {
+        Ok(read) => read,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }

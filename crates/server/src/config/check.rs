@@ -24,6 +24,9 @@ pub(super) const RULES: &[&str] = &[
     "`insecure-no-auth` must not be `true` where `root-token-file` is set.",
     "`tls.certificate` and `tls.private-key` are set both or neither, and neither beside `tls.self-signed`; \
      `tls.client-ca` and `tls.cleartext-loopback` only with either.",
+    "`cluster.peer-listen` must be a loopback address unless `cluster.secret-file` or `cluster.certificate` is set \
+     or `insecure-no-auth` is `true`. Every other key of `cluster` is of use with it only.",
+    "`cluster.certificate`, `cluster.private-key` and `cluster.ca` are set all or none.",
     "`log.purge-threshold` must be at least `log.segment-size`.",
     "`store.write-buffers-total` must be at least `store.write-buffer`.",
     "`limits.append-inflight` must be at least `limits.append-session-inflight`.",
@@ -144,6 +147,7 @@ pub(super) fn rules(config: &Config, source: &dyn Fn(&str) -> Source) -> Vec<Con
         "one session must be able to use what it may",
     );
     problems.extend(tls(&config.tls, source));
+    problems.extend(cluster(config, source));
     problems.extend(too_few_segments(config, source));
     problems.extend(half_of_the_keys(config, source));
     problems
@@ -243,6 +247,69 @@ fn tls(tls: &TlsConfig, source: &dyn Fn(&str) -> Source) -> Option<ConfigError> 
         format!("and `{CERTIFICATE}` is not: without a certificate, no listener speaks TLS"),
         format!("set `{CERTIFICATE}` and `{KEY}`, or unset `{has}`"),
     )
+}
+
+/// Keys of the cluster that are of no use without others, and an address that others can reach.
+fn cluster(config: &Config, source: &dyn Fn(&str) -> Source) -> Option<ConfigError> {
+    const LISTEN: &str = "cluster.peer-listen";
+    let cluster = &config.cluster;
+    let lacks = |has: &str, other: &str, why: &str| ConfigError::Conflict {
+        keys: vec![has.into(), other.into()],
+        problem: format!(
+            "`{has}` is set ({}) and `{other}` is not: {why}",
+            source(has)
+        ),
+        remedy: format!("set `{other}` as well, or unset `{has}`"),
+    };
+    let files = [
+        ("cluster.certificate", cluster.certificate.is_some()),
+        ("cluster.private-key", cluster.private_key.is_some()),
+        ("cluster.ca", cluster.ca.is_some()),
+    ];
+    if let (Some((has, _)), Some((other, _))) = (
+        files.iter().find(|(_, is_set)| *is_set),
+        files.iter().find(|(_, is_set)| !*is_set),
+    ) {
+        return Some(lacks(
+            has,
+            other,
+            "none of the three is of use without the others",
+        ));
+    }
+    let Some(listen) = cluster.peer_listen else {
+        let others = [
+            ("cluster.name", cluster.name.is_some()),
+            ("cluster.peer-advertise", cluster.peer_advertise.is_some()),
+            ("cluster.advertise", cluster.advertise.is_some()),
+            ("cluster.join", cluster.join.is_some()),
+            ("cluster.zone", cluster.zone.is_some()),
+            ("cluster.secret-file", cluster.secret_file.is_some()),
+            ("cluster.certificate", cluster.certificate.is_some()),
+        ];
+        let (has, _) = others.into_iter().find(|(_, is_set)| *is_set)?;
+        let why = "without an address for other nodes there is no cluster";
+        return Some(lacks(has, LISTEN, why));
+    };
+    let is_guarded = cluster.secret_file.is_some() || cluster.certificate.is_some();
+    if !is_guarded && !config.insecure_no_auth && !listen.ip().to_canonical().is_loopback() {
+        return Some(ConfigError::Conflict {
+            keys: vec![LISTEN.into(), "cluster.secret-file".into()],
+            problem: format!(
+                "`{LISTEN}` = {listen} ({}) can be reached from other machines, and nothing keeps strangers from \
+                 joining the cluster",
+                source(LISTEN)
+            ),
+            remedy: "set `cluster.secret-file`, or `cluster.certificate`, `cluster.private-key` and `cluster.ca`; \
+                     or set `insecure-no-auth` where nobody else reaches the network"
+                .into(),
+        });
+    }
+    if listen.ip().is_unspecified() && cluster.peer_advertise.is_none() {
+        let why =
+            "other nodes cannot reach an address that stands for all addresses of the machine";
+        return Some(lacks(LISTEN, "cluster.peer-advertise", why));
+    }
+    None
 }
 
 /// What is missing of the keys of S3: the first of these that is not set although a later one is.

@@ -28,6 +28,7 @@
 //! socket, and from outside it reads only the one named file. The environment is passed in.
 
 mod check;
+mod cluster;
 mod destination_url;
 mod docs;
 mod environment;
@@ -51,6 +52,7 @@ pub mod units;
 pub mod values;
 mod variables;
 
+pub use cluster::ClusterConfig;
 pub use docs::markdown;
 pub use environment::{BOOTSTRAP_VARIABLE, CONFIG_VARIABLE, environment};
 pub use error::{CODES, ConfigError};

@@ -20,6 +20,7 @@ use s2_common::location::LocationName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::cluster::ClusterConfig;
 use super::snapshots::SnapshotsConfig;
 use super::state::StateConfig;
 use super::tls::TlsConfig;
@@ -96,6 +97,10 @@ pub struct Config {
 
     /// TLS of the listeners: the files of the certificate, and whether clients need one.
     pub tls: TlsConfig,
+
+    /// The cluster that this server is a node of: by which addresses its nodes reach each other, and how they
+    /// prove that they belong to it.
+    pub cluster: ClusterConfig,
 
     /// The durable log: one per server, shared by all partitions. What a restart replays, and how
     /// much disk the log takes, is set here.
@@ -306,6 +311,7 @@ impl Default for Config {
             partitions: 8,
             shutdown_grace: HumanDuration::from_secs(10),
             tls: TlsConfig::default(),
+            cluster: ClusterConfig::default(),
             log: LogConfig::default(),
             store: StoreConfig::default(),
             snapshots: SnapshotsConfig::default(),

@@ -1,0 +1,65 @@
+//! The cluster (`[cluster]`).
+//!
+//! The attributes of the fields are explained in [`values`](super::values).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The cluster (`[cluster]`).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ClusterConfig {
+    /// Address on which other nodes of the cluster reach this one. Clients use `listen`. Port 0 takes any free
+    /// port, which is of use for trying out only. An address that other machines can reach is refused unless
+    /// `secret-file` or `certificate` is set, or `insecure-no-auth`. Unset, this node is a cluster of its own.
+    #[schemars(extend("format" = "socket-address"))]
+    pub peer_listen: Option<SocketAddr>,
+
+    /// Name of this node, which no other node of the cluster has. Unset, `node-` and its number.
+    #[schemars(extend("format" = "text"))]
+    pub name: Option<String>,
+
+    /// Host and port by which other nodes reach `peer-listen`, such as `esker-1.internal:7170`. It may be
+    /// changed: the others are told at the next start. Unset, `peer-listen` itself.
+    #[schemars(extend("format" = "text"))]
+    pub peer_advertise: Option<String>,
+
+    /// Host and port by which clients reach `listen`, as this node shows it to others. Unset, `listen` itself.
+    #[schemars(extend("format" = "text"))]
+    pub advertise: Option<String>,
+
+    /// Host and port of `peer-listen` of some nodes of a cluster, separated by commas. An empty data directory
+    /// joins that cluster; one that belongs to a cluster already goes on in it, and uses this to find the others
+    /// if all their addresses have changed.
+    #[schemars(extend("format" = "text"))]
+    pub join: Option<String>,
+
+    /// What fails together with this node: the name of a rack or a datacenter. Replicas are spread over zones.
+    /// Unset, a zone of its own.
+    #[schemars(extend("format" = "text"))]
+    pub zone: Option<String>,
+
+    /// File with the cluster's secret as its only line: at least 32 visible ASCII characters, the same on all
+    /// nodes. Other users of the machine must not be able to read it. It authenticates nodes and encrypts
+    /// nothing: on a network that others can listen on, use `certificate`.
+    #[schemars(extend("format" = "path"))]
+    pub secret_file: Option<PathBuf>,
+
+    /// File with this node's certificate, followed by the intermediate ones up to its authority, as PEM. It must
+    /// be valid for a server and for a client, and for the host in `peer-advertise`. With it, all traffic between
+    /// nodes is encrypted, and both ends of each connection have to present a certificate.
+    #[schemars(extend("format" = "path"))]
+    pub certificate: Option<PathBuf>,
+
+    /// File with the certificate's key, as PEM: PKCS#8, PKCS#1 or SEC1, not encrypted.
+    #[schemars(extend("format" = "path"))]
+    pub private_key: Option<PathBuf>,
+
+    /// File with the certificate of the cluster's own authority, as PEM: every certificate that it has issued is
+    /// accepted, so no public authority may be named here.
+    #[schemars(extend("format" = "path"))]
+    pub ca: Option<PathBuf>,
+}
