@@ -33,7 +33,7 @@ pub struct ClusterConfig {
 
     /// Host and port of `peer-listen` of some nodes of a cluster, separated by commas. An empty data directory
     /// joins that cluster; one that belongs to a cluster already goes on in it, and uses this to find the others
-    /// if all their addresses have changed.
+    /// if all their addresses have changed. Unset, an empty data directory begins a cluster of its own.
     #[schemars(extend("format" = "text"))]
     pub join: Option<String>,
 
@@ -44,22 +44,22 @@ pub struct ClusterConfig {
 
     /// File with the cluster's secret as its only line: at least 32 visible ASCII characters, the same on all
     /// nodes. Other users of the machine must not be able to read it. It authenticates nodes and encrypts
-    /// nothing: on a network that others can listen on, use `certificate`.
+    /// nothing: on a network that others can listen on, use `certificate`. Unset, nodes need no secret.
     #[schemars(extend("format" = "path"))]
     pub secret_file: Option<PathBuf>,
 
     /// File with this node's certificate, followed by the intermediate ones up to its authority, as PEM. It must
     /// be valid for a server and for a client, and for the host in `peer-advertise`. With it, all traffic between
-    /// nodes is encrypted, and both ends of each connection have to present a certificate.
+    /// nodes is encrypted, and both ends of each connection have to present a certificate. Unset, it is not encrypted.
     #[schemars(extend("format" = "path"))]
     pub certificate: Option<PathBuf>,
 
-    /// File with the certificate's key, as PEM: PKCS#8, PKCS#1 or SEC1, not encrypted.
+    /// File with the certificate's key, as PEM: PKCS#8, PKCS#1 or SEC1, not encrypted. Unset, as `certificate`.
     #[schemars(extend("format" = "path"))]
     pub private_key: Option<PathBuf>,
 
     /// File with the certificate of the cluster's own authority, as PEM: every certificate that it has issued is
-    /// accepted, so no public authority may be named here.
+    /// accepted, so no public authority may be named here. Unset, as `certificate`.
     #[schemars(extend("format" = "path"))]
     pub ca: Option<PathBuf>,
 }

@@ -124,6 +124,7 @@ fn keys_are_listed_in_the_order_of_the_fields() {
         sections,
         [
             "tls",
+            "cluster",
             "log",
             "store",
             "snapshots",

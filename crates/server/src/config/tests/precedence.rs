@@ -231,6 +231,23 @@ fn companions(path: &str) -> Vec<(&'static str, &'static str)> {
         "tls.certificate" => vec![("tls.private-key", "k")],
         "tls.private-key" => vec![("tls.certificate", "c")],
         "tls.client-ca" | "tls.cleartext-loopback" => vec![("tls.self-signed", "true")],
+        "cluster.peer-listen" => Vec::new(),
+        "cluster.certificate" => vec![
+            ("cluster.peer-listen", "127.0.0.1:1"),
+            ("cluster.private-key", "k"),
+            ("cluster.ca", "a"),
+        ],
+        "cluster.private-key" => vec![
+            ("cluster.peer-listen", "127.0.0.1:1"),
+            ("cluster.certificate", "c"),
+            ("cluster.ca", "a"),
+        ],
+        "cluster.ca" => vec![
+            ("cluster.peer-listen", "127.0.0.1:1"),
+            ("cluster.certificate", "c"),
+            ("cluster.private-key", "k"),
+        ],
+        path if path.starts_with("cluster.") => vec![("cluster.peer-listen", "127.0.0.1:1")],
         _ => Vec::new(),
     }
 }

@@ -254,3 +254,35 @@ fn a_path_that_is_not_utf8_is_refused_and_not_changed_into_another() {
         &["flag --data-dir", "it is not UTF-8"],
     );
 }
+
+#[test]
+fn an_address_for_other_nodes_is_refused_without_a_secret_unless_it_is_a_loopback_address() {
+    let reachable = "cluster.peer-listen=10.0.0.1:7170";
+    let refused = from_set(&[reachable]).expect_err("nothing keeps strangers away");
+    assert!(
+        refused.to_string().contains("cluster.secret-file"),
+        "{refused}"
+    );
+    for with in ["cluster.secret-file=s", "insecure-no-auth=true"] {
+        from_set(&[reachable, with]).expect("strangers are kept away, or meant");
+    }
+    from_set(&["cluster.peer-listen=127.0.0.1:7170"]).expect("a loopback address");
+    let any = from_set(&["cluster.peer-listen=0.0.0.0:7170", "cluster.secret-file=s"]);
+    let any = any.expect_err("no other node can reach 0.0.0.0");
+    assert!(any.to_string().contains("cluster.peer-advertise"), "{any}");
+}
+
+#[test]
+fn keys_of_the_cluster_are_of_no_use_without_an_address_for_other_nodes() {
+    let refused = from_set(&["cluster.join=a:1"]).expect_err("no address");
+    assert!(
+        refused.to_string().contains("cluster.peer-listen"),
+        "{refused}"
+    );
+    let half = ["cluster.peer-listen=127.0.0.1:1", "cluster.certificate=c"];
+    let refused = from_set(&half).expect_err("no key");
+    assert!(
+        refused.to_string().contains("cluster.private-key"),
+        "{refused}"
+    );
+}

@@ -48,7 +48,7 @@ fn the_suggestion_finds_other_spellings_other_sections_and_lists_the_rest() {
         ("[lmits]\nconnections = 1", "did you mean `[limits]`?"),
         (
             "[zebra]\na = 1",
-            "the sections are [tls], [log], [store], [snapshots], [state], [limits], [retention], [logs]",
+            "the sections are [tls], [cluster], [log], [store], [snapshots], [state], [limits], [retention], [logs]",
         ),
         (
             "[retention]\nzebra = 1",
@@ -74,8 +74,8 @@ fn an_unknown_key_of_a_flag_is_refused_with_a_suggestion() {
         ("log.flush_after=1MiB", "did you mean `log.flush-after`?"),
         ("lgo.flush-after=1MiB", "did you mean `log.flush-after`?"),
         (
-            "zebra.a=1",
-            "there is no section [zebra]; there are [tls], [log], [store]",
+            "zebra.zebra=1",
+            "there is no section [zebra]; there are [tls], [cluster], [log]",
         ),
         ("a.b.c=1", "unknown key `a.b.c`"),
     ];
