@@ -19,10 +19,12 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::Gate;
 use crate::cluster::Peers;
 use crate::data_dir::{DataDir, Identity};
+use crate::follower_turns::FollowerTurns;
 use crate::latency_window::LatencyWindow;
 use crate::options::NodeOptions;
 use crate::read_budget::ReadBudget;
 use crate::restarts::Restarts;
+use crate::shared_records::SharedScans;
 use crate::snapshots::Snapshots;
 use crate::space_account::Space;
 use crate::state::Shared;
@@ -52,6 +54,9 @@ pub(crate) struct Inner {
     pub admission: Arc<Semaphore>,
     /// Memory of read sessions.
     pub reads: ReadBudget,
+    /// What read sessions at the tail of a stream share.
+    pub shared_scans: SharedScans,
+    pub turns: FollowerTurns,
     pub draining: AtomicBool,
     /// Cancelled when the node stops; this ends read sessions.
     pub stopping: CancellationToken,

@@ -29,6 +29,7 @@ const COUNTERS: &[&str] = &[
     "esker_raft_snapshot_paced_milliseconds_total",
     "esker_read_database_records_total",
     "esker_read_records_total",
+    "esker_read_shared_records_total",
     "esker_refused_appends_total",
     "esker_repository_retries_total",
     "esker_reserve_released_total",

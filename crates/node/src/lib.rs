@@ -30,6 +30,7 @@
 //! | [`position`] | the position of a stream, and the forks that it has passed |
 //! | [`append`] | submission of appends |
 //! | [`read`], `read_budget` | read sessions: catch up from the database, then follow; their memory |
+//! | `shared_records`, `follower_turns` | what followers of a stream have in common: scans and encoded records; when each is woken |
 //!
 //! Modules form no cycle: those in layers below `node` work on `core::Inner`, and those above it add methods
 //! to [`Node`].
@@ -48,6 +49,7 @@ mod core;
 mod counters;
 pub mod data_dir;
 mod error;
+mod follower_turns;
 mod latency_window;
 mod local_snapshot_request;
 mod log_files;
@@ -67,6 +69,7 @@ pub mod recovery;
 mod reserve;
 mod restarts;
 mod retention;
+mod shared_records;
 mod signal;
 pub mod snapshots;
 mod space;
@@ -88,9 +91,10 @@ pub use position::Position;
 pub use problem::{ADVICE, HostProblems, Problem};
 pub use read::{ReadOutput, ReadSession};
 pub use read_budget::{ReadBudget, ReadPermit};
-pub use read_records::{ReadContent, ReadRecords};
+pub use read_records::{ReadContent, ReadRecords, plain};
 pub use readiness::{NOT_READY, NotReady};
 pub use recovery::{PartitionRecovery, RecoveryReport, Source};
+pub use shared_records::SharedRecords;
 pub use snapshots::{
     Bootstrap, CreatedSnapshot, DescribedSnapshot, DestinationOptions, Measured, NodeStatus,
     OnLogFull, PartitionStatus, Prediction, Proof, SnapshotKind, SnapshotOptions, SnapshotStatus,

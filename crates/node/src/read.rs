@@ -7,6 +7,9 @@
 //! a session holds at most two (1000 records, 1 MiB each) at a time, and the rest of the appended batch in which
 //! the last one ended.
 //!
+//! Sessions at the tail of a stream share what one of them has scanned ([`shared_records`](crate::shared_records)),
+//! and those of a stream that many follow have turns ([`follower_turns`](crate::follower_turns)).
+//!
 //! What is scanned of a stream with a cipher is decrypted for each session, with the session's key.
 //!
 //! All sessions together are bounded by a [`ReadBudget`]. Memory is claimed before a batch is read; the next
@@ -18,7 +21,6 @@ use std::time::Duration;
 
 use esker_partition::encryption::{self, DecryptionError};
 use esker_partition::reader::ScanEnd;
-use esker_partition::stream::Follower;
 use esker_partition::{Cursor, ReadError, Scan, StoredRecords};
 use s2_common::read_extent::{EvaluatedReadLimit, ReadLimit};
 use s2_common::record::StreamPosition;
@@ -27,9 +29,11 @@ use tokio::time::Instant;
 
 use crate::blocking::{MAX_INLINE, blocking};
 use crate::error::{Error, read_error};
+use crate::follower_turns::Wakeup;
 use crate::read_ahead::{Run, Source};
 use crate::read_budget::{Place, ReadBudget, ReadPermit};
 use crate::read_records::{ReadContent, ReadRecords};
+use crate::shared_records::SharedRecords;
 use crate::streams::StreamHandle;
 
 /// An output of a session.
@@ -47,21 +51,10 @@ pub enum ReadOutput {
 /// Time between heartbeats while nothing is appended; clients disconnect after 20 seconds.
 const HEARTBEAT_MS: std::ops::Range<u64> = 5_000..15_000;
 
-/// From so many followers on, deliveries of a stream are paced.
-const PACED_FOLLOWERS: u32 = 256;
-/// About what a delivery to one follower costs: with a pace of so much for each, deliveries take no more than
-/// a processor, however often something is appended.
-const DELIVERY: Duration = Duration::from_micros(10);
-/// Longest time that pacing delays a delivery.
-const MAX_PACE: Duration = Duration::from_millis(100);
-/// Followers of a stream that are paced have their turn in so many groups, one after the other: what all wait
-/// for is not the last of all deliveries, and within a group all get the same.
-const PACE_GROUPS: u32 = 16;
-
 /// A read under way.
 pub struct ReadSession {
     handle: StreamHandle,
-    follower: Follower,
+    wakeup: Wakeup,
     cursor: Cursor,
     limit: EvaluatedReadLimit,
     end: ReadEnd,
@@ -77,9 +70,18 @@ pub struct ReadSession {
     claiming: Option<Place>,
 }
 
+/// What a session at the tail has waited for.
+enum Waited {
+    /// There may be more, or the read's wait has ended.
+    ForMore,
+    ForHeartbeat,
+}
+
 /// The outcome of an attempt to read.
 enum Attempt {
     Scan(Scan, ReadPermit),
+    /// Records up to the tail that another session has scanned.
+    Shared(Arc<SharedRecords>, ReadPermit),
     /// There is nothing to read: the session is at the tail, which is this.
     AtTail(StreamPosition),
     /// There was no memory before a heartbeat was due.
@@ -96,7 +98,8 @@ impl StreamHandle {
     pub async fn read(&self, start: ReadStart, end: ReadEnd) -> Result<ReadSession, Error> {
         self.encryption()?;
         // Following begins before the position is resolved, so that no record in between is missed.
-        let follower = self.stream.follow();
+        let inner = &self.node.inner;
+        let wakeup = Wakeup::new(&self.stream, inner.turns.clone(), inner.stopping.clone());
         let limit = end.limit.remaining(0, 0);
         // A read of nothing is complete, wherever it begins.
         let cursor = if limit == EvaluatedReadLimit::Exhausted {
@@ -115,7 +118,7 @@ impl StreamHandle {
         };
         Ok(ReadSession {
             handle: self.clone(),
-            follower,
+            wakeup,
             cursor,
             limit,
             end,
@@ -183,9 +186,33 @@ impl ReadSession {
             let EvaluatedReadLimit::Remaining(limit) = self.limit else {
                 return Ok(None);
             };
+            if self.awaits_turn() {
+                match self.wait().await? {
+                    Waited::ForMore => {}
+                    Waited::ForHeartbeat => {
+                        // What is appended is delivered in the next turn, before any heartbeat.
+                        if let Some(tail) = self.handle.stream.tail_at(self.cursor.next()) {
+                            return Ok(Some(ReadOutput::Heartbeat(tail)));
+                        }
+                    }
+                }
+                continue;
+            }
             let tail = match self.read_some(limit).await? {
                 Attempt::Waiting => return Ok(Some(ReadOutput::Waiting)),
                 Attempt::AtTail(tail) => tail,
+                Attempt::Shared(records, permit) => {
+                    metrics::counter!("esker_read_shared_records_total")
+                        .increment(records.records.len() as u64);
+                    self.cursor = Cursor::after(records.tail.seq_num);
+                    let tail = Some(records.tail);
+                    let content = ReadContent::Shared(records);
+                    return Ok(Some(self.delivered(
+                        limit,
+                        ReadRecords { content, tail },
+                        permit,
+                    )));
+                }
                 Attempt::Scan(mut scan, permit) => {
                     let (end, read_database) = (scan.end, scan.read_database);
                     let tail = match end {
@@ -194,12 +221,18 @@ impl ReadSession {
                     };
                     let records = std::mem::take(&mut scan.records);
                     let (content, permit) = self.handle.decrypted(records, permit).await?;
+                    let content = match (content, tail) {
+                        (ReadContent::Stored(records), Some(tail)) if !read_database => {
+                            self.shared(records, tail)
+                        }
+                        (content, _) => content,
+                    };
                     self.cursor = scan.into_cursor();
                     let records = ReadRecords { content, tail };
                     if !records.is_empty() {
                         let permit = self.keep_rest(permit);
-                        let (count, bytes) = (records.len(), records.metered_size());
-                        self.limit = limit.remaining(count, bytes);
+                        let count = records.len();
+                        let output = self.delivered(limit, records, permit);
                         // Reading from memory needs no wait, so nothing is read ahead from there.
                         if let EvaluatedReadLimit::Remaining(limit) = &self.limit
                             && end == ScanEnd::More
@@ -209,15 +242,11 @@ impl ReadSession {
                         {
                             self.ahead = Some(self.scan_database(*limit, ahead));
                         }
-                        // Only delivered records extend the deadline.
-                        self.deadline = self.end.wait.map(|wait| Instant::now() + wait);
-                        self.heartbeat = next_heartbeat();
-                        metrics::counter!("esker_read_records_total").increment(count as u64);
                         if read_database {
                             metrics::counter!("esker_read_database_records_total")
                                 .increment(count as u64);
                         }
-                        return Ok(Some(ReadOutput::Batch(records, permit)));
+                        return Ok(Some(output));
                     }
                     let Some(tail) = tail else {
                         return Ok(None);
@@ -231,7 +260,7 @@ impl ReadSession {
             if self.deadline.is_none() {
                 self.deadline = self.end.wait.map(|wait| Instant::now() + wait);
             }
-            if self.deadline.is_some_and(|at| at <= Instant::now()) {
+            if self.is_over() {
                 return Ok(None);
             }
             if !self.at_tail {
@@ -239,51 +268,103 @@ impl ReadSession {
                 self.heartbeat = next_heartbeat();
                 return Ok(Some(ReadOutput::Heartbeat(tail)));
             }
-            let stopping = self.handle.node.inner.stopping.clone();
-            let (turn, next) = (self.next_turn(), self.cursor.next());
-            // What was appended before the end of the wait is delivered, even if the turn is later.
-            let turn = turn.map(|turn| self.deadline.map_or(turn, |end| turn.min(end)));
-            let delivery = async {
-                if let Some(turn) = turn {
-                    tokio::time::sleep_until(turn).await;
-                }
-                self.follower.beyond(next).await;
-            };
-            tokio::select! {
-                biased;
-                () = delivery => {}
-                () = stopping.cancelled() => return Err(Error::Stopping),
-                () = tokio::time::sleep_until(self.heartbeat) => {
-                    self.heartbeat = next_heartbeat();
-                    return Ok(Some(ReadOutput::Heartbeat(tail)));
-                }
-                () = sleep_until(self.deadline) => return Ok(None),
+            match self.wait().await? {
+                Waited::ForMore => {}
+                Waited::ForHeartbeat => return Ok(Some(ReadOutput::Heartbeat(tail))),
             }
         }
     }
 
-    /// How many sessions follow the stream.
-    fn followers(&self) -> usize {
-        self.follower.followers()
+    /// Notes that records are delivered.
+    fn delivered(
+        &mut self,
+        limit: ReadLimit,
+        records: ReadRecords,
+        permit: ReadPermit,
+    ) -> ReadOutput {
+        let (count, bytes) = (records.len(), records.metered_size());
+        self.limit = limit.remaining(count, bytes);
+        // Only delivered records extend the deadline.
+        self.deadline = self.end.wait.map(|wait| Instant::now() + wait);
+        self.heartbeat = next_heartbeat();
+        metrics::counter!("esker_read_records_total").increment(count as u64);
+        ReadOutput::Batch(records, permit)
     }
 
-    /// Whether others may get the same records as this session, in the same form: others follow the stream, and
-    /// its records are not encrypted.
-    pub fn is_shared(&self) -> bool {
-        self.followers() > 1 && self.handle.stream.cipher.is_none()
+    /// Whether the wait of the read has ended.
+    fn is_over(&self) -> bool {
+        self.deadline.is_some_and(|at| at <= Instant::now())
+    }
+
+    /// Whether the session has been given everything of its last turn. What was appended before the end of its
+    /// wait is delivered, even if the next turn is later.
+    fn awaits_turn(&self) -> bool {
+        let is_given = |next| self.wakeup.turn_end().is_some_and(|end| next >= end);
+        self.at_tail
+            && self.ahead.is_none()
+            && self.claiming.is_none()
+            && self.cursor.continues_at().is_some_and(is_given)
+            && !self.is_over()
+    }
+
+    /// Waits for records beyond the cursor, or for the end of the read's wait.
+    async fn wait(&mut self) -> Result<Waited, Error> {
+        let next = self.cursor.next();
+        tokio::select! {
+            biased;
+            () = self.wakeup.beyond(next) => Ok(Waited::ForMore),
+            () = self.handle.node.inner.stopping.cancelled() => Err(Error::Stopping),
+            () = tokio::time::sleep_until(self.heartbeat) => {
+                self.heartbeat = next_heartbeat();
+                Ok(Waited::ForHeartbeat)
+            }
+            () = sleep_until(self.deadline) => Ok(Waited::ForMore),
+        }
+    }
+
+    /// The records that were scanned up to the tail, for this session and for others that continue at the same
+    /// record.
+    fn shared(&self, records: StoredRecords, tail: StreamPosition) -> ReadContent {
+        match self.cursor.continues_at() {
+            Some(from) if self.has_company() && !records.is_empty() => {
+                let shared = &self.handle.node.inner.shared_scans;
+                ReadContent::Shared(shared.keep(self.stream_key(), from, records, tail))
+            }
+            _ => ReadContent::Stored(records),
+        }
+    }
+
+    /// What another session has scanned from the cursor up to the tail, if that is within the limits of this one
+    /// and there is memory for it.
+    fn read_shared(&self, limit: ReadLimit) -> Option<Attempt> {
+        let from = self.cursor.continues_at()?;
+        if !self.has_company() || self.claiming.is_some() {
+            return None;
+        }
+        let tail = self.handle.stream.recent_tail(from)?;
+        // What was appended since the turn began is delivered in the next one.
+        let turn_end = self.wakeup.turn_end().filter(|end| *end > from);
+        let until = turn_end.unwrap_or(tail.seq_num);
+        let shared = &self.handle.node.inner.shared_scans;
+        let scan = shared.get(self.stream_key(), from, until)?;
+        let (count, bytes) = (scan.records.len(), scan.records.metered_size());
+        let last = scan.records.last_position()?;
+        if limit.deny(count, bytes) || self.end.until.deny(last.timestamp) {
+            return None;
+        }
+        let permit = self.budget().try_claim_bytes(self.at_tail, 2 * bytes)?;
+        Some(Attempt::Shared(scan, permit))
+    }
+
+    /// Whether others may get the same records as this session: others follow the stream, and its records are not
+    /// encrypted.
+    fn has_company(&self) -> bool {
+        self.wakeup.followers() > 1 && self.handle.stream.cipher.is_none()
     }
 
     /// Identifies the stream among all of this node, while it runs.
-    pub fn stream_key(&self) -> (u64, u64) {
+    fn stream_key(&self) -> (u64, u64) {
         (self.handle.stream.partition.0, self.handle.stream.id.0)
-    }
-
-    /// Before when the session is delivered nothing more, if the stream has many followers: each then gets
-    /// what was appended meanwhile at once.
-    fn next_turn(&self) -> Option<Instant> {
-        let pace = pace(self.followers())?;
-        let begun = self.handle.node.inner.started;
-        Some((begun + turn_after(begun.elapsed(), pace, self.follower.number())).into())
     }
 
     fn budget(&self) -> &ReadBudget {
@@ -299,7 +380,14 @@ impl ReadSession {
                 }
                 self.ahead = None;
             }
+            if let Some(attempt) = self.read_shared(limit) {
+                return Ok(attempt);
+            }
             let stream = &self.handle.stream;
+            let at = self.cursor.continues_at();
+            if let Some(tail) = at.and_then(|at| stream.tail_at(at)) {
+                return Ok(Attempt::AtTail(tail));
+            }
             let resumes_at = self.cursor.resumes_at();
             let is_recent = stream.has_recent(resumes_at);
             let tail = stream.tail();
@@ -402,22 +490,6 @@ impl ReadSession {
     }
 }
 
-/// Time between deliveries to each of so many followers of a stream; `None` if there are few.
-fn pace(followers: usize) -> Option<Duration> {
-    let followers = u32::try_from(followers).unwrap_or(u32::MAX);
-    (followers >= PACED_FOLLOWERS).then(|| DELIVERY.saturating_mul(followers).min(MAX_PACE))
-}
-
-/// The first turn of this follower after `now`.
-fn turn_after(now: Duration, pace: Duration, follower: usize) -> Duration {
-    let group = (follower % PACE_GROUPS as usize) as u32;
-    let offset = pace * group / PACE_GROUPS;
-    let rounds = now.saturating_sub(offset).as_nanos() / pace.as_nanos() + 1;
-    // Not as a product of a duration, which takes no more than 2^32 rounds: 127 days of the shortest pace.
-    let until = rounds * pace.as_nanos();
-    offset + Duration::from_nanos(u64::try_from(until).unwrap_or(u64::MAX))
-}
-
 fn next_heartbeat() -> Instant {
     Instant::now() + Duration::from_millis(rand::random_range(HEARTBEAT_MS))
 }
@@ -430,43 +502,4 @@ async fn sleep_until(deadline: Option<Instant>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn turns_of_a_follower_are_a_pace_apart_and_those_of_all_are_spread_over_it() {
-        let pace = Duration::from_millis(80);
-        let begin = Duration::from_secs(1000);
-        let mut turns: Vec<_> = (0..160)
-            .map(|follower| {
-                let turn = turn_after(begin, pace, follower);
-                assert!(turn > begin && turn <= begin + pace, "{turn:?}");
-                assert_eq!(turn_after(turn, pace, follower), turn + pace);
-                turn
-            })
-            .collect();
-        turns.sort();
-        let groups: Vec<_> = turns.chunk_by(|a, b| a == b).collect();
-        assert_eq!(groups.len(), PACE_GROUPS as usize);
-        assert!(groups.iter().all(|group| group.len() == 10));
-        let apart = pace / PACE_GROUPS;
-        assert!(groups.windows(2).all(|two| two[1][0] - two[0][0] == apart));
-    }
-
-    #[test]
-    fn a_node_that_has_run_for_years_still_paces_its_followers() {
-        let pace = pace(PACED_FOLLOWERS as usize).unwrap();
-        let now = Duration::from_secs(5 * 365 * 24 * 3600);
-        let turn = turn_after(now, pace, 7);
-        assert!(turn > now && turn <= now + pace, "{turn:?}");
-    }
-
-    #[test]
-    fn deliveries_are_paced_for_many_followers_alone_and_never_for_long() {
-        assert_eq!((pace(1), pace(255)), (None, None));
-        assert_eq!(pace(1000), Some(DELIVERY * 1000));
-        for many in [10_000, 1_000_000, usize::MAX] {
-            assert_eq!(pace(many), Some(MAX_PACE));
-        }
-    }
-}
+mod tests;

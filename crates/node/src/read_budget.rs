@@ -78,7 +78,13 @@ impl ReadBudget {
 
     /// Claims memory for a batch, if that needs no waiting.
     pub fn try_claim(&self, at_tail: bool) -> Option<ReadPermit> {
-        let claim = |of: &Arc<Semaphore>| of.clone().try_acquire_many_owned(MAX_SCAN as u32);
+        self.try_claim_bytes(at_tail, MAX_SCAN)
+    }
+
+    /// Claims memory for records that are read already, if that needs no waiting.
+    pub(crate) fn try_claim_bytes(&self, at_tail: bool, bytes: usize) -> Option<ReadPermit> {
+        let bytes = u32::try_from(bytes).ok()?;
+        let claim = |of: &Arc<Semaphore>| of.clone().try_acquire_many_owned(bytes);
         let claimed = match claim(&self.shared) {
             Err(_) if at_tail => claim(&self.tail),
             claimed => claimed,

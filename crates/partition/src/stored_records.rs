@@ -40,6 +40,11 @@ impl StoredRecords {
         self.metered_size
     }
 
+    /// Bytes of the batches that hold them, which stay in memory as long as these records do.
+    pub fn held_bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.batch.bytes()).sum()
+    }
+
     /// The position of the first record.
     pub fn first_position(&self) -> Option<StreamPosition> {
         let part = self.parts.first()?;

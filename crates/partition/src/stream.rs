@@ -413,7 +413,7 @@ impl Stream {
     }
 
     pub(crate) fn has_followers(&self) -> bool {
-        self.followers.load(Ordering::Relaxed) > 0
+        self.followers() > 0
     }
 
     /// Whether memory has the record at `seq`.
@@ -421,6 +421,37 @@ impl Stream {
         let published = self.published.lock();
         let seq = published.view.state.after_gap(seq);
         published.recent.reaches(seq)
+    }
+
+    /// The tail, if memory has all records from `from` on, and there is one; `None` too if the stream was
+    /// deleted.
+    pub fn recent_tail(&self, from: SeqNum) -> Option<StreamPosition> {
+        let published = self.published.lock();
+        let tail = published.view.state.tail();
+        let has_more = !published.view.gone && from < tail.seq_num;
+        (has_more && published.recent.reaches(from)).then_some(tail)
+    }
+
+    /// The tail of a stream that was not deleted, if it is this sequence number.
+    pub fn tail_at(&self, seq: SeqNum) -> Option<StreamPosition> {
+        let published = self.published.lock();
+        let tail = published.view.state.tail();
+        (!published.view.gone && tail.seq_num == seq).then_some(tail)
+    }
+
+    /// Whether the stream was deleted.
+    pub fn is_gone(&self) -> bool {
+        self.published.lock().view.gone
+    }
+
+    /// The tail, as it changes; also changed when the stream is deleted.
+    pub fn changes(&self) -> watch::Receiver<SeqNum> {
+        self.changed.subscribe()
+    }
+
+    /// How many follow the stream.
+    pub fn followers(&self) -> usize {
+        self.followers.load(Ordering::Relaxed)
     }
 
     /// Batches in memory, the first of which has the record at `from`; `None` if memory does not go back
@@ -472,7 +503,7 @@ pub struct Follower {
 impl Follower {
     /// How many follow the stream, this one included.
     pub fn followers(&self) -> usize {
-        self.stream.followers.load(Ordering::Relaxed)
+        self.stream.followers()
     }
 
     /// How many began to follow the stream before this one.
@@ -483,7 +514,7 @@ impl Follower {
     /// Waits until the tail is beyond `seq` or the stream is gone. Safe to cancel.
     pub async fn beyond(&mut self, seq: SeqNum) {
         loop {
-            if *self.changed.borrow_and_update() > seq || self.stream.view().gone {
+            if *self.changed.borrow_and_update() > seq || self.stream.is_gone() {
                 return;
             }
             if self.changed.changed().await.is_err() {

@@ -223,6 +223,12 @@ const SECTIONS: &[Section] = &[
                 &[],
                 "Those of them that came from the database, not from memory.",
             ),
+            counter(
+                "esker_read_shared_records_total",
+                "records",
+                &[],
+                "Those of them that another session had read already.",
+            ),
         ],
     },
     Section {

@@ -22,9 +22,11 @@ use crate::blocking::blocking;
 use crate::core::{Inner, StreamGroup};
 use crate::data_dir::DataDir;
 use crate::error::StartError;
+use crate::follower_turns::FollowerTurns;
 use crate::options::NodeOptions;
 use crate::read_budget::ReadBudget;
 use crate::restarts::Restarts;
+use crate::shared_records::SharedScans;
 use crate::snapshots::{LocalSnapshots, Rates, ScrubFile, Snapshots};
 use crate::space_account::Space;
 use crate::state::files::Files;
@@ -273,6 +275,8 @@ impl Groups {
         let inner = Inner {
             admission: Arc::new(Semaphore::new(options.append_inflight)),
             reads: ReadBudget::new(options.read_sessions),
+            shared_scans: SharedScans::default(),
+            turns: FollowerTurns::default(),
             options: NodeOptions::clone(&options),
             raft,
             peers,

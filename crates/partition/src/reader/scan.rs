@@ -96,6 +96,17 @@ impl Cursor {
         self.next
     }
 
+    /// The cursor of a session that has been given everything before this sequence number.
+    pub fn after(next: SeqNum) -> Cursor {
+        Cursor::at_start(next)
+    }
+
+    /// The next sequence number, if the cursor is between two appended batches, or the read of what follows
+    /// does not depend on trims.
+    pub fn continues_at(&self) -> Option<SeqNum> {
+        (self.rest.is_none() && !self.begins).then_some(self.next)
+    }
+
     /// Bytes of the batch that it keeps.
     pub fn rest_bytes(&self) -> usize {
         self.rest.as_ref().map_or(0, StoredBatch::bytes)

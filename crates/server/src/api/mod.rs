@@ -12,7 +12,6 @@ mod body_budget;
 mod counted_bodies;
 mod counted_operations;
 mod drain_body;
-mod encoded_batches;
 mod error;
 mod held_answers;
 mod locations;
@@ -47,7 +46,6 @@ use crate::config::LimitsConfig;
 use crate::identification::gate;
 use crate::traces::{self, Traces};
 use crate::usage::Usage;
-use encoded_batches::EncodedBatches;
 use usage_metrics::Readings;
 
 use routes::Method::{Delete, Get, Patch, Post, Put};
@@ -93,8 +91,6 @@ pub struct Limits {
     pub bodies: Bodies,
     /// What answers may hold.
     pub(crate) answers: Answers,
-    /// What many followers of a stream get.
-    pub(crate) encoded: EncodedBatches,
 }
 
 impl App {
@@ -131,7 +127,6 @@ impl Limits {
                 config.header_timeout.as_duration(),
             ),
             answers: Answers::new(config.stall_timeout.as_duration()),
-            encoded: EncodedBatches::default(),
         }
     }
 }

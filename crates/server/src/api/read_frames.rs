@@ -31,6 +31,26 @@ const HEADER_VALUE: u8 = 2 << 3 | 2;
 const POSITION_SEQ_NUM: u8 = 1 << 3;
 const POSITION_TIMESTAMP: u8 = 2 << 3;
 
+/// Encoded forms of records that several sessions get: each is encoded once.
+#[derive(Clone, Copy)]
+pub(super) enum Form {
+    RawJson,
+    Base64Json,
+    Frame,
+    ZstdFrame,
+    GzipFrame,
+}
+
+impl From<s2s::CompressionAlgorithm> for Form {
+    fn from(compression: s2s::CompressionAlgorithm) -> Form {
+        match compression {
+            s2s::CompressionAlgorithm::None => Form::Frame,
+            s2s::CompressionAlgorithm::Zstd => Form::ZstdFrame,
+            s2s::CompressionAlgorithm::Gzip => Form::GzipFrame,
+        }
+    }
+}
+
 /// The frame of some records.
 ///
 /// # Errors
@@ -42,9 +62,17 @@ pub(super) fn frame(
     records: ReadRecords,
     compression: s2s::CompressionAlgorithm,
 ) -> Result<Bytes, Error> {
+    let tail = records.tail;
     match (&records.content, compression) {
+        (ReadContent::Shared(shared), _) => {
+            shared.form(Form::from(compression) as u8, |records, tail| {
+                let content = ReadContent::Stored(records.clone());
+                let tail = Some(tail);
+                frame(ReadRecords { content, tail }, compression)
+            })
+        }
         (ReadContent::Stored(stored), s2s::CompressionAlgorithm::None) => {
-            stored_frame(stored, records.tail)
+            stored_frame(stored, tail)
         }
         _ => {
             let batch = proto::ReadBatch::from(records.into_batch()?);

@@ -171,14 +171,12 @@ pub async fn read(
                 .with_key(encryption_key)?
                 .read(start, end)
                 .await?;
-            let encoded = app.limits.encoded.clone();
             Ok(sessions::events(
                 session,
                 access.lease(),
                 meter,
                 format,
                 delivered,
-                encoded,
             ))
         }
         ReadRequest::S2s {

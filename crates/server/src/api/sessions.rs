@@ -9,7 +9,10 @@ use std::pin::Pin;
 use axum::body::{Body, Bytes};
 use axum::response::sse::Event;
 use axum::response::{IntoResponse as _, Response, Sse};
-use esker_node::{Ack, AppendSession, Error, PendingAppend, ReadOutput, ReadSession};
+use esker_node::{
+    Ack, AppendSession, Error, PendingAppend, ReadContent, ReadOutput, ReadRecords, ReadSession,
+    plain,
+};
 use futures::stream::{self, FuturesOrdered};
 use futures::{Stream, StreamExt as _};
 use http::{HeaderValue, header};
@@ -25,8 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::ServiceError;
 use super::counted_bodies::PermitSlot;
-use super::encoded_batches::EncodedBatches;
-use super::read_frames;
+use super::read_frames::{self, Form};
 use super::series::session_ended;
 use super::session_inputs::{Input, Inputs};
 use crate::answers::{AtStall, EndFrame, Exhausted};
@@ -64,7 +66,6 @@ pub(crate) fn events(
     mut meter: StreamMeter,
     format: Format,
     mut delivered: CountOrBytes,
-    encoded: EncodedBatches,
 ) -> Response {
     let slot = PermitSlot::default();
     let batches = slot.clone();
@@ -84,9 +85,17 @@ pub(crate) fn events(
                     let Some(last) = records.last_position() else {
                         continue;
                     };
-                    let seq_num = last.seq_num;
-                    let batch = match records.into_batch() {
-                        Ok(batch) => batch,
+                    delivered.count = delivered.count.saturating_add(records.len());
+                    let bytes = records.metered_size();
+                    delivered.bytes = delivered.bytes.saturating_add(bytes);
+                    meter.streamed(bytes);
+                    let id = LastEventId {
+                        seq_num: last.seq_num,
+                        count: delivered.count,
+                        bytes: delivered.bytes,
+                    };
+                    let event = match batch_event(records, format, id) {
+                        Ok(event) => event,
                         Err(error) => {
                             let (status, body) = ServiceError::from(error).to_response().to_parts();
                             session_ended(status);
@@ -94,17 +103,6 @@ pub(crate) fn events(
                             return;
                         }
                     };
-                    delivered.count = delivered.count.saturating_add(batch.records.len());
-                    let bytes = batch.records.metered_size();
-                    delivered.bytes = delivered.bytes.saturating_add(bytes);
-                    meter.streamed(bytes);
-                    let id = LastEventId {
-                        seq_num,
-                        count: delivered.count,
-                        bytes: delivered.bytes,
-                    };
-                    let event = batch_event(&session, &encoded, format, &batch, id);
-                    drop(batch);
                     batches.put(permit);
                     yield event;
                 }
@@ -131,23 +129,32 @@ pub(crate) fn events(
     response
 }
 
-/// The event of a batch. Where others follow the stream, its data may have been encoded for one of them.
+/// The event of a batch. What several sessions get is encoded once.
 fn batch_event(
-    session: &ReadSession,
-    encoded: &EncodedBatches,
+    records: ReadRecords,
     format: Format,
-    batch: &ReadBatch,
     id: LastEventId,
-) -> Result<Event, axum::Error> {
-    if batch.tail.is_none() || !session.is_shared() {
-        return sse::read_batch_event(format, batch, id);
-    }
-    let data = encoded.encoded(session.stream_key(), format, batch, |batch| {
-        serde_json::to_string(&json::serialize_read_batch(format, batch)).map_err(axum::Error::new)
+) -> Result<Result<Event, axum::Error>, Error> {
+    let ReadContent::Shared(shared) = &records.content else {
+        return Ok(sse::read_batch_event(format, &records.into_batch()?, id));
+    };
+    let form = match format {
+        Format::Raw => Form::RawJson,
+        Format::Base64 => Form::Base64Json,
+    };
+    let json = shared.form(form as u8, |records, tail| {
+        let batch = ReadBatch {
+            records: plain(records)?,
+            tail: Some(tail),
+        };
+        let json = serde_json::to_vec(&json::serialize_read_batch(format, &batch));
+        let json = json.map_err(|e| Error::Storage(format!("encoding records: {e}")))?;
+        Ok::<_, Error>(Bytes::from(json))
     })?;
+    let json = str::from_utf8(&json).map_err(|e| Error::Storage(e.to_string()))?;
     // As `sse::read_batch_event` writes it.
     let event = Event::default().event(sse::Batch::Batch);
-    Ok(event.id(id.to_string()).data(data))
+    Ok(Ok(event.id(id.to_string()).data(json)))
 }
 
 /// What a session has next, unless its token ends.
