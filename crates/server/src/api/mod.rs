@@ -17,6 +17,7 @@ mod held_answers;
 mod locations;
 mod ops;
 mod read_frames;
+mod readings;
 mod records;
 mod routes;
 pub(crate) mod series;
@@ -46,7 +47,7 @@ use crate::config::LimitsConfig;
 use crate::identification::gate;
 use crate::traces::{self, Traces};
 use crate::usage::Usage;
-use usage_metrics::Readings;
+use readings::Readings;
 
 use routes::Method::{Delete, Get, Patch, Post, Put};
 use routes::Routes;

@@ -7,6 +7,7 @@
 //! | `state` | all measurements, and their bounds |
 //! | `file` | the measurements on disk |
 //! | `sampler` | sizes of streams and basins over time; forgetting; saving |
+//! | `shared_readings` | sizes that requests have read, shared between them |
 //! | `query` | ranges of requests, and the metrics within them |
 //!
 //! Handlers count what they serve, in memory. Sizes are read every minute by a task. A file in the data
@@ -19,6 +20,7 @@ mod meters;
 mod query;
 mod sampler;
 mod series;
+mod shared_readings;
 mod state;
 
 use std::hash::{BuildHasher as _, RandomState};
@@ -35,6 +37,7 @@ pub(crate) use sampler::run;
 
 use file::LoadError;
 use meters::Meter;
+use shared_readings::SharedReadings;
 use state::State;
 
 /// The storage class whose appends are counted apart.
@@ -52,6 +55,7 @@ pub struct Usage {
 struct Shared {
     state: Mutex<State>,
     hasher: RandomState,
+    readings: SharedReadings,
     /// One at a time writes the file: a stop may come while the sampler saves.
     saving: Mutex<()>,
     /// Whether the file could not be read at the start, and may be whole.
@@ -83,6 +87,7 @@ impl Usage {
             shared: Arc::new(Shared {
                 state: Mutex::new(state),
                 hasher: RandomState::new(),
+                readings: SharedReadings::default(),
                 saving: Mutex::default(),
                 keeps_file: AtomicBool::new(keeps_file),
             }),

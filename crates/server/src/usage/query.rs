@@ -1,6 +1,7 @@
 //! The metrics that a request asks for.
 
 use std::ops::RangeInclusive;
+use std::time::Instant;
 
 use esker_node::{Error, Node};
 use s2_common::ValidationError;
@@ -340,13 +341,13 @@ pub(crate) fn basin(
     })
 }
 
-/// The size of a stream over time. Blocks while the database reads.
+/// The size of a stream over time, for a request that arrived at this time. Blocks while the database reads.
 pub(crate) fn storage_of_stream(
     usage: &Usage,
     node: &Node,
-    basin: &str,
-    stream: &str,
+    (basin, stream): (&str, &str),
     bounds: Bounds,
+    arrived: Instant,
 ) -> Result<Result<Vec<Metric>, Error>, ValidationError> {
     let now = now();
     let range = bounds.range_of_gauge(Interval::Minute, now)?;
@@ -354,7 +355,7 @@ pub(crate) fn storage_of_stream(
         return Ok(Ok(vec![gauge(Some(&usage.sizes(basin, stream)), &range)]));
     }
     Ok(usage
-        .refreshed_sizes(node, basin, stream)
+        .refreshed_sizes(node, basin, stream, arrived)
         .map(|series| vec![gauge(Some(&series), &range)]))
 }
 

@@ -2,7 +2,7 @@
 //! saves them.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use esker_node::{Error, Node};
 use tokio_util::sync::CancellationToken;
@@ -188,13 +188,15 @@ impl Usage {
         sizes.cloned().unwrap_or_default()
     }
 
-    /// The same with the size that it has now. It is read only if the stream has changed since the last
-    /// reading, so that requests share one. Blocks.
+    /// The same with the size that it has for a request that arrived at this time. It is read only if the stream has
+    /// changed since the last reading, and nobody has begun to read it since the request arrived: requests share
+    /// a reading. Blocks.
     pub(super) fn refreshed_sizes(
         &self,
         node: &Node,
         basin: &str,
         stream: &str,
+        arrived: Instant,
     ) -> Result<Series, Error> {
         let present = Extent::of(&node.position(basin, stream)?);
         let is_read = {
@@ -205,16 +207,20 @@ impl Usage {
         if is_read {
             return Ok(self.sizes(basin, stream));
         }
-        let size = node.metered_size(basin, stream)?;
-        let now = now();
-        if let Some(of) = self.state().basins.get_mut(basin)
-            && let Some(measured) = of.streams.get_mut(stream)
-        {
-            note_stream(measured, present, size.bytes, now);
-        }
+        let read = || {
+            let bytes = node.metered_size(basin, stream)?.bytes;
+            if let Some(of) = self.state().basins.get_mut(basin)
+                && let Some(measured) = of.streams.get_mut(stream)
+            {
+                note_stream(measured, present, bytes, now());
+            }
+            Ok::<_, Error>(bytes)
+        };
+        let readings = &self.shared.readings;
+        let bytes = readings.size(basin, stream, arrived, present, read)?;
         let mut sizes = self.sizes(basin, stream);
         // It may be a stream that was not used since the measurements began.
-        sizes.set(Interval::Minute, now, size.bytes);
+        sizes.set(Interval::Minute, now(), bytes);
         Ok(sizes)
     }
 

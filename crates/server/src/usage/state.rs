@@ -52,6 +52,14 @@ impl Extent {
             created_ms: position.created_ms,
         }
     }
+
+    #[cfg(test)]
+    pub(super) fn at(tail: u64) -> Extent {
+        Extent {
+            tail,
+            ..Extent::default()
+        }
+    }
 }
 
 /// What is measured of a basin.
