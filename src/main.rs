@@ -24,6 +24,7 @@ mod json;
 mod man_cmd;
 mod output_file;
 mod refusal;
+mod relay;
 mod remote;
 mod restart;
 mod secret_file;
@@ -138,6 +139,8 @@ fn command() -> clap::Command {
     let command = hide(command, &WITHOUT_SERVER, "server");
     let command = hide(command, &WITHOUT_SERVER, "token_file");
     let command = hide(command, &WITHOUT_SERVER, "ca_file");
+    let command = hide(command, &WITHOUT_SERVER, "client_cert");
+    let command = hide(command, &WITHOUT_SERVER, "client_key");
     hide(command, &WITHOUT_JSON, "json")
 }
 

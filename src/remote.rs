@@ -1,19 +1,23 @@
-//! A server as a command talks to it: its address, the access token that is sent, and whom to trust.
+//! A server as a command talks to it: its address, the access token and the client certificate that are sent, and
+//! whom to trust.
 //!
 //! All three ways to a server take them from here: the admin API, the official SDK, and gRPC.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use s2_sdk::types::S2Config;
 use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
 
 use crate::failure::Failure;
+use crate::relay::Relay;
 use crate::secret_file::{self, Kind, Secret};
 use crate::server_address::ServerAddress;
 use crate::stream_cmd::failure::Asked;
-use crate::tls::{CA_VARIABLE, Trust};
+use crate::tls::{CA_VARIABLE, CLIENT_CERT_VARIABLE, CLIENT_KEY_VARIABLE, Identity, Trust};
 
 /// Longest wait for a connection.
 pub const REACH_TIMEOUT: Duration = Duration::from_millis(2500);
@@ -45,6 +49,26 @@ pub struct AccessArgs {
         hide_env_values = true
     )]
     pub ca_file: Option<PathBuf>,
+
+    /// File with the certificate (PEM) that is presented to a server which demands one, for https
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = CLIENT_CERT_VARIABLE,
+        hide_env_values = true
+    )]
+    pub client_cert: Option<PathBuf>,
+
+    /// File with the private key (PEM) of that certificate
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = CLIENT_KEY_VARIABLE,
+        hide_env_values = true
+    )]
+    pub client_key: Option<PathBuf>,
 }
 
 impl AccessArgs {
@@ -76,16 +100,31 @@ impl AccessArgs {
         Ok(None)
     }
 
-    /// The authorities that are trusted, if this server uses TLS.
+    /// The authorities that are trusted and the certificate that is presented, if this server uses TLS.
     ///
     /// # Errors
     ///
-    /// As of [`Trust::load`].
+    /// As of [`Trust::load`] and [`Identity::load`]; `certificates` for a certificate without its key.
     pub fn trust(&self, address: &ServerAddress) -> Result<Option<Trust>, Failure> {
-        match address.tls() {
-            true => Trust::load(self.ca_file.as_deref()).map(Some),
-            false => Ok(None),
+        if !address.tls() {
+            return Ok(None);
         }
+        let identity = match (&self.client_cert, &self.client_key) {
+            (Some(certificate), Some(key)) => Some(Identity::load(certificate, key)?),
+            (None, None) => None,
+            (certificate, _) => {
+                let missing = match certificate {
+                    Some(_) => format!("--client-key, or {CLIENT_KEY_VARIABLE}, is missing"),
+                    None => format!("--client-cert, or {CLIENT_CERT_VARIABLE}, is missing"),
+                };
+                return Err(Failure::usage(
+                    "certificates",
+                    format!("a client certificate and its private key go together: {missing}"),
+                ));
+            }
+        };
+        let trust = Trust::load(self.ca_file.as_deref())?;
+        Ok(Some(trust.with_identity(identity)))
     }
 }
 
@@ -96,6 +135,8 @@ pub struct Remote {
     token: Option<Secret>,
     /// `None` without TLS.
     trust: Option<Trust>,
+    /// The way of the SDK to a server that demands a client certificate, once it is needed.
+    relay: Arc<OnceCell<Relay>>,
 }
 
 impl Remote {
@@ -119,6 +160,7 @@ impl Remote {
             address,
             token,
             trust,
+            relay: Arc::default(),
         }
     }
 
@@ -128,6 +170,7 @@ impl Remote {
             address,
             token: None,
             trust: None,
+            relay: Arc::default(),
         }
     }
 
@@ -178,14 +221,33 @@ impl Remote {
         }
     }
 
+    /// Where clients that cannot present a certificate, such as the SDK, connect to: the server, or a relay of
+    /// this process that presents it to the server. The relay ends with the runtime.
+    ///
+    /// # Errors
+    ///
+    /// `client` if there can be no relay.
+    pub async fn s2_address(&self) -> Result<String, Failure> {
+        let trust = self.trust.as_ref().filter(|trust| trust.has_identity());
+        let Some(trust) = trust else {
+            return Ok(self.address.to_string());
+        };
+        let relay = self
+            .relay
+            .get_or_try_init(|| Relay::start(&self.address, trust));
+        Ok(relay.await?.url())
+    }
+
     /// The start of a configuration of the SDK: the token, and whether certificates are read.
     pub fn s2_config(&self) -> S2Config {
         let token = self.token.as_ref().map_or(NO_TOKEN, Secret::expose);
+        let trust = self.trust.as_ref();
+        let reads_certificates = trust.is_some_and(|trust| !trust.has_identity());
         S2Config::new(token)
             .with_connection_timeout(REACH_TIMEOUT)
-            // Over plain http there are no certificates. This option avoids reading those of the system,
-            // which is slow, and fails where there are none.
-            .with_insecure_skip_cert_verification(!self.address.tls())
+            // Over plain http, as of a relay, there are no certificates. This option avoids reading those of the
+            // system, which is slow, and fails where there are none.
+            .with_insecure_skip_cert_verification(!reads_certificates)
     }
 
     /// A client of HTTP, for the admin API.

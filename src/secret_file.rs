@@ -14,6 +14,7 @@ use crate::failure::Failure;
 
 /// Most bytes of a file with a secret. A longer file is certainly another one.
 const MAX_BYTES: u64 = 16 * 1024;
+const TOO_LARGE: &str = "the file is larger than any such secret";
 /// Mode bits with which the group or everybody reads or writes a file.
 const OTHERS: u32 = 0o066;
 
@@ -61,16 +62,33 @@ pub fn read(path: &Path, kind: Kind) -> Result<Secret, Failure> {
     };
     let (text, found) = contents(path).map_err(|e| failed(&e))?;
     if text.len() as u64 > MAX_BYTES {
-        return Err(failed(&"the file is larger than any such secret"));
+        return Err(failed(&TOO_LARGE));
     }
-    if found.is_file() && found.mode() & OTHERS != 0 {
-        say!(
-            "warning: others than its owner can read {shown}, which holds an {}: `chmod 600` it",
-            kind.name
-        );
-    }
+    warn_of_readers(path, &found, &format!("an {}", kind.name));
     let text = String::from_utf8(text).map_err(|_| failed(&"the file is no text"))?;
     checked(&text, kind).map_err(|why| failed(&why))
+}
+
+/// The contents of a file with a secret that is not one word, such as a private key. Warns if others can read
+/// the file.
+///
+/// # Errors
+///
+/// Why the file cannot be read.
+pub fn read_bytes(path: &Path, what: &str) -> Result<Vec<u8>, String> {
+    let (contents, found) = contents(path).map_err(|e| e.to_string())?;
+    if contents.len() as u64 > MAX_BYTES {
+        return Err(TOO_LARGE.to_owned());
+    }
+    warn_of_readers(path, &found, what);
+    Ok(contents)
+}
+
+fn warn_of_readers(path: &Path, found: &Metadata, what: &str) {
+    if found.is_file() && found.mode() & OTHERS != 0 {
+        let shown = path.display();
+        say!("warning: others than its owner can read {shown}, which holds {what}: `chmod 600` it");
+    }
 }
 
 /// The secret in an environment variable; `None` if that is not set, or empty.

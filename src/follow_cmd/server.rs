@@ -25,6 +25,7 @@ use crate::secret_file::Secret;
 use crate::server_address::{DEFAULT_SERVER, ServerAddress};
 use crate::stream_cmd::failure::Asked;
 use crate::stream_cmd::target::StreamTarget;
+use crate::tls::Trust;
 
 /// The endpoint of hosted S2.
 const HOSTED: &str = "https://a.s2.dev";
@@ -48,6 +49,14 @@ impl Server {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let chosen = Chosen::of(named, access.token_file.is_some(), variable)?;
         let trust = access.trust(&chosen.address)?;
+        let has_identity = trust.as_ref().is_some_and(Trust::has_identity);
+        if has_identity && (chosen.is_hosted || chosen.is_of_s2_variables) {
+            return Err(Failure::usage(
+                "certificates",
+                "a client certificate is presented to one server only: name it with --server, or \
+                 leave --client-cert out",
+            ));
+        }
         let [ours, theirs] = TOKEN_VARIABLES;
         let token = match chosen.is_of_s2_variables {
             // The token that goes with those endpoints: they may not be an Esker's.
@@ -96,7 +105,16 @@ impl Server {
     /// `unreachable`, within some three seconds, with the reason; `stream_not_found`, and the like.
     pub async fn open(&self, stream: &StreamTarget) -> Result<(S2Endpoint, u64), Failure> {
         self.remote.reach().await?;
-        let config = self.config();
+        // Not the server itself, if that demands a client certificate.
+        let relayed = self.remote.s2_address().await?;
+        let config = match relayed == self.remote.address().to_string() {
+            true => self.config(),
+            false => {
+                let endpoints = S2Endpoints::for_endpoint(&relayed);
+                let endpoints = endpoints.map_err(|e| Failure::wrong("client", e.0))?;
+                self.config().with_endpoints(endpoints)
+            }
+        };
         let once = RetryConfig::new().with_max_attempts(std::num::NonZeroU32::MIN);
         let cannot = |e: &dyn std::fmt::Display| {
             let why = format!("cannot make a client for {}: {e}", self.remote.address());
@@ -110,10 +128,7 @@ impl Server {
         let endpoint = endpoint.map_err(|e| failure::of(&e, self.remote.address(), None))?;
         let endpoint = match self.is_hosted {
             true => endpoint,
-            false => {
-                let url = self.remote.address().to_string();
-                endpoint.with_server(Url::parse(&url).map_err(|e| cannot(&e))?)
-            }
+            false => endpoint.with_server(Url::parse(&relayed).map_err(|e| cannot(&e))?),
         };
         let endpoint = match self.remote.token().map(Secret::expose) {
             Some(token) => endpoint.with_access_token(token),

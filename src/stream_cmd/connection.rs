@@ -44,16 +44,17 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// `unreachable` and `tls`, within some three seconds, with the reason.
+    /// `unreachable` and `tls`, within some three seconds, with the reason; `client`.
     pub async fn open(remote: &Remote) -> Result<Connection, Failure> {
         remote.reach().await?;
+        let endpoint = remote.s2_address().await?;
         let once = RetryConfig::new().with_max_attempts(NonZeroU32::MIN);
         let patient = RetryConfig::new()
             .with_max_attempts(SESSION_ATTEMPTS)
             .with_append_retry_policy(AppendRetryPolicy::NoSideEffects);
         Ok(Connection {
-            requests: client(remote, REQUEST_LIMIT, once)?,
-            sessions: client(remote, SESSION_LIMIT, patient)?,
+            requests: client(remote, &endpoint, REQUEST_LIMIT, once)?,
+            sessions: client(remote, &endpoint, SESSION_LIMIT, patient)?,
             address: remote.address().clone(),
             key: None,
         })
@@ -122,12 +123,17 @@ impl Connection {
     }
 }
 
-fn client(remote: &Remote, request_limit: Duration, retry: RetryConfig) -> Result<S2, Failure> {
+fn client(
+    remote: &Remote,
+    endpoint: &str,
+    request_limit: Duration,
+    retry: RetryConfig,
+) -> Result<S2, Failure> {
     let address = remote.address();
     let cannot = |e: &dyn fmt::Display| {
         Failure::wrong("client", format!("cannot make a client for {address}: {e}"))
     };
-    let endpoints = S2Endpoints::for_endpoint(&address.to_string()).map_err(|e| cannot(&e))?;
+    let endpoints = S2Endpoints::for_endpoint(endpoint).map_err(|e| cannot(&e))?;
     let config = remote
         .s2_config()
         .with_endpoints(endpoints)

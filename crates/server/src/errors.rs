@@ -64,13 +64,13 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "tls",
-        "The server's certificate is not accepted, or what answers does not speak TLS. Nothing was sent.",
-        "Name the authority of its certificate with `--ca-file`, and the server by a name that the certificate has.",
+        "The server's certificate is not accepted, or what answers does not speak TLS, or the server demands a client certificate that it accepts. Nothing was sent.",
+        "Name the authority of its certificate with `--ca-file`, and the server by a name that the certificate has; your certificate with `--client-cert`, and its key with `--client-key`.",
     ),
     (
         "certificates",
-        "The file of `--ca-file` cannot be read or holds no certificate, or the system has none.",
-        "The message names the file; certificates are in PEM form.",
+        "The file of `--ca-file`, `--client-cert` or `--client-key` cannot be read, or does not hold what it is to hold; or the system has no certificates.",
+        "The message names the file; certificates and keys are in PEM form.",
     ),
     (
         "token",
