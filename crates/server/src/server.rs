@@ -50,6 +50,11 @@ mod listener;
 mod node_options;
 mod stream;
 
+/// Longest time for reading what a restart needs, and for counting it: small files. If it takes longer, their disk
+/// hangs, and the restart counts as held back. A thread that waits for a disk cannot be interrupted, so the check
+/// goes on, and no other one begins.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+const CHECK_IS_LATE: &str = "the files that a start reads (configuration, secrets, certificates, the program) cannot be read, or the restart cannot be counted: their disk does not answer";
 /// Time for what is in flight when the server restarts itself.
 pub const RESTART_GRACE: Duration = Duration::from_secs(2);
 /// How long the measured usage may take to be saved when the server stops.
@@ -311,7 +316,11 @@ impl Server {
                 may_restart().await?;
                 self.node.note_restart(&cause).await
             };
-            match noted.await {
+            let late = || {
+                self.node
+                    .show_restart_waits(format!("{cause}; {CHECK_IS_LATE}"))
+            };
+            match reporting_if_late(noted, CHECK_TIMEOUT, late).await {
                 Ok(()) => return cause,
                 Err(why) => self.node.hold_restart_back(format!("{cause}; {why}")),
             }
@@ -412,5 +421,45 @@ async fn look_after_metrics(metrics: PrometheusHandle, stop: CancellationToken) 
     let every = telemetry::MAINTENANCE_INTERVAL;
     while tokio::time::timeout(every, stop.cancelled()).await.is_err() {
         telemetry::upkeep(&metrics);
+    }
+}
+
+/// Waits for a result, and calls `late` once if that takes longer than `limit`.
+async fn reporting_if_late<T>(
+    result: impl Future<Output = T>,
+    limit: Duration,
+    late: impl FnOnce(),
+) -> T {
+    let mut result = std::pin::pin!(result);
+    if let Ok(done) = tokio::time::timeout(limit, &mut result).await {
+        return done;
+    }
+    late();
+    result.await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_check_that_hangs_is_reported_once_and_goes_on() {
+        let reports = Cell::new(0);
+        let count = || reports.set(reports.get() + 1);
+        assert_eq!(reporting_if_late(async { 1 }, SOON, count).await, 1);
+        assert_eq!(reports.get(), 0);
+        // It ends only after it was reported.
+        let hanging = async {
+            while reports.get() == 0 {
+                tokio::task::yield_now().await;
+            }
+            2
+        };
+        assert_eq!(reporting_if_late(hanging, Duration::ZERO, count).await, 2);
+        assert_eq!(reports.get(), 1);
     }
 }

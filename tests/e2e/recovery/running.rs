@@ -2,11 +2,13 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::process::Signal;
 use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord};
 use s2_sdk::{S2, S2Stream};
+use tokio::net::UnixDatagram;
 
 use super::contents::stream;
 use super::damaged_blocks::{damage_alone, snapshot_all, tables};
@@ -25,6 +27,65 @@ const TRIMMED: usize = 12;
 
 fn setup() -> Setup {
     quiet().set("snapshots.num-retained=1")
+}
+
+/// A service manager that collects what the server reports.
+struct ServiceManager {
+    dir: tempfile::TempDir,
+    reports: Arc<Mutex<Vec<String>>>,
+}
+
+impl ServiceManager {
+    fn listen() -> ServiceManager {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+        let reports: Arc<Mutex<Vec<String>>> = Arc::default();
+        let collected = reports.clone();
+        tokio::spawn(async move {
+            let mut buffer = vec![0; 4096];
+            while let Ok(length) = socket.recv(&mut buffer).await {
+                let report = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                collected.lock().unwrap().push(report);
+            }
+        });
+        ServiceManager { dir, reports }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("notify")
+    }
+
+    /// Waits until these reports have come, in this order, others between them: readiness, a reload that names the
+    /// cause and has the time that systemd needs, and readiness again.
+    async fn has_seen_a_restart(&self, cause: &str) {
+        let wanted: [&[&str]; 5] = [
+            &["STATUS=starting"],
+            &["READY=1", "STATUS=serving at "],
+            &[
+                "RELOADING=1",
+                "MONOTONIC_USEC=",
+                "STATUS=restarting: ",
+                cause,
+            ],
+            &["STATUS=starting"],
+            &["READY=1", "STATUS=serving at "],
+        ];
+        eventually("the service manager has seen the restart", async || {
+            let reports = self.reports.lock().unwrap().clone();
+            let mut reports = reports.iter();
+            let mut has = |texts: &[&str]| {
+                reports.any(|report| texts.iter().all(|text| report.contains(text)))
+            };
+            wanted.iter().all(|texts| has(texts)).then_some(())
+        })
+        .await;
+        let reports = self.reports.lock().unwrap();
+        let stops = reports.iter().any(|report| report.contains("STOPPING=1"));
+        assert!(
+            !stops,
+            "systemd would count the service as stopped: {reports:?}"
+        );
+    }
 }
 
 /// The streams of the test: two of one partition, and one of another.
@@ -154,7 +215,10 @@ async fn kept_is_whole(server: &Server, streams: &Streams) {
 #[tokio::test]
 async fn damage_that_a_merge_meets_is_repaired_by_the_server_and_other_partitions_go_on() {
     let (node, streams) = stopped_with_damage().await;
-    let mut server = node.setup.start(&node.data()).await;
+    let manager = ServiceManager::listen();
+    let setup = node.setup.clone();
+    let setup = setup.variable("NOTIFY_SOCKET", manager.socket().to_str().unwrap());
+    let mut server = setup.start(&node.data()).await;
     assert_eq!(server.starts(), 1);
     let pid = server.pid();
     let other = stream(&server.sdk(), &streams.other);
@@ -192,6 +256,7 @@ async fn damage_that_a_merge_meets_is_repaired_by_the_server_and_other_partition
     kept_is_whole(&server, &streams).await;
     sdk::append(&stream(&server.sdk(), &streams.trimmed), ["goes on"]).await;
 
+    manager.has_seen_a_restart(&named).await;
     let health = server.http1().get("/health").send().await;
     health.expect(200);
     assert!(server.problem("restarted").await.contains(&named));

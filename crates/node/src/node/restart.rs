@@ -45,6 +45,11 @@ impl Node {
         noted.await.map_err(|e| e.to_string())
     }
 
+    /// Shows what the host waits for before it makes the restart or calls [`Node::hold_restart_back`].
+    pub fn show_restart_waits(&self, why: String) {
+        self.inner.restarts.hold_back(Some(why));
+    }
+
     /// Notes that the host does not make the restart, and why. It is requested again after [`HOST_RETRY`].
     pub fn hold_restart_back(&self, why: String) {
         let restarts = &self.inner.restarts;

@@ -8,6 +8,7 @@ use esker_repository::{
     CurrentRoot, Error as RepositoryError, Progress, Repository, SnapshotMetadata, Which,
 };
 
+use super::activity::Activity;
 use super::candidates::{Candidate, Source};
 use super::search::{Search, remove};
 use crate::blocking::blocking;
@@ -16,6 +17,8 @@ use crate::snapshots::{log_tail, restored};
 
 /// How often a long restore reports its progress.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+/// How often its progress is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Search<'_> {
     /// The snapshots that the repository retains, newest first.
@@ -27,6 +30,9 @@ impl Search<'_> {
         let mut copies = Vec::new();
         for retained in &root.retained_snapshots {
             let dir = retained.dir();
+            self.cx
+                .activity
+                .begin(format!("reading what snapshot {dir} is"), 0);
             let metadata = match repository.describe(&dir).await {
                 Ok(metadata) => metadata,
                 Err(error) if error.is_damage() => {
@@ -110,16 +116,21 @@ impl Search<'_> {
             Ok(metadata) => metadata,
             Err(error) => return Err(self.unreadable_repository(&error)),
         };
+        let step = format!("comparing the files of {}", to.display());
+        self.cx.activity.begin(step, metadata.bytes());
         let (there, of) = (to.clone(), metadata.clone());
         if let Some(checkpoint) = blocking(move || fetched_before(&there, &of)).await? {
             return Ok(Some(checkpoint));
         }
         tracing::info!(partition, snapshot = %dir, "Loading snapshot from {}", self.cx.archive.shown());
+        let activity = &self.cx.activity;
+        activity.begin(format!("fetching snapshot {dir}"), 0);
         let progress = Progress::new();
         let which = Which::Exactly(dir.clone());
         let result = tokio::select! {
             result = repository.restore(&which, &to, &progress) => result,
             never = report_on(partition, &progress) => match never {},
+            never = show_progress(activity, &progress) => match never {},
         };
         match result {
             Ok(found) => {
@@ -163,6 +174,20 @@ async fn report_on(partition: u64, progress: &Progress) -> std::convert::Infalli
             of_bytes = progress.bytes(),
             "Loading snapshot"
         );
+    }
+}
+
+/// Notes the progress of a restore.
+async fn show_progress(activity: &Activity, progress: &Progress) -> std::convert::Infallible {
+    let mut last = 0;
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        // Bytes that were fetched, and files that were there already.
+        let done = progress.bytes_done() + progress.files_done();
+        if done != last {
+            activity.progress();
+            last = done;
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use esker_raft::engine::PersistedState;
 use esker_raft::runtime::NodeError;
 
 use super::acceptance::Accepted;
+use super::activity::Activity;
 use super::attempts::Attempts;
 use crate::cluster::Peers;
 use crate::core::Inner;
@@ -30,12 +31,15 @@ pub(super) struct Context {
     pub peers: Option<Arc<Peers>>,
     /// How the database is opened.
     pub store: StoreOptions,
+    /// What a search does now.
+    pub activity: Arc<Activity>,
 }
 
 impl Context {
     /// The context of a running node, for which no loss is accepted.
-    pub fn of(inner: &Inner) -> Context {
+    pub fn of(inner: &Inner, activity: Arc<Activity>) -> Context {
         Context {
+            activity,
             options: Arc::new(inner.options.clone()),
             data_dir: inner.data_dir.clone(),
             archive: inner.snapshots.archive.clone(),

@@ -43,6 +43,8 @@ impl Search<'_> {
             .checkpoints()
             .join(self.facts.partition.to_string());
         let mut whole = Vec::new();
+        let listed = format!("listing {}", base.display());
+        self.cx.activity.begin(listed, 0);
         let there = blocking(move || checkpoint::all(&base)).await;
         let there = there.unwrap_or_else(|error| {
             self.unreadable.push(format!("local snapshots: {error}"));
@@ -50,8 +52,12 @@ impl Search<'_> {
         });
         for dir in there {
             let at = dir.clone();
+            let activity = self.cx.activity.clone();
             let opened = blocking(move || {
+                let step = format!("comparing the files of {}", dir.display());
+                activity.begin(step.as_str(), 0);
                 let checkpoint = Checkpoint::open(&dir)?;
+                activity.begin(step, checkpoint.bytes());
                 checkpoint.verify()?;
                 Ok::<_, StoreError>(checkpoint)
             });
@@ -87,6 +93,8 @@ impl Search<'_> {
         if !facts.is_damaged && facts.database.is_err() && !may_fork {
             return Ok(());
         }
+        let step = format!("comparing the blocks of {}", checkpoint.dir.display());
+        self.cx.activity.begin(step, checkpoint.bytes());
         let (checkpoint, scratch) = (checkpoint.clone(), self.place("check"));
         blocking(move || checkpoint.verify_blocks(&scratch)).await
     }
@@ -113,6 +121,8 @@ impl Search<'_> {
             self.local_is_not_usable(&checkpoint.dir, &error);
             return Ok(None);
         }
+        let step = format!("linking the files of {}", checkpoint.dir.display());
+        self.cx.activity.begin(step, 0);
         let (checkpoint, to) = (checkpoint.clone(), self.place("local"));
         blocking(move || {
             remove(&to)?;

@@ -16,7 +16,7 @@
 //! 6. Damage that is met in any of these steps rules out the source that it was met in, and the start
 //!    begins again at 2 ([`attempts`]).
 //!
-//! [`report`] is what a recovery did. [`readiness`] prepares a copy while the node runs, and
+//! [`report`] is what a recovery did. [`readiness`] prepares a copy while the node runs ([`activity`]), and
 //! [`archived_state`] fetches a JSON snapshot for an empty directory that cannot be restored.
 //!
 //! "There is no snapshot" and "the repository could not be read" are different answers, and neither
@@ -27,6 +27,7 @@
 //! because nothing else runs yet.
 
 mod acceptance;
+mod activity;
 mod archived_copies;
 mod archived_state;
 mod attempts;
@@ -61,6 +62,7 @@ use crate::data_dir::DataDir;
 use crate::error::StartError;
 use crate::options::NodeOptions;
 use crate::snapshots::scan_tells;
+pub(crate) use activity::Activity;
 use attempts::{Attempts, Opened};
 pub(crate) use candidates::Candidate;
 pub use candidates::Source;
@@ -209,6 +211,7 @@ async fn open_log(
         attempts: attempts.clone(),
         raft,
         peers,
+        activity: Arc::default(),
     };
     Ok((cx, Some(scan).filter(|_| scan_tells(log_bytes))))
 }

@@ -1,5 +1,8 @@
 //! Prepares a copy of a damaged partition while the other partitions are served.
 
+use std::sync::Arc;
+
+use super::activity::Activity;
 use super::candidates::Source;
 use super::context::Context;
 use super::inspect::{PartitionFacts, log_facts};
@@ -9,7 +12,7 @@ use crate::core::Inner;
 use crate::error::StartError;
 
 /// Finds the copy that the next start continues from, fetches it if necessary, and compares all of its
-/// blocks; returns where it is from. Writes below `restore/` alone, where the next start finds what was
+/// blocks; returns where it is from. `activity` has what it does. Writes below `restore/` alone, where the next start finds what was
 /// fetched.
 ///
 /// # Errors
@@ -19,8 +22,10 @@ pub(crate) async fn make_ready(
     inner: &Inner,
     partition: u64,
     damage: String,
+    activity: Arc<Activity>,
 ) -> Result<Source, StartError> {
-    let cx = Context::of(inner);
+    activity.begin("reading the log", 0);
+    let cx = Context::of(inner, activity);
     let raft = inner.raft.clone();
     let facts = PartitionFacts {
         partition,

@@ -183,6 +183,8 @@ impl<'a> Search<'a> {
             .archive
             .repository(&self.cx.data_dir.identity, self.facts.partition);
         let whole = is_whole(self.log.as_ref());
+        let archive = self.cx.archive.shown();
+        self.cx.activity.begin(format!("reading {archive}"), 0);
         let root = match repository.root().await {
             Ok(root) => Some(root),
             Err(RepositoryError::NoRoot { others: false, .. }) => {
@@ -291,6 +293,8 @@ impl<'a> Search<'a> {
         let Some(witness) = &self.witness else {
             return Ok(false);
         };
+        let step = format!("comparing the {} with the log", copy.source);
+        self.cx.activity.begin(step, 0);
         let (witness, compared) = (witness.clone(), copy.clone());
         let why = blocking(move || witness.contradicts(&compared)).await?;
         let Some(why) = why else {
@@ -409,6 +413,7 @@ mod tests {
             raft: inspect::open_log(&options, &data_dir, false, None).unwrap(),
             peers: None,
             store: options.store_in(&data_dir),
+            activity: Arc::default(),
             accepted: Accepted::default(),
             attempts: Arc::default(),
             options: Arc::new(options),

@@ -8,22 +8,25 @@
 //! It is certain once, for every damaged partition, the damage is noted durably, and a copy that leads to
 //! the present has been found, fetched if necessary, and compared block by block (`recovery::search`). The
 //! start uses what was fetched, so a long download costs no outage. Without such a copy the node continues
-//! to serve: the start would fail, and the undamaged partitions would no longer be served.
+//! to serve: the start would fail, and the undamaged partitions would no longer be served. Preparing a copy has no
+//! limit in time, because a large one takes long; where it makes no progress, log, health and status name what it
+//! waits for ([`Activity`]).
 //!
 //! [`record`] bounds the number of restarts. No restart is made either where the path of the data directory
 //! leads elsewhere by now: the start would not find what was acknowledged.
 
 mod record;
 
+use std::convert::Infallible;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 pub(crate) use record::Restarts;
-use record::shown;
+use record::{Preparation, shown};
 
 use crate::blocking::blocking;
 use crate::core::Inner;
-use crate::recovery;
+use crate::recovery::{self, Activity};
 
 /// How often a need for a restart is checked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -125,8 +128,13 @@ async fn inspect(inner: &Weak<Inner>, copies: &mut Copies) -> Option<()> {
             partition,
             "a copy of the damaged partition is being made ready"
         );
-        *restarts.preparing.lock() = Some((partition, Instant::now()));
-        let made = make_ready(&inner, partition).await;
+        let activity = Arc::<Activity>::default();
+        *restarts.preparing.lock() = Some(Preparation {
+            partition,
+            since: Instant::now(),
+            activity: activity.clone(),
+        });
+        let made = make_ready(&inner, partition, activity).await;
         *restarts.preparing.lock() = None;
         match made {
             Ok(source) => {
@@ -177,16 +185,46 @@ impl Need {
 
 /// Notes the damage of a partition, and prepares a copy. Returns where the copy is from, or why there is
 /// none.
-async fn make_ready(inner: &Arc<Inner>, partition: u64) -> Result<String, String> {
+async fn make_ready(
+    inner: &Arc<Inner>,
+    partition: u64,
+    activity: Arc<Activity>,
+) -> Result<String, String> {
     let why = inner.damage(partition).unwrap_or_default();
     let (noting, noted) = (inner.clone(), why.clone());
-    blocking(move || noting.data_dir.report_damage(partition, &noted))
-        .await
-        .map_err(|e| format!("the damage cannot be noted: {e}"))?;
+    activity.begin("noting the damage", 0);
+    let making = async {
+        blocking(move || noting.data_dir.report_damage(partition, &noted))
+            .await
+            .map_err(|e| format!("the damage cannot be noted: {e}"))?;
+        let made = recovery::make_ready(inner, partition, why, activity.clone()).await;
+        made.map(|source| source.to_string())
+            .map_err(|e| e.to_string())
+    };
     tokio::select! {
-        made = recovery::make_ready(inner, partition, why) => {
-            made.map(|source| source.to_string()).map_err(|e| e.to_string())
-        }
+        made = making => made,
+        never = log_stalls(partition, &activity) => match never {},
         () = inner.stopping.cancelled() => Err("the server is stopping".to_owned()),
+    }
+}
+
+/// Logs once whenever the preparation of a copy hangs. Health and status show it meanwhile
+/// ([`Restarts::held_back`]).
+async fn log_stalls(partition: u64, activity: &Activity) -> Infallible {
+    let mut was_stalled = false;
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        let stalled = activity.stalled();
+        if let Some(stalled) = stalled
+            && !was_stalled
+        {
+            tracing::error!(
+                partition,
+                step = activity.shown(),
+                seconds = stalled.as_secs(),
+                "making a copy of the damaged partition ready has made no progress: the disk or the repository does not answer"
+            );
+        }
+        was_stalled = stalled.is_some();
     }
 }

@@ -6,6 +6,7 @@
 //! health and status name the reason.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 use crate::clock::past_age_at;
 use crate::data_dir::write_durably;
 use crate::error::StartError;
+use crate::recovery::Activity;
 
 /// Most restarts in [`RESTART_WINDOW`]: a fault that needs more of them is not fixed by restarts.
 const MAX_RESTARTS: usize = 3;
@@ -46,14 +48,22 @@ pub(crate) struct Restarts {
     noting: Mutex<()>,
     /// Why `restarts.json` cannot be read, if it cannot: no restart is made then.
     unread: Mutex<Option<String>>,
-    /// The partition of which a copy is being prepared, and since when.
-    pub preparing: Mutex<Option<(u64, Instant)>>,
+    /// The copy that is being prepared.
+    pub preparing: Mutex<Option<Preparation>>,
     /// Why no restart is made although one is needed, if that is the case.
     held_back: Mutex<Option<String>>,
     /// When the host is asked again, after it has not restarted the node.
     pub retry_at: Mutex<Option<Instant>>,
     /// Why a restart has to be made now.
     pub wanted: watch::Sender<Option<String>>,
+}
+
+/// A copy of a partition that is being prepared for a restart.
+#[derive(Clone, Debug)]
+pub(crate) struct Preparation {
+    pub partition: u64,
+    pub since: Instant,
+    pub activity: Arc<Activity>,
 }
 
 /// What is in `restarts.json`.
@@ -160,19 +170,27 @@ impl Restarts {
         let held_back = self.held_back.lock().clone();
         let takes_long = |since: Instant| since.elapsed() >= LONG_PREPARATION;
         let is_late = || {
-            self.preparing
-                .lock()
-                .is_some_and(|(_, since)| takes_long(since))
+            let preparing = self.preparing.lock();
+            preparing.as_ref().is_some_and(|it| takes_long(it.since))
         };
         held_back.or_else(|| self.preparing().filter(|_| is_late()))
     }
 
     /// The copy that is being prepared for a restart, in words.
     pub fn preparing(&self) -> Option<String> {
-        let (partition, since) = (*self.preparing.lock())?;
-        let seconds = since.elapsed().as_secs();
+        let preparing = self.preparing.lock().clone()?;
+        let (partition, activity) = (preparing.partition, &preparing.activity);
+        let seconds = preparing.since.elapsed().as_secs();
+        let step = activity.shown();
+        let stalled = activity.stalled().map(|stalled| {
+            let seconds = stalled.as_secs();
+            format!(
+                ", without progress for {seconds} s: the disk or the repository does not answer"
+            )
+        });
         Some(format!(
-            "a copy of partition {partition} is being made ready, for {seconds} s so far"
+            "a copy of partition {partition} is being made ready, for {seconds} s so far ({step}{})",
+            stalled.unwrap_or_default()
         ))
     }
 
@@ -295,11 +313,25 @@ mod tests {
     fn a_copy_that_is_made_ready_for_long_is_what_holds_the_restart_back() {
         let dir = tempfile::tempdir().unwrap();
         let restarts = Restarts::open(dir.path());
-        *restarts.preparing.lock() = Some((3, Instant::now()));
+        let activity = Arc::<Activity>::default();
+        activity.begin("fetching snapshot 5", 0);
+        let prepare = |since| {
+            *restarts.preparing.lock() = Some(Preparation {
+                partition: 3,
+                since,
+                activity: activity.clone(),
+            });
+        };
+        prepare(Instant::now());
         assert!(restarts.preparing().unwrap().contains("partition 3"));
         assert_eq!(restarts.held_back(), None);
-        let long_ago = Instant::now().checked_sub(LONG_PREPARATION);
-        *restarts.preparing.lock() = long_ago.map(|since| (3, since));
-        assert!(restarts.held_back().unwrap().contains("partition 3"));
+        prepare(Instant::now().checked_sub(LONG_PREPARATION).unwrap());
+        let held_back = restarts.held_back().unwrap();
+        assert!(held_back.contains("partition 3"), "{held_back}");
+        assert!(held_back.contains("fetching snapshot 5"), "{held_back}");
+        assert!(!held_back.contains("without progress"), "{held_back}");
+        activity.rewind(Duration::from_secs(3600));
+        let held_back = restarts.held_back().unwrap();
+        assert!(held_back.contains("without progress for 36"), "{held_back}");
     }
 }
