@@ -14,14 +14,19 @@ use tokio_util::sync::CancellationToken;
 use super::authority::Authority;
 use super::root_token;
 use super::token::is_same;
-use crate::file_poll;
+use crate::file_poll::{self, Follower, Outcome, Texts};
 
-/// How often the file is read.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
+/// How often the file is read. Two readings have to agree, within two seconds.
+const RELOAD_INTERVAL: Duration = Duration::from_millis(800);
 /// The code of a file that cannot be used.
 pub(crate) const NOT_RELOADED: &str = "root_token_not_reloaded";
-/// Changes of the file, by `result`.
-const RELOADS: &str = "esker_root_token_reloads_total";
+
+static TEXTS: Texts = Texts {
+    code: NOT_RELOADED,
+    reloads: "esker_root_token_reloads_total",
+    files: "The root token file",
+    instead: "the token of before stays",
+};
 
 /// Reads the file until `stop`. `used` is the hash of its token at the start.
 pub(crate) async fn follow(
@@ -31,58 +36,32 @@ pub(crate) async fn follow(
     problems: HostProblems,
     stop: CancellationToken,
 ) {
-    for result in ["ok", "failed"] {
-        metrics::counter!(RELOADS, "result" => result).increment(0);
-    }
-    let mut follower = Follower {
+    let follower = RootTokenFollower {
         path,
         used,
         authority,
-        problems: problems.clone(),
         candidate: None,
-        failure: None,
+        outcome: Outcome::new(&TEXTS, problems),
     };
-    while tokio::time::timeout(RELOAD_INTERVAL, stop.cancelled())
-        .await
-        .is_err()
-    {
-        let on_timeout = || {
-            let what = "the root token file cannot be read: its file system does not answer";
-            tracing::warn!("{what}; the token that was read before stays");
-            let remedy = "look at that file system; the file is read again by itself";
-            problems.set(NOT_RELOADED, what.to_owned(), remedy);
-        };
-        let Some(reading) = file_poll::read(follower, Follower::poll, on_timeout).await else {
-            return;
-        };
-        follower = reading.reader;
-        if reading.hung {
-            // What was wrong besides is reported again by the next reading.
-            problems.clear(NOT_RELOADED);
-            follower.failure = None;
-        }
-    }
+    file_poll::follow(follower, RELOAD_INTERVAL, stop).await;
 }
 
-struct Follower {
+struct RootTokenFollower {
     path: PathBuf,
     /// The token that is in force.
     used: TokenHash,
     authority: Arc<Authority>,
-    problems: HostProblems,
     /// Another token, which the last reading found.
     candidate: Option<TokenHash>,
-    /// Why the file cannot be used, so that it is logged once.
-    failure: Option<String>,
+    outcome: Outcome,
 }
 
-impl Follower {
-    /// Reads the file once.
+impl Follower for RootTokenFollower {
     fn poll(&mut self) {
         let candidate = self.candidate.take();
         match root_token::read(&self.path) {
-            Err(error) => self.fail(error.to_string()),
-            Ok(found) if is_same(&found.hash, &self.used) => self.succeed(),
+            Err(error) => self.outcome.failed(error.to_string()),
+            Ok(found) if is_same(&found.hash, &self.used) => self.outcome.unchanged(),
             Ok(found) if candidate.is_some_and(|it| is_same(&it, &found.hash)) => {
                 self.authority.replace_root(found.hash);
                 self.used = found.hash;
@@ -90,32 +69,14 @@ impl Follower {
                 if let Some(warning) = found.warning {
                     tracing::warn!("{warning}");
                 }
-                metrics::counter!(RELOADS, "result" => "ok").increment(1);
-                self.succeed();
+                self.outcome.replaced();
             }
             Ok(found) => self.candidate = Some(found.hash),
         }
     }
 
-    fn succeed(&mut self) {
-        if self.failure.take().is_some() {
-            tracing::info!("The root token file can be used again");
-            self.problems.clear(NOT_RELOADED);
-        }
-    }
-
-    fn fail(&mut self, why: String) {
-        if self.failure.as_ref() == Some(&why) {
-            return;
-        }
-        tracing::warn!(error = %why, "The root token file cannot be used: the token of before stays");
-        metrics::counter!(RELOADS, "result" => "failed").increment(1);
-        self.problems.set(
-            NOT_RELOADED,
-            format!("the root token that was read before stays: {why}"),
-            "correct the file; it is read again by itself",
-        );
-        self.failure = Some(why);
+    fn outcome(&mut self) -> &mut Outcome {
+        &mut self.outcome
     }
 }
 
@@ -136,19 +97,18 @@ mod tests {
 
     struct World {
         dir: tempfile::TempDir,
-        follower: Follower,
+        follower: RootTokenFollower,
     }
 
     impl World {
         fn new() -> World {
             let dir = tempfile::tempdir().unwrap();
-            let follower = Follower {
+            let follower = RootTokenFollower {
                 path: dir.path().join("root-token"),
                 used: token::hash(OLD),
                 authority: Arc::new(authority(Some(OLD), &Issued::default())),
-                problems: HostProblems::default(),
                 candidate: None,
-                failure: None,
+                outcome: Outcome::new(&TEXTS, HostProblems::default()),
             };
             let world = World { dir, follower };
             world.write(OLD, 0o600);
@@ -166,7 +126,7 @@ mod tests {
         }
 
         fn problem(&self) -> Option<String> {
-            let problems = self.follower.problems.list();
+            let problems = self.follower.outcome.problems.list();
             problems.into_iter().next().map(|problem| {
                 assert_eq!(problem.code, NOT_RELOADED);
                 problem.what

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::identity::Identity;
 use super::{CertificateInfo, Tls, TlsError, self_signed};
-use crate::file_poll;
+use crate::file_poll::{self, Follower, Outcome, Texts};
 
 /// How often the files are read.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
@@ -57,6 +57,13 @@ impl Validity {
     }
 }
 
+static TEXTS: Texts = Texts {
+    code: NOT_RELOADED,
+    reloads: "esker_tls_reloads_total",
+    files: "The TLS files",
+    instead: "new connections use what was read before",
+};
+
 /// Reads the files until `stop`.
 pub(super) async fn follow(
     tls: Tls,
@@ -64,39 +71,9 @@ pub(super) async fn follow(
     problems: HostProblems,
     stop: CancellationToken,
 ) {
-    register();
-    let mut follower = Follower {
-        tls,
-        names,
-        problems,
-        failure: None,
-        warned: None,
-    };
-    loop {
-        follower.report_validity(OffsetDateTime::now_utc());
-        if tokio::time::timeout(RELOAD_INTERVAL, stop.cancelled())
-            .await
-            .is_ok()
-        {
-            return;
-        }
-        let problems = follower.problems.clone();
-        let on_timeout = || {
-            let what = "the TLS files cannot be read: their file system does not answer";
-            tracing::warn!("{what}; new connections use what was read before");
-            let remedy = "look at that file system; the files are read again by themselves";
-            problems.set(NOT_RELOADED, what.to_owned(), remedy);
-        };
-        let Some(reading) = file_poll::read(follower, Follower::poll, on_timeout).await else {
-            return;
-        };
-        follower = reading.reader;
-        if reading.hung {
-            // What was wrong besides is reported again by the next reading.
-            problems.clear(NOT_RELOADED);
-            follower.failure = None;
-        }
-    }
+    let mut follower = TlsFollower::new(tls, names, problems);
+    follower.report_validity(OffsetDateTime::now_utc());
+    file_poll::follow(follower, RELOAD_INTERVAL, stop).await;
 }
 
 /// What the files hold, if that is something else than what is served.
@@ -123,28 +100,40 @@ pub(super) fn changed(tls: &Tls) -> Result<Option<Identity>, TlsError> {
     Ok(Some(identity))
 }
 
-fn register() {
-    for result in ["ok", "failed"] {
-        metrics::counter!("esker_tls_reloads_total", "result" => result).increment(0);
-    }
-}
-
-pub(super) struct Follower {
+pub(super) struct TlsFollower {
     pub tls: Tls,
-    pub names: Vec<String>,
-    pub problems: HostProblems,
-    /// Why the files cannot be used, so that it is logged once.
-    pub failure: Option<String>,
+    names: Vec<String>,
+    pub outcome: Outcome,
     /// When the end of the certificate was logged last, and what about it.
     pub warned: Option<(Instant, Validity)>,
 }
 
-impl Follower {
+impl Follower for TlsFollower {
+    fn poll(&mut self) {
+        self.take_changes();
+        self.report_validity(OffsetDateTime::now_utc());
+    }
+
+    fn outcome(&mut self) -> &mut Outcome {
+        &mut self.outcome
+    }
+}
+
+impl TlsFollower {
+    pub fn new(tls: Tls, names: Vec<String>, problems: HostProblems) -> TlsFollower {
+        TlsFollower {
+            tls,
+            names,
+            outcome: Outcome::new(&TEXTS, problems),
+            warned: None,
+        }
+    }
+
     /// Reads the files once, and uses them if they have changed and fit each other.
-    pub fn poll(&mut self) {
+    pub fn take_changes(&mut self) {
         let taken = self.changed();
         match taken {
-            Ok(None) => self.succeed(),
+            Ok(None) => self.outcome.unchanged(),
             Ok(Some(identity)) => {
                 let info = &identity.info;
                 tracing::info!(
@@ -155,11 +144,10 @@ impl Follower {
                 );
                 self.tls.files.warn_of_permissions();
                 self.tls.replace(identity);
-                metrics::counter!("esker_tls_reloads_total", "result" => "ok").increment(1);
                 self.warned = None;
-                self.succeed();
+                self.outcome.replaced();
             }
-            Err(error) => self.fail(error.to_string()),
+            Err(error) => self.outcome.failed(error.to_string()),
         }
     }
 
@@ -172,40 +160,17 @@ impl Follower {
         changed(&self.tls)
     }
 
-    fn succeed(&mut self) {
-        if self.failure.take().is_some() {
-            tracing::info!("The TLS files can be used again");
-            self.problems.clear(NOT_RELOADED);
-        }
-    }
-
-    fn fail(&mut self, why: String) {
-        if self.failure.as_ref() == Some(&why) {
-            return;
-        }
-        tracing::warn!(
-            error = %why,
-            "The TLS files cannot be used: new connections use what was read before"
-        );
-        metrics::counter!("esker_tls_reloads_total", "result" => "failed").increment(1);
-        self.problems.set(
-            NOT_RELOADED,
-            format!("changed files of TLS are not used: {why}"),
-            "correct the file; it is read again by itself",
-        );
-        self.failure = Some(why);
-    }
-
     /// Publishes until when the certificate is valid, and reports its end.
     pub fn report_validity(&mut self, now: OffsetDateTime) {
+        let problems = &self.outcome.problems;
         let info = self.tls.info();
         metrics::gauge!("esker_tls_certificate_expiry_timestamp_seconds")
             .set(info.not_after.unix_timestamp() as f64);
         let validity = Validity::of(&info, now);
         let (code, what) = match validity {
             Validity::Valid => {
-                self.problems.clear(EXPIRES_SOON);
-                self.problems.clear(EXPIRED);
+                problems.clear(EXPIRES_SOON);
+                problems.clear(EXPIRED);
                 return;
             }
             Validity::EndsSoon => (
@@ -235,7 +200,7 @@ impl Follower {
         } else {
             EXPIRED
         };
-        self.problems.clear(other);
+        problems.clear(other);
         let is_due = match self.warned {
             Some((at, of)) => of != validity || at.elapsed() >= WARN_INTERVAL,
             None => true,
@@ -244,6 +209,6 @@ impl Follower {
             tracing::warn!("{what}: {remedy}");
             self.warned = Some((Instant::now(), validity));
         }
-        self.problems.set(code, what, remedy);
+        problems.set(code, what, remedy);
     }
 }

@@ -11,7 +11,7 @@ use rcgen::{CertificateParams, KeyPair, RsaKeySize};
 use time::OffsetDateTime;
 
 use super::files::is_too_open;
-use super::reload::{EXPIRED, EXPIRES_SOON, Follower, NOT_RELOADED, Validity};
+use super::reload::{EXPIRED, EXPIRES_SOON, NOT_RELOADED, TlsFollower, Validity};
 use super::*;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -69,14 +69,8 @@ impl Directory {
         }
     }
 
-    fn follower(&self) -> Follower {
-        Follower {
-            tls: self.load().unwrap(),
-            names: Vec::new(),
-            problems: HostProblems::default(),
-            failure: None,
-            warned: None,
-        }
+    fn follower(&self) -> TlsFollower {
+        TlsFollower::new(self.load().unwrap(), Vec::new(), HostProblems::default())
     }
 }
 
@@ -102,8 +96,8 @@ fn pem(label: &str, der: &[u8]) -> String {
     )
 }
 
-fn codes(follower: &Follower) -> Vec<&'static str> {
-    let problems = follower.problems.list();
+fn codes(follower: &TlsFollower) -> Vec<&'static str> {
+    let problems = follower.outcome.problems.list();
     problems.iter().map(|problem| problem.code).collect()
 }
 
@@ -210,7 +204,7 @@ fn a_half_written_pair_keeps_the_old_one_and_a_whole_one_replaces_it() {
     let directory = Directory::valid();
     let mut follower = directory.follower();
     let before = follower.tls.info();
-    follower.poll();
+    follower.take_changes();
     assert_eq!(
         (follower.tls.info(), codes(&follower)),
         (before.clone(), vec![])
@@ -220,21 +214,28 @@ fn a_half_written_pair_keeps_the_old_one_and_a_whole_one_replaces_it() {
     let next = KeyPair::generate().unwrap();
     let (start, end) = (-time::Duration::DAY, 90 * time::Duration::DAY);
     fs::write(directory.certificate(), certificate(&next, start, end)).unwrap();
-    follower.poll();
+    follower.take_changes();
     assert_eq!(follower.tls.info(), before);
     assert_eq!(codes(&follower), [NOT_RELOADED]);
-    let why = follower.failure.clone().unwrap();
+    let why = follower.outcome.failure.clone().unwrap();
     assert!(why.contains("it is not the key"), "{why}");
-    follower.poll();
-    assert_eq!(follower.failure.as_ref(), Some(&why));
+    follower.take_changes();
+    assert_eq!(follower.outcome.failure.as_ref(), Some(&why));
     fs::write(directory.key(), "").unwrap();
-    follower.poll();
-    assert!(follower.failure.clone().unwrap().contains("is empty"));
+    follower.take_changes();
+    assert!(
+        follower
+            .outcome
+            .failure
+            .clone()
+            .unwrap()
+            .contains("is empty")
+    );
     fs::write(directory.key(), next.serialize_pem()).unwrap();
-    follower.poll();
+    follower.take_changes();
     assert_ne!(follower.tls.info(), before);
     assert_eq!(codes(&follower), [""; 0]);
-    assert_eq!(follower.failure, None);
+    assert_eq!(follower.outcome.failure, None);
 }
 
 #[test]
@@ -269,9 +270,9 @@ fn a_certificate_that_clients_would_refuse_does_not_replace_one_that_they_accept
         (day, 2 * day, "it is not valid before"),
     ] {
         directory.write(&KeyPair::generate().unwrap(), start, end);
-        follower.poll();
+        follower.take_changes();
         assert_eq!(follower.tls.info(), before);
-        assert!(follower.failure.clone().unwrap().contains(why));
+        assert!(follower.outcome.failure.clone().unwrap().contains(why));
     }
     // At a start there is none to keep.
     assert!(directory.load().is_ok());
