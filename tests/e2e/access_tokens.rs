@@ -22,9 +22,12 @@ const ROOT: &str = "root-token-of-the-end-to-end-tests-0123456789";
 /// A revocation ends what is under way within this time; the tests add what a busy machine takes.
 const REVOCATION: Duration = Duration::from_secs(2);
 
+/// Another root token is used within this time; the tests add what a busy machine takes.
+const ROTATION: Duration = Duration::from_secs(2);
+
 struct World {
     server: Server,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl World {
@@ -40,7 +43,7 @@ impl World {
         let setup = settings.iter().fold(setup, |setup, it| setup.set(it));
         World {
             server: setup.start(&dir.path().join("data")).await,
-            _dir: dir,
+            dir,
         }
     }
 
@@ -598,6 +601,91 @@ async fn a_root_token_file_that_is_not_fit_is_refused_and_a_created_one_is_taken
 }
 
 #[tokio::test]
+async fn another_root_token_in_the_file_replaces_the_one_of_before_and_ends_its_sessions() {
+    const NEXT: &str = "another-root-token-of-the-end-to-end-tests-0123456789";
+    let world = World::new().await;
+    let basin = sdk::basin(&world.root(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    sdk::append(&stream, ["one"]).await;
+    let issued = world.issue("stays", all_of("test-basin")).await;
+    let file = world.dir.path().join("root-token");
+    let mut tokens = [ROOT, NEXT];
+    for transport in TRANSPORTS {
+        let [old, new] = tokens;
+        let http = || world.http(transport, old);
+        let (for_events, for_reads, for_appends) = (http(), http(), http());
+        let mut events =
+            events::Events::open(&for_events, "test-basin", "orders", "seq_num=0", None).await;
+        events.batch().await;
+        let mut reads = frames::read_session(&for_reads, "test-basin", "orders", "seq_num=0").await;
+        reads.batch().await;
+        let mut appends = frames::append_session(&for_appends, "test-basin", "orders").await;
+        appends.send(frames::frame(&frames::input(["x"]))).await;
+        appends.next().await.message();
+        let of_issued = world.http(transport, &issued);
+        let mut stays = frames::append_session(&of_issued, "test-basin", "orders").await;
+
+        // As an editor does, and as `mv` does.
+        match transport {
+            Transport::Http1 => root_token_file(&file, new, 0o600),
+            Transport::Http2 => {
+                let beside = file.with_extension("new");
+                root_token_file(&beside, new, 0o600);
+                std::fs::rename(&beside, &file).unwrap();
+            }
+        }
+        let began = Instant::now();
+        eventually("the new token is used", async || {
+            let answer = world.http(transport, new).get("/v1/basins").send().await;
+            // Few attempts: an address that guesses is slowed down.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            (answer.status == 200).then_some(())
+        })
+        .await;
+        let took = began.elapsed();
+        assert!(took < ROTATION + Duration::from_secs(5), "{took:?}");
+        world
+            .http(transport, old)
+            .get("/v1/basins")
+            .send()
+            .await
+            .expect(401);
+        let end = events.rest().await;
+        let end = end.last().unwrap();
+        assert_eq!(
+            (&*end.event, &end.json()["code"]),
+            ("error", &json!("authn"))
+        );
+        for end in [reads.rest().await.pop(), appends_end(&mut appends).await] {
+            let Some(frames::Output::Error(status, body)) = end else {
+                panic!("it ends with an error");
+            };
+            assert_eq!((status, &body["code"]), (401, &json!("authn")));
+        }
+        let took = began.elapsed();
+        assert!(
+            took < ROTATION + REVOCATION + Duration::from_secs(5),
+            "{took:?}"
+        );
+        // An issued token outlives the root token that has issued it.
+        stays.send(frames::frame(&frames::input(["y"]))).await;
+        stays.next().await.message();
+        tokens.reverse();
+    }
+    let metrics = world
+        .http(Transport::Http1, tokens[0])
+        .get("/metrics")
+        .send()
+        .await;
+    let count = format!(
+        "esker_root_token_reloads_total{{result=\"ok\"}} {}",
+        TRANSPORTS.len()
+    );
+    let metrics = metrics.expect(200).text();
+    assert!(metrics.contains(&count), "{metrics}");
+}
+
+#[tokio::test]
 async fn without_a_root_token_every_token_is_taken_and_none_can_be_issued() {
     let server = Server::fresh().await;
     let root = sdk::client_with_token(server.url(), "anything");
@@ -618,13 +706,16 @@ async fn tokens_survive_a_restart_and_revoked_ones_do_not_come_back() {
     let setup = Setup::default().set(&format!("root-token-file={}", file.display()));
     let world = World {
         server: setup.start(&dir.path().join("data")).await,
-        _dir: dir,
+        dir,
     };
     let kept = world.issue("kept", json!({"ops": ["list-basins"]})).await;
     let gone = world.issue("gone", json!({"ops": ["list-basins"]})).await;
     world.revoke("gone").await;
     let data = world.server.data_dir().to_owned();
-    let World { mut server, _dir } = world;
+    let World {
+        mut server,
+        dir: _dir,
+    } = world;
     server.kill();
     let server = setup.start(&data).await;
     let http = |token: &str| server.http1().with_token(token);
@@ -652,7 +743,7 @@ async fn a_restore_with_a_loss_suspends_tokens_until_they_are_confirmed() {
     let data = dir.path().join("data");
     let world = World {
         server: setup.start(&data).await,
-        _dir: dir,
+        dir,
     };
     let kept = world.issue("kept", json!({"ops": ["list-basins"]})).await;
     let gone = world.issue("gone", json!({"ops": ["list-basins"]})).await;
@@ -663,7 +754,10 @@ async fn a_restore_with_a_loss_suspends_tokens_until_they_are_confirmed() {
     }
     // The revocation is what is lost.
     world.revoke("gone").await;
-    let World { mut server, _dir } = world;
+    let World {
+        mut server,
+        dir: _dir,
+    } = world;
     server.kill();
     std::fs::remove_dir_all(&data).unwrap();
 
