@@ -16,8 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::failure::Failure;
-use crate::remote::REACH_TIMEOUT;
-use crate::server_address::ServerAddress;
+use crate::server_address::{REACH_TIMEOUT, ServerAddress};
 use crate::tls::{HTTP1, HTTP2, Trust};
 
 /// The kernel's table of TCP connections over IPv4.

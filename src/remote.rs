@@ -15,12 +15,10 @@ use tokio::sync::OnceCell;
 use crate::failure::Failure;
 use crate::relay::Relay;
 use crate::secret_file::{self, Kind, Secret};
-use crate::server_address::ServerAddress;
+use crate::server_address::{REACH_TIMEOUT, ServerAddress};
 use crate::stream_cmd::failure::Asked;
 use crate::tls::{CA_VARIABLE, CLIENT_CERT_VARIABLE, CLIENT_KEY_VARIABLE, Identity, Trust};
 
-/// Longest wait for a connection.
-pub const REACH_TIMEOUT: Duration = Duration::from_millis(2500);
 /// Names of the environment variables with an access token, in order of precedence.
 pub const TOKEN_VARIABLES: [&str; 2] = ["ESKER_TOKEN", "S2_ACCESS_TOKEN"];
 /// The SDK requires an access token; a server without authentication does not check it.

@@ -2,11 +2,14 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use s2_sdk::types::S2Endpoints;
 
 /// Where a server listens unless its configuration names another address.
 pub const DEFAULT_SERVER: &str = "http://127.0.0.1:7070";
+/// Longest wait for a connection.
+pub const REACH_TIMEOUT: Duration = Duration::from_millis(2500);
 /// Name of the environment variable for `--server`.
 pub const SERVER_VARIABLE: &str = "ESKER_SERVER";
 

@@ -14,8 +14,8 @@ use tonic::{Code, Request, Status};
 
 use crate::failure::Failure;
 use crate::refusal;
-use crate::remote::{REACH_TIMEOUT, Remote};
-use crate::server_address::ServerAddress;
+use crate::remote::Remote;
+use crate::server_address::{REACH_TIMEOUT, ServerAddress};
 use crate::stream_cmd::failure::Asked;
 
 /// Interval of HTTP/2 keep-alive pings, and the time limit for their answers: a server that disappears during

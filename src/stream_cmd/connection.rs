@@ -1,7 +1,7 @@
 //! Connection to a server: its address, and clients of the official SDK.
 //!
 //! A [`Connection`] opens with one that is closed at once ([`Remote::reach`]). It costs a round trip or two, and
-//! reports within [`REACH_TIMEOUT`](crate::remote::REACH_TIMEOUT) that nothing listens there, and why; the SDK
+//! reports within [`REACH_TIMEOUT`](crate::server_address::REACH_TIMEOUT) that nothing listens there, and why; the SDK
 //! would retry several times and then report its internals.
 //!
 //! There are two clients with different time limits. Single requests are tried once, and are answered soon or
