@@ -207,7 +207,8 @@ impl Report {
              - *End to end* is the age of a record when a follower has it, counted from its append, \
              while the stream is written as fast as it is acknowledged: the faster a server \
              acknowledges, the more its followers have to take.\n\
-             - *Catch-up reads* count the bytes in the bodies of 1 KiB records.\n\
+             - *Catch-up reads* count the bytes in the bodies of 1 KiB records. *Cold*: the server was killed and \
+             started again, and the operating system's cache was dropped.\n\
              - *Restart* is the time from the start of the process, after SIGKILL, until it is \
              healthy, has answered a check of a tail with everything acknowledged, and has \
              delivered the last record. The operating system's cache is warm. Records have 100 \

@@ -328,6 +328,28 @@ impl Bench {
     }
 }
 
+/// What of a row's parameters stays when its server is started again.
+struct Fixed<'a> {
+    client: Kind,
+    sizes: &'a Sizes,
+    s2: &'a Path,
+    scratch: &'a Path,
+    seed: u64,
+}
+
+impl Fixed<'_> {
+    fn on<'s>(&'s self, server: &'s Server) -> Load<'s> {
+        Load {
+            server,
+            client: self.client,
+            sizes: self.sizes,
+            s2: self.s2.to_path_buf(),
+            scratch: self.scratch.to_path_buf(),
+            seed: self.seed,
+        }
+    }
+}
+
 /// One server in a run.
 struct Lane {
     program: Program,
@@ -348,16 +370,24 @@ impl Lane {
     ) -> anyhow::Result<Vec<Reading>> {
         std::fs::create_dir(&scratch)?;
         let result = async {
-            let server = self.running().await?;
-            let load = Load {
-                server,
-                client: client.unwrap_or(Kind::Wire),
+            let (client, seed) = (client.unwrap_or(Kind::Wire), SEED + run as u64);
+            let load = Fixed {
+                client,
                 sizes,
-                s2: s2.to_path_buf(),
-                scratch: scratch.clone(),
-                seed: SEED + run as u64,
+                s2,
+                scratch: &scratch,
+                seed,
             };
-            tokio::time::timeout(ROW_AT_MOST, row.measure(&load))
+            let measured = async {
+                let server = self.running().await?;
+                let mut readings = row.measure(&load.on(server)).await?;
+                if row.starts_again() {
+                    let server = self.restarted().await?;
+                    readings.extend(row.measure_again(&load.on(server)).await?);
+                }
+                anyhow::Ok(readings)
+            };
+            tokio::time::timeout(ROW_AT_MOST, measured)
                 .await
                 .unwrap_or_else(|_| bail!("not done within {ROW_AT_MOST:?}"))
         }
@@ -381,6 +411,17 @@ impl Lane {
             self.server = Some(server);
         }
         self.server.as_ref().context("it was just started")
+    }
+
+    /// The server, killed and started again on the same directory.
+    async fn restarted(&mut self) -> anyhow::Result<&Server> {
+        if let Some(mut server) = self.server.take() {
+            server.kill();
+        }
+        let data = self.data.with_extension(self.starts.to_string());
+        let mut server = self.program.start(&data, testkit::ports::free_port()?)?;
+        server.ready(READY_AT_MOST).await?;
+        Ok(self.server.insert(server))
     }
 
     async fn settle(&self, at_most: Duration) {

@@ -1,10 +1,11 @@
-//! Overload: what a polite client notices of a flood, what followers in great number cost, and whether memory
-//! stays flat under a mixed load.
+//! Overload: what a polite client notices of a flood, what followers in great number and slow readers cost, and
+//! whether memory stays flat under a mixed load.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | [`polite`] | one polite client among many that flood |
 //! | [`followers`] | followers of one stream in great number |
+//! | [`slow_readers`] | resident memory for each byte that is held for readers that hardly read |
 //! | [`mixed`] | resident memory over a long mixed load: a part of `make soak` |
 //!
 //! Each part prints its figures, each target and whether it is met.
@@ -12,6 +13,7 @@
 mod followers;
 mod mixed;
 mod polite;
+mod slow_readers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,7 +31,7 @@ const BASIN: &str = "bench-overload";
 /// Arguments of `overload`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What is measured. Default: the polite client and the followers.
+    /// What is measured. Default: everything but the mixed load.
     #[arg(long = "part", value_enum)]
     parts: Vec<Part>,
     /// The program `esker`. Default: the one beside this program.
@@ -56,6 +58,8 @@ enum Part {
     Polite,
     /// Delivery to many followers of one stream, and what each takes of memory.
     Followers,
+    /// Resident memory while readers hardly read.
+    SlowReaders,
     /// Resident memory over a long mixed load.
     Mixed,
 }
@@ -70,7 +74,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let program = esker_program(args.esker.clone())?;
     println!("{} ({})", program.version()?, program.path.display());
     let parts = match args.parts.as_slice() {
-        [] => &[Part::Polite, Part::Followers][..],
+        [] => &[Part::Polite, Part::Followers, Part::SlowReaders][..],
         parts => parts,
     };
     let mut all_met = true;
@@ -85,6 +89,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         let results = match part {
             Part::Polite => polite::measure(&setup, args.seconds).await?,
             Part::Followers => followers::measure(&setup, args.followers, args.seconds).await?,
+            Part::SlowReaders => slow_readers::measure(&setup, args.seconds).await?,
             Part::Mixed => mixed::measure(&setup, args.mixed_seconds).await?,
         };
         for Outcome { what, target, met } in results {

@@ -78,17 +78,20 @@ impl Streams {
         .await
     }
 
-    /// Trims every stream up to a sequence number.
+    /// Trims streams up to the sequence numbers that `up_to` returns for them.
     ///
     /// # Errors
     ///
     /// If an append fails.
-    pub async fn trim(&self, up_to: u64) -> anyhow::Result<()> {
+    pub async fn trim(&self, up_to: impl Fn(usize) -> Option<u64>) -> anyhow::Result<()> {
         let client = client::sdk::client(&self.url, client::sdk::REQUEST_TIMEOUT)?;
         let basin = client.basin(BASIN.parse()?);
-        let basin = &basin;
+        let (basin, up_to) = (&basin, &up_to);
         let workers = (0..WORKERS).map(|worker| async move {
             for index in (worker..self.count).step_by(WORKERS) {
+                let Some(up_to) = up_to(index) else {
+                    continue;
+                };
                 let stream: StreamName = name(index).parse()?;
                 let record: AppendRecord = CommandRecord::trim(up_to).into();
                 let batch = AppendRecordBatch::try_from_iter([record])?;

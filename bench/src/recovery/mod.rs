@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`subject`] | the measured process, its metrics and its log |
 //! | [`load`] | appends and trims |
-//! | [`uploads`] | bytes uploaded for each one written |
+//! | [`uploads`] | bytes uploaded for each one written, and disk for each one that is live |
 //! | [`appends`] | appends while a snapshot is made |
 //! | [`history`] | starts by the length of the history |
 //! | [`predictions`] | predicted and achieved times |
@@ -52,8 +52,22 @@ pub struct Args {
     /// what is measured is kept there.
     #[arg(long, value_name = "PATH")]
     figures: Option<PathBuf>,
+    /// Of the uploads, only those with these kinds of retention.
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    retention: Vec<Retention>,
     #[command(flatten)]
     common: PartArgs<Part>,
+}
+
+/// What streams keep while their partition is uploaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Retention {
+    /// All streams keep as much.
+    Steady,
+    /// Nothing is trimmed.
+    Growing,
+    /// Half of the streams keep three times as much as the others.
+    Unlike,
 }
 
 /// What can be measured by itself.
@@ -70,7 +84,7 @@ pub struct Args {
     serde::Deserialize,
 )]
 pub enum Part {
-    /// Bytes uploaded for each one written.
+    /// Bytes uploaded for each one written, and disk for each one that is live.
     Uploads,
     /// Appends while a snapshot is made.
     Appends,
@@ -86,6 +100,7 @@ pub enum Part {
 struct Bench {
     program: PathBuf,
     size_mib: usize,
+    retention: Vec<Retention>,
     run: Run,
 }
 
@@ -118,6 +133,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         } else {
             args.size_mib
         },
+        retention: args.retention,
         run: Run::begin(&args.common)?,
     };
     let mut known: BTreeMap<Part, Section> = match &args.figures {

@@ -36,7 +36,7 @@ pub enum Row {
     Followers,
     /// 256-byte records in batches of 100 by eight append sessions.
     Batches,
-    /// Reading a long stream, and some of many interleaved ones.
+    /// Reading a long stream, and some of many interleaved ones, these also with cold caches.
     CatchUp,
     /// Resident memory after the rows above.
     Memory,
@@ -65,7 +65,12 @@ impl Row {
                 Metric::FollowersWrite,
             ],
             Self::Batches => &[Metric::BatchRate],
-            Self::CatchUp => &[Metric::CatchUpOne, Metric::CatchUpInterleaved],
+            Self::CatchUp => &[
+                Metric::CatchUpOne,
+                Metric::CatchUpOneSdk,
+                Metric::CatchUpInterleaved,
+                Metric::CatchUpCold,
+            ],
             Self::Memory => &[Metric::Resident, Metric::ResidentHighest],
             Self::Create => &[Metric::CreateRate],
             Self::Restart => &[Metric::Restart, Metric::RestartTwice],
@@ -81,6 +86,23 @@ impl Row {
             // would need half of a small machine to encode and decode them.
             Self::Many | Self::Followers | Self::Batches | Self::CatchUp => Some(Kind::Wire),
             Self::S2Bench | Self::Memory | Self::Restart => None,
+        }
+    }
+
+    /// Whether a part of the row is measured when the server has been started again on the same data.
+    pub fn starts_again(self) -> bool {
+        self == Self::CatchUp
+    }
+
+    /// Measures that part.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses anything or cannot be reached.
+    pub async fn measure_again(self, load: &Load<'_>) -> anyhow::Result<Vec<Reading>> {
+        match self {
+            Self::CatchUp => catch_up::measure_cold(load).await,
+            _ => Ok(Vec::new()),
         }
     }
 
