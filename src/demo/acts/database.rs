@@ -1,17 +1,24 @@
-//! A snapshot goes into a repository, more records follow; then the server is killed and its database
-//! deleted. It is rebuilt from the snapshot on the disk and the log.
+//! A snapshot goes into a repository, records follow, and another one, which uploads what is new; then more
+//! records. The server is killed and its database deleted. It is rebuilt from the snapshot on the disk and the
+//! log.
 
 use std::fs::remove_dir_all;
+use std::ops::Range;
 use std::time::Instant;
+
+use esker_server::admin::snapshots::Created;
 
 use super::{Cast, expect_records, io, missing, whole};
 use super::{LOOK_EVERY, PARTITIONS, WAIT_TIMEOUT};
+use crate::admin::Admin;
 use crate::demo::appender::{self, STEADY};
 use crate::demo::log_events::Told;
+use crate::demo::records::Records;
 use crate::failure::Failure;
+use crate::remote::Remote;
 use crate::term::{bytes, count, took};
 
-/// Divisor of the number of records before the snapshot: the records after it are this many times fewer.
+/// Divisor of the number of records before the first snapshot: those after each are this many times fewer.
 const SHARE: u64 = 10;
 
 pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
@@ -51,16 +58,29 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
             took(waited)
         ),
     );
-    let covers = put.lsn;
+    let partition = put.partition.to_string();
 
     let more = total / SHARE;
-    let records = cast.records.repeated(total + more);
-    let connection = cast.connect().await?;
-    let stream = connection.session(&cast.target);
-    let appended =
-        appender::append(&stream, &records, total..total + more, STEADY, |_| Ok(true)).await?;
-    whole(&connection, cast, &appended)?;
-    cast.records = records.into();
+    append_more(cast, more).await?;
+    let admin = Admin::open(Remote::open(cast.server()?.address().clone())).await?;
+    let path = ["partitions", partition.as_str(), "snapshots"];
+    let created: Created = admin.post(&path, &serde_json::json!({})).await?;
+    cast.covered = total + more;
+    let written = written(&cast.records, total..total + more);
+    cast.stage.figure(
+        "then uploaded",
+        bytes(created.bytes_uploaded),
+        format_args!(
+            "by the next one, of {}, for {} more records of {}: {:.2} for each byte written",
+            bytes(created.bytes),
+            count(more),
+            bytes(written),
+            created.bytes_uploaded as f64 / written as f64
+        ),
+    );
+    let covers = created.lsn;
+
+    append_more(cast, more).await?;
     let mut server = cast.server.take().ok_or_else(|| missing("server"))?;
     server.kill()?;
     server.gone().await?;
@@ -96,11 +116,31 @@ pub async fn play(cast: &mut Cast) -> Result<(), Failure> {
         count(told.replayed.unwrap_or_default()),
         "log entries after it",
     );
-    let reading = expect_records(cast, total + more).await?;
+    let all = cast.records.count();
+    let reading = expect_records(cast, all).await?;
     cast.stage.holds(format_args!(
         "{} records read back: in order, each once, byte for byte ({})",
-        count(total + more),
+        count(all),
         took(reading)
     ));
     Ok(())
+}
+
+/// Appends so many of the records again.
+async fn append_more(cast: &mut Cast, more: u64) -> Result<(), Failure> {
+    let present = cast.records.count();
+    let records = cast.records.repeated(present + more);
+    let connection = cast.connect().await?;
+    let stream = connection.session(&cast.target);
+    let numbers = present..present + more;
+    let appended = appender::append(&stream, &records, numbers, STEADY, |_| Ok(true)).await?;
+    whole(&connection, cast, &appended)?;
+    cast.records = records.into();
+    Ok(())
+}
+
+/// Bytes of the bodies of these records.
+fn written(records: &Records, numbers: Range<u64>) -> u64 {
+    let bodies = numbers.filter_map(|number| records.get(number));
+    bodies.map(|body| body.len() as u64).sum()
 }
