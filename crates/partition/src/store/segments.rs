@@ -35,6 +35,9 @@ use crate::row::{Row, Usage};
 const MAX_OPEN_ROWS: usize = 64 * 1024;
 /// RocksDB's property: bytes in the memtable that takes writes.
 const ACTIVE_MEMTABLE: &str = "rocksdb.cur-size-active-mem-table";
+/// Most bytes that are written until the memtables are measured again: RocksDB takes a lock for that. A
+/// sixty-fourth of a segment, if that is less.
+const MAX_UNMEASURED: u64 = 256 * 1024;
 
 /// The segments of a partition, for all handles of it.
 #[derive(Debug, Default)]
@@ -49,6 +52,22 @@ pub(crate) struct Segments {
     unconverted: AtomicU8,
     #[cfg(test)]
     mutant: Mutex<Option<Mutant>>,
+    #[cfg(test)]
+    counted: Mutex<Counted>,
+}
+
+/// What writes cost.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counted {
+    /// Entries of all write batches.
+    pub entries: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Measurements of the memtables.
+    pub measurements: u64,
+    /// Last rows that were read from the database.
+    pub rows_read: u64,
 }
 
 /// A mistake that tests must notice.
@@ -78,8 +97,14 @@ struct State {
     /// Segments without rows, with the number of the change that took the last one. One that is missing was
     /// without rows when the state was read, from files alone.
     emptied: HashMap<u64, u64>,
-    /// Bytes in the memtable of batches after the last write.
+    /// Bytes in the memtable of batches when it was last measured.
     memtable: u64,
+    /// Bytes in both memtables that take writes then; `None` before the first write into them.
+    measured: Option<u64>,
+    /// Bytes that were written since.
+    unmeasured: u64,
+    /// The present segment and the number of changes that the database has; `None` before the first write.
+    stored: Option<[u64; 2]>,
 }
 
 /// The changes of a write batch, which are in force once it is written.
@@ -176,7 +201,12 @@ impl PartitionDb {
             if let Some(staged) = staged {
                 state.commit(staged);
             }
-            self.flush_if_full(segments, state);
+            #[cfg(test)]
+            segments.count(|counted| {
+                counted.entries += batch.len() as u64;
+                counted.bytes += batch.size_in_bytes() as u64;
+            });
+            self.flush_if_full(segments, state, batch.size_in_bytes() as u64);
             Ok(())
         })
     }
@@ -205,6 +235,8 @@ impl PartitionDb {
                     let bytes = written.value.len() as u64;
                     let last = match staged.open.get(&stream) {
                         Some(row) => *row,
+                        // There is no row of what is before the first record.
+                        None if written.first == 0 => None,
                         None => self.last_row(state, stream)?,
                     };
                     let row = match last {
@@ -314,10 +346,10 @@ impl PartitionDb {
         for (segment, usage) in &staged.usage {
             batch.put_cf(&rows, keys::usage(*segment), usage.to_bytes());
         }
-        let mut present = [0; 16];
-        present[..8].copy_from_slice(&staged.current.to_be_bytes());
-        present[8..].copy_from_slice(&staged.changes.to_be_bytes());
-        batch.put_cf(&rows, keys::SEGMENTS, present);
+        if state.stored != Some(staged.present()) {
+            let [current, changes] = staged.present().map(u64::to_be_bytes);
+            batch.put_cf(&rows, keys::SEGMENTS, [current, changes].concat());
+        }
         Ok(staged)
     }
 
@@ -326,6 +358,8 @@ impl PartitionDb {
         if let Some(row) = state.open.get(&stream) {
             return Ok(Some(*row));
         }
+        #[cfg(test)]
+        self.segments().count(|counted| counted.rows_read += 1);
         let stored = self.get_bytes(keys::row(stream, keys::OPEN), "the last row of a stream")?;
         stored
             .map(|bytes| Row::parse(&bytes).ok_or_else(|| self.malformed("a row", &"its bytes")))
@@ -337,11 +371,24 @@ impl PartitionDb {
         self.store.write_buffer / 4 * 3
     }
 
-    /// Begins a flush if this partition's memtables are full, or those of all take too much.
-    fn flush_if_full(&self, segments: &Segments, state: &mut State) {
+    /// Begins a flush if this partition's memtables are full, or those of all take too much. `written` is what
+    /// the last write added.
+    fn flush_if_full(&self, segments: &Segments, state: &mut State, written: u64) {
+        let most = self.max_segment();
+        state.unmeasured = state.unmeasured.saturating_add(written);
+        if let Some(measured) = state.measured
+            && state.unmeasured < MAX_UNMEASURED.min(most / 64)
+        {
+            let now = measured.saturating_add(state.unmeasured);
+            segments.memtables.store(now, Ordering::Relaxed);
+            return;
+        }
+        #[cfg(test)]
+        segments.count(|counted| counted.measurements += 1);
         let rows = self.property_of(&self.cf(), ACTIVE_MEMTABLE);
         let data = self.property_of(&self.segments_cf(), ACTIVE_MEMTABLE);
         segments.memtables.store(rows + data, Ordering::Relaxed);
+        (state.measured, state.unmeasured) = (Some(rows + data), 0);
         // RocksDB has begun a flush, so the file that it writes ends here.
         if data < state.memtable {
             state.end_segment();
@@ -349,7 +396,6 @@ impl PartitionDb {
         state.memtable = data;
         // RocksDB begins a flush of its own when one memtable is full, and of all partitions when all together
         // take too much: both before that, so that each flush ends a segment.
-        let most = self.max_segment();
         let others = self.store.memtables_of_others(self.partition);
         let all = self.store.write_buffers_total / 4 * 3;
         let share = all.saturating_sub(others).max(most / 8);
@@ -362,6 +408,12 @@ impl PartitionDb {
     #[cfg(test)]
     pub(crate) fn set_mutant(&self, mutant: Option<Mutant>) {
         *self.segments().mutant.lock() = mutant;
+    }
+
+    /// What writes have cost so far.
+    #[cfg(test)]
+    pub(crate) fn counted(&self) -> Counted {
+        *self.segments().counted.lock()
     }
 
     #[cfg(test)]
@@ -377,6 +429,7 @@ impl PartitionDb {
     fn begin_flush_of(&self, segments: &Segments, state: &mut State) -> Result<(), StoreError> {
         state.end_segment();
         state.memtable = 0;
+        (state.measured, state.unmeasured) = (None, 0);
         segments.memtables.store(0, Ordering::Relaxed);
         #[cfg(test)]
         if *segments.mutant.lock() == Some(Mutant::FlushesRowsAlone) {
@@ -520,6 +573,13 @@ impl PartitionDb {
     }
 }
 
+#[cfg(test)]
+impl Segments {
+    fn count(&self, add: impl FnOnce(&mut Counted)) {
+        add(&mut self.counted.lock());
+    }
+}
+
 impl State {
     fn end_segment(&mut self) {
         if std::mem::take(&mut self.begun) {
@@ -528,6 +588,7 @@ impl State {
     }
 
     fn commit(&mut self, staged: Staged) {
+        self.stored = Some(staged.present());
         self.changes = staged.changes;
         self.begun |= staged.wrote;
         for (segment, usage) in staged.usage {
@@ -554,6 +615,11 @@ impl State {
 }
 
 impl Staged {
+    /// The present segment and the number of changes.
+    fn present(&self) -> [u64; 2] {
+        [self.current, self.changes]
+    }
+
     fn usage<'s>(&'s mut self, state: &State, segment: u64) -> &'s mut Usage {
         let known = state.usage.get(&segment).copied().unwrap_or_default();
         self.usage.entry(segment).or_insert(known)

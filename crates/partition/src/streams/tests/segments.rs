@@ -233,6 +233,33 @@ fn a_batch_is_written_to_one_file_however_many_flushes_follow() {
 }
 
 #[test]
+fn an_append_costs_six_entries_and_no_read_and_memtables_are_measured_once_for_many() {
+    /// Batch, row of the stream, usage of the segment, state of the stream, time index, position.
+    const ENTRIES: u64 = 6;
+    const APPENDS: u64 = 500;
+    let mut partition = Fixture::new();
+    let ids = streams(&mut partition);
+    let some = |n| vec![rec(vec![n as u8; KIB])];
+    // The first write of a segment has its number as well.
+    partition.append(append(ids[0], 2_000, some(0))).unwrap();
+    let before = partition.partition_db().counted();
+    for n in 0..APPENDS {
+        let id = ids[n as usize % STREAMS];
+        partition.append(append(id, 2_001 + n, some(n))).unwrap();
+    }
+    let part = partition.partition_db();
+    let after = part.counted();
+    assert_eq!(after.entries - before.entries, ENTRIES * APPENDS);
+    assert_eq!(after.rows_read, before.rows_read, "memory has all rows");
+    let bytes = after.bytes - before.bytes;
+    let measured = after.measurements - before.measurements;
+    assert!(
+        measured <= bytes / (part.max_segment() / 64),
+        "{measured} measurements for {bytes} bytes"
+    );
+}
+
+#[test]
 fn an_empty_segment_is_dropped_although_other_rows_are_trimmed_all_the_time() {
     let mut partition = Fixture::with(eager());
     let ids = streams(&mut partition);
