@@ -197,6 +197,7 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
     let bootstrap = bootstrap.filter(|said| !restarted || *said == server::Bootstrap::Restore);
     let empty = args.empty_partitions.iter().copied().collect();
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(worker_threads(loaded.config.worker_threads))
         .enable_all()
         .build()
         .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
@@ -274,6 +275,17 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
             end_threads(runtime);
             ended
         }
+    }
+}
+
+/// The number of threads that serve connections.
+fn worker_threads(configured: u32) -> usize {
+    match configured {
+        0 => {
+            let processors = std::thread::available_parallelism();
+            (processors.map_or(1, usize::from) / 2).max(1)
+        }
+        configured => configured as usize,
     }
 }
 

@@ -21,6 +21,7 @@ use crate::cluster::Peers;
 use crate::data_dir::{DataDir, Identity};
 use crate::follower_turns::FollowerTurns;
 use crate::latency_window::LatencyWindow;
+use crate::lookups::Lookups;
 use crate::options::NodeOptions;
 use crate::read_budget::ReadBudget;
 use crate::restarts::Restarts;
@@ -71,6 +72,7 @@ pub(crate) struct Inner {
     pub space: Space,
     /// Basins of streams that the catalog did not know when this start began to serve.
     pub unknown_basins: Mutex<Vec<UnknownBasin>>,
+    pub lookups: Lookups,
     pub restarts: Restarts,
     /// The data directory, with its lock.
     pub data_dir: DataDir,

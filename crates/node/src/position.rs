@@ -25,9 +25,10 @@ pub struct Position {
 }
 
 impl Node {
-    /// The position of a stream. A missing stream is not created, whatever the basin's settings are.
+    /// The position of a stream. A missing stream is not created, whatever the basin's settings are. Blocks
+    /// while the database reads.
     pub fn position(&self, basin: &str, name: &str) -> Result<Position, Error> {
-        let handle = self.existing(self.basin(basin)?, name)?;
+        let handle = self.read_existing(self.basin(basin)?, name)?;
         let view = handle.stream.view();
         if view.gone {
             return Err(handle.not_found());

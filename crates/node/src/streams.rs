@@ -129,7 +129,8 @@ pub(crate) fn not_found(basin: &str, stream: &str) -> Error {
 }
 
 impl Node {
-    /// Streams of a basin in the order of their names, over all partitions, and whether there are more.
+    /// Streams of a basin in the order of their names, over all partitions, and whether there are more. Blocks
+    /// while the database reads.
     pub fn list_streams(
         &self,
         basin: &str,
@@ -206,9 +207,9 @@ impl Node {
         }
     }
 
-    /// The settings of a stream.
+    /// The settings of a stream. Blocks while the database reads.
     pub fn stream_config(&self, basin: &str, name: &str) -> Result<StreamConfig, Error> {
-        let handle = self.existing(self.any_basin(basin)?, name)?;
+        let handle = self.read_existing(self.any_basin(basin)?, name)?;
         Ok(StreamConfig::clone(&handle.stream.view().config))
     }
 
@@ -219,7 +220,7 @@ impl Node {
     ///
     /// [`Error::BasinNotFound`] and [`Error::StreamNotFound`]; [`Error::Storage`] if it cannot be read.
     pub fn metered_size(&self, basin: &str, name: &str) -> Result<StreamSize, Error> {
-        let handle = self.existing(self.any_basin(basin)?, name)?;
+        let handle = self.read_existing(self.any_basin(basin)?, name)?;
         let size = handle.partition.reader.metered_size(&handle.stream);
         size.map_err(|e| read_error(e, basin, name))
     }
@@ -234,7 +235,7 @@ impl Node {
         for _ in 0..CHANGE_ATTEMPTS {
             let found = self.basin(basin)?;
             changeable(&found)?;
-            let handle = self.existing(found, name)?;
+            let handle = self.existing(found, name).await?;
             let view = handle.stream.view();
             let config = OptionalStreamConfig::from(StreamConfig::clone(&view.config))
                 .reconfigure(changes.clone())
@@ -292,31 +293,56 @@ impl Node {
             CreateOn::Append => found.config.create_stream_on_append,
             CreateOn::Read => found.config.create_stream_on_read,
         };
-        match self.existing(found.clone(), name) {
+        match self.existing(found.clone(), name).await {
             Err(Error::StreamNotFound { .. }) if create => {}
             other => return other,
         }
         let only = Create::Only { token: None };
         match self.provision_stream(basin, name, settings, &only).await {
             // Another request may have created it first.
-            Ok(_) | Err(Error::StreamExists { .. }) => self.existing(found, name),
+            Ok(_) | Err(Error::StreamExists { .. }) => self.existing(found, name).await,
             Err(error) => Err(error),
         }
     }
 
-    pub(crate) fn existing(&self, basin: Arc<Basin>, name: &str) -> Result<StreamHandle, Error> {
+    /// A stream that exists. It is read on another thread unless it is open in memory.
+    async fn existing(&self, basin: Arc<Basin>, name: &str) -> Result<StreamHandle, Error> {
+        let partition = self.inner.partition(basin.id, name);
+        if let Some(stream) = partition.reader.open_stream(basin.id, name) {
+            return Ok(self.handle(basin, stream, partition.clone()));
+        }
+        let name = name.to_owned();
+        self.look_up(move |node| node.read_existing(basin, &name))
+            .await
+    }
+
+    /// A stream that exists. Blocks while the database reads.
+    pub(crate) fn read_existing(
+        &self,
+        basin: Arc<Basin>,
+        name: &str,
+    ) -> Result<StreamHandle, Error> {
         let partition = self.inner.partition(basin.id, name).clone();
         let stream = partition
             .reader
             .stream(basin.id, name)?
             .ok_or_else(|| not_found(&basin.name, name))?;
-        Ok(StreamHandle {
+        Ok(self.handle(basin, stream, partition))
+    }
+
+    fn handle(
+        &self,
+        basin: Arc<Basin>,
+        stream: Arc<Stream>,
+        partition: StreamGroup,
+    ) -> StreamHandle {
+        StreamHandle {
             node: self.clone(),
             basin,
             stream,
             partition,
             client: Client::default(),
             encryption: RecordCipher::default(),
-        })
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Readers of a stream partition: streams by name, records by position, what is due to expire.
 //!
-//! Every operation blocks while the database reads from the disk, so callers need threads that may block.
+//! Every operation but [`Reader::open_stream`] blocks while the database reads from the disk, so callers need
+//! threads that may block.
 
 mod due;
 mod scan;
@@ -74,6 +75,12 @@ impl Reader {
     #[cfg(test)]
     pub(crate) fn directory(&self) -> &Directory {
         &self.directory
+    }
+
+    /// The stream of this name, if it is open in memory. Does not block; `None` says nothing of a stream that
+    /// is not open.
+    pub fn open_stream(&self, basin: BasinId, name: &str) -> Option<Arc<Stream>> {
+        self.directory.open_by_name(basin, name)
     }
 
     /// The stream of this name, if there is one.

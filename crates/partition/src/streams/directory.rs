@@ -1,12 +1,13 @@
 //! The streams of a partition that are open in memory, by name and by id.
 //!
-//! Opening reads the database under the lock that publishing takes too, so that a stream is never
-//! opened twice, and never with a state older than the last one published.
+//! Opening reads the database under a lock that publishing takes too, so that a stream is never opened twice,
+//! and never with a state older than the last one published. Those who look for a stream that is open do not
+//! wait for it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::counters::Counters;
 use super::failed::FailedSessions;
@@ -48,6 +49,9 @@ pub(crate) struct Published {
 pub(crate) struct Directory {
     part: PartitionDb,
     options: StreamOptions,
+    /// Held while a stream is opened, and while a step is published. Taken before `open`.
+    loading: Mutex<()>,
+    /// Never held while the database is read.
     open: RwLock<Open>,
 }
 
@@ -76,6 +80,7 @@ impl Directory {
         Ok(Directory {
             part,
             options,
+            loading: Mutex::default(),
             open: RwLock::new(Open {
                 dropped,
                 ..Open::default()
@@ -83,45 +88,59 @@ impl Directory {
         })
     }
 
+    /// The stream of this name, if it is open: found without the database.
+    pub fn open_by_name(&self, basin: BasinId, name: &str) -> Option<Arc<Stream>> {
+        let open = self.open.read();
+        open.by_name.get(&basin)?.get(name).cloned()
+    }
+
+    fn open_by_id(&self, id: StreamId) -> Option<Arc<Stream>> {
+        self.open.read().by_id.get(&id).cloned()
+    }
+
     /// The stream of this name, if there is one.
     pub fn by_name(&self, basin: BasinId, name: &str) -> Result<Option<Arc<Stream>>, StoreError> {
-        if let Some(stream) = self
-            .open
-            .read()
-            .by_name
-            .get(&basin)
-            .and_then(|names| names.get(name))
-        {
-            return Ok(Some(stream.clone()));
+        if let Some(stream) = self.open_by_name(basin, name) {
+            return Ok(Some(stream));
         }
-        let mut open = self.open.write();
-        if let Some(stream) = open.by_name.get(&basin).and_then(|names| names.get(name)) {
-            return Ok(Some(stream.clone()));
+        let _loading = self.loading.lock();
+        if let Some(stream) = self.open_by_name(basin, name) {
+            return Ok(Some(stream));
         }
-        if open.dropped.contains(&basin) {
+        if self.is_dropped(basin) {
             return Ok(None);
         }
         match name_entry(&self.part, basin, name)? {
-            Some(entry) => self.load(&mut open, entry.id),
+            // It may have been opened by its id.
+            Some(entry) => match self.open_by_id(entry.id) {
+                Some(stream) => Ok(Some(stream)),
+                None => self.load(entry.id),
+            },
             None => Ok(None),
         }
     }
 
     /// The stream of this id, if there is one.
     pub fn by_id(&self, id: StreamId) -> Result<Option<Arc<Stream>>, StoreError> {
-        if let Some(stream) = self.open.read().by_id.get(&id) {
-            return Ok(Some(stream.clone()));
+        if let Some(stream) = self.open_by_id(id) {
+            return Ok(Some(stream));
         }
-        let mut open = self.open.write();
-        if let Some(stream) = open.by_id.get(&id) {
-            return Ok(Some(stream.clone()));
+        let _loading = self.loading.lock();
+        match self.open_by_id(id) {
+            Some(stream) => Ok(Some(stream)),
+            None => self.load(id),
         }
-        self.load(&mut open, id)
     }
 
     /// Whether the basin was dropped.
     pub fn is_dropped(&self, basin: BasinId) -> bool {
         self.open.read().dropped.contains(&basin)
+    }
+
+    /// Keeps others from opening streams, as a read of a slow disk does.
+    #[cfg(test)]
+    pub fn hold_opening(&self) -> parking_lot::MutexGuard<'_, ()> {
+        self.loading.lock()
     }
 
     /// How many streams are open.
@@ -130,14 +149,15 @@ impl Directory {
         self.open.read().by_id.len()
     }
 
-    fn load(&self, open: &mut Open, id: StreamId) -> Result<Option<Arc<Stream>>, StoreError> {
+    /// Opens a stream. The caller holds `loading`.
+    fn load(&self, id: StreamId) -> Result<Option<Arc<Stream>>, StoreError> {
         let Some(meta) = self
             .part
             .get::<StreamMeta>(keys::stream_meta(id), "a stream's settings")?
         else {
             return Ok(None);
         };
-        if open.dropped.contains(&BasinId(meta.basin)) {
+        if self.is_dropped(BasinId(meta.basin)) {
             return Ok(None);
         }
         let state = self
@@ -153,12 +173,14 @@ impl Directory {
         );
         let stream = stream.map_err(|e| self.part.malformed("a stream's settings", &e))?;
         let stream = Arc::new(stream);
-        open.insert(stream.clone(), self.options.open_streams);
+        let most = self.options.open_streams;
+        self.open.write().insert(stream.clone(), most);
         Ok(Some(stream))
     }
 
     /// Makes a written step visible.
     pub fn publish(&self, done: Done) {
+        let _loading = self.loading.lock();
         let mut open = self.open.write();
         for touched in done.touched {
             let change = touched.change;

@@ -99,10 +99,11 @@ pub(super) async fn position(
         lineage,
         forks,
         passed_over,
-    } = admin
-        .node
-        .open(&stream.granted)
-        .position(&basin, &stream.name)?;
+    } = {
+        let (node, name) = (admin.node.open(&stream.granted), stream.name);
+        let position = node.look_up(move |node| node.position(&basin, &name));
+        position.await?
+    };
     Ok(Json(StreamPosition {
         head,
         tail: tail.seq_num,

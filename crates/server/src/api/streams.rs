@@ -2,7 +2,7 @@
 
 use axum::extract::{FromRequest, Path, Query, State};
 use esker_node::streams::DEFAULT_STORAGE_CLASS;
-use esker_node::{Create, StreamListing};
+use esker_node::{Create, Error, Node, StreamListing};
 use http::StatusCode;
 use s2_api::data::{Json, extract::JsonOpt};
 use s2_api::v1;
@@ -35,22 +35,40 @@ pub async fn list(
 ) -> Result<Json<v1::stream::ListStreamsResponse>, ServiceError> {
     let request: ListStreamsRequest = request.try_into()?;
     let listing = access.streams(&basin, &request.prefix, &request.start_after)?;
+    let (visible, prefix) = (listing.visible, listing.prefix);
     let node = app.node.open(&listing.granted);
-    let (streams, has_more) = match &listing.visible {
+    let limit = request.limit.as_usize();
+    let listed = node.look_up(move |node| list_visible(node, &basin, &visible, prefix, limit));
+    let (streams, has_more) = listed.await?;
+    let streams = streams
+        .iter()
+        .map(|it| stream_info(it, prefix))
+        .collect::<Result<_, _>>()?;
+    Ok(Json(v1::stream::ListStreamsResponse { streams, has_more }))
+}
+
+/// Lists what is visible, and whether there is more; `prefix` has so many bytes of a name that are hidden.
+fn list_visible(
+    node: &Node,
+    basin: &str,
+    visible: &Visible,
+    prefix: usize,
+    limit: usize,
+) -> Result<(Vec<StreamListing>, bool), Error> {
+    Ok(match visible {
         // Whether there is such a basin is answered as it is for others.
         Visible::Nothing => {
-            node.list_streams(&basin, "", "", 0)?;
+            node.list_streams(basin, "", "", 0)?;
             (Vec::new(), false)
         }
         Visible::Prefixed {
-            prefix,
+            prefix: all,
             start_after,
-        } if listing.prefix > 0 => {
-            let limit = request.limit.as_usize();
+        } if prefix > 0 => {
             // Without the prefix, what others have named `.` and `..` after it are no names of streams.
             let (mut streams, more) =
-                node.list_streams(&basin, prefix, start_after, limit.saturating_add(2))?;
-            streams.retain(|it| !matches!(it.name.get(listing.prefix..), Some("." | "..")));
+                node.list_streams(basin, all, start_after, limit.saturating_add(2))?;
+            streams.retain(|it| !matches!(it.name.get(prefix..), Some("." | "..")));
             let has_more = more || streams.len() > limit;
             streams.truncate(limit);
             (streams, has_more)
@@ -58,19 +76,14 @@ pub async fn list(
         Visible::Prefixed {
             prefix,
             start_after,
-        } => node.list_streams(&basin, prefix, start_after, request.limit.as_usize())?,
+        } => node.list_streams(basin, prefix, start_after, limit)?,
         // The first one with a prefix is the one that has that name, if it is there.
         Visible::One(name) => {
-            let (mut streams, _) = node.list_streams(&basin, name, "", 1)?;
+            let (mut streams, _) = node.list_streams(basin, name, "", 1)?;
             streams.retain(|it| it.name == *name);
             (streams, false)
         }
-    };
-    let streams = streams
-        .iter()
-        .map(|it| stream_info(it, listing.prefix))
-        .collect::<Result<_, _>>()?;
-    Ok(Json(v1::stream::ListStreamsResponse { streams, has_more }))
+    })
 }
 
 #[derive(FromRequest)]
@@ -125,7 +138,9 @@ pub async fn config(
 ) -> Result<Json<v1::config::StreamConfig>, ServiceError> {
     let stream = access.stream(Operation::GetStreamConfig, &basin, stream)?;
     let node = app.node.open(&stream.granted);
-    Ok(Json(wire_config(node.stream_config(&basin, &stream.name)?)))
+    let name = stream.name;
+    let config = node.look_up(move |node| node.stream_config(&basin, &name));
+    Ok(Json(wire_config(config.await?)))
 }
 
 #[derive(FromRequest)]

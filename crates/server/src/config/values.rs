@@ -91,6 +91,12 @@ pub struct Config {
     #[schemars(range(min = 1, max = 1024))]
     pub partitions: u32,
 
+    /// Threads that serve connections. 0 is one for every two processors, and at least one. They never wait for
+    /// a disk, and threads of their own write the log and apply what is committed: with more of them than they
+    /// have work, they wake each other in vain, and every append takes longer.
+    #[schemars(range(max = 1024))]
+    pub worker_threads: u32,
+
     /// How long a server that was asked to stop waits for open requests before it ends them.
     #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1h"))]
     pub shutdown_grace: HumanDuration,
@@ -309,6 +315,7 @@ impl Default for Config {
             cluster_name: "esker".into(),
             location: "esker:local".parse().expect("it follows the rules"),
             partitions: 8,
+            worker_threads: 0,
             shutdown_grace: HumanDuration::from_secs(10),
             tls: TlsConfig::default(),
             cluster: ClusterConfig::default(),

@@ -183,3 +183,19 @@ fn readers_beside_the_apply_thread_see_whole_streams_only() {
         assert_eq!(partition.texts(name).len(), 4);
     }
 }
+
+#[test]
+fn an_open_stream_is_found_while_another_one_is_read_from_a_slow_disk() {
+    let mut partition = Fixture::new();
+    let id = partition.create("open");
+    let reader = partition.reader();
+    let held = reader.directory().hold_opening();
+    // Neither waits: this thread holds the lock.
+    let found = reader.open_stream(BASIN, "open").unwrap();
+    assert_eq!(found.id, id);
+    let found = reader.stream(BASIN, "open").unwrap().unwrap();
+    assert_eq!(found.id, id);
+    assert!(reader.open_stream(BASIN, "absent").is_none());
+    drop(held);
+    assert!(reader.stream(BASIN, "absent").unwrap().is_none());
+}
