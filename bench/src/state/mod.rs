@@ -39,6 +39,9 @@ pub struct Args {
     /// The program `statehoused`. Default: built once, and kept.
     #[arg(long, value_name = "PATH")]
     statehoused: Option<PathBuf>,
+    /// Measure Esker alone; ratios are left out, and nothing is written.
+    #[arg(long, conflicts_with = "statehoused")]
+    alone: bool,
     #[command(flatten)]
     common: PartArgs<Part>,
 }
@@ -57,7 +60,8 @@ pub enum Part {
 /// The context of the parts.
 struct Bench {
     setup: Setup,
-    statehoused: PathBuf,
+    /// `None` if Esker is measured alone.
+    statehoused: Option<PathBuf>,
     run: Run,
 }
 
@@ -93,7 +97,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             data: PathBuf::new(),
             settings: Vec::new(),
         },
-        statehoused: peer::program(args.statehoused)?,
+        statehoused: match args.alone {
+            true => None,
+            false => Some(peer::program(args.statehoused)?),
+        },
         run: Run::begin(&args.common)?,
     };
     let mut sections: Vec<Section> = Vec::new();
@@ -106,7 +113,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         };
         sections.push(begun.end(section)?);
     }
-    if !bench.run.quick && args.common.is_whole() {
+    if !bench.run.quick && !args.alone && args.common.is_whole() {
         let how = format!(
             "Server and clients share its cores and its one disk. Every client has a connection of its own; \
              a transaction is three calls: begin, write, commit. The peer is `statehouse-daemon` {}, set to \
