@@ -383,17 +383,7 @@ impl PartitionDb {
             segments.memtables.store(now, Ordering::Relaxed);
             return;
         }
-        #[cfg(test)]
-        segments.count(|counted| counted.measurements += 1);
-        let rows = self.property_of(&self.cf(), ACTIVE_MEMTABLE);
-        let data = self.property_of(&self.segments_cf(), ACTIVE_MEMTABLE);
-        segments.memtables.store(rows + data, Ordering::Relaxed);
-        (state.measured, state.unmeasured) = (Some(rows + data), 0);
-        // RocksDB has begun a flush, so the file that it writes ends here.
-        if data < state.memtable {
-            state.end_segment();
-        }
-        state.memtable = data;
+        let [rows, data] = self.measure(segments, state);
         // RocksDB begins a flush of its own when one memtable is full, and of all partitions when all together
         // take too much: both before that, so that each flush ends a segment.
         let others = self.store.memtables_of_others(self.partition);
@@ -403,6 +393,22 @@ impl PartitionDb {
             // A failure is recorded, and the flush is retried.
             let _ = self.begin_flush_of(segments, state);
         }
+    }
+
+    /// Measures the memtables of rows and of batches, and ends the segment if RocksDB has begun a flush.
+    fn measure(&self, segments: &Segments, state: &mut State) -> [u64; 2] {
+        #[cfg(test)]
+        segments.count(|counted| counted.measurements += 1);
+        let rows = self.property_of(&self.cf(), ACTIVE_MEMTABLE);
+        let data = self.property_of(&self.segments_cf(), ACTIVE_MEMTABLE);
+        segments.memtables.store(rows + data, Ordering::Relaxed);
+        // The file that RocksDB writes ends here.
+        if data < state.memtable {
+            state.end_segment();
+        }
+        state.memtable = data;
+        (state.measured, state.unmeasured) = (Some(rows + data), 0);
+        [rows, data]
     }
 
     #[cfg(test)]
@@ -459,7 +465,9 @@ impl PartitionDb {
 
     /// What each ended segment has.
     pub(crate) fn segment_usage(&self) -> Result<Vec<(u64, Usage)>, StoreError> {
-        self.with_segments(|_, state| {
+        self.with_segments(|segments, state| {
+            // Nothing may be written any more that would notice a flush that RocksDB has begun.
+            self.measure(segments, state);
             let ended = state.usage.iter().filter(|(n, _)| **n < state.current);
             Ok(ended.map(|(segment, usage)| (*segment, *usage)).collect())
         })
