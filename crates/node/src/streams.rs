@@ -305,6 +305,20 @@ impl Node {
         }
     }
 
+    /// Runs work that reads the database on a thread where blocking is fine, 16 at a time.
+    ///
+    /// # Errors
+    ///
+    /// Those of the work; [`Error::TryLater`] if others have read for 10 s, and [`Error::Stopping`].
+    pub async fn look_up<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Node) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (node, inner) = (self.clone(), &self.inner);
+        let work = move || work(&node);
+        inner.lookups.run(&inner.stopping, work).await
+    }
+
     /// A stream that exists. It is read on another thread unless it is open in memory.
     async fn existing(&self, basin: Arc<Basin>, name: &str) -> Result<StreamHandle, Error> {
         let partition = self.inner.partition(basin.id, name);
@@ -344,5 +358,43 @@ impl Node {
             client: Client::default(),
             encryption: RecordCipher::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use s2_common::config::BasinConfig;
+
+    use super::*;
+    use crate::lookups::MAX_LOOKUPS;
+    use crate::options::NodeOptions;
+
+    #[tokio::test]
+    async fn a_stream_that_is_open_is_found_while_all_lookups_wait_for_the_database() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::start(NodeOptions::new(dir.path())).await.unwrap();
+        let ensure = Create::Ensure;
+        let config = BasinConfig::default();
+        let basin = node.provision_basin("test-basin", &config, &ensure);
+        basin.await.unwrap();
+        let settings = OptionalStreamConfig::default();
+        let stream = node.provision_stream("test-basin", "open", &settings, &ensure);
+        stream.await.unwrap();
+
+        let turns = node.inner.lookups.0.clone();
+        let all = turns.acquire_many_owned(MAX_LOOKUPS as u32).await.unwrap();
+        let open = |name| node.open_stream("test-basin", name, CreateOn::Append, &settings);
+        open("open").await.unwrap();
+        let absent = open("absent");
+        tokio::pin!(absent);
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut absent).await;
+        assert!(early.is_err(), "it was read without a turn");
+        drop(all);
+        let absent = absent.await;
+        assert!(matches!(absent, Err(Error::StreamNotFound { .. })));
+        assert_eq!(node.inner.lookups.0.available_permits(), MAX_LOOKUPS);
+        node.stop(Duration::from_secs(30)).await;
     }
 }
