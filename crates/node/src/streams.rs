@@ -8,7 +8,7 @@ use esker_partition::command::{
 use esker_partition::encryption::{RecordCipher, associated_data, cipher_number};
 use esker_partition::reader::StreamSize;
 use esker_partition::settings::StreamSettings;
-use esker_partition::{Basin, Stream};
+use esker_partition::{Basin, Stream, partition_of};
 use s2_common::config::{OptionalStreamConfig, StreamConfig, StreamReconfiguration};
 use s2_common::encryption::{
     EncryptionAlgorithm, EncryptionKey, EncryptionSpec, EncryptionSpecResolutionError,
@@ -129,6 +129,14 @@ pub(crate) fn not_found(basin: &str, stream: &str) -> Error {
 }
 
 impl Node {
+    /// The partition that a stream is in, or would be if it existed; `None` if the catalog has no such basin, as far
+    /// as this node has applied it.
+    pub fn stream_partition(&self, basin: &str, stream: &str) -> Option<u64> {
+        let basin = self.any_basin(basin).ok()?;
+        let partition = partition_of(basin.id, stream, self.inner.options.partitions);
+        Some(partition.0)
+    }
+
     /// Streams of a basin in the order of their names, over all partitions, and whether there are more. Blocks
     /// while the database reads.
     pub fn list_streams(
@@ -233,9 +241,9 @@ impl Node {
         changes: &StreamReconfiguration,
     ) -> Result<StreamConfig, Error> {
         for _ in 0..CHANGE_ATTEMPTS {
-            let found = self.basin(basin)?;
+            let (found, handle) = self.current(basin, name).await?;
             changeable(&found)?;
-            let handle = self.existing(found, name).await?;
+            let handle = handle?;
             let view = handle.stream.view();
             let config = OptionalStreamConfig::from(StreamConfig::clone(&view.config))
                 .reconfigure(changes.clone())
@@ -279,6 +287,56 @@ impl Node {
         }
     }
 
+    /// In a cluster, waits until this node has applied what a partition has committed: what is missing here may have
+    /// been created meanwhile. Returns whether anything may be there that was not before.
+    async fn catch_up(&self, partition: u64) -> Result<bool, Error> {
+        match self.cluster() {
+            Some(cluster) => cluster.read_index(partition).await.map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// The basin and a stream of it, which may be missing; in a cluster, it is missing only if it is so for the
+    /// leaders.
+    async fn current(
+        &self,
+        basin: &str,
+        name: &str,
+    ) -> Result<(Arc<Basin>, Result<StreamHandle, Error>), Error> {
+        let is_missing = |error: &Error| {
+            matches!(
+                error,
+                Error::BasinNotFound(_)
+                    | Error::BasinDeletionPending(_)
+                    | Error::StreamNotFound { .. }
+            )
+        };
+        let seen = self.here(basin, name).await;
+        let error = match &seen {
+            Ok((_, Err(error))) | Err(error) => error,
+            Ok((_, Ok(_))) => return seen,
+        };
+        if !is_missing(error) || !self.catch_up(0).await? {
+            return seen;
+        }
+        // Of a basin that was created again, streams are in other partitions.
+        if let Some(partition) = self.stream_partition(basin, name) {
+            self.catch_up(partition).await?;
+        }
+        self.here(basin, name).await
+    }
+
+    /// The same as this node has applied it.
+    async fn here(
+        &self,
+        basin: &str,
+        name: &str,
+    ) -> Result<(Arc<Basin>, Result<StreamHandle, Error>), Error> {
+        let found = self.basin(basin)?;
+        let existing = self.existing(found.clone(), name).await;
+        Ok((found, existing))
+    }
+
     /// A stream to append to or read from. A missing one is created if the basin's settings allow it, with
     /// these settings over the basin's defaults.
     pub async fn open_stream(
@@ -288,12 +346,12 @@ impl Node {
         on: CreateOn,
         settings: &OptionalStreamConfig,
     ) -> Result<StreamHandle, Error> {
-        let found = self.basin(basin)?;
+        let (found, existing) = self.current(basin, name).await?;
         let create = match on {
             CreateOn::Append => found.config.create_stream_on_append,
             CreateOn::Read => found.config.create_stream_on_read,
         };
-        match self.existing(found.clone(), name).await {
+        match existing {
             Err(Error::StreamNotFound { .. }) if create => {}
             other => return other,
         }

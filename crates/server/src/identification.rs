@@ -7,11 +7,16 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use esker_node::Node;
+use tokio::sync::Semaphore;
 
 use crate::auth::rules::Rule;
 use crate::auth::{Access, AccessError, Authority, PeerAddress, Principal, error};
+use crate::forward::Forwarder;
 use crate::request_guard::is_grpc;
 use crate::state;
+
+/// Requests with unknown tokens that wait for the catalog at one time; one round answers all of them.
+const MAX_LEARNING: usize = 64;
 
 /// A router that answers everybody, as a server does for which no authentication is configured.
 pub fn without_authentication(router: Router, node: &Node) -> Router {
@@ -39,6 +44,46 @@ pub(crate) async fn identify(
     extensions.insert(principal.clone());
     extensions.insert(Access::new(authority, principal));
     next.run(request).await
+}
+
+/// What [`learn`] needs.
+#[derive(Clone)]
+pub(crate) struct Learning {
+    /// Knows the tokens of the catalog as this node has applied it.
+    pub(crate) authority: Arc<Authority>,
+    /// The cluster.
+    pub(crate) forwarder: Forwarder,
+    turns: Arc<Semaphore>,
+}
+
+impl Learning {
+    pub(crate) fn new(authority: Arc<Authority>, forwarder: Forwarder) -> Learning {
+        Learning {
+            authority,
+            forwarder,
+            turns: Arc::new(Semaphore::new(MAX_LEARNING)),
+        }
+    }
+}
+
+/// Before identification, on a node of a cluster: a token that is unknown may have been issued since what this node
+/// has applied of the catalog, which it then waits for.
+pub(crate) async fn learn(
+    State(learning): State<Learning>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if is_open(&request) || !learning.authority.is_unknown(request.headers()) {
+        return next.run(request).await;
+    }
+    let read = async {
+        let _turn = learning.turns.acquire().await;
+        learning.forwarder.read_index(0).await
+    };
+    match read.await {
+        Ok(()) => next.run(request).await,
+        Err(why) => refused(request, AccessError::Unavailable(why)),
+    }
 }
 
 /// Refuses requests of senders who do not have what the route needs, before a body is read. A route without a

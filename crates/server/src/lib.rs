@@ -8,6 +8,7 @@
 //! | [`admin`] | the admin API: status, partition snapshots |
 //! | [`auth`] | who sends a request, and what they may do |
 //! | [`identification`] | the layers that find that out |
+//! | `forward` | requests to any node of a cluster |
 //! | `client` | whose turn a request is where many wait |
 //! | [`state`] | the state service, over gRPC |
 //! | `tls` | certificates of the listeners, handshakes |
@@ -28,6 +29,7 @@ pub mod config;
 mod cors;
 pub mod errors;
 mod file_poll;
+mod forward;
 pub mod identification;
 mod log_writer;
 mod metric_reference;

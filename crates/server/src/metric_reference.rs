@@ -232,6 +232,47 @@ const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        title: "Forwarding",
+        about: "Requests that one node of a cluster sends to another, which leads what they are about. They exist on nodes of a cluster alone.",
+        metrics: &[
+            counter(
+                "esker_forward_requests_total",
+                "requests",
+                &["outcome"],
+                "Requests of clients that were for another node: `answered` by it, whatever the answer; `no_leader`, none became known in time; `unreachable`, the leader took it not in time, and nothing happened; `lost`, the leader was lost after something had been passed on; `abandoned` by the client.",
+            ),
+            counter(
+                "esker_forward_hops_total",
+                "requests",
+                &["hop"],
+                "Requests that were sent to another node, again or for the first time: `1`, to the leader that this node knew; `2`, to the one that a node named which did not lead.",
+            ),
+            counter(
+                "esker_forward_served_total",
+                "requests",
+                &[],
+                "Requests of other nodes that this node got.",
+            ),
+            gauge(
+                "esker_forward_open",
+                "requests",
+                &[],
+                "Requests that are at another node now, sessions among them.",
+            ),
+            counter(
+                "esker_forward_bytes_total",
+                "bytes",
+                &["direction"],
+                "Bytes of bodies that were passed on: of a `request` to another node, of an `answer` to the client.",
+            ),
+            seconds(
+                "esker_forward_first_byte_seconds",
+                &[],
+                "Time until the head of another node's answer, from when the request was sent to it.",
+            ),
+        ],
+    },
+    Section {
         title: "HTTP",
         about: "Requests of the S2 API and the admin API.",
         metrics: &[

@@ -30,6 +30,7 @@ use crate::auth::Authority;
 use crate::auth::root_token::{self, RootToken, RootTokenError};
 use crate::auth::root_token_reload;
 use crate::config::Config;
+use crate::forward::peer_requests;
 use crate::open_files::OpenFiles;
 use crate::place::CONNECTIONS;
 use crate::tls::{self, CertificateInfo, Tls, TlsError, handshake};
@@ -249,13 +250,23 @@ impl Server {
         if let Some(tls) = tls.clone() {
             tokio::spawn(tls.follow(names, problems, stop.clone()));
         }
-        let router = guarded(api::router(app.clone()), authority.clone(), config, address);
+        if let Some((cluster, forwarder)) = node.cluster().zip(app.forwarder.clone()) {
+            let routes = api::router(app.clone());
+            cluster.serve_requests(peer_requests(routes, authority.clone(), forwarder));
+        }
+        let identifying = (authority.clone(), app.forwarder.clone());
+        let router = guarded(
+            api::router(app.clone()),
+            identifying.clone(),
+            config,
+            address,
+        );
         let main = connections(router, address);
         let has_tls = main.has_tls();
         let mut accepting = vec![tokio::spawn(accept(listener, shared.clone(), main))];
         let mut state_address = None;
         if let Some((listener, address)) = state_listener {
-            let router = guarded(api::state_router(app), authority, config, address);
+            let router = guarded(api::state_router(app), identifying, config, address);
             let served = connections(router, address);
             accepting.push(tokio::spawn(accept(listener, shared, served)));
             state_address = Some(address);

@@ -110,6 +110,9 @@ pub enum Error {
     /// Nothing happened; the caller can try again later.
     #[error("{0}")]
     TryLater(String),
+    /// Another node leads the partition now, or none does. Nothing happened; the leader takes the request.
+    #[error("{0}; nothing happened, try again")]
+    NotLeader(String),
     /// The server is stopping. Nothing happened.
     #[error("the server is stopping")]
     Stopping,
@@ -134,14 +137,15 @@ impl From<ProposeError> for Error {
     fn from(error: ProposeError) -> Self {
         match error {
             ProposeError::Unknown => Error::Unknown(error.to_string()),
-            ProposeError::NotLeader { .. }
-            | ProposeError::Busy
+            ProposeError::NotLeader { .. } | ProposeError::Superseded => {
+                Error::NotLeader(error.to_string())
+            }
+            ProposeError::Busy
             | ProposeError::LogFull
             | ProposeError::LogUnwritable { .. }
             | ProposeError::Stalled { .. }
             | ProposeError::Halted { .. }
-            | ProposeError::Refused(_)
-            | ProposeError::Superseded => Error::TryLater(error.to_string()),
+            | ProposeError::Refused(_) => Error::TryLater(error.to_string()),
         }
     }
 }

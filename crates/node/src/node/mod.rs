@@ -94,6 +94,11 @@ impl Node {
         &self.state
     }
 
+    /// The partition of the state store.
+    pub fn state_partition(&self) -> u64 {
+        self.inner.state.partition.0
+    }
+
     /// The access tokens.
     pub fn tokens(&self) -> Tokens {
         Tokens::new(self.inner.clone())

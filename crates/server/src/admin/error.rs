@@ -324,7 +324,7 @@ impl From<Error> for AdminError {
             Error::PartitionNotFound { .. } => AdminError::listed("partition_not_found", error),
             Error::Repository(of) => AdminError::listed(repository_code(of), error),
             Error::TryLater(_) => AdminError::listed("unavailable", error),
-            Error::Stopping => {
+            Error::Stopping | Error::NotLeader(_) => {
                 AdminError::new(StatusCode::SERVICE_UNAVAILABLE, "server_draining", error)
             }
             Error::EarlierLineage { .. } => AdminError::listed("earlier_lineage", error),

@@ -97,7 +97,7 @@ pub const CODES: &[(ErrorCode, &str, &str)] = &[
     ),
     (
         ErrorCode::Other,
-        "The outcome of an append is unknown: it may have happened or not.",
+        "The outcome is unknown: an append, or what else was to be changed, may have happened or not. In a cluster, the node that was to answer was lost.",
         "Check the tail before trying again, or append conditionally.",
     ),
     (
@@ -127,7 +127,7 @@ pub const CODES: &[(ErrorCode, &str, &str)] = &[
     ),
     (
         ErrorCode::ServerDraining,
-        "The server is stopping, or it ended a session of which the client took nothing for `limits.stall-timeout`. What was acknowledged has happened, and nothing else.",
+        "The server is stopping. Or, in a cluster, no node leads what the request is about: an election takes a second or two, or a majority of the nodes is not there. Or the server ended a session of which the client took nothing for `limits.stall-timeout`. What was acknowledged has happened, and nothing else.",
         "Connect again; a session continues after the last record or acknowledgement that arrived.",
     ),
     (
@@ -200,6 +200,12 @@ pub enum ServiceError {
     /// No place among the connections.
     #[error("all of `limits.connections` are taken: close others, or try again")]
     NoPlace,
+    /// No node leads what the request is about. Nothing happened.
+    #[error("{0}")]
+    NoLeader(String),
+    /// The node that was to answer was lost. It is not known whether the request happened.
+    #[error("{0}")]
+    Lost(String),
     /// No memory for the answer.
     #[error(transparent)]
     Exhausted(Exhausted),
@@ -268,6 +274,8 @@ impl ServiceError {
             ServiceError::Access(error) => return error.to_response(),
             // As at a stop: a session of the official client connects again, and continues.
             ServiceError::Exhausted(Exhausted::Stalled) => ErrorCode::ServerDraining,
+            ServiceError::NoLeader(_) => ErrorCode::ServerDraining,
+            ServiceError::Lost(_) => ErrorCode::Other,
             ServiceError::BodiesFull | ServiceError::NoPlace | ServiceError::Exhausted(_) => {
                 ErrorCode::RateLimited
             }
@@ -302,7 +310,7 @@ impl ServiceError {
                 Error::Conflict => ErrorCode::TransactionConflict,
                 Error::ReadOnly(_) => ErrorCode::PermissionDenied,
                 Error::TryLater(_) => ErrorCode::RateLimited,
-                Error::Stopping => ErrorCode::ServerDraining,
+                Error::Stopping | Error::NotLeader(_) => ErrorCode::ServerDraining,
                 Error::Unknown(_) => ErrorCode::Other,
                 Error::Storage(_) | Error::Repository(_) => ErrorCode::Storage,
             },

@@ -44,6 +44,7 @@ pub use error::{CODES, ServiceError};
 use crate::answers::Answers;
 use crate::auth::Guarded;
 use crate::config::LimitsConfig;
+use crate::forward::{Forwarder, forward};
 use crate::identification::gate;
 use crate::traces::{self, Traces};
 use crate::usage::Usage;
@@ -79,6 +80,8 @@ pub struct App {
     pub usage: Usage,
     /// Turns of the requests for that.
     pub(crate) readings: Readings,
+    /// What sends requests to the nodes that answer them; `None` outside of a cluster.
+    pub(crate) forwarder: Option<Forwarder>,
 }
 
 /// Sizes that handlers keep to.
@@ -102,6 +105,7 @@ impl App {
         limits: Limits,
         location: LocationName,
     ) -> App {
+        let forwarder = Forwarder::of(&node);
         App {
             state: Guarded::new(node.state().clone()),
             partitions: u64::from(node.identity().partitions) + 1,
@@ -112,6 +116,7 @@ impl App {
             location,
             usage: Usage::default(),
             readings: Readings::default(),
+            forwarder,
         }
     }
 }
@@ -190,6 +195,13 @@ fn v1_routes() -> Routes<App> {
 
 /// What is added to all routes of a listener.
 fn finished(router: Router<App>, app: App) -> Router {
+    let router = match &app.forwarder {
+        // Behind the gate, and before anything that reads a body or holds an answer.
+        Some(forwarder) => {
+            router.route_layer(middleware::from_fn_with_state(forwarder.clone(), forward))
+        }
+        None => router,
+    };
     router
         // Every route is behind it.
         .route_layer(middleware::from_fn(gate))

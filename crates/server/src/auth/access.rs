@@ -300,6 +300,21 @@ impl Access {
         self.grant(permitted, what)
     }
 
+    /// The permission to go on, of the holder of the root token alone: whether an issued token is valid is checked
+    /// by the node that answers.
+    pub(crate) fn root_lease(&self) -> Option<Lease> {
+        matches!(self.principal, Principal::Root(_)).then(|| self.lease())
+    }
+
+    /// The name that the node knows a stream by. It is no permission.
+    ///
+    /// # Errors
+    ///
+    /// The prefix of the token makes it too long.
+    pub(crate) fn known_name(&self, stream: StreamName) -> Result<StreamName, AccessError> {
+        Ok(self.whole_name(stream)?.0)
+    }
+
     /// Basins to list.
     pub(crate) fn basins(&self, prefix: &str, start_after: &str) -> Result<Listing, AccessError> {
         let granted = self.account(Operation::ListBasins)?;

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::error::{self, AccessError};
 use super::failure_limiter::FailureLimiter;
-use super::principal::{PeerAddress, Principal};
+use super::principal::{Claim, PeerAddress, Principal};
 use super::token::{self, Bearer};
 
 /// Finds issued tokens by their hashes; an error if it is not known which are valid.
@@ -92,6 +92,47 @@ impl Authority {
             Ok(token) => Ok(Principal::Token(token)),
             Err(reason) => Err(self.failed(reason, *address)),
         }
+    }
+
+    /// The sender that another node of the cluster has identified.
+    ///
+    /// # Errors
+    ///
+    /// The token is not valid here, or the other node identifies nobody although this one does: its configuration
+    /// must not open this node to everybody.
+    pub(crate) fn of_claim(
+        &self,
+        claim: &Claim,
+        client: &PeerAddress,
+    ) -> Result<Principal, AccessError> {
+        let root = self.root.as_ref().map(|root| *root.borrow());
+        match (claim, root) {
+            (_, None) => Ok(Principal::anonymous(Some(client))),
+            // Each node follows its own file of the root token.
+            (Claim::Root, Some(hash)) => Ok(Principal::Root(hash)),
+            (Claim::Token(hash), Some(_)) => match self.find(&TokenHash(*hash))? {
+                Ok(token) => Ok(Principal::Token(token)),
+                Err(_) => Err(AccessError::Unauthenticated),
+            },
+            (Claim::Anonymous, Some(_)) => Err(AccessError::Forbidden(
+                "anything through a node without authentication: this one has a root token, configure \
+                 `root-token-file` there as well"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    /// Whether the token among the headers is one that the catalog does not have, as far as this node has
+    /// applied it.
+    pub(crate) fn is_unknown(&self, headers: &HeaderMap) -> bool {
+        let Some(root) = &self.root else {
+            return false;
+        };
+        let Bearer::Text(text) = token::bearer(headers) else {
+            return false;
+        };
+        let hash = token::hash(text);
+        !token::is_same(&root.borrow(), &hash) && matches!((self.find)(&hash), Ok(None))
     }
 
     /// Whether a principal may still do what it began.
@@ -285,6 +326,49 @@ pub(crate) mod tests {
         let root = request(&authority, Some(&bearer(NEW))).unwrap();
         assert!(matches!(root, Principal::Root(_)));
         authority.check(&good).unwrap();
+    }
+
+    #[test]
+    fn what_another_node_has_identified_is_valid_as_far_as_it_is_here() {
+        let issued = Issued::new(vec![stored("good", TokenScope::default())]);
+        let on = authority(Some(ROOT), &issued);
+        let client = PeerAddress("10.1.1.1:7".parse().unwrap());
+        let root = on.of_claim(&Claim::Root, &client).unwrap();
+        on.check(&root).unwrap();
+        let good = Claim::Token(token::hash("good").0);
+        let token = on.of_claim(&good, &client).unwrap();
+        assert!(matches!(&token, Principal::Token(it) if it.id == "a-token"));
+        let unknown = Claim::Token(token::hash("unknown").0);
+        let refused = on.of_claim(&unknown, &client).unwrap_err();
+        assert_eq!(refused, AccessError::Unauthenticated);
+        issued.set(Ok(Vec::new()));
+        let refused = on.of_claim(&good, &client).unwrap_err();
+        assert_eq!(refused, AccessError::Unauthenticated, "it was revoked");
+        // A node without authentication opens no other.
+        let refused = on.of_claim(&Claim::Anonymous, &client).unwrap_err();
+        assert!(matches!(refused, AccessError::Forbidden(_)), "{refused}");
+
+        let off = authority(None, &issued);
+        for claim in [Claim::Root, good, Claim::Anonymous] {
+            let principal = off.of_claim(&claim, &client).unwrap();
+            assert!(matches!(principal, Principal::Anonymous(it) if it == client.0.ip()));
+        }
+    }
+
+    #[test]
+    fn only_tokens_that_the_catalog_does_not_have_are_unknown() {
+        let issued = Issued::new(vec![stored("good", TokenScope::default())]);
+        let on = authority(Some(ROOT), &issued);
+        let headers = |text: &str| {
+            let value = format!("Bearer {text}").parse().unwrap();
+            HeaderMap::from_iter([(header::AUTHORIZATION, value)])
+        };
+        assert!(on.is_unknown(&headers("newer")));
+        for known in [ROOT, "good"] {
+            assert!(!on.is_unknown(&headers(known)), "{known}");
+        }
+        assert!(!on.is_unknown(&HeaderMap::new()));
+        assert!(!authority(None, &issued).is_unknown(&headers("newer")));
     }
 
     #[test]

@@ -43,4 +43,4 @@ pub(crate) use access::{Access, Guarded, StreamAccess};
 pub(crate) use authority::Authority;
 pub(crate) use error::AccessError;
 pub(crate) use lease::Lease;
-pub(crate) use principal::{PeerAddress, Principal, PrincipalKey};
+pub(crate) use principal::{Claim, PeerAddress, Principal, PrincipalKey};

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, LazyLock};
 
 use esker_node::{StoredToken, TokenHash, TokenScope};
+use serde::{Deserialize, Serialize};
 
 /// The address that a connection comes from. The accept loop puts it into each request's extensions.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +37,31 @@ pub(crate) enum PrincipalKey {
     Address(IpAddr),
 }
 
+/// A principal as one node names it to another. The scope of a token is not part of it: each node has it from the
+/// catalog.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Claim {
+    /// The holder of the root token.
+    Root,
+    /// The holder of the issued token that has this hash.
+    Token([u8; 32]),
+    /// Anybody: the node that names it has no authentication configured.
+    Anonymous,
+}
+
 impl Principal {
+    /// Its name for another node; `None` for a sender without a token, who sends only what every node answers
+    /// itself.
+    pub(crate) fn claim(&self) -> Option<Claim> {
+        match self {
+            Principal::Root(_) => Some(Claim::Root),
+            Principal::Token(token) => Some(Claim::Token(token.hash.0)),
+            Principal::Anonymous(_) => Some(Claim::Anonymous),
+            Principal::Unauthenticated(_) => None,
+        }
+    }
+
     /// The sender of a request without a token.
     pub(crate) fn anonymous(peer: Option<&PeerAddress>) -> Principal {
         Principal::Anonymous(address(peer))

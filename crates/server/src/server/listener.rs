@@ -14,7 +14,8 @@ use super::connection::Connections;
 use crate::auth::{Authority, PeerAddress};
 use crate::config::Config;
 use crate::cors::{self, Cors};
-use crate::identification;
+use crate::forward::Forwarder;
+use crate::identification::{self, Learning};
 use crate::place::Place;
 use crate::request_guard::{self, RequestGuard};
 
@@ -46,20 +47,26 @@ pub(super) async fn bind(
 /// A router that accepts only requests for the server that listens on this address.
 pub(super) fn guarded(
     router: axum::Router,
-    authority: Arc<Authority>,
+    (authority, forwarder): (Arc<Authority>, Option<Forwarder>),
     config: &Config,
     address: SocketAddr,
 ) -> axum::Router {
     let guard = Arc::new(RequestGuard::new(config, address));
-    let router = router
-        .layer(axum::middleware::from_fn_with_state(
-            authority,
-            identification::identify,
-        ))
-        .layer(axum::middleware::from_fn_with_state(
-            guard,
-            request_guard::check,
-        ));
+    let router = router.layer(axum::middleware::from_fn_with_state(
+        authority.clone(),
+        identification::identify,
+    ));
+    let router = match forwarder {
+        Some(forwarder) => router.layer(axum::middleware::from_fn_with_state(
+            Learning::new(authority, forwarder),
+            identification::learn,
+        )),
+        None => router,
+    };
+    let router = router.layer(axum::middleware::from_fn_with_state(
+        guard,
+        request_guard::check,
+    ));
     // Around everything that refuses: a page may read why it was refused.
     match Cors::new(config) {
         None => router,

@@ -221,6 +221,11 @@ pub(crate) fn unavailable(problem: impl Into<String>) -> Status {
     status(&StateError::Unavailable(problem.into()))
 }
 
+/// The status of what may have happened or not.
+pub(crate) fn unknown(problem: impl Into<String>) -> Status {
+    status(&StateError::Unknown(problem.into()))
+}
+
 /// The status of a request that comes too slowly.
 pub(crate) fn too_slow(problem: impl Into<String>) -> Status {
     made(

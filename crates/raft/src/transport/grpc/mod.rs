@@ -68,6 +68,17 @@ const THREADS: usize = 3;
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 /// The same for a connection, which has one stream.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// The same for all requests of the host on a connection: 64 of them whose data is not taken hold up no other.
+const REQUESTS_WINDOW: u32 = 64 * STREAM_WINDOW;
+/// The same for the answer to one of them: 1,024 whose clients take nothing hold up no other.
+const ANSWER_WINDOW: u32 = REQUESTS_WINDOW / 1024;
+/// Requests of the host that one connection may have open.
+const MAX_REQUESTS: u32 = 65_536;
+/// Requests of the host that may be cancelled before this node has seen them, at one time. Clients that go away
+/// cancel theirs.
+const MAX_CANCELLED_REQUESTS: usize = 4096;
+/// Most bytes of the head of a request: as much as the listener for clients takes, and what nodes add.
+const MAX_HEAD_BYTES: u32 = 160 * 1024;
 /// Most bytes of one HTTP/2 frame, which its reader takes as a whole. With the default of 16 KiB, a chunk
 /// of 1 MiB would be 64 frames.
 const MAX_FRAME_BYTES: u32 = 256 * 1024;
@@ -243,7 +254,9 @@ impl GrpcTransport {
 
     fn channel_to(&self, address: &str) -> Result<PeerChannel, String> {
         let client = self.tls.as_ref().map(|tls| tls.client.clone());
-        let endpoint = link::endpoint(address, client)?;
+        let endpoint = link::endpoint(address, client)?
+            .initial_stream_window_size(ANSWER_WINDOW)
+            .initial_connection_window_size(REQUESTS_WINDOW);
         Ok(PeerChannel::new(
             endpoint.connect_lazy(),
             self.credentials.clone(),
@@ -348,7 +361,10 @@ impl Transport for GrpcTransport {
         runtime.spawn(async move {
             let served = server
                 .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
+                .initial_connection_window_size(REQUESTS_WINDOW)
+                .max_concurrent_streams(MAX_REQUESTS)
+                .http2_max_pending_accept_reset_streams(Some(MAX_CANCELLED_REQUESTS))
+                .http2_max_header_list_size(MAX_HEAD_BYTES)
                 .max_frame_size(Some(MAX_FRAME_BYTES))
                 .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
                 .http2_keepalive_timeout(Some(KEEP_ALIVE_INTERVAL))

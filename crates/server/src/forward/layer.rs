@@ -1,0 +1,379 @@
+//! The layer that answers a request here, or sends it to the node that does.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use http::{HeaderValue, StatusCode, Uri, Version};
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::Status;
+use tower::ServiceExt as _;
+
+use super::Forwarder;
+use super::envelope::{Envelope, MAX_HOPS};
+use super::hop_headers::{NOT_LEADER, SERVED_BY, strip, strip_request};
+use super::incoming::{Cut, Incoming};
+use super::outgoing::Outgoing;
+use super::peers::{Connection, Leader, Peers};
+use super::series::{self, Open, Outcome};
+use super::service::Forwarded;
+use super::targets::{Place, SILENT, Unplaced, place};
+use crate::api::ServiceError;
+use crate::auth::{Access, PeerAddress};
+use crate::request_guard::{content_type, is_grpc};
+use crate::state::status;
+
+/// Pause before another attempt at a leader that could not be reached, or that does not lead.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// How often the leader of a partition is looked at while another node has a request.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// How long a node that has lost its leadership has for its answers to what it got before.
+const LOST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Answers a request, here or at the node that leads what it is about.
+pub(crate) async fn forward(
+    State(forwarder): State<Forwarder>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let is_call = is_grpc(request.uri().path());
+    let peers = &*forwarder.peers;
+    let wait = wait_of(&forwarder, &request);
+    let (place, request) = match place(peers, request, wait).await {
+        Ok(placed) => placed,
+        Err(Unplaced::Slow) => return ServiceError::SlowBody.into_response(),
+        Err(Unplaced::Catalog(why)) => return no_leader(is_call, 0, &why),
+    };
+    let deadline = Instant::now() + wait;
+    match place {
+        Place::Here => next.run(request).await,
+        Place::AfterReading(partitions) => {
+            let read = partitions.map(|partition| async move {
+                let read = timeout_at(deadline, peers.read_index(partition)).await;
+                let read = read.unwrap_or_else(|_| Err(SILENT.to_owned()));
+                read.map_err(|why| (partition, why))
+            });
+            match futures::future::try_join_all(read).await {
+                Ok(_) => next.run(request).await,
+                Err((partition, why)) => no_leader(is_call, partition, &why),
+            }
+        }
+        Place::Leader { partition, is_read } => {
+            let way = Way {
+                forwarder: &forwarder,
+                partition,
+                is_read,
+                is_call,
+                deadline,
+            };
+            way.go(request, next).await
+        }
+    }
+}
+
+/// How long a request waits for a leader: as long as the node waits that has sent it.
+fn wait_of(forwarder: &Forwarder, request: &Request) -> Duration {
+    let forwarded = request.extensions().get::<Forwarded>();
+    let wait = forwarded.map(|forwarded| forwarded.wait);
+    wait.map_or(forwarder.leader_timeout, |wait| {
+        wait.min(forwarder.leader_timeout)
+    })
+}
+
+/// The way of a request to the leader of its partition.
+struct Way<'a> {
+    forwarder: &'a Forwarder,
+    partition: u64,
+    is_read: bool,
+    is_call: bool,
+    deadline: Instant,
+}
+
+/// What became of an attempt.
+enum Sent {
+    Answered(Response),
+    /// The node does not lead, and names the one that does, if it knows. Nothing happened.
+    NotLeader(Option<u64>),
+    /// Nothing happened.
+    Unsent(String),
+    /// It may have happened.
+    Lost(String),
+    /// The client has gone.
+    Abandoned,
+}
+
+impl Way<'_> {
+    fn peers(&self) -> &Arc<dyn Peers> {
+        &self.forwarder.peers
+    }
+
+    async fn go(&self, request: Request, next: Next) -> Response {
+        let known = self.peers().leader(self.partition);
+        if known == Leader::Here && self.may_answer().await {
+            return next.run(request).await;
+        }
+        if request.extensions().get::<Forwarded>().is_some() {
+            // Whoever has sent it decides what becomes of it.
+            return self.not_leader();
+        }
+        let is_session = content_type(request.headers()).is_some_and(|kind| kind == "s2s/proto");
+        let outgoing = Outgoing::new(request);
+        let mut hop = 1;
+        let mut hint = None;
+        let mut why = None;
+        loop {
+            let leader = match hint.take() {
+                Some(node) => Leader::At(node),
+                None => {
+                    let left = self.deadline.saturating_duration_since(Instant::now());
+                    self.peers().wait_for_leader(self.partition, left).await
+                }
+            };
+            let node = match leader {
+                Leader::Here => {
+                    if self.may_answer().await {
+                        return match outgoing.into_request() {
+                            Some(request) => next.run(request).await,
+                            None => self.unreachable(why.as_deref()),
+                        };
+                    }
+                    None
+                }
+                Leader::At(node) => Some(node),
+                Leader::Unknown => None,
+            };
+            if let Some(node) = node {
+                match self.send(node, &outgoing, hop, is_session).await {
+                    Sent::Answered(response) => {
+                        series::ended(Outcome::Answered);
+                        return response;
+                    }
+                    Sent::NotLeader(Some(leader)) if hop < MAX_HOPS && leader != node => {
+                        hop += 1;
+                        hint = Some(leader);
+                        continue;
+                    }
+                    Sent::NotLeader(_) => why = Some(format!("node {node} does not lead it")),
+                    Sent::Unsent(cause) => {
+                        why = Some(format!("node {node} cannot be reached: {cause}"));
+                    }
+                    Sent::Lost(cause) => return self.lost(node, &cause),
+                    Sent::Abandoned => {
+                        series::ended(Outcome::Abandoned);
+                        // Nobody gets it.
+                        return ServiceError::SlowBody.into_response();
+                    }
+                }
+                hop = 1;
+            }
+            outgoing.take_back();
+            if Instant::now() + RETRY_PAUSE >= self.deadline {
+                return self.unreachable(why.as_deref());
+            }
+            sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    /// Whether this node, which leads as far as it knows, may answer: for a read, a majority has to confirm it.
+    async fn may_answer(&self) -> bool {
+        if !self.is_read {
+            return true;
+        }
+        let read = self.peers().read_index(self.partition);
+        matches!(timeout_at(self.deadline, read).await, Ok(Ok(())))
+    }
+
+    /// Sends the request to a node.
+    async fn send(&self, node: u64, outgoing: &Outgoing, hop: u32, is_session: bool) -> Sent {
+        let connection = match self.peers().connection(node) {
+            Ok(connection) => connection,
+            Err(why) => return Sent::Unsent(why),
+        };
+        let Some(request) = self.request(outgoing, hop) else {
+            return Sent::Unsent("the beginning of the request was not kept".to_owned());
+        };
+        series::sent(hop);
+        let open = Open::begin();
+        let begun = Instant::now();
+        let known = self.peers().leader(self.partition);
+        let deposed = deposed(self.peers().clone(), self.partition, node);
+        let unsent = async {
+            loop {
+                sleep(RETRY_PAUSE).await;
+                let leader = self.peers().leader(self.partition);
+                let is_moved = leader != known && !matches!(leader, Leader::Unknown);
+                if (is_moved && leader != Leader::At(node)) || Instant::now() >= self.deadline {
+                    break;
+                }
+            }
+            if !outgoing.withdraw() {
+                std::future::pending::<()>().await;
+            }
+        };
+        // Certainly nothing has happened, or nothing that another attempt makes worse.
+        let is_unsent = || self.is_read || outgoing.withdraw();
+        let answer = tokio::select! {
+            biased;
+            answer = call(connection, request) => answer,
+            () = deposed => {
+                let why = "it has lost the leadership".to_owned();
+                return if is_unsent() { Sent::Unsent(why) } else { Sent::Lost(why) };
+            }
+            () = unsent => return Sent::Unsent("it did not take the request in time".to_owned()),
+        };
+        let mut answer = match answer {
+            Ok(answer) => answer,
+            Err(_) if outgoing.has_failed() => return Sent::Abandoned,
+            Err(why) if is_unsent() => return Sent::Unsent(why),
+            Err(why) => return Sent::Lost(why),
+        };
+        // The listener of the other node has refused it, before the service for requests.
+        if !answer.headers().contains_key(SERVED_BY) {
+            let status = Status::from_header_map(answer.headers());
+            let why = status.map_or(answer.status().to_string(), |it| it.message().to_owned());
+            return Sent::Unsent(why);
+        }
+        if answer.status() == StatusCode::MISDIRECTED_REQUEST
+            && let Some(leader) = answer.headers().get(NOT_LEADER)
+        {
+            let leader = leader.to_str().ok().and_then(|leader| leader.parse().ok());
+            return Sent::NotLeader(leader);
+        }
+        outgoing.release();
+        series::first_byte(begun.elapsed());
+        strip(answer.headers_mut());
+        let cut = self.cut(outgoing, node, is_session && !self.is_read);
+        let incomplete: Option<fn(String) -> Status> = match (self.is_call, self.is_read) {
+            (false, _) => None,
+            (true, true) => Some(status::unavailable),
+            (true, false) => Some(status::unknown),
+        };
+        let answer =
+            answer.map(|body| Incoming::new(body, cut, incomplete, (outgoing.sending(), open)));
+        Sent::Answered(answer.map(axum::body::Body::new))
+    }
+
+    /// The request as it is sent to another node; `None` if it is not all there any more.
+    fn request(&self, outgoing: &Outgoing, hop: u32) -> Option<http::Request<tonic::body::Body>> {
+        let head = outgoing.head();
+        let access = head.extensions.get::<Access>()?;
+        let client = head.extensions.get::<PeerAddress>();
+        let client = client.map_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), |peer| peer.0);
+        let wait = self.deadline.saturating_duration_since(Instant::now());
+        let mut request = http::Request::new(tonic::body::Body::new(outgoing.begin()?));
+        *request.method_mut() = head.method.clone();
+        *request.version_mut() = Version::HTTP_2;
+        let path = head.uri.path_and_query().cloned();
+        *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
+        *request.headers_mut() = head.headers.clone();
+        strip_request(request.headers_mut());
+        let claim = access.principal().claim()?;
+        let envelope = Envelope::new(self.peers().node(), claim, client, hop, wait);
+        envelope.write(request.headers_mut());
+        Some(request)
+    }
+
+    /// When an answer that has begun has to end early. A session of appends ends with the leadership of its node;
+    /// reads of what is committed go on.
+    fn cut(
+        &self,
+        outgoing: &Outgoing,
+        node: u64,
+        ends_with_leadership: bool,
+    ) -> BoxFuture<'static, Cut> {
+        let lease = outgoing.head().extensions.get::<Access>();
+        let lease = lease.map(Access::root_lease);
+        let ended = async move {
+            match lease.flatten() {
+                Some(lease) => Cut(lease.ended().await.to_string()),
+                None => std::future::pending().await,
+            }
+        };
+        if !ends_with_leadership {
+            return ended.boxed();
+        }
+        let deposed = deposed(self.peers().clone(), self.partition, node);
+        async move {
+            tokio::select! {
+                cut = ended => cut,
+                () = deposed => Cut("the node that answers has lost the leadership".to_owned()),
+            }
+        }
+        .boxed()
+    }
+
+    /// The answer to another node that has sent a request to this one, which does not lead.
+    fn not_leader(&self) -> Response {
+        let leader = match self.peers().leader(self.partition) {
+            Leader::At(node) => HeaderValue::from(node),
+            Leader::Here | Leader::Unknown => HeaderValue::from_static(""),
+        };
+        (StatusCode::MISDIRECTED_REQUEST, [(NOT_LEADER, leader)]).into_response()
+    }
+
+    /// The answer when no leader has taken the request in time.
+    fn unreachable(&self, why: Option<&str>) -> Response {
+        series::ended(match why {
+            None => Outcome::NoLeader,
+            Some(_) => Outcome::Unreachable,
+        });
+        no_leader(self.is_call, self.partition, why.unwrap_or("none is known"))
+    }
+
+    /// The answer when it is not known whether the request has happened.
+    fn lost(&self, node: u64, why: &str) -> Response {
+        series::ended(Outcome::Lost);
+        let why = format!(
+            "it is not known whether it happened: node {node}, which leads partition {}, was lost before it \
+             answered ({why}); look before it is repeated",
+            self.partition
+        );
+        match self.is_call {
+            true => status::unknown(why).into_http(),
+            false => ServiceError::Lost(why).into_response(),
+        }
+    }
+}
+
+async fn call(
+    connection: Connection,
+    request: http::Request<tonic::body::Body>,
+) -> Result<http::Response<tonic::body::Body>, String> {
+    connection.oneshot(request).await.map_err(|error| {
+        let error: &dyn std::error::Error = &error;
+        let causes = std::iter::successors(Some(error), |error| error.source());
+        let causes: Vec<_> = causes.map(ToString::to_string).collect();
+        causes.join(": ")
+    })
+}
+
+/// Is done when a node has not been the leader of a partition for [`LOST_TIMEOUT`], as far as this node knows. If it
+/// was named by another node, this one may not know of it yet.
+async fn deposed(peers: Arc<dyn Peers>, partition: u64, node: u64) {
+    let mut since = None;
+    let known = peers.leader(partition);
+    loop {
+        sleep(LOOK_INTERVAL).await;
+        let leader = peers.leader(partition);
+        if leader == Leader::At(node) || leader == known {
+            since = None;
+        } else if since.get_or_insert_with(Instant::now).elapsed() >= LOST_TIMEOUT {
+            return;
+        }
+    }
+}
+
+/// The answer to a request that had no effect, because a partition has no leader that takes it.
+fn no_leader(is_call: bool, partition: u64, why: &str) -> Response {
+    let why =
+        format!("partition {partition} has no leader that takes requests: {why}; nothing happened");
+    match is_call {
+        true => status::unavailable(why).into_http(),
+        false => ServiceError::NoLeader(why).into_response(),
+    }
+}

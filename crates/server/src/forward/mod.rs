@@ -1,0 +1,106 @@
+//! Requests to any node of a cluster.
+//!
+//! A node answers what it leads and sends the rest to the node that leads it, over HTTP/2 by the connection between
+//! the two.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`targets`] | for each route, what decides which node answers |
+//! | [`peers`] | what is needed of the cluster |
+//! | [`node_peers`] | the same of the cluster of a running node |
+//! | [`layer`] | the layer that answers here, or sends a request on |
+//! | [`outgoing`] | the request that is sent, again if nothing of it can have happened |
+//! | [`incoming`] | the answer on its way to the client |
+//! | [`service`] | requests of other nodes, at the node that gets them |
+//! | [`envelope`] | the header by which a node names the sender of a request |
+//! | [`hop_headers`] | headers that are for one connection alone |
+//! | [`series`] | metrics |
+//!
+//! # Flow
+//!
+//! The layer is behind the gate: the sender is known, and has what the route needs. It finds the partition and its
+//! leader. If that is this node, the handler runs, after a round of ReadIndex if the request reads: a leader that
+//! was cut off must not answer. Else the request goes to the leader with an [`Envelope`](envelope::Envelope) that
+//! names the sender. There the same router runs, behind the service of this module instead of identification; the
+//! gate and the handlers check the scope again, and bodies count against that node's budgets.
+//!
+//! # What is sent twice, and what is not
+//!
+//! A node that gets a request of another and does not lead answers so before it reads the body. A node that gets
+//! one handles nothing before the first piece of the body, or its end, has come. So nothing has happened if
+//! no connection could be made, if nothing of the body had been passed on when it broke, or if the other node
+//! does not lead: the request is sent to the leader that is named then, or that becomes known within
+//! [`LEADER_TIMEOUT`]; after that it is refused with a code that means "no side effects". In any other case
+//! the outcome is unknown, and the answer is an error without such a code. Reads change nothing and are sent again
+//! until the answer has begun.
+//!
+//! # Bounds
+//!
+//! Of a request's body [`outgoing::MAX_KEPT`] bytes are kept until the answer begins, of an answer nothing;
+//! beyond that the flow control of both connections stops whoever sends. A request is sent from node to node
+//! [`envelope::MAX_HOPS`] times at most.
+
+mod envelope;
+mod hop_headers;
+mod incoming;
+mod layer;
+mod node_peers;
+mod outgoing;
+mod peers;
+mod series;
+mod service;
+mod targets;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use esker_node::Node;
+
+pub(crate) use layer::forward;
+use node_peers::NodePeers;
+use peers::Peers;
+pub(crate) use service::peer_requests;
+
+/// How long a request waits for a leader: two election timeouts.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Sends requests to the nodes that answer them. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Forwarder {
+    peers: Arc<dyn Peers>,
+    leader_timeout: Duration,
+}
+
+impl Forwarder {
+    /// For a node; `None` if it is in no cluster, and answers everything itself.
+    pub(crate) fn of(node: &Node) -> Option<Forwarder> {
+        let peers = NodePeers::of(node)?;
+        Some(Forwarder::with(Arc::new(peers), LEADER_TIMEOUT))
+    }
+
+    fn with(peers: Arc<dyn Peers>, leader_timeout: Duration) -> Forwarder {
+        series::register();
+        Forwarder {
+            peers,
+            leader_timeout,
+        }
+    }
+
+    /// Waits until this node has applied what a partition had committed when this was called.
+    ///
+    /// # Errors
+    ///
+    /// The reason why that could not be learned in time.
+    pub(crate) async fn read_index(&self, partition: u64) -> Result<(), String> {
+        let reading = self.peers.read_index(partition);
+        match tokio::time::timeout(self.leader_timeout, reading).await {
+            Ok(read) => read,
+            Err(_) => Err(format!(
+                "partition {partition} is not known now: {}",
+                targets::SILENT
+            )),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What forwarding needs of the cluster that this node is a member of.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tower::util::BoxCloneSyncService;
+
+/// HTTP/2 to a node. It adds what this node identifies itself with.
+pub(crate) type Connection = BoxCloneSyncService<
+    http::Request<tonic::body::Body>,
+    http::Response<tonic::body::Body>,
+    tonic::transport::Error,
+>;
+
+/// Which node leads a partition, as far as this node knows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Leader {
+    /// This node.
+    Here,
+    /// The node of this id.
+    At(u64),
+    /// None, or one that is not known.
+    Unknown,
+}
+
+/// The cluster of a node.
+#[async_trait]
+pub(crate) trait Peers: Send + Sync + 'static {
+    /// The id of this node.
+    fn node(&self) -> u64;
+
+    /// The leader of a partition, as this node knows it now.
+    fn leader(&self, partition: u64) -> Leader;
+
+    /// Waits until a leader of the partition is known, `longest` at most.
+    async fn wait_for_leader(&self, partition: u64, longest: Duration) -> Leader;
+
+    /// Waits until this node has applied what the partition had committed when this was called.
+    ///
+    /// # Errors
+    ///
+    /// The reason why that cannot be learned now.
+    async fn read_index(&self, partition: u64) -> Result<(), String>;
+
+    /// The connection to a node.
+    ///
+    /// # Errors
+    ///
+    /// Its address is not known, or is none.
+    fn connection(&self, node: u64) -> Result<Connection, String>;
+
+    /// The partition of a stream; `None` if the basin is not in the catalog as this node has applied it.
+    fn stream_partition(&self, basin: &str, stream: &str) -> Option<u64>;
+
+    /// The partition of the state store.
+    fn state_partition(&self) -> u64;
+
+    /// The number of partitions, with the catalog.
+    fn partitions(&self) -> u64;
+}

@@ -1,0 +1,433 @@
+//! Which node answers a request: for each route, what decides it.
+//!
+//! The rules of access have every route of the router (a test of theirs sees to that); a test here sees to it
+//! that each of those has a target.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::RequestExt as _;
+use axum::body::Body;
+use axum::extract::{MatchedPath, RawPathParams, Request};
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+use http::{HeaderMap, Method, header};
+use http_body_util::BodyExt as _;
+use s2_common::basin::BasinName;
+use s2_common::stream::StreamName;
+use serde::Deserialize;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+use tower::{Layer as _, ServiceExt as _, service_fn};
+use tower_http::decompression::RequestDecompressionLayer;
+
+use super::peers::Peers;
+use crate::auth::Access;
+use crate::auth::operation::Effect;
+use crate::auth::rules::Rule;
+use crate::request_guard::is_grpc;
+
+/// What decides which node answers the requests of a route.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Target {
+    /// The node that gets it.
+    Here,
+    /// The node that gets it, once it has applied what the catalog has committed.
+    CatalogState,
+    /// The node that gets it, once it has applied what all partitions have committed.
+    WholeState,
+    /// The leader of the catalog.
+    Catalog,
+    /// The leader of the partition of the stream that header and path name.
+    Stream,
+    /// The same of a stream that header and body name.
+    NewStream,
+    /// The leader of the state store's partition.
+    StateStore,
+    /// The leader of the partition whose number is in the path.
+    Partition,
+}
+
+use Target::{Catalog, CatalogState, Here, NewStream, Partition, StateStore, Stream, WholeState};
+
+/// Method, path and target of each route over HTTP.
+pub(crate) const TARGETS: &[(&str, &str, Target)] = &[
+    ("GET", "/health", Here),
+    ("GET", "/ping", Here),
+    ("GET", "/health/live", Here),
+    ("GET", "/health/ready", Here),
+    ("GET", "/metrics", Here),
+    ("GET", "/v1/basins", CatalogState),
+    ("POST", "/v1/basins", Catalog),
+    ("GET", "/v1/basins/{basin}", CatalogState),
+    ("PUT", "/v1/basins/{basin}", Catalog),
+    ("PATCH", "/v1/basins/{basin}", Catalog),
+    ("DELETE", "/v1/basins/{basin}", Catalog),
+    ("GET", "/v1/streams", WholeState),
+    ("POST", "/v1/streams", NewStream),
+    ("GET", "/v1/streams/{stream}", Stream),
+    ("PUT", "/v1/streams/{stream}", Stream),
+    ("PATCH", "/v1/streams/{stream}", Stream),
+    ("DELETE", "/v1/streams/{stream}", Stream),
+    ("GET", "/v1/streams/{stream}/records", Stream),
+    ("POST", "/v1/streams/{stream}/records", Stream),
+    ("GET", "/v1/streams/{stream}/records/tail", Stream),
+    ("GET", "/v1/access-tokens", CatalogState),
+    ("POST", "/v1/access-tokens", Catalog),
+    ("DELETE", "/v1/access-tokens/{id}", Catalog),
+    ("GET", "/v1/metrics", WholeState),
+    ("GET", "/v1/metrics/{basin}", WholeState),
+    ("GET", "/v1/metrics/{basin}/{stream}", WholeState),
+    // The one location is the server's own, whichever node is asked.
+    ("GET", "/v1/locations", Here),
+    ("GET", "/v1/locations/default", Here),
+    ("PUT", "/v1/locations/default", Here),
+    ("GET", "/esker/v1/openapi.json", Here),
+    ("GET", "/esker/v1/status", Here),
+    ("GET", "/esker/v1/streams/{stream}/position", Stream),
+    ("POST", "/esker/v1/basins/{basin}/adopt", Catalog),
+    ("GET", "/esker/v1/partitions/{partition}/snapshots", Here),
+    (
+        "POST",
+        "/esker/v1/partitions/{partition}/snapshots",
+        Partition,
+    ),
+    (
+        "GET",
+        "/esker/v1/partitions/{partition}/snapshots/{snapshot}",
+        Here,
+    ),
+    (
+        "GET",
+        "/esker/v1/partitions/{partition}/snapshots/{old}/diff/{new}",
+        Here,
+    ),
+    // It may repair, and one node at a time does that.
+    (
+        "POST",
+        "/esker/v1/partitions/{partition}/snapshots/verify",
+        Partition,
+    ),
+    // It compares a snapshot with what this node has.
+    (
+        "POST",
+        "/esker/v1/partitions/{partition}/snapshots/{snapshot}/prove",
+        Here,
+    ),
+    ("GET", "/esker/v1/partitions/{partition}/objects/why", Here),
+    ("POST", "/esker/v1/partitions/{partition}/prune", Partition),
+    ("POST", "/esker/v1/access-tokens/confirm", Catalog),
+];
+
+/// Most bytes of a body that is read for the name of a stream. A stream's configuration has some hundred.
+const MAX_NAMING_BODY: usize = 64 * 1024;
+/// Such bodies that are read at a time: 16 MiB in all.
+const MAX_NAMING_BODIES: usize = 256;
+/// How long such a body may take, with the wait for its turn.
+const NAMING_TIMEOUT: Duration = Duration::from_secs(10);
+
+static NAMING: Semaphore = Semaphore::const_new(MAX_NAMING_BODIES);
+
+/// Why a partition did not answer.
+pub(super) const SILENT: &str = "a majority of its nodes does not answer";
+
+/// Where a request is answered.
+#[derive(Debug, PartialEq)]
+pub(super) enum Place {
+    /// By this node.
+    Here,
+    /// By this node, once it has applied what these partitions have committed.
+    AfterReading(std::ops::Range<u64>),
+    /// By the leader of a partition. A read changes nothing, so it may be sent again, and the leader has to make
+    /// sure that it still leads before it answers.
+    Leader { partition: u64, is_read: bool },
+}
+
+/// Why it is not known where a request is answered.
+#[derive(Debug)]
+pub(super) enum Unplaced {
+    /// The catalog has no leader, or does not answer.
+    Catalog(String),
+    /// The body that names the stream came too slowly.
+    Slow,
+}
+
+impl Target {
+    /// The target of a route. `HEAD` is answered as `GET` is; what is not in the table is answered by the node
+    /// that gets it: the router refuses it.
+    fn of(method: &Method, path: &str) -> Target {
+        let method = match *method {
+            Method::HEAD => "GET",
+            _ => method.as_str(),
+        };
+        let found = TARGETS
+            .iter()
+            .find(|(of, at, _)| *of == method && *at == path);
+        found.map_or(Here, |(.., target)| *target)
+    }
+
+    /// The target of a gRPC method. All of the state store is at one node, because it holds the open transactions.
+    fn of_call(path: &str) -> Target {
+        match Rule::of_call(path) {
+            Some(Rule::State(_)) => StateStore,
+            _ => Here,
+        }
+    }
+}
+
+/// Whether a request changes nothing.
+fn is_read(request: &Request) -> bool {
+    let path = request.uri().path();
+    match is_grpc(path) {
+        true => Rule::of_call(path) == Some(Rule::State(Effect::Read)),
+        false => [Method::GET, Method::HEAD].contains(request.method()),
+    }
+}
+
+/// Where a request is answered. If its body has to be read for that, it is put back as it was, but for its
+/// content coding. What a catalog without a leader is waited for is `wait`.
+pub(super) async fn place(
+    peers: &dyn Peers,
+    mut request: Request,
+    wait: Duration,
+) -> Result<(Place, Request), Unplaced> {
+    let path = request.uri().path();
+    let target = match is_grpc(path) {
+        true => Target::of_call(path),
+        false => {
+            let route = request.extensions().get::<MatchedPath>();
+            Target::of(request.method(), route.map_or("", MatchedPath::as_str))
+        }
+    };
+    let is_read = is_read(&request);
+    let leader = |partition| Place::Leader { partition, is_read };
+    let place = match target {
+        Here => Place::Here,
+        CatalogState => Place::AfterReading(0..1),
+        WholeState => Place::AfterReading(0..peers.partitions()),
+        Catalog => leader(0),
+        StateStore => leader(peers.state_partition()),
+        Partition => {
+            let number = parameter(&mut request, "partition").await;
+            match number.and_then(|number| number.parse::<u64>().ok()) {
+                Some(number) if number < peers.partitions() => leader(number),
+                // The handler has the error.
+                _ => Place::Here,
+            }
+        }
+        Stream | NewStream => {
+            let name = match target {
+                NewStream => match named_in_body(request).await {
+                    Ok((name, with_body)) => {
+                        request = with_body;
+                        name
+                    }
+                    Err(slow) => return Err(slow),
+                },
+                _ => parameter(&mut request, "stream").await,
+            };
+            let named = Named {
+                basin: basin(request.headers()),
+                stream: name.and_then(|name| name.parse().ok()),
+                access: Access::of(request.extensions()).ok(),
+            };
+            match named.partition(peers, wait).await? {
+                Some(partition) => leader(partition),
+                // Names that are none, and basins that do not exist: the handler has the error.
+                None => Place::Here,
+            }
+        }
+    };
+    Ok((place, request))
+}
+
+/// A parameter of the path.
+async fn parameter(request: &mut Request, name: &str) -> Option<String> {
+    let parameters = request.extract_parts::<RawPathParams>().await.ok()?;
+    let found = parameters.iter().find(|(of, _)| *of == name);
+    found.map(|(_, value)| value.to_owned())
+}
+
+/// The stream that a request names.
+struct Named {
+    basin: Option<BasinName>,
+    stream: Option<StreamName>,
+    access: Option<Access>,
+}
+
+impl Named {
+    /// The partition of the stream, under the name that the node knows it by; `None` if the names are none, or the
+    /// basin does not exist. A basin that this node does not know may be newer than what it has applied.
+    async fn partition(self, peers: &dyn Peers, wait: Duration) -> Result<Option<u64>, Unplaced> {
+        let (Some(basin), Some(name), Some(access)) = (self.basin, self.stream, self.access) else {
+            return Ok(None);
+        };
+        let Ok(name) = access.known_name(name) else {
+            return Ok(None);
+        };
+        if let Some(partition) = peers.stream_partition(&basin, &name) {
+            return Ok(Some(partition));
+        }
+        let read = timeout(wait, peers.read_index(0)).await;
+        let read = read.unwrap_or_else(|_| Err(SILENT.to_owned()));
+        read.map_err(Unplaced::Catalog)?;
+        Ok(peers.stream_partition(&basin, &name))
+    }
+}
+
+fn basin(headers: &HeaderMap) -> Option<BasinName> {
+    headers.get("s2-basin")?.to_str().ok()?.parse().ok()
+}
+
+/// What is read of a body that names a stream.
+#[derive(Deserialize)]
+struct NewStreamBody {
+    stream: String,
+}
+
+/// The stream that a body names, if it does, and the request with the body, decompressed. What is longer than any
+/// such body is left to the handler.
+async fn named_in_body(request: Request) -> Result<(Option<String>, Request), Unplaced> {
+    let (mut head, body) = request.into_parts();
+    let mut coded = http::Request::new(body);
+    *coded.headers_mut() = head.headers.clone();
+    let (done, read) = oneshot::channel();
+    let mut done = Some(done);
+    let decoding =
+        RequestDecompressionLayer::new().layer(service_fn(move |coded: http::Request<_>| {
+            let done = done.take();
+            async move {
+                let begun = begin(Body::new(coded.into_body())).await;
+                // Whoever waits for it may have gone.
+                let _ = done.map(|done| done.send(begun));
+                Ok::<_, Infallible>(http::Response::new(Body::empty()))
+            }
+        }));
+    let reading = async {
+        let _turn = NAMING.acquire().await;
+        // A content coding that it does not know is refused before the handler as well.
+        let _ = decoding.oneshot(coded).await;
+    };
+    if timeout(NAMING_TIMEOUT, reading).await.is_err() {
+        return Err(Unplaced::Slow);
+    }
+    let Ok((bytes, rest)) = read.await else {
+        return Ok((None, Request::from_parts(head, Body::empty())));
+    };
+    head.headers.remove(header::CONTENT_ENCODING);
+    head.headers.remove(header::CONTENT_LENGTH);
+    let (name, body) = match rest {
+        None => {
+            let named = serde_json::from_slice::<NewStreamBody>(&bytes).ok();
+            (named.map(|named| named.stream), Body::from(bytes))
+        }
+        Some(rest) => {
+            let begin = futures::stream::once(async { Ok(bytes) });
+            let all = begin.chain(rest.into_data_stream());
+            (None, Body::from_stream(all))
+        }
+    };
+    Ok((name, Request::from_parts(head, body)))
+}
+
+/// The beginning of a body, and the rest if it is longer than a body that names a stream.
+async fn begin(mut body: Body) -> (Bytes, Option<Body>) {
+    let mut bytes = BytesMut::new();
+    while bytes.len() <= MAX_NAMING_BODY {
+        match body.frame().await {
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    bytes.extend_from_slice(&data);
+                }
+            }
+            Some(Err(error)) => {
+                let failed = futures::stream::once(async { Err::<Bytes, _>(error) });
+                return (bytes.freeze(), Some(Body::from_stream(failed)));
+            }
+            None => return (bytes.freeze(), None),
+        }
+    }
+    (bytes.freeze(), Some(body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::rules::{GRPC_RULES, RULES};
+
+    #[test]
+    fn every_route_has_one_target() {
+        let of = |method: &str, path: &str| {
+            let found = TARGETS.iter();
+            found.filter(|(m, p, _)| (*m, *p) == (method, path)).count()
+        };
+        for (method, path, _) in RULES {
+            assert_eq!(of(method, path), 1, "{method} {path}");
+        }
+        assert_eq!(TARGETS.len(), RULES.len(), "a target of no route");
+    }
+
+    #[test]
+    fn a_target_is_found_by_what_the_path_has() {
+        for (method, path, target) in TARGETS {
+            match target {
+                Stream => assert!(path.contains("{stream}"), "{method} {path}"),
+                Partition => assert!(path.contains("{partition}"), "{method} {path}"),
+                CatalogState | WholeState => assert_eq!(*method, "GET", "{path}"),
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn every_method_of_the_state_store_is_at_one_node() {
+        for (path, rule) in GRPC_RULES {
+            let wanted = match rule {
+                Rule::State(_) => StateStore,
+                _ => Here,
+            };
+            assert_eq!(Target::of_call(path), wanted, "{path}");
+        }
+        assert!(is_grpc(GRPC_RULES[0].0));
+    }
+
+    #[tokio::test]
+    async fn the_name_in_a_body_is_found_in_whatever_coding_and_the_body_stays() {
+        use async_compression::tokio::write::GzipEncoder;
+        use tokio::io::AsyncWriteExt as _;
+
+        let text = r#"{"stream":"a/b","config":null}"#;
+        let mut gzip = GzipEncoder::new(Vec::new());
+        gzip.write_all(text.as_bytes()).await.unwrap();
+        gzip.shutdown().await.unwrap();
+        for (coding, body) in [
+            (None, text.as_bytes().to_vec()),
+            (Some("gzip"), gzip.into_inner()),
+        ] {
+            let mut request = Request::new(Body::from(body));
+            if let Some(coding) = coding {
+                let coding = http::HeaderValue::from_static(coding);
+                request
+                    .headers_mut()
+                    .insert(header::CONTENT_ENCODING, coding);
+            }
+            let (name, request) = named_in_body(request).await.unwrap();
+            assert_eq!(name.as_deref(), Some("a/b"), "{coding:?}");
+            assert!(!request.headers().contains_key(header::CONTENT_ENCODING));
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(body, text);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_names_no_stream_is_left_to_the_handler() {
+        let long = vec![b' '; 3 * MAX_NAMING_BODY];
+        for body in [b"{".to_vec(), Vec::new(), long] {
+            let request = Request::new(Body::from(body.clone()));
+            let (name, request) = named_in_body(request).await.unwrap();
+            assert_eq!(name, None);
+            let left = request.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(left, body);
+        }
+    }
+}
