@@ -3,11 +3,12 @@
 //! Each delivery to a follower costs about the same, however much it brings. So from [`PACED_FOLLOWERS`] on,
 //! followers are woken in turns: what was appended since the last turn is delivered at once. A task for each
 //! such stream wakes them, in [`GROUPS`] groups one after the other: what all wait for is not the last of all
-//! deliveries, and nobody else has to wake thousands. A turn ends at the tail as it is when the turn begins, so
+//! deliveries, and nobody else has to wake thousands. Not many are woken at once, because tasks that do not fit into
+//! the queue of a thread of the runtime are served after those that come later. A turn ends at the tail as it is when the turn begins, so
 //! followers of a group stay at the same record and share what is scanned and encoded
 //! ([`crate::shared_records`]).
 //!
-//! Time between two turns of a group, the pace: [`DELIVERY`] for each follower, [`MIN_MAX_PACE`] at most. If
+//! Time between two turns of a group, the pace: [`DELIVERY`] for each follower, [`USUAL_MAX_PACE`] at most. If
 //! followers are woken later than their turn, because there is more to do than processors can, the pace is
 //! prolonged, up to [`MAX_PACE`].
 
@@ -26,15 +27,18 @@ use tokio_util::sync::CancellationToken;
 
 /// From so many followers on, they have turns; with half as many, they have none any more.
 const PACED_FOLLOWERS: usize = 256;
-/// About what a delivery to one follower costs: with a pace of so much for each, deliveries take no more than
-/// a processor, however often something is appended.
-const DELIVERY: Duration = Duration::from_micros(10);
+/// About what a delivery to one follower costs, the work of the system for its connection included: with a pace
+/// of so much for each, deliveries take no more than a processor, however often something is appended.
+const DELIVERY: Duration = Duration::from_micros(20);
 /// Longest pace of followers that are woken in time.
-const MIN_MAX_PACE: Duration = Duration::from_millis(100);
+const USUAL_MAX_PACE: Duration = Duration::from_millis(180);
 /// Longest pace.
-const MAX_PACE: Duration = Duration::from_millis(160);
-/// Followers of a stream are divided into so many groups.
-const GROUPS: u32 = 16;
+const MAX_PACE: Duration = Duration::from_millis(240);
+/// Followers of a stream are divided into so many groups: 10,000 into groups of 80. The queue of a thread has 256
+/// places.
+const GROUPS: usize = 128;
+/// Least time between two groups; if the pace has less for each, several are woken at once.
+const MIN_STEP: Duration = Duration::from_millis(1);
 /// Time between two rounds while nothing is appended.
 const IDLE_ROUND: Duration = Duration::from_secs(1);
 /// What a group has been given when there are no turns any more: everything.
@@ -98,9 +102,10 @@ impl Turns {
         let mut stretch = Stretch::default();
         let mut turn = Instant::now();
         loop {
-            let step = stretch.pace(stream.followers()) / GROUPS;
+            let pace = stretch.pace(stream.followers());
+            let (at_once, step) = steps(pace);
             let mut is_idle = true;
-            for group in &self.groups {
+            for groups in self.groups.chunks(at_once) {
                 // One that is late is not made up for.
                 turn = (turn + step).max(Instant::now() - step);
                 sleep_until(turn).await;
@@ -108,10 +113,12 @@ impl Turns {
                     return;
                 }
                 let tail = *tail.borrow_and_update();
-                is_idle &= !self.release(group, tail);
+                for group in groups {
+                    is_idle &= !self.release(group, tail);
+                }
             }
             let lateness = self.lateness.swap(0, Ordering::Relaxed);
-            stretch.note(Duration::from_micros(lateness), step * GROUPS);
+            stretch.note(Duration::from_micros(lateness), pace);
             // From time to time it has to notice that nobody follows any more.
             if is_idle {
                 let _ = timeout(IDLE_ROUND, tail.changed()).await;
@@ -160,10 +167,17 @@ impl Stretch {
     }
 }
 
+/// How many groups are woken at once, and the time until the next ones are.
+fn steps(pace: Duration) -> (usize, Duration) {
+    let steps = (pace.as_nanos() / MIN_STEP.as_nanos()).clamp(1, GROUPS as u128) as usize;
+    let at_once = GROUPS.div_ceil(steps);
+    (at_once, pace / GROUPS.div_ceil(at_once) as u32)
+}
+
 /// Time between two turns of so many followers that are woken in time.
 fn pace(followers: usize) -> Duration {
     let followers = u32::try_from(followers).unwrap_or(u32::MAX);
-    DELIVERY.saturating_mul(followers).min(MIN_MAX_PACE)
+    DELIVERY.saturating_mul(followers).min(USUAL_MAX_PACE)
 }
 
 impl FollowerTurns {
@@ -288,7 +302,22 @@ mod tests {
     fn the_pace_grows_with_the_number_of_followers_and_is_never_long() {
         assert_eq!(pace(1000), DELIVERY * 1000);
         for many in [10_000, 1_000_000, usize::MAX] {
-            assert_eq!(pace(many), MIN_MAX_PACE);
+            assert_eq!(pace(many), USUAL_MAX_PACE);
+        }
+    }
+
+    #[test]
+    fn few_are_woken_at_once_and_each_once_in_a_pace() {
+        for followers in [256, 1000, 5000, 10_000, 16_000] {
+            let pace = pace(followers);
+            let (at_once, step) = steps(pace);
+            assert!(step >= MIN_STEP, "{followers}");
+            assert!(at_once * followers / GROUPS <= 150, "{followers}");
+            let round = step * GROUPS.div_ceil(at_once) as u32;
+            assert!(
+                pace.abs_diff(round) < Duration::from_micros(1),
+                "{followers}: {round:?}"
+            );
         }
     }
 

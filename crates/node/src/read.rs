@@ -16,6 +16,7 @@
 //! batch is read early only where memory is plentiful. A session that waits for memory holds none: the rest
 //! of an appended batch has been claimed already, and is returned first.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,8 @@ use esker_partition::{Cursor, ReadError, Scan, StoredRecords};
 use s2_common::read_extent::{EvaluatedReadLimit, ReadLimit};
 use s2_common::record::StreamPosition;
 use s2_common::stream::{ReadEnd, ReadStart};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::blocking::{MAX_INLINE, blocking};
 use crate::error::{Error, read_error};
@@ -60,6 +62,10 @@ pub struct ReadSession {
     end: ReadEnd,
     deadline: Option<Instant>,
     heartbeat: Instant,
+    /// Wakes the session for heartbeats. It is set again when it has elapsed, not with each delivery.
+    timer: Pin<Box<Sleep>>,
+    /// Completes when the node stops.
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Whether the reader was informed that it has reached the tail.
     at_tail: bool,
     /// What reads the database for the session.
@@ -124,6 +130,8 @@ impl StreamHandle {
             end,
             deadline: None,
             heartbeat: next_heartbeat(),
+            timer: Box::pin(tokio::time::sleep_until(next_heartbeat())),
+            stopped: Box::pin(inner.stopping.clone().cancelled_owned()),
             at_tail: false,
             ahead: None,
             rest: None,
@@ -310,15 +318,23 @@ impl ReadSession {
     /// Waits for records beyond the cursor, or for the end of the read's wait.
     async fn wait(&mut self) -> Result<Waited, Error> {
         let next = self.cursor.next();
-        tokio::select! {
-            biased;
-            () = self.wakeup.beyond(next) => Ok(Waited::ForMore),
-            () = self.handle.node.inner.stopping.cancelled() => Err(Error::Stopping),
-            () = tokio::time::sleep_until(self.heartbeat) => {
-                self.heartbeat = next_heartbeat();
-                Ok(Waited::ForHeartbeat)
+        loop {
+            tokio::select! {
+                biased;
+                () = self.wakeup.beyond(next) => return Ok(Waited::ForMore),
+                () = &mut self.stopped => return Err(Error::Stopping),
+                () = &mut self.timer => {
+                    let is_due = self.heartbeat <= Instant::now();
+                    if is_due {
+                        self.heartbeat = next_heartbeat();
+                    }
+                    self.timer.as_mut().reset(self.heartbeat);
+                    if is_due {
+                        return Ok(Waited::ForHeartbeat);
+                    }
+                }
+                () = sleep_until(self.deadline) => return Ok(Waited::ForMore),
             }
-            () = sleep_until(self.deadline) => Ok(Waited::ForMore),
         }
     }
 
