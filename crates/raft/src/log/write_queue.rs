@@ -15,7 +15,8 @@ const MIN_SHARED_WRITE: u64 = 256 * 1024;
 /// How long a full write may take while several groups write, as a multiple of the shortest one of late: then
 /// the time of a sync is a quarter of it.
 const MAX_OVER_LEAST: u32 = 4;
-/// The shortest time of late grows by this share with each write, so that it follows a disk that becomes slow.
+/// The shortest time of late grows by this share with each write that is not full, or that is long although it may
+/// not be shorter, so that it follows a disk that becomes slow.
 const AGING: u32 = 256;
 /// Bytes that a group writes in its turn, except that a request is not divided.
 const TURN: u64 = 64 * 1024;
@@ -92,12 +93,18 @@ impl<G: Copy + Eq + Hash, R> WriteQueue<G, R> {
 
     /// A write of so many bytes, of at most `max`, took so long.
     pub fn written(&mut self, bytes: u64, max: u64, took: Duration, now: Instant) {
-        let least = self.least.unwrap_or(took);
-        let least = took.min(least + least / AGING);
-        self.least = Some(least);
+        let least = self.least.unwrap_or(took).min(took);
         // One that was not full tells nothing about the bound.
-        if self.is_competing(now) && bytes >= self.shared_write / 4 * 3 {
-            self.shared_write = match took > least * MAX_OVER_LEAST {
+        let is_full = self.is_competing(now) && bytes >= self.shared_write / 4 * 3;
+        let is_long = took > least * MAX_OVER_LEAST;
+        // One that is long because it is large tells nothing about the shortest time.
+        let ages = !is_full || (is_long && self.shared_write == MIN_SHARED_WRITE);
+        self.least = Some(match ages {
+            true => took.min(least + least / AGING),
+            false => least,
+        });
+        if is_full {
+            self.shared_write = match is_long {
                 true => (self.shared_write / 4 * 3).max(MIN_SHARED_WRITE),
                 false => (self.shared_write / 4 * 5).min(max.max(MIN_SHARED_WRITE)),
             };
@@ -277,6 +284,31 @@ mod tests {
         // A disk with slow syncs is not asked for more of them than without competition.
         let (bytes, _) = settled(Duration::from_millis(20), 200 * KIB);
         assert!(bytes >= 3072 * KIB, "{bytes}");
+    }
+
+    #[test]
+    fn writes_stay_short_while_a_flood_fills_all_of_them() {
+        const MAX: u64 = 4096 * KIB;
+        let sync = Duration::from_millis(1);
+        let time = |bytes: u64| sync + Duration::from_micros(bytes * 1000 / (200 * KIB));
+        let (mut queue, mut now) = (WriteQueue::new(), Instant::now());
+        for _ in 0..10 {
+            queue.push(1, KIB, KIB, now);
+            let bytes = queue.take(MAX, now).into_iter().sum();
+            now += time(bytes);
+            queue.written(bytes, MAX, time(bytes), now);
+        }
+        for number in 0..20_000 {
+            queue.push(1, KIB, KIB, now);
+            while queue.groups.get(&2).map_or(0, VecDeque::len) < 128 {
+                queue.push(2, 32 * KIB, 32 * KIB, now);
+            }
+            let bytes = queue.take(MAX, now).into_iter().sum();
+            let took = time(bytes);
+            now += took;
+            queue.written(bytes, MAX, took, now);
+            assert!(took <= sync * MAX_OVER_LEAST * 3 / 2, "{number}: {took:?}");
+        }
     }
 
     #[test]
