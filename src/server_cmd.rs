@@ -20,6 +20,9 @@ use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE};
 use crate::service_manager;
 use crate::snapshot_cmd::REPOSITORY_VARIABLE;
 
+/// A thread of the runtime looks for what has arrived on sockets after so many tasks: while many clients are busy,
+/// a task takes up to some 100 µs, and a request of another client waits for that many.
+const EVENT_INTERVAL: u32 = 11;
 /// Time limit for the end of threads after the server has stopped or was given up.
 const THREADS_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -198,6 +201,7 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
     let empty = args.empty_partitions.iter().copied().collect();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(worker_threads(loaded.config.worker_threads))
+        .event_interval(EVENT_INTERVAL)
         .enable_all()
         .build()
         .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
