@@ -6,6 +6,7 @@
 //! before the next begins, which would otherwise share the disk with what is left to be written of it.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -53,12 +54,26 @@ pub struct Args {
     /// The program `esker`. Default: the one beside this program.
     #[arg(long, value_name = "PATH")]
     esker: Option<PathBuf>,
+    /// Remembers the figures of each part here, so that parts may be measured in runs of their own.
+    #[arg(long, value_name = "PATH")]
+    figures: Option<PathBuf>,
     #[command(flatten)]
     common: PartArgs<Part>,
 }
 
 /// What can be measured by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    ValueEnum,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub enum Part {
     /// Appends to streams of each cipher.
     Encryption,
@@ -99,7 +114,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         program: args.esker.unwrap_or(beside),
         run: Run::begin(&args.common)?,
     };
-    let mut sections: Vec<Section> = Vec::new();
+    let mut known: BTreeMap<Part, Section> = match &args.figures {
+        Some(path) if path.exists() => serde_json::from_slice(&std::fs::read(path)?)
+            .with_context(|| format!("{} has no figures", path.display()))?,
+        _ => BTreeMap::new(),
+    };
+    let mut measured = Vec::new();
     for part in args.common.parts() {
         let begun = bench.run.part(part, quiet().await?);
         let section = match part {
@@ -107,9 +127,15 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Part::Tokens => tokens(&bench).await,
             Part::Tls => tls(&bench).await,
         };
-        sections.push(begun.end(section)?);
+        let section = begun.end(section)?;
+        measured.push(section.clone());
+        known.insert(*part, section);
+        if let Some(path) = &args.figures {
+            std::fs::write(path, serde_json::to_vec_pretty(&known)?)?;
+        }
     }
-    if !bench.run.quick && args.common.is_whole() {
+    if !bench.run.quick && known.len() == Part::value_variants().len() {
+        let sections: Vec<_> = known.into_values().collect();
         let page = Page {
             title: "encryption, tokens and TLS",
             target: "bench-security",
@@ -119,7 +145,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         let out = args.common.out.unwrap_or_else(|| PAGE.into());
         bench.run.write(&page, &sections, &out)?;
     }
-    Ok(exit_code(&sections))
+    Ok(exit_code(&measured))
 }
 
 /// How clients present themselves.
@@ -295,6 +321,7 @@ async fn tokens(bench: &Bench) -> anyhow::Result<Section> {
     let with_token = ["--root-token-file", file];
     // Without and with.
     let mut rates = [Vec::new(), Vec::new()];
+    let mut times = [Vec::new(), Vec::new()];
     for run in 0..bench.run.runs {
         for (turn, at) in TURNS.into_iter().enumerate() {
             let (arguments, access): (&[&str], _) = match at {
@@ -313,8 +340,11 @@ async fn tokens(bench: &Bench) -> anyhow::Result<Section> {
             let connection = access.connect(&url, "bench-basin").await?;
             connection.create_basin().await?;
             server.settle(SETTLE).await;
+            let before = server.processor_seconds()?;
             let found = appends(&url, "bench-basin", &access, bench.time()).await?;
             rates[at].push(found.rate);
+            let time = server.processor_seconds()? - before;
+            times[at].push(time * 1e6 / found.records as f64);
             let what = ["without tokens", "with a token"][at];
             bench.run.note(format!("{what}: {:.0}/s", found.rate));
             server.kill();
@@ -330,6 +360,11 @@ async fn tokens(bench: &Bench) -> anyhow::Result<Section> {
             Figure::plain("records appended with a token", rate(1))
                 .beside(format!("{} ({ratio:.2}x)", rate(0)))
                 .target("at least 0.95x", ratio >= 0.95),
+            Figure::plain(
+                "processor time of the server for each record, with a token",
+                format!("{:.2} µs", median(&times[1])),
+            )
+            .beside(format!("{:.2} µs", median(&times[0]))),
         ],
         ..Section::default()
     })

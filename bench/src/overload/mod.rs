@@ -18,6 +18,9 @@ mod slow_readers;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+use bench_harness::machine::{Machine, quiet};
+use bench_harness::page::{self, Figure, Page, Section};
 use bench_harness::scratch::Scratch;
 use clap::ValueEnum;
 
@@ -49,6 +52,9 @@ pub struct Args {
     /// Where the server's directory is made. Default: the cache directory.
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
+    /// Where the page goes, if the polite client and the followers are measured. Default: no page is written.
+    #[arg(long, value_name = "PATH")]
+    out: Option<PathBuf>,
 }
 
 /// What can be measured by itself.
@@ -62,6 +68,42 @@ enum Part {
     SlowReaders,
     /// Resident memory over a long mixed load.
     Mixed,
+}
+
+/// The page of the documentation.
+const PAGE: Page<'_> = Page {
+    title: "overload",
+    target: "bench-overload ARGS=\"--out docs/benchmarks/overload.md\"",
+    how: "Server and clients share its cores and its one disk: what a client takes of a processor, the server does \
+          not have.",
+};
+
+impl Part {
+    fn title(self) -> &'static str {
+        match self {
+            Part::Polite => "A polite client among 64 that flood",
+            Part::Followers => "Followers of one stream",
+            Part::Mixed => "Memory over a long mixed load",
+        }
+    }
+
+    fn how(self, args: &Args) -> String {
+        let seconds = args.seconds;
+        match self {
+            Part::Polite => format!(
+                "One client appends a record of 100 bytes and waits for the answer, alone for {seconds} s, and for as \
+                 long while 64 connections append 8 batches of 64 KB each at all times, to another stream. Two \
+                 more figures show what no order of appends can avoid: a request that waits for no disk, and a \
+                 thread of the bench that wakes another one."
+            ),
+            Part::Followers => format!(
+                "Each follower reads server-sent events on a connection of HTTP/1.1 of its own, while 100 records \
+                 a second of some 100 bytes are appended for {seconds} s. The time is that from the moment before an \
+                 append is sent until a follower has read it, of every fiftieth follower."
+            ),
+            Part::Mixed => format!("A mixed load for {} s.", args.mixed_seconds),
+        }
+    }
 }
 
 /// Measures; the exit code is 1 if a target is missed.
@@ -78,7 +120,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         parts => parts,
     };
     let mut all_met = true;
+    let mut sections = Vec::new();
     for part in parts {
+        let (date, load) = (page::now(), quiet().await?);
         let setup = Setup {
             program: program.path.clone(),
             data: scratch
@@ -92,15 +136,27 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Part::SlowReaders => slow_readers::measure(&setup, args.seconds).await?,
             Part::Mixed => mixed::measure(&setup, args.mixed_seconds).await?,
         };
-        for Outcome { what, target, met } in results {
+        for Outcome { what, target, met } in &results {
             let verdict = match (target.is_empty(), met) {
                 (true, _) => String::new(),
                 (false, true) => format!("; target {target}: met"),
                 (false, false) => format!("; target {target}: MISSED"),
             };
             println!("{what}{verdict}");
-            all_met &= met;
+            all_met &= *met;
         }
+        sections.push(Section {
+            title: part.title().to_owned(),
+            how: part.how(&args),
+            figures: results.into_iter().map(Figure::from).collect(),
+            date,
+            load,
+        });
+    }
+    if let Some(out) = &args.out {
+        let text = PAGE.text(&Machine::describe(scratch.path())?, &sections);
+        std::fs::write(out, text).with_context(|| format!("cannot write {}", out.display()))?;
+        println!("Written to {}", out.display());
     }
     Ok(match all_met {
         true => ExitCode::SUCCESS,
@@ -114,6 +170,17 @@ struct Outcome {
     /// Empty if it has none.
     target: String,
     met: bool,
+}
+
+impl From<Outcome> for Figure {
+    fn from(Outcome { what, target, met }: Outcome) -> Figure {
+        let (what, figure) = what.split_once(": ").unwrap_or((&what, ""));
+        let plain = Figure::plain(what, figure);
+        match target.is_empty() {
+            true => plain,
+            false => plain.target(target, met),
+        }
+    }
 }
 
 impl Outcome {

@@ -120,6 +120,11 @@ impl Subject {
         Ok((mib(now), mib(most)))
     }
 
+    /// Processor time that it has used, in seconds.
+    pub fn processor_seconds(&self) -> anyhow::Result<f64> {
+        Ok(machine::cpu_ticks(self.process.pid())? as f64 / 100.0)
+    }
+
     /// Waits until it has used almost no processor time for a second, or `at_most` has passed.
     pub async fn settle(&self, at_most: Duration) {
         let deadline = Instant::now() + at_most;
