@@ -52,7 +52,7 @@ pub struct Args {
     /// Where the server's directory is made. Default: the cache directory.
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
-    /// Where the page goes, if the polite client and the followers are measured. Default: no page is written.
+    /// Where the page of what is measured goes. Default: no page is written.
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
 }
@@ -83,6 +83,7 @@ impl Part {
         match self {
             Part::Polite => "A polite client among 64 that flood",
             Part::Followers => "Followers of one stream",
+            Part::SlowReaders => "Memory of readers that hardly read",
             Part::Mixed => "Memory over a long mixed load",
         }
     }
@@ -100,6 +101,10 @@ impl Part {
                 "Each follower reads server-sent events on a connection of HTTP/1.1 of its own, while 100 records \
                  a second of some 100 bytes are appended for {seconds} s. The time is that from the moment before an \
                  append is sent until a follower has read it, of every fiftieth follower."
+            ),
+            Part::SlowReaders => format!(
+                "Readers of large batches take a little now and then, for {seconds} s: resident memory for each byte \
+                 that the server holds for them."
             ),
             Part::Mixed => format!("A mixed load for {} s.", args.mixed_seconds),
         }
