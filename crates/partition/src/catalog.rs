@@ -8,13 +8,16 @@
 //! the name. Absence from the catalog deletes nothing anywhere.
 
 mod nodes;
+mod restore;
 mod tokens;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use esker_raft::{ApplyError, Committed, Lsn, Membership, StateMachine};
+use esker_raft::{
+    ApplyError, Committed, Lsn, Membership, SnapshotError, StateMachine, StoredSnapshot,
+};
 use parking_lot::RwLock;
 use prost::Message as _;
 use s2_common::config::BasinConfig;
@@ -168,6 +171,39 @@ impl Catalog {
     /// The database cannot be read, or lacks the catalog.
     pub fn open(store: &Store) -> Result<Catalog, StoreError> {
         let part = store.partition_db(PartitionId(0));
+        let contents = Contents::read(&part)?;
+        Ok(Catalog {
+            part,
+            applied: contents.applied,
+            counters: contents.counters,
+            basins: Arc::new(RwLock::new(contents.basins)),
+            tokens: Arc::new(RwLock::new(contents.tokens)),
+            nodes: Arc::new(RwLock::new(contents.nodes)),
+        })
+    }
+
+    /// A reader of the catalog.
+    pub fn reader(&self) -> CatalogReader {
+        CatalogReader {
+            part: self.part.clone(),
+            basins: self.basins.clone(),
+            tokens: self.tokens.clone(),
+            nodes: self.nodes.clone(),
+        }
+    }
+}
+
+/// What memory has of the catalog.
+struct Contents {
+    applied: Applied,
+    counters: Counters,
+    basins: Basins,
+    tokens: Tokens,
+    nodes: Nodes,
+}
+
+impl Contents {
+    fn read(part: &PartitionDb) -> Result<Contents, StoreError> {
         let applied = part
             .applied()?
             .ok_or_else(|| part.malformed("the position", &"it is missing"))?;
@@ -197,26 +233,15 @@ impl Catalog {
             }
             it.status().map_err(|e| part.error("reading basins", e))?;
         }
-        let tokens = Tokens::read(&part, forks)?;
-        let nodes = Nodes::read(&part, forks)?;
-        Ok(Catalog {
-            part,
+        let tokens = Tokens::read(part, forks)?;
+        let nodes = Nodes::read(part, forks)?;
+        Ok(Contents {
             applied,
             counters,
-            basins: Arc::new(RwLock::new(basins)),
-            tokens: Arc::new(RwLock::new(tokens)),
-            nodes: Arc::new(RwLock::new(nodes)),
+            basins,
+            tokens,
+            nodes,
         })
-    }
-
-    /// A reader of the catalog.
-    pub fn reader(&self) -> CatalogReader {
-        CatalogReader {
-            part: self.part.clone(),
-            basins: self.basins.clone(),
-            tokens: self.tokens.clone(),
-            nodes: self.nodes.clone(),
-        }
     }
 }
 
@@ -428,6 +453,11 @@ impl StateMachine for Catalog {
 
     fn begin_snapshot(&mut self) -> Capture {
         self.part.begin_checkpoint()
+    }
+
+    fn restore(&mut self, snapshot: StoredSnapshot) -> Result<(), SnapshotError> {
+        self.replace_by(&snapshot)
+            .map_err(|e| SnapshotError(e.to_string()))
     }
 
     fn apply(

@@ -36,14 +36,15 @@ pub struct PartitionDigest {
 impl PartitionDb {
     /// Computes the digest as of one moment. It reads the whole partition; writes continue meanwhile.
     pub fn digest(&self) -> Result<PartitionDigest, StoreError> {
+        let part = self.pinned();
         loop {
-            let drops = self.segment_drops();
-            let has_earlier = self.has_unconverted()?;
-            let snapshot = self.store().db().snapshot();
-            let batches = Batches::of_snapshot(self, &snapshot, has_earlier);
+            let drops = part.segment_drops();
+            let has_earlier = part.has_unconverted()?;
+            let snapshot = part.store().db().snapshot();
+            let batches = Batches::of_snapshot(&part, &snapshot, has_earlier);
             // The files of segments that the snapshot has must not have been deleted before they were open.
-            if self.segment_drops() == drops {
-                return self.digest_of(&snapshot, batches);
+            if part.segment_drops() == drops {
+                return part.digest_of(&snapshot, batches);
             }
         }
     }

@@ -463,6 +463,15 @@ impl Stream {
         Some((batches, published.view.clone()))
     }
 
+    /// Publishes a state that was not reached by appends: followers read on from the database.
+    pub(crate) fn replace(&self, change: Change) {
+        self.published.lock().recent.clear();
+        self.publish(Change {
+            batches: Vec::new(),
+            ..change
+        });
+    }
+
     /// Publishes a change and wakes followers. The apply thread calls it after it has written the change.
     pub(crate) fn publish(&self, change: Change) {
         let tail = {

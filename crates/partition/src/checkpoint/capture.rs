@@ -33,7 +33,9 @@ pub struct Capture {
 impl PartitionDb {
     /// Begins a checkpoint that covers at least what is applied now.
     pub fn begin_checkpoint(&self) -> Capture {
-        Capture { part: self.clone() }
+        Capture {
+            part: self.pinned(),
+        }
     }
 }
 
@@ -183,10 +185,15 @@ impl PartitionDb {
         let failed = |e| self.error("listing the files of a checkpoint", e);
         let _kept = self.keep_files()?;
         let listed = self.store().db().live_files().map_err(failed)?;
+        let families = self.families();
         let mut files = Vec::new();
         for file in listed {
             let family = ColumnFamily::of_name(&file.column_family_name);
-            if file.column_family_name != family.name(self.partition()) {
+            let of_part = match family {
+                ColumnFamily::Rows => &families.rows,
+                ColumnFamily::Segments => &families.segments,
+            };
+            if file.column_family_name != *of_part {
                 continue;
             }
             let name = file.name.trim_start_matches('/');

@@ -29,7 +29,7 @@ impl Store {
 
 impl Checkpoint {
     /// The description of the files that RocksDB requires for an import.
-    fn live_files(&self, partition: PartitionId) -> Result<Vec<LiveFile>, StoreError> {
+    pub(super) fn live_files(&self, partition: PartitionId) -> Result<Vec<LiveFile>, StoreError> {
         let bad = |why: String| StoreError::Checkpoint {
             path: self.dir.clone(),
             why,

@@ -14,6 +14,7 @@
 mod blocks;
 mod capture;
 mod import;
+mod install;
 
 use std::fs::{self, File};
 use std::io::Read as _;

@@ -125,6 +125,12 @@ impl Reclaimer {
         Ok(reclaimer)
     }
 
+    /// Uses another handle of the same data from now on.
+    pub fn use_part(&mut self, part: &PartitionDb) {
+        self.part = part.clone();
+        self.segments.use_part(part);
+    }
+
     /// Queues streams that have something to reclaim; their marks are in the database.
     pub fn mark(&mut self, streams: &[StreamId]) {
         let not_before = Instant::now() + self.reclaim_after;

@@ -65,6 +65,11 @@ struct Total {
 }
 
 impl SegmentReclaimer {
+    /// As [`Reclaimer::use_part`](super::Reclaimer::use_part).
+    pub fn use_part(&mut self, part: &PartitionDb) {
+        self.part = part.clone();
+    }
+
     pub fn open(part: PartitionDb, set: u64) -> Result<SegmentReclaimer, StoreError> {
         let left = part.has_unconverted()?;
         Ok(SegmentReclaimer {

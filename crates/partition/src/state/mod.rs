@@ -32,7 +32,7 @@ pub mod rebuild;
 pub mod record;
 pub(crate) mod step;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -207,6 +207,12 @@ impl Published {
         self.commits.fetch_add(commits, Ordering::Relaxed);
         *self.meta.write() = meta;
         self.newest.send_replace(newest);
+    }
+
+    /// Publishes the metadata of a state that has replaced the one before.
+    pub fn replace(&self, meta: StateMeta) {
+        *self.lowest.lock() = LowestVersions::default();
+        self.set(meta, 0);
     }
 
     /// Remembers which versions a step has deleted, once it is written.

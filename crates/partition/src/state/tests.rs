@@ -21,11 +21,11 @@ use crate::keys;
 use crate::lineage::GAP;
 use crate::streams::tests::fixture::{Fixture, eager};
 
-pub(super) fn key(name: &str) -> StateKey {
+pub(crate) fn key(name: &str) -> StateKey {
     StateKey::new("default", "agent", name)
 }
 
-pub(super) fn write(key: &StateKey, value: &str) -> StagedOperation {
+pub(crate) fn write(key: &StateKey, value: &str) -> StagedOperation {
     StagedOperation {
         namespace: key.namespace.clone(),
         agent_id: key.agent_id.clone(),
@@ -71,7 +71,7 @@ impl Fixture {
         }
     }
 
-    pub(super) fn commit(&mut self, operations: Vec<StagedOperation>) -> StateCommitted {
+    pub(crate) fn commit(&mut self, operations: Vec<StagedOperation>) -> StateCommitted {
         self.try_commit(operations, Vec::new()).unwrap()
     }
 

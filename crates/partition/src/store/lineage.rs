@@ -9,7 +9,8 @@ use crate::lineage::Lineage;
 impl PartitionDb {
     /// The lineage of the partition.
     pub fn lineage(&self) -> Result<Lineage, StoreError> {
-        if let Some(known) = self.known_lineage().get() {
+        let families = self.families();
+        if let Some(known) = &*families.lineage.read() {
             return Ok(known.clone());
         }
         let lineage = self
@@ -17,7 +18,12 @@ impl PartitionDb {
             .ok_or_else(|| self.malformed("the lineage", &"it is missing"))?;
         let lineage =
             Lineage::from_bytes(&lineage).map_err(|e| self.malformed("the lineage", &e))?;
-        Ok(self.known_lineage().get_or_init(|| lineage).clone())
+        Ok(families.lineage.write().get_or_insert(lineage).clone())
+    }
+
+    /// Notes a lineage that was written.
+    pub(crate) fn note_lineage(&self, lineage: Lineage) {
+        *self.families().lineage.write() = Some(lineage);
     }
 
     /// Number of forks of the partition.
@@ -26,8 +32,8 @@ impl PartitionDb {
     }
 
     /// Begins another lineage where the partition's data ends, with `voter` as the group's only member;
-    /// durable when this returns. Nothing else may use the partition meanwhile, and handles from before
-    /// must not be used any more.
+    /// durable when this returns. Nothing else may use the partition meanwhile, and what was opened on it
+    /// before must not be used any more.
     pub fn fork(&self, lineage: &Lineage, voter: u64) -> Result<(), StoreError> {
         let applied = self
             .applied()?
@@ -42,6 +48,7 @@ impl PartitionDb {
         batch.put(keys::APPLIED, applied.encode_to_vec());
         batch.put(keys::LINEAGE, lineage.to_bytes());
         batch.write()?;
+        self.note_lineage(lineage.clone());
         self.flush()
     }
 }

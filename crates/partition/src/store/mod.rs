@@ -8,6 +8,7 @@
 //! A partition is created empty, imported from a checkpoint, or dropped as a whole ([`partitions`]).
 
 mod background;
+mod column_families;
 mod damage;
 mod damage_report;
 mod error;
@@ -32,13 +33,14 @@ use rust_rocksdb::{
 
 use crate::ids::PartitionId;
 use background::Background;
-use segments::Segments;
+use column_families::{ColumnFamilies, Present, numbers_in_use, parts_of_name, rows_name};
 use tuning::{
     BLOCK_DEVIATION, BLOCK_SIZE, MAX_READAHEAD, NO_SHORTENING, OPEN_FILES_SHARD_BITS,
     partition_options, segment_options,
 };
 
 pub use crate::applied::Applied;
+pub(crate) use column_families::NextFamilies;
 pub use damage_report::DamageReport;
 pub use error::StoreError;
 pub use options::StoreOptions;
@@ -61,7 +63,7 @@ pub struct Store {
     write_buffer: u64,
     /// [`StoreOptions::write_buffers_total`], in bytes.
     write_buffers_total: u64,
-    segments: Arc<Mutex<HashMap<PartitionId, Arc<Segments>>>>,
+    present: Arc<Mutex<HashMap<PartitionId, Arc<Present>>>>,
     damage: DamageReport,
     background: Arc<Background>,
 }
@@ -167,39 +169,52 @@ impl Store {
         partition_options.set_disable_auto_compactions(mode == Mode::Damaged);
         let mut segment_options = segment_options(options, &table).map_err(fail)?;
         segment_options.set_disable_auto_compactions(mode == Mode::Damaged);
-        let mut without_segments = Vec::new();
+        let mut there = Vec::new();
         if path.join("CURRENT").exists() {
-            let there = Db::list_cf(&db_options, path).map_err(fail)?;
-            for name in there.iter().filter(|name| *name != "default") {
-                let options = match partition_of(name) {
-                    Some(_) if is_of_segments(name) => segment_options.clone(),
-                    Some(partition) => {
-                        let segments = segments_cf_name(partition);
-                        if !there.contains(&segments) {
-                            without_segments.push(segments);
-                        }
-                        partition_options.clone()
-                    }
-                    None => partition_options.clone(),
-                };
-                descriptors.push(ColumnFamilyDescriptor::new(name, options));
-            }
+            there = Db::list_cf(&db_options, path).map_err(fail)?;
+        }
+        for name in there.iter().filter(|name| *name != "default") {
+            let options = match is_of_segments(name) {
+                true => segment_options.clone(),
+                false => partition_options.clone(),
+            };
+            descriptors.push(ColumnFamilyDescriptor::new(name, options));
         }
         let db = Db::open_cf_descriptors(&db_options, path, descriptors).map_err(fail)?;
-        // Of a database of format 3 or before, or of a creation that did not finish.
-        for name in without_segments {
-            db.create_cf(name, &segment_options).map_err(fail)?;
+        let db = Arc::new(db);
+        let numbers = numbers_in_use(&there);
+        let mut present = HashMap::new();
+        for (partition, number) in &numbers {
+            let families = ColumnFamilies::new(&db, *partition, *number);
+            // Of a database of format 3 or before, or of a creation that did not finish.
+            if !there.contains(&families.segments) {
+                db.create_cf(&families.segments, &segment_options)
+                    .map_err(fail)?;
+            }
+            present.insert(*partition, Arc::new(Present::new(families)));
+        }
+        // What a snapshot that was installed has replaced, and those that were not installed.
+        let is_left = |name: &&String| {
+            let parts = parts_of_name(name);
+            parts.is_some_and(|(partition, number)| {
+                number != numbers.get(&partition).copied().unwrap_or(0)
+            })
+        };
+        if mode == Mode::Sound {
+            for name in there.iter().filter(is_left) {
+                db.drop_cf(name).map_err(fail)?;
+            }
         }
         let checkpoints = options.checkpoints.clone();
         Ok(Store {
-            db: Arc::new(db),
+            db,
             path: Arc::new(path.to_owned()),
             checkpoints: Arc::new(checkpoints.unwrap_or_else(|| path.join("checkpoints"))),
             partition_options: Arc::new(partition_options),
             segment_options: Arc::new(segment_options),
             write_buffer: options.write_buffer as u64,
             write_buffers_total: options.write_buffers_total as u64,
-            segments: Arc::default(),
+            present: Arc::new(Mutex::new(present)),
             damage: options.damage.clone(),
             background,
         })
@@ -210,9 +225,8 @@ impl Store {
         PartitionDb {
             store: self.clone(),
             partition,
-            name: cf_name(partition).into(),
-            segments_name: segments_cf_name(partition).into(),
-            lineage: Arc::default(),
+            present: self.present(partition),
+            pinned: None,
             reclaim_is_behind: Arc::default(),
             free_space: Arc::new(AtomicU64::new(u64::MAX)),
             reclaimable: Arc::default(),
@@ -247,12 +261,14 @@ enum Mode {
 /// How the names of column families of segments end.
 const SEGMENTS_SUFFIX: &str = "-segments";
 
+/// The name of a partition's column family of rows in descriptions, whatever it is in this database.
 pub(crate) fn cf_name(partition: PartitionId) -> String {
-    format!("partition-{partition}")
+    rows_name(partition, 0)
 }
 
+/// The same of segments.
 pub(crate) fn segments_cf_name(partition: PartitionId) -> String {
-    format!("partition-{partition}{SEGMENTS_SUFFIX}")
+    column_families::segments_name(partition, 0)
 }
 
 /// Whether a column family is one of segments.
@@ -262,9 +278,7 @@ pub(crate) fn is_of_segments(column_family: &str) -> bool {
 
 /// The partition of a column family.
 fn partition_of(column_family: &str) -> Option<PartitionId> {
-    let number = column_family.strip_prefix("partition-")?;
-    let number = number.strip_suffix(SEGMENTS_SUFFIX).unwrap_or(number);
-    number.parse().ok().map(PartitionId)
+    parts_of_name(column_family).map(|(partition, _)| partition)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! One partition's part of the database, and batches of writes to it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -10,12 +10,12 @@ use rust_rocksdb::{
     WriteBatch,
 };
 
+use super::column_families::{ColumnFamilies, Present};
 use super::damage_report::Met;
 use super::segment_steps::{Step, Written};
 use super::{Applied, Db, RawIterator, Store, StoreError};
 use crate::ids::{PartitionId, StreamId};
 use crate::keys;
-use crate::lineage::Lineage;
 use crate::row::Row;
 
 /// One partition's part of the database. Cheap to clone.
@@ -23,9 +23,9 @@ use crate::row::Row;
 pub struct PartitionDb {
     pub(super) store: Store,
     pub(super) partition: PartitionId,
-    pub(super) name: Arc<str>,
-    pub(super) segments_name: Arc<str>,
-    pub(super) lineage: Arc<OnceLock<Lineage>>,
+    pub(super) present: Arc<Present>,
+    /// See [`PartitionDb::pinned`].
+    pub(super) pinned: Option<Arc<ColumnFamilies>>,
     /// See [`PartitionDb::reclaim_is_behind`].
     pub(crate) reclaim_is_behind: Arc<AtomicBool>,
     /// See [`PartitionDb::note_free_space`]; `u64::MAX` if there is enough.
@@ -71,18 +71,19 @@ impl PartitionDb {
 
     /// The column family of everything but batches.
     pub(crate) fn cf(&self) -> Arc<BoundColumnFamily<'_>> {
-        self.handle(&self.name)
+        self.handle(|families| &families.rows)
     }
 
     /// The column family of batches.
     pub(crate) fn segments_cf(&self) -> Arc<BoundColumnFamily<'_>> {
-        self.handle(&self.segments_name)
+        self.handle(|families| &families.segments)
     }
 
-    fn handle(&self, name: &str) -> Arc<BoundColumnFamily<'_>> {
+    fn handle(&self, name: impl Fn(&ColumnFamilies) -> &str) -> Arc<BoundColumnFamily<'_>> {
+        let families = self.families();
         self.store
             .db
-            .cf_handle(name)
+            .cf_handle(name(&families))
             .expect("every partition's column families are opened with the database")
     }
 
@@ -113,10 +114,6 @@ impl PartitionDb {
 
     pub(crate) fn store(&self) -> &Store {
         &self.store
-    }
-
-    pub(crate) fn known_lineage(&self) -> &OnceLock<Lineage> {
-        &self.lineage
     }
 
     /// Reads a value.
@@ -242,7 +239,7 @@ impl PartitionDb {
         let files = self.store.db.live_files().unwrap_or_default();
         let mut keys: Vec<Vec<u8>> = files
             .into_iter()
-            .filter(|file| *file.column_family_name == *self.segments_name)
+            .filter(|file| file.column_family_name == self.families().segments)
             .filter_map(|file| file.end_key)
             .collect();
         keys.sort();

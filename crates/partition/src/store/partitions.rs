@@ -6,7 +6,7 @@ use std::path::Path;
 use prost::Message as _;
 use rust_rocksdb::{ExportImportFilesMetaData, ImportColumnFamilyOptions, LiveFile, Options};
 
-use super::{Applied, Store, StoreError, cf_name, segments_cf_name};
+use super::{Applied, Store, StoreError};
 use crate::ids::PartitionId;
 use crate::keys;
 use crate::lineage::Lineage;
@@ -25,7 +25,8 @@ pub struct ClusterInit {
 impl Store {
     /// Whether the database has this partition, even if its creation did not finish.
     pub fn has(&self, partition: PartitionId) -> bool {
-        self.db.cf_handle(&cf_name(partition)).is_some()
+        let families = self.present(partition).get();
+        self.db.cf_handle(&families.rows).is_some()
     }
 
     /// The applied position of a partition; `None` if it is absent, or its creation did not finish.
@@ -45,14 +46,14 @@ impl Store {
         if self.applied(partition)?.is_some() {
             return Ok(());
         }
-        self.forget_segments(partition);
-        let of_segments = segments_cf_name(partition);
+        self.forget_families(partition);
+        let families = self.present(partition).get();
         let missing = [
-            (of_segments, &self.segment_options),
-            (cf_name(partition), &self.partition_options),
+            (&families.segments, &self.segment_options),
+            (&families.rows, &self.partition_options),
         ];
         for (name, options) in missing {
-            if self.db.cf_handle(&name).is_none() {
+            if self.db.cf_handle(name).is_none() {
                 self.db
                     .create_cf(name, options)
                     .map_err(|e| self.failed(partition, "creating", e))?;
@@ -73,14 +74,15 @@ impl Store {
 
     /// Removes a partition with all of its data.
     pub fn drop_partition(&self, partition: PartitionId) -> Result<(), StoreError> {
-        for name in [cf_name(partition), segments_cf_name(partition)] {
-            if self.db.cf_handle(&name).is_some() {
+        let families = self.present(partition).get();
+        for name in [&families.rows, &families.segments] {
+            if self.db.cf_handle(name).is_some() {
                 self.db
-                    .drop_cf(&name)
+                    .drop_cf(name)
                     .map_err(|e| self.failed(partition, "dropping", e))?;
             }
         }
-        self.forget_segments(partition);
+        self.forget_families(partition);
         self.damage.forget(partition);
         Ok(())
     }
@@ -93,44 +95,10 @@ impl Store {
         comparator: &str,
         files: Vec<LiveFile>,
     ) -> Result<(), StoreError> {
-        let failed = |e| self.failed(partition, "importing a checkpoint into", e);
-        let of_segments = segments_cf_name(partition);
-        // Of an import that did not finish: without the other column family there is no partition.
-        if !self.has(partition) && self.db.cf_handle(&of_segments).is_some() {
-            self.db.drop_cf(&of_segments).map_err(failed)?;
-        }
-        self.forget_segments(partition);
-        let (segments, rows): (Vec<_>, Vec<_>) = files
-            .into_iter()
-            .partition(|file| file.column_family_name == of_segments);
-        // The partition exists once it has rows.
-        if segments.is_empty() {
-            self.db
-                .create_cf(&of_segments, &self.segment_options)
-                .map_err(failed)?;
-        } else {
-            self.import_column_family(&of_segments, &self.segment_options, comparator, &segments)
-                .map_err(failed)?;
-        }
-        self.import_column_family(
-            &cf_name(partition),
-            &self.partition_options,
-            comparator,
-            &rows,
-        )
-        .map_err(failed)?;
-        sync_dir(&self.path)?;
-        match self.applied(partition)? {
-            Some(_) => Ok(()),
-            None => Err(StoreError::Incomplete {
-                path: self.path.to_path_buf(),
-                partition,
-                what: "the checkpoint that was imported has no position".to_owned(),
-            }),
-        }
+        self.import_into(&self.partition_db(partition), comparator, files)
     }
 
-    fn import_column_family(
+    pub(super) fn import_column_family(
         &self,
         name: &str,
         options: &Options,
@@ -169,7 +137,7 @@ impl Store {
         self.checkpoints.join(partition.to_string())
     }
 
-    fn failed(
+    pub(super) fn failed(
         &self,
         partition: PartitionId,
         operation: &str,

@@ -119,28 +119,19 @@ struct Staged {
 }
 
 impl Store {
-    pub(super) fn segments(&self, partition: PartitionId) -> Arc<Segments> {
-        self.segments.lock().entry(partition).or_default().clone()
-    }
-
-    /// Forgets what was known of a partition that is created, imported or dropped.
-    pub(super) fn forget_segments(&self, partition: PartitionId) {
-        self.segments.lock().remove(&partition);
-    }
-
     /// Bytes in the memtables of all partitions but this one.
     fn memtables_of_others(&self, partition: PartitionId) -> u64 {
-        let segments = self.segments.lock();
-        let others = segments.iter().filter(|(other, _)| **other != partition);
+        let present = self.present.lock();
+        let others = present.iter().filter(|(other, _)| **other != partition);
         others
-            .map(|(_, segments)| segments.memtables.load(Ordering::Relaxed))
+            .map(|(_, one)| one.get().known_segments.memtables.load(Ordering::Relaxed))
             .sum()
     }
 }
 
 impl PartitionDb {
     fn segments(&self) -> Arc<Segments> {
-        self.store.segments(self.partition)
+        self.families().known_segments.clone()
     }
 
     /// Runs `f` on the state of the segments, which is read from the database at first.
@@ -444,10 +435,12 @@ impl PartitionDb {
         self.flush_these(&[&self.segments_cf(), &self.cf()])
     }
 
-    /// Number of drops of segments. A reader that finds another number after it has created its iterators
-    /// creates them again.
-    pub(crate) fn segment_drops(&self) -> u64 {
-        self.segments().drops.load(Ordering::SeqCst)
+    /// Number of drops of segments, and of replacements of the column families. A reader that finds other
+    /// numbers after it has created its iterators creates them again.
+    pub(crate) fn segment_drops(&self) -> (u64, u64) {
+        let families = self.families();
+        let drops = families.known_segments.drops.load(Ordering::SeqCst);
+        (families.number, drops)
     }
 
     /// The number of changes that are durable.

@@ -65,18 +65,7 @@ struct Open {
 
 impl Directory {
     pub fn open(part: PartitionDb, options: StreamOptions) -> Result<Directory, StoreError> {
-        let mut dropped = HashSet::new();
-        {
-            let (from, to) = keys::all_dropped_basins();
-            let mut it = part.iterate(&from, &to, false);
-            it.seek_to_first();
-            while let Some(key) = it.key() {
-                dropped.extend(keys::id_of(key).map(BasinId));
-                it.next();
-            }
-            it.status()
-                .map_err(|e| part.error("reading dropped basins", e))?;
-        }
+        let dropped = dropped_basins(&part)?;
         Ok(Directory {
             part,
             options,
@@ -96,6 +85,56 @@ impl Directory {
 
     fn open_by_id(&self, id: StreamId) -> Option<Arc<Stream>> {
         self.open.read().by_id.get(&id).cloned()
+    }
+
+    /// The options that it was opened with.
+    pub fn options(&self) -> &StreamOptions {
+        &self.options
+    }
+
+    /// Gives the open streams the states that they have in `next`, which `switch` puts in place of the data
+    /// that streams are opened from.
+    ///
+    /// # Errors
+    ///
+    /// `next` cannot be read: nothing is changed, and `switch` is not called.
+    pub fn replace(&self, next: &PartitionDb, switch: impl FnOnce()) -> Result<(), StoreError> {
+        let _loading = self.loading.lock();
+        let dropped = dropped_basins(next)?;
+        let streams: Vec<_> = self.open.read().by_id.values().cloned().collect();
+        let mut changes = Vec::with_capacity(streams.len());
+        for stream in streams {
+            let meta =
+                next.get::<StreamMeta>(keys::stream_meta(stream.id), "a stream's settings")?;
+            let meta = meta.filter(|meta| !dropped.contains(&BasinId(meta.basin)));
+            let change = match meta {
+                Some(meta) => Change {
+                    state: next
+                        .stream_state(stream.id)?
+                        .ok_or_else(|| next.malformed("a stream's state", &"it is missing"))?,
+                    settings: Some((meta.settings, meta.settings_version)),
+                    gone: false,
+                    batches: Vec::new(),
+                },
+                None => Change {
+                    state: stream.view().state,
+                    settings: None,
+                    gone: true,
+                    batches: Vec::new(),
+                },
+            };
+            changes.push((stream, change));
+        }
+        switch();
+        let mut open = self.open.write();
+        open.dropped = dropped;
+        for (stream, change) in changes {
+            if change.gone {
+                open.remove(&stream);
+            }
+            stream.replace(change);
+        }
+        Ok(())
     }
 
     /// The stream of this name, if there is one.
@@ -273,6 +312,21 @@ impl Open {
             self.remove(&stream);
         }
     }
+}
+
+/// The basins whose ids are refused.
+fn dropped_basins(part: &PartitionDb) -> Result<HashSet<BasinId>, StoreError> {
+    let mut dropped = HashSet::new();
+    let (from, to) = keys::all_dropped_basins();
+    let mut it = part.iterate(&from, &to, false);
+    it.seek_to_first();
+    while let Some(key) = it.key() {
+        dropped.extend(keys::id_of(key).map(BasinId));
+        it.next();
+    }
+    it.status()
+        .map_err(|e| part.error("reading dropped basins", e))?;
+    Ok(dropped)
 }
 
 impl PartitionDb {

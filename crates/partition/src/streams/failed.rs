@@ -85,6 +85,11 @@ impl FailedSessions {
         Ok(failed)
     }
 
+    /// Number of entries for which a refusal is remembered.
+    pub fn window(&self) -> u64 {
+        self.window
+    }
+
     /// Whether the session had a refusal within the window that ends at `lsn`.
     pub fn has(&self, stream: StreamId, session: u64, lsn: u64) -> bool {
         self.lsns

@@ -9,13 +9,16 @@ pub(crate) mod directory;
 pub(crate) mod failed;
 pub(crate) mod name_index;
 pub(crate) mod options;
+mod restore;
 pub(crate) mod step;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::sync::Arc;
 
-use esker_raft::{ApplyError, Committed, Lsn, Membership, StateMachine};
+use esker_raft::{
+    ApplyError, Committed, Lsn, Membership, SnapshotError, StateMachine, StoredSnapshot,
+};
 
 use crate::checkpoint::Capture;
 use crate::command::{Kind, Outcome};
@@ -71,13 +74,7 @@ impl StreamPartition {
         let applied = part
             .applied()?
             .ok_or_else(|| part.malformed("the position", &"it is missing"))?;
-        let mut counters = part
-            .get::<Counters>(keys::COUNTERS, "the counters")?
-            .unwrap_or(Counters {
-                next_stream: 1,
-                forks: 0,
-            });
-        counters.see_forks(part.forks()?);
+        let counters = read_counters(&part)?;
         let failed = FailedSessions::load(&part, applied.lsn, remember_failed)?;
         let reclaimer = Reclaimer::open(part.clone(), &options)?;
         let directory = Arc::new(Directory::open(part.clone(), options)?);
@@ -115,6 +112,18 @@ impl StreamPartition {
     pub fn state_reader(&self) -> StateReader {
         StateReader::new(self.part.clone(), self.state.clone())
     }
+}
+
+/// The counters, after all forks that the partition has seen.
+fn read_counters(part: &PartitionDb) -> Result<Counters, StoreError> {
+    let mut counters = part
+        .get::<Counters>(keys::COUNTERS, "the counters")?
+        .unwrap_or(Counters {
+            next_stream: 1,
+            forks: 0,
+        });
+    counters.see_forks(part.forks()?);
+    Ok(counters)
 }
 
 /// Whether the command has to be in a step of its own.
@@ -266,6 +275,11 @@ impl StateMachine for StreamPartition {
 
     fn begin_snapshot(&mut self) -> Capture {
         self.part.begin_checkpoint()
+    }
+
+    fn restore(&mut self, snapshot: StoredSnapshot) -> Result<(), SnapshotError> {
+        self.replace_by(&snapshot)
+            .map_err(|e| SnapshotError(e.to_string()))
     }
 
     fn maintain(&mut self) {

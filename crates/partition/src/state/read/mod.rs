@@ -140,9 +140,10 @@ impl StateReader {
         &self,
         look: impl FnOnce(&StateView<'_>) -> Result<T, StateReadError>,
     ) -> Result<T, StateReadError> {
-        let snapshot = self.part.store().db().snapshot();
+        let part = self.part.pinned();
+        let snapshot = part.store().db().snapshot();
         let mut view = StateView {
-            part: &self.part,
+            part: &part,
             snapshot: &snapshot,
             meta: StateMeta::default(),
             applied: Applied::default(),

@@ -133,10 +133,23 @@ impl Fixture {
         Fixture::remembering(options, REMEMBER_FAILED)
     }
 
+    /// A fixture of another cluster.
+    pub fn of_cluster(cluster_id: &str) -> Fixture {
+        let init = ClusterInit {
+            cluster_id: cluster_id.to_owned(),
+            ..cluster_init()
+        };
+        Fixture::made_with(&init, StreamOptions::default(), REMEMBER_FAILED)
+    }
+
     /// A fixture whose partition remembers refusals for this many entries of the log.
     pub fn remembering(options: StreamOptions, remember_failed: u64) -> Fixture {
+        Fixture::made_with(&cluster_init(), options, remember_failed)
+    }
+
+    fn made_with(init: &ClusterInit, options: StreamOptions, remember_failed: u64) -> Fixture {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::create(directory.path(), &store_options(), &cluster_init()).unwrap();
+        let store = Store::create(directory.path(), &store_options(), init).unwrap();
         let machine =
             StreamPartition::remembering(&store, PARTITION, options.clone(), remember_failed)
                 .unwrap();

@@ -15,6 +15,7 @@ mod followed_trims;
 mod following;
 mod forks;
 mod histories;
+mod installing;
 mod limits;
 mod listing;
 mod model;
