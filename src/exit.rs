@@ -73,10 +73,15 @@ fn usage_text(error: &clap::Error, failure: &Failure) -> String {
 }
 
 /// Installs a hook with which a panic ends the process. A server that lost a thread can keep no promise: what
-/// was acknowledged is in the log, and the next start replays it.
+/// was acknowledged is in the log, and the next start replays it. A panic of consensus stops one partition, and
+/// is logged.
 pub fn install_panic_hook() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
+        if esker_server::panic_is_caught() {
+            tracing::error!(panic = %info, "consensus contradicts itself: a partition stops");
+            return;
+        }
         // Standard error may have no reader: the write is not awaited longer than the time limit.
         let _ = std::thread::Builder::new().spawn(|| {
             std::thread::sleep(PANIC_TIMEOUT);

@@ -49,6 +49,6 @@ pub mod traces;
 pub mod usage;
 mod windows;
 
-pub use esker_node::ReadBudget;
+pub use esker_node::{ReadBudget, panic_is_caught};
 pub use server::{ServeError, Server};
 pub use tls::{CertificateInfo, TlsError};

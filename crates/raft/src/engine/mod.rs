@@ -39,6 +39,7 @@
 mod compaction;
 mod config;
 mod event;
+mod guard;
 mod membership;
 mod peers;
 mod proposals;
@@ -58,6 +59,7 @@ pub use event::{
     Action, Committed, Event, LogFloor, LogReadError, LogReader, Persist, PersistedState,
     RawEntries, ReadFailure, RejectReason, Role, Ticket,
 };
+pub use guard::panic_is_caught;
 pub use membership::MAX_PROMOTION_LAG;
 pub use peers::TransferStatus;
 pub use status::{Counters, PeerState, PeerStatus, Status};
@@ -187,7 +189,9 @@ impl Engine {
         raft_config
             .validate()
             .map_err(|e| OpenError::Config(e.to_string()))?;
-        let raw = RawNode::new(&raft_config, storage, &crate::logger::raft_logger())
+        let logger = crate::logger::raft_logger();
+        let raw = guard::guarded(|| RawNode::new(&raft_config, storage, &logger))
+            .map_err(OpenError::Damaged)?
             .map_err(|e| OpenError::Config(e.to_string()))?;
         let mut engine = Engine {
             raw,
@@ -223,16 +227,24 @@ impl Engine {
     /// Processes one event, and returns what has to be done, in order.
     ///
     /// A step that returns [`Action::Halt`] returns nothing else and has no effect. All later steps return
-    /// nothing.
-    ///
-    /// # Panics
-    ///
-    /// If the host reports an LSN as applied that is not committed.
+    /// nothing. A panic of raft-rs, which it answers with to messages or logs that contradict what is
+    /// committed, halts the engine as well ([`guard`]).
     pub fn step(&mut self, event: Event) -> Vec<Action> {
-        let mut actions = Vec::new();
         if self.halted {
-            return actions;
+            return Vec::new();
         }
+        match guard::guarded(|| self.step_unguarded(event)) {
+            Ok(actions) => actions,
+            Err(what) => {
+                self.halted = true;
+                self.may_reopen = false;
+                vec![Action::Halt { what }]
+            }
+        }
+    }
+
+    fn step_unguarded(&mut self, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
         self.raw.store().begin_step();
         match event {
             Event::Tick => self.tick(&mut actions),

@@ -175,8 +175,9 @@ pub enum ChangeError {
     /// The change is not possible, or not now. Nothing happened.
     #[error(transparent)]
     Refused(#[from] ChangeRefused),
-    /// The change did not complete in time. After a transfer of the leadership this member goes on leading.
-    #[error("it did not come about in time")]
+    /// It has not come about in time, and may still do so. After a transfer of the leadership that failed, this
+    /// member goes on leading.
+    #[error("it has not come about in time; it may still do so")]
     TimedOut,
     /// Another entry was committed in its place. Nothing happened.
     #[error("superseded by another leader's entry")]

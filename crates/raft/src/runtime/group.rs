@@ -22,6 +22,10 @@ use crate::ids::{GroupId, Lsn, NodeId, Term};
 use crate::message::Envelope;
 use crate::store::StoredSnapshot;
 
+/// Election timeouts within which a change of the membership comes about: it takes two commits, and one
+/// election if the leader is lost meanwhile. Without a majority it never does.
+pub const CHANGE_TIMEOUTS: usize = 10;
+
 /// The position and the health of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupStatus {
@@ -328,7 +332,7 @@ impl<O: Send + 'static> Group<O> {
     }
 
     /// Changes the membership, and waits until the change is in force and the old voters need not agree any
-    /// more. After [`MembershipChange::AddPeer`] the node is a member without a vote; the leader promotes
+    /// more, for [`CHANGE_TIMEOUTS`] election timeouts at most. After [`MembershipChange::AddPeer`] the node is a member without a vote; the leader promotes
     /// it once it has caught up. To be called on the leader; one change at a time.
     ///
     /// # Errors
@@ -348,17 +352,26 @@ impl<O: Send + 'static> Group<O> {
                     _ => Err(ChangeError::Other("the group has stopped".to_owned())),
                 },
             )?;
-        answer.await.unwrap_or(Err(ChangeError::Unknown))?;
         let mut applied = self.shared.watch_applied();
-        while self.shared.membership().is_joint() {
-            if self.shared.is_over() {
-                return Err(ChangeError::Unknown);
+        let changed = async {
+            answer.await.unwrap_or(Err(ChangeError::Unknown))?;
+            while self.shared.membership().is_joint() {
+                if self.shared.is_over() || applied.changed().await.is_err() {
+                    return Err(ChangeError::Unknown);
+                }
             }
-            if applied.changed().await.is_err() {
-                return Err(ChangeError::Unknown);
-            }
+            Ok(())
+        };
+        let ticks = CHANGE_TIMEOUTS * self.shared.election_ticks;
+        let late = self.shared.requests.begin_timer(ticks);
+        tokio::select! {
+            biased;
+            outcome = changed => outcome,
+            _ = late => Err(match self.shared.is_over() {
+                true => ChangeError::Unknown,
+                false => ChangeError::TimedOut,
+            }),
         }
-        Ok(())
     }
 
     /// Adds a member that will vote; see [`MembershipChange::AddPeer`].

@@ -229,6 +229,32 @@ pub(super) fn make_ready<S: StateMachine>(
     };
     restore_newest(group, store, machine)?;
     let applied = machine.applied();
+    let fetching = complete_install(log, group, store, applied)?;
+    let membership = match founders {
+        Some(voters) if applied == Lsn(0) => {
+            let founders = Membership {
+                voters,
+                ..Membership::default()
+            };
+            machine.create(&founders);
+            founders
+        }
+        _ => machine.membership(),
+    };
+    Ok(Ready {
+        membership,
+        fetching,
+    })
+}
+
+/// Completes an install that a crash interrupted after it had replaced the state, which is as of `applied`:
+/// lists the fetched snapshot as stored, and restarts the log after it. Returns the fetch that is to be resumed.
+pub(super) fn complete_install(
+    log: &SharedLog,
+    group: GroupId,
+    store: &Arc<SnapshotStore>,
+    applied: Lsn,
+) -> Result<Option<Manifest>, NodeError> {
     let of_store = |source| NodeError::Store { group, source };
     let mut fetching = store.fetch_under_way().map_err(of_store)?;
     let mut unfinished = None;
@@ -263,21 +289,7 @@ pub(super) fn make_ready<S: StateMachine>(
         // Only now: until the log was restarted, only the manifest had the term of the state's last entry.
         store.discard_fetch(offer.checkpoint).map_err(of_store)?;
     }
-    let membership = match founders {
-        Some(voters) if applied == Lsn(0) => {
-            let founders = Membership {
-                voters,
-                ..Membership::default()
-            };
-            machine.create(&founders);
-            founders
-        }
-        _ => machine.membership(),
-    };
-    Ok(Ready {
-        membership,
-        fetching,
-    })
+    Ok(fetching)
 }
 
 /// Restores the newest snapshot if the state machine is behind it. One that is damaged, or that the state

@@ -58,7 +58,7 @@ mod waiters;
 pub use config::{ConfigError, NodeConfig};
 pub use counts::{GroupCounters, UnreadCounts};
 pub use error::{ChangeError, NodeError, ProposeError};
-pub use group::{Group, GroupStatus};
+pub use group::{CHANGE_TIMEOUTS, Group, GroupStatus};
 pub use in_memory_state::{InMemory, InMemoryCapture, InMemoryState, Writing, capture_clone};
 pub use member::{ClusterInit, GroupOptions};
 pub use node::Node;

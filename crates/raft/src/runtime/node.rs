@@ -19,14 +19,14 @@ use super::config::{ConfigError, NodeConfig};
 use super::counts::{Unread, UnreadCounts};
 use super::error::NodeError;
 use super::group::Group;
-use super::member::{ClusterInit, GroupOptions, Member, Tag, make_ready};
+use super::member::{ClusterInit, GroupOptions, Member, Tag, complete_install, make_ready};
 use super::reopening::Reopening;
 use super::shared::{Addressed, SendToPeers, Setup};
 use super::snapshot_jobs::{Permits, SnapshotJobs};
 use super::snapshot_sender::SnapshotSender;
 use super::state_machine::{SnapshotSink, StateMachine};
 use crate::engine::{Engine, Event, Membership};
-use crate::ids::{GroupId, Incarnation, Lsn, NodeId};
+use crate::ids::{GroupId, Incarnation, Lineage, Lsn, NodeId};
 use crate::log::{Faults, Inspection, LogWriter, SharedLog};
 use crate::message::{Envelope, Identity};
 use crate::store::SnapshotStore;
@@ -235,14 +235,8 @@ impl Node {
         let (Some(others), Some(dir)) = (&inner.others, &inner.config.dir) else {
             return Err(NodeError::NoTransport { group: id });
         };
-        let identity = Identity {
-            cluster: inner.config.cluster,
-            group: id,
-            lineage: options.lineage,
-            node: inner.config.id,
-            incarnation: others.incarnation,
-        };
-        let dir = dir.join(format!("group-{id}"));
+        let identity = self.identity(others, id, options.lineage);
+        let dir = group_dir(dir, id);
         if inner.log.tag(id).is_none() {
             let ClusterInit::By(founders) = options.cluster_init.clone() else {
                 return Err(NodeError::LogLost { group: id });
@@ -316,6 +310,45 @@ impl Node {
             group.campaign();
         }
         Ok(group)
+    }
+
+    /// Completes an install of a member's snapshot that a crash interrupted after it had replaced the state,
+    /// which now is as of `applied`: the log goes on after it. [`Node::open_member`] does so as well; a host
+    /// that compares state and log before that calls this first. Without effect if no install was interrupted,
+    /// and on a node without a transport.
+    ///
+    /// # Errors
+    ///
+    /// Those of the log and of the snapshot store.
+    pub fn complete_install(
+        &self,
+        id: GroupId,
+        lineage: Lineage,
+        applied: Lsn,
+    ) -> Result<(), NodeError> {
+        let inner = &self.inner;
+        let (Some(others), Some(dir)) = (&inner.others, &inner.config.dir) else {
+            return Ok(());
+        };
+        let dir = group_dir(dir, id);
+        let of_store = |source| NodeError::Store { group: id, source };
+        let there = dir.try_exists().map_err(|e| of_store(e.into()))?;
+        if !there || inner.log.tag(id).is_none() {
+            return Ok(());
+        }
+        let identity = self.identity(others, id, lineage);
+        let store = SnapshotStore::open(&dir, identity, Default::default()).map_err(of_store)?;
+        complete_install(&inner.log, id, &Arc::new(store), applied).map(drop)
+    }
+
+    fn identity(&self, others: &Others, group: GroupId, lineage: Lineage) -> Identity {
+        Identity {
+            cluster: self.inner.config.cluster,
+            group,
+            lineage,
+            node: self.inner.config.id,
+            incarnation: others.incarnation,
+        }
     }
 
     fn setup(
@@ -456,6 +489,11 @@ fn purge(inner: &Weak<Inner>, interval: Duration) {
             }
         }
     }
+}
+
+/// Directory of a group's snapshots.
+fn group_dir(dir: &Path, group: GroupId) -> std::path::PathBuf {
+    dir.join(format!("group-{group}"))
 }
 
 /// The number of this start: one more than that of the last one, and durable before any message carries it.

@@ -20,6 +20,13 @@ pub(super) struct Requests {
     closed: AtomicBool,
     reads: Mutex<BTreeMap<u64, oneshot::Sender<Result<Lsn, ReadFailure>>>>,
     transfer: Mutex<Option<Transfer>>,
+    timers: Mutex<Vec<Timer>>,
+}
+
+/// Wakes its receiver after some ticks, or when requests are not answered any more, by its end.
+struct Timer {
+    ticks_left: usize,
+    waker: oneshot::Sender<()>,
 }
 
 struct Transfer {
@@ -87,7 +94,21 @@ impl Requests {
         }
     }
 
+    /// Ends the receiver after `ticks`, or when requests are not answered any more.
+    pub fn begin_timer(&self, ticks: usize) -> oneshot::Receiver<()> {
+        let (waker, timer) = oneshot::channel();
+        self.timers.lock().push(Timer {
+            ticks_left: ticks,
+            waker,
+        });
+        timer
+    }
+
     pub fn tick(&self) {
+        self.timers.lock().retain_mut(|timer| {
+            timer.ticks_left = timer.ticks_left.saturating_sub(1);
+            timer.ticks_left > 0 && !timer.waker.is_closed()
+        });
         let mut transfer = self.transfer.lock();
         if let Some(waiting) = transfer.as_mut() {
             waiting.ticks_left = waiting.ticks_left.saturating_sub(1);
@@ -111,6 +132,7 @@ impl Requests {
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.reads.lock().clear();
+        self.timers.lock().clear();
         *self.transfer.lock() = None;
     }
 }

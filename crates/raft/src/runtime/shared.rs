@@ -313,9 +313,9 @@ impl<O: Send + 'static> Shared<O> {
         if needs_ticks {
             self.step(Event::Tick);
         }
+        self.requests.tick();
         if let Some(member) = &self.member {
             member.fetches.tick();
-            self.requests.tick();
             self.tend_waiters();
         }
         let unpublished = self.counts.unpublished.fetch_add(1, Ordering::Relaxed) + 1;

@@ -267,3 +267,27 @@ pub(super) fn damage(dir: &Path) {
         }
     }
 }
+
+#[test]
+fn a_change_of_the_membership_that_does_not_come_about_ends_with_an_answer() {
+    let (_keep, dir) = scratch();
+    let store = Store::default();
+    let faults = Faults::new();
+    let host = Host::start(&dir, &faults, std::slice::from_ref(&store));
+    execute(&host.groups[0], "before").unwrap();
+    faults.fail_writes_after(0, WriteFault::NoSpace);
+    let group = host.groups[0].clone();
+    let changing = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.build().unwrap();
+        runtime.block_on(group.add_learner(NodeId(2)))
+    });
+    wait_for("it is answered", || changing.is_finished());
+    assert_eq!(changing.join().unwrap(), Err(ChangeError::TimedOut));
+    assert!(!host.groups[0].membership().contains(NodeId(2)));
+    // It comes about once it can.
+    faults.clear();
+    let added = || host.groups[0].membership().contains(NodeId(2));
+    wait_for("the change is in force", added);
+    host.stop();
+}
