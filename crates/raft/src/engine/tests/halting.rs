@@ -132,24 +132,25 @@ fn sent(actions: Vec<Action>) -> Vec<Envelope> {
 }
 
 #[test]
-fn a_message_that_contradicts_what_is_committed_halts_the_group_and_not_the_process() {
+fn a_message_that_raft_panics_at_halts_the_group_and_not_the_process() {
     use raft::eraftpb::{Entry, Message, MessageType};
     let disk = Disk::with(&[1; 9], 9);
     let mut engine = open(2, &[1, 2, 3], &disk, 9).unwrap();
     let mut message = Message::default();
     message.set_msg_type(MessageType::MsgAppend);
     (message.from, message.to, message.term) = (1, 2, 3);
-    (message.index, message.log_term, message.commit) = (4, 1, 9);
+    // One entry is missing, and counted as committed.
+    (message.index, message.log_term, message.commit) = (9, 1, 10);
     message.entries = vec![Entry {
-        index: 5,
-        term: 2,
+        index: 11,
+        term: 3,
         ..Entry::default()
     }]
     .into();
     assert!(!crate::engine::panic_is_caught());
     let actions = engine.step(received(message));
     let what = halted(&actions);
-    assert!(what.contains("corrupt") && what.contains('5'), "{what:?}");
+    assert!(what.contains("corrupt") && what.contains("10"), "{what:?}");
     assert!(!crate::engine::panic_is_caught());
     assert!(!engine.may_reopen(), "another engine would meet the same");
     assert_dead(&mut engine);
