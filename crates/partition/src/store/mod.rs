@@ -13,6 +13,7 @@ mod damage;
 mod damage_report;
 mod error;
 mod lineage;
+mod next_families;
 mod options;
 mod partition_db;
 pub mod partitions;
@@ -34,15 +35,16 @@ use rust_rocksdb::{
 use crate::ids::PartitionId;
 use background::Background;
 use column_families::{ColumnFamilies, Present, numbers_in_use, parts_of_name, rows_name};
+use segments::Segments;
 use tuning::{
     BLOCK_DEVIATION, BLOCK_SIZE, MAX_READAHEAD, NO_SHORTENING, OPEN_FILES_SHARD_BITS,
     partition_options, segment_options,
 };
 
 pub use crate::applied::Applied;
-pub(crate) use column_families::NextFamilies;
 pub use damage_report::DamageReport;
 pub use error::StoreError;
+pub(crate) use next_families::NextFamilies;
 pub use options::StoreOptions;
 pub use partition_db::PartitionDb;
 pub(crate) use partition_db::{PartitionBatch, bounded, two_numbers, unbounded};
@@ -64,6 +66,8 @@ pub struct Store {
     /// [`StoreOptions::write_buffers_total`], in bytes.
     write_buffers_total: u64,
     present: Arc<Mutex<HashMap<PartitionId, Arc<Present>>>>,
+    /// By the number of the column families, too.
+    segments: Arc<Mutex<HashMap<(PartitionId, u64), Arc<Segments>>>>,
     damage: DamageReport,
     background: Arc<Background>,
 }
@@ -215,6 +219,7 @@ impl Store {
             write_buffer: options.write_buffer as u64,
             write_buffers_total: options.write_buffers_total as u64,
             present: Arc::new(Mutex::new(present)),
+            segments: Arc::default(),
             damage: options.damage.clone(),
             background,
         })

@@ -119,19 +119,29 @@ struct Staged {
 }
 
 impl Store {
+    /// Forgets what was known of a partition that is created, imported or dropped, or whose column families were
+    /// replaced by those of this number.
+    pub(super) fn forget_segments(&self, partition: PartitionId, number: u64) {
+        let mut segments = self.segments.lock();
+        segments.retain(|(of, kept), _| *of != partition || *kept == number);
+    }
+
     /// Bytes in the memtables of all partitions but this one.
     fn memtables_of_others(&self, partition: PartitionId) -> u64 {
-        let present = self.present.lock();
-        let others = present.iter().filter(|(other, _)| **other != partition);
+        let segments = self.segments.lock();
+        let others = segments
+            .iter()
+            .filter(|((other, _), _)| *other != partition);
         others
-            .map(|(_, one)| one.get().known_segments.memtables.load(Ordering::Relaxed))
+            .map(|(_, segments)| segments.memtables.load(Ordering::Relaxed))
             .sum()
     }
 }
 
 impl PartitionDb {
     fn segments(&self) -> Arc<Segments> {
-        self.families().known_segments.clone()
+        let key = (self.partition, self.families().number);
+        self.store.segments.lock().entry(key).or_default().clone()
     }
 
     /// Runs `f` on the state of the segments, which is read from the database at first.
@@ -438,9 +448,10 @@ impl PartitionDb {
     /// Number of drops of segments, and of replacements of the column families. A reader that finds other
     /// numbers after it has created its iterators creates them again.
     pub(crate) fn segment_drops(&self) -> (u64, u64) {
-        let families = self.families();
-        let drops = families.known_segments.drops.load(Ordering::SeqCst);
-        (families.number, drops)
+        (
+            self.families().number,
+            self.segments().drops.load(Ordering::SeqCst),
+        )
     }
 
     /// The number of changes that are durable.
