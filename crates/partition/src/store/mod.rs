@@ -53,6 +53,9 @@ pub use partitions::ClusterInit;
 pub(crate) type Db = DBWithThreadMode<MultiThreaded>;
 pub(crate) type RawIterator<'a> = DBRawIteratorWithThreadMode<'a, Db>;
 
+/// What is known of segments, by the partition and the number of its column families.
+type SegmentsByFamilies = HashMap<(PartitionId, u64), Arc<Segments>>;
+
 /// The node's database. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
@@ -67,7 +70,7 @@ pub struct Store {
     write_buffers_total: u64,
     present: Arc<Mutex<HashMap<PartitionId, Arc<Present>>>>,
     /// By the number of the column families, too.
-    segments: Arc<Mutex<HashMap<(PartitionId, u64), Arc<Segments>>>>,
+    segments: Arc<Mutex<SegmentsByFamilies>>,
     damage: DamageReport,
     background: Arc<Background>,
 }
