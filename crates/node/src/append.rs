@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 use esker_partition::command::{Append, AppendRefusal, Kind, Outcome};
 use esker_partition::encryption::{self, MAX_OVERHEAD};
 use esker_raft::ProposeError;
+use parking_lot::Mutex;
 use s2_common::record::{CommandRecord, MeteredSize as _, Record, StreamPosition};
 use s2_common::stream::{AppendInput, AppendRecordBatch};
 use tokio::sync::{Semaphore, oneshot};
@@ -45,6 +46,41 @@ const OVERHEAD: usize = 256;
 pub struct PendingAppend {
     handle: StreamHandle,
     answer: oneshot::Receiver<Result<Outcome, ProposeError>>,
+    /// Of an append of a session.
+    unanswered: Option<Arc<Unanswered>>,
+}
+
+/// The appends of a session that were proposed and not answered yet.
+///
+/// If the partition gets another leader, entries of that one may take the place of some of them, and those
+/// that come later must not be applied: they carry the term of those that are not answered, and are refused in
+/// another one.
+#[derive(Debug, Default)]
+struct Unanswered(Mutex<TermOfUnanswered>);
+
+#[derive(Debug, Default)]
+struct TermOfUnanswered {
+    /// How many there are. One that fails stays.
+    count: usize,
+    /// The term in which they were proposed.
+    term: u64,
+}
+
+impl Unanswered {
+    /// Another one is proposed; returns the term that it carries. `now` is the current term.
+    fn add(&self, now: impl FnOnce() -> u64) -> u64 {
+        let mut unanswered = self.0.lock();
+        if unanswered.count == 0 {
+            unanswered.term = now();
+        }
+        unanswered.count += 1;
+        unanswered.term
+    }
+
+    /// One of them is applied.
+    fn applied(&self) {
+        self.0.lock().count -= 1;
+    }
 }
 
 impl PendingAppend {
@@ -58,6 +94,9 @@ impl PendingAppend {
         };
         match appended {
             Ok(done) => {
+                if let Some(unanswered) = &self.unanswered {
+                    unanswered.applied();
+                }
                 metrics::counter!("esker_appended_batches_total").increment(1);
                 metrics::counter!("esker_appended_records_total")
                     .increment(done.end.seq_num - done.start.seq_num);
@@ -87,6 +126,11 @@ impl PendingAppend {
                          with `aegis-256`, which has no such limit",
                         encryption::MAX_AES_256_GCM_RECORDS
                     )),
+                    AppendRefusal::LeaderChanged => Error::TryLater(
+                        "the partition has another leader since earlier appends of this session: it is not \
+                         known which of them were applied; begin another session, and ask for the tail"
+                            .to_owned(),
+                    ),
                     AppendRefusal::SessionFailed => {
                         Error::Invalid("an earlier append of this session was refused".to_owned())
                     }
@@ -103,7 +147,7 @@ impl StreamHandle {
     ///
     /// Those of every append, and [`Error::TryLater`] if it was not admitted within [`ADMISSION_TIMEOUT`].
     pub async fn append(&self, input: AppendInput) -> Result<PendingAppend, Error> {
-        self.submit(input, 0, None).await
+        self.submit(input, None).await
     }
 
     /// Begins a session: its appends are acknowledged in order, and after a refused one none is applied. At
@@ -114,14 +158,14 @@ impl StreamHandle {
             id: self.node.inner.next_session.fetch_add(1, Ordering::Relaxed),
             budget: Arc::new(Semaphore::new(inflight)),
             inflight,
+            unanswered: Arc::default(),
         }
     }
 
     async fn submit(
         &self,
         input: AppendInput,
-        session: u64,
-        budget: Option<(&Arc<Semaphore>, usize)>,
+        session: Option<&AppendSession>,
     ) -> Result<PendingAppend, Error> {
         let inner = &self.node.inner;
         changeable(&self.basin)?;
@@ -141,9 +185,9 @@ impl StreamHandle {
         };
         let bytes = metered + longer + OVERHEAD;
         let stopping = &inner.stopping;
-        let of_session = match budget {
-            Some((budget, most)) => {
-                let admitted = admit(budget, bytes.min(most));
+        let of_session = match session {
+            Some(session) => {
+                let admitted = admit(&session.budget, bytes.min(session.inflight));
                 Some(unless_stopping(stopping, admitted).await?)
             }
             None => None,
@@ -154,7 +198,7 @@ impl StreamHandle {
         let part = self.partition.reader.partition_db();
         inner.wait_for_space(part, usage).await?;
         let options = &inner.options;
-        let caller = match budget {
+        let caller = match session {
             Some(_) => Caller::Session,
             None => Caller::Request,
         };
@@ -192,7 +236,11 @@ impl StreamHandle {
         let mut append = Append::new(self.stream.id, records, now_ms());
         append.match_seq_num = match_seq_num;
         append.fencing_token = fencing_token.map(|t| t.to_string());
-        append.session = session;
+        if let Some(session) = session {
+            append.session = session.id;
+            let group = &self.partition.group;
+            append.session_term = session.unanswered.add(|| group.term().0);
+        }
         let answer = stages::propose(
             &self.partition.group,
             Kind::Append(append).into_bytes(),
@@ -201,6 +249,7 @@ impl StreamHandle {
         Ok(PendingAppend {
             handle: self.clone(),
             answer,
+            unanswered: session.map(|session| session.unanswered.clone()),
         })
     }
 }
@@ -245,14 +294,13 @@ pub struct AppendSession {
     id: u64,
     budget: Arc<Semaphore>,
     inflight: usize,
+    unanswered: Arc<Unanswered>,
 }
 
 impl AppendSession {
     /// Admits and proposes the next append of the session; waits for admission without a limit.
     pub async fn append(&self, input: AppendInput) -> Result<PendingAppend, Error> {
-        self.handle
-            .submit(input, self.id, Some((&self.budget, self.inflight)))
-            .await
+        self.handle.submit(input, Some(self)).await
     }
 }
 
@@ -271,6 +319,20 @@ mod tests {
     use crate::options::NodeOptions;
     use crate::recovery::MAX_PENDING;
     use crate::streams::CreateOn;
+
+    #[test]
+    fn appends_of_a_session_carry_the_term_of_those_that_are_not_answered() {
+        let unanswered = Unanswered::default();
+        assert_eq!(unanswered.add(|| 4), 4);
+        assert_eq!(unanswered.add(|| 5), 4, "the first may be superseded");
+        unanswered.applied();
+        assert_eq!(unanswered.add(|| 6), 4);
+        unanswered.applied();
+        unanswered.applied();
+        assert_eq!(unanswered.add(|| 6), 6, "all are applied");
+        // That one failed, so it is not known what became of it.
+        assert_eq!(unanswered.add(|| 7), 6);
+    }
 
     #[tokio::test]
     async fn an_append_that_is_not_admitted_in_time_is_refused_and_keeps_nothing() {

@@ -34,6 +34,8 @@ fn space_use(command: &Kind) -> SpaceUse {
         | Kind::SetNodeState(_)
         | Kind::StatePrune(_) => SpaceUse::GivesBack,
         Kind::SetBasinSettings(_)
+        | Kind::NoteArchived(_)
+        | Kind::BeginLineage(_)
         | Kind::ConfirmTokens(_)
         | Kind::SetStreamSettings(_)
         | Kind::Append(_)

@@ -32,6 +32,20 @@ pub struct Applied {
     /// Checksums of the last entries; absent until one was applied by a build that computes them.
     #[prost(message, optional, tag = "8")]
     pub log_tail: Option<LogTail>,
+    /// What the repository retains; absent until an entry recorded it.
+    #[prost(message, optional, tag = "9")]
+    pub archived: Option<Archived>,
+}
+
+/// What the repository retains of a partition, as an entry of the log recorded it.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Archived {
+    /// LSN of the oldest snapshot: with it and the entries above it, the present state can be reached.
+    #[prost(uint64, tag = "1")]
+    pub lsn: u64,
+    /// LSN of the entry that recorded it.
+    #[prost(uint64, tag = "2")]
+    pub noted_at: u64,
 }
 
 impl From<Applied> for Members {
@@ -63,6 +77,7 @@ impl Applied {
         let members = changed.map_or_else(|| Members::from(self.clone()), Members::from);
         Applied {
             log_tail: LogTail::after(self.log_tail.as_ref(), self.lsn, entries),
+            archived: self.archived,
             ..Applied::new(last.lsn.0, last.term.0, members)
         }
     }
@@ -78,6 +93,7 @@ impl Applied {
             learners_next: members.learners_next,
             to_promote: members.to_promote,
             log_tail: None,
+            archived: None,
         }
     }
 }

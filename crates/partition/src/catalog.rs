@@ -22,6 +22,7 @@ use parking_lot::RwLock;
 use prost::Message as _;
 use s2_common::config::BasinConfig;
 
+use crate::applied::Archived;
 use crate::checkpoint::Capture;
 use crate::command::{
     Change, Kind, Mode, Outcome, ProvisionBasin, ProvisionRefusal, Provisioned, SettingsSet,
@@ -29,7 +30,7 @@ use crate::command::{
 use crate::encryption::UnknownCipher;
 use crate::ids::{BasinId, PartitionId, STATE_BASIN, STATE_BASIN_ID};
 use crate::keys;
-use crate::lineage::GAP;
+use crate::lineage::{GAP, Lineage};
 use crate::settings::BasinSettings;
 use crate::store::{Applied, PartitionDb, Store, StoreError};
 use crate::streams;
@@ -44,6 +45,15 @@ struct Counters {
     /// Number of the partition's forks that the ids take into account.
     #[prost(uint64, tag = "2")]
     forks: u64,
+}
+
+impl Counters {
+    /// Skips the ids that stale lineages may have given out.
+    fn see_forks(&mut self, forks: u64) {
+        let missed = forks.saturating_sub(self.forks);
+        self.next_basin = self.next_basin.saturating_add(missed.saturating_mul(GAP));
+        self.forks = self.forks.max(forks);
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -161,6 +171,8 @@ pub struct Catalog {
     basins: Arc<RwLock<Basins>>,
     tokens: Arc<RwLock<Tokens>>,
     nodes: Arc<RwLock<Nodes>>,
+    /// Answers of the steps of a call before the one that failed: the next call has the same entries again.
+    unanswered: Option<Vec<Outcome>>,
 }
 
 impl Catalog {
@@ -179,6 +191,7 @@ impl Catalog {
             basins: Arc::new(RwLock::new(contents.basins)),
             tokens: Arc::new(RwLock::new(contents.tokens)),
             nodes: Arc::new(RwLock::new(contents.nodes)),
+            unanswered: None,
         })
     }
 
@@ -215,9 +228,7 @@ impl Contents {
             });
         // The ids that stale lineages may have given out are skipped.
         let forks = part.forks()?;
-        let missed = forks.saturating_sub(counters.forks);
-        counters.next_basin += missed.saturating_mul(GAP);
-        counters.forks = forks;
+        counters.see_forks(forks);
         let mut basins = Basins::new();
         {
             let (from, to) = keys::all_basins();
@@ -267,6 +278,8 @@ struct Step<'a> {
     forgotten: Vec<BasinId>,
     tokens: TokenStep<'a>,
     nodes: NodeStep<'a>,
+    archived: Option<Archived>,
+    lineage: Option<Lineage>,
 }
 
 impl Step<'_> {
@@ -295,8 +308,20 @@ impl Step<'_> {
             .map(|b| b.name.clone())
     }
 
-    fn apply(&mut self, command: Kind) -> Result<Outcome, StoreError> {
+    fn apply(&mut self, lsn: Lsn, command: Kind) -> Result<Outcome, StoreError> {
         match command {
+            Kind::NoteArchived(note) => {
+                self.archived = self.part.archived_by(&note.lineage, note.lsn, lsn)?;
+                Ok(Outcome::ArchivedNoted)
+            }
+            Kind::BeginLineage(begin) => {
+                let begun = self.part.lineage()?.begun_by(&begin, lsn.0 - 1);
+                if let Some(lineage) = &begun {
+                    self.counters.see_forks(lineage.forks);
+                }
+                self.lineage = begun;
+                Ok(Outcome::LineageBegun(self.lineage.is_some()))
+            }
             Kind::ProvisionBasin(p) => Ok(Outcome::BasinProvisioned(self.provision(p)?)),
             Kind::SetBasinSettings(s) => {
                 let Some(meta) = self.get(&s.name)?.filter(|m| m.deleted_ms.is_none()) else {
@@ -465,9 +490,46 @@ impl StateMachine for Catalog {
         entries: &[Committed],
         outputs: &mut Vec<Outcome>,
     ) -> Result<(), ApplyError> {
-        if entries.is_empty() {
-            return Ok(());
+        let mut commands = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let command = entry.command.clone().map(Kind::from_bytes).transpose();
+            commands.push(command.map_err(|e| ApplyError(format!("LSN {}: {e}", entry.lsn)))?);
         }
+        // What follows the beginning of a lineage finds it written, however entries are divided into steps.
+        let begins = |c: &Option<Kind>| matches!(c, Some(Kind::BeginLineage(_)));
+        if let Some(answers) = self.unanswered.take() {
+            let done = entries.iter().take_while(|e| e.lsn.0 <= self.applied.lsn);
+            commands.drain(..done.count());
+            outputs.extend(answers);
+        }
+        let mut rest = &entries[entries.len() - commands.len()..];
+        while !rest.is_empty() {
+            let count = match commands.iter().position(begins) {
+                Some(0) => 1,
+                Some(first) => first,
+                None => commands.len(),
+            };
+            let (step, after) = rest.split_at(count);
+            let mut answers = Vec::with_capacity(count);
+            if let Err(error) = self.apply_step(step, commands.drain(..count), &mut answers) {
+                self.unanswered = Some(std::mem::take(outputs));
+                return Err(error);
+            }
+            outputs.append(&mut answers);
+            rest = after;
+        }
+        Ok(())
+    }
+}
+
+impl Catalog {
+    /// Applies entries in one write. If it fails, nothing has changed.
+    fn apply_step(
+        &mut self,
+        entries: &[Committed],
+        commands: impl Iterator<Item = Option<Kind>>,
+        outputs: &mut Vec<Outcome>,
+    ) -> Result<(), ApplyError> {
         let mut step = Step {
             part: &self.part,
             basins: &self.basins,
@@ -476,13 +538,13 @@ impl StateMachine for Catalog {
             forgotten: Vec::new(),
             tokens: TokenStep::new(&self.tokens),
             nodes: NodeStep::new(&self.nodes),
+            archived: None,
+            lineage: None,
         };
-        for entry in entries {
-            if let Some(command) = &entry.command {
-                let command = Kind::from_bytes(command.clone())
-                    .map_err(|e| ApplyError(format!("LSN {}: {e}", entry.lsn)))?;
+        for (entry, command) in entries.iter().zip(commands) {
+            if let Some(command) = command {
                 let outcome = step
-                    .apply(command)
+                    .apply(entry.lsn, command)
                     .map_err(|e| ApplyError(format!("LSN {}: {e}", entry.lsn)))?;
                 outputs.push(outcome);
             }
@@ -493,10 +555,13 @@ impl StateMachine for Catalog {
             forgotten,
             tokens,
             nodes,
+            archived,
+            lineage,
             ..
         } = step;
         let (tokens, nodes) = (tokens.into_changes(), nodes.into_changes());
-        let applied = self.applied.after(entries);
+        let mut applied = self.applied.after(entries);
+        applied.archived = archived.or(applied.archived);
         let mut published = Vec::with_capacity(changed.len());
         for (name, meta) in &changed {
             let basin = meta.as_ref().map(|meta| basin_of(name, meta)).transpose();
@@ -515,6 +580,9 @@ impl StateMachine for Catalog {
         for basin in forgotten {
             batch.put(keys::forgotten_basin(basin), []);
         }
+        if let Some(lineage) = &lineage {
+            batch.put(keys::LINEAGE, lineage.to_bytes());
+        }
         tokens.add_to(&mut batch);
         nodes.add_to(&mut batch);
         batch.write().map_err(|e| streams::failed(&self.part, &e))?;
@@ -522,6 +590,11 @@ impl StateMachine for Catalog {
         self.counters = counters;
         tokens.apply_to(&mut self.tokens.write());
         nodes.apply_to(&self.nodes);
+        if let Some(lineage) = lineage {
+            self.tokens.write().see_forks(lineage.forks);
+            self.nodes.write().see_forks(lineage.forks);
+            self.part.note_lineage(lineage);
+        }
         let mut basins = self.basins.write();
         for (name, basin) in published {
             match basin {

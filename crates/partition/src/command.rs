@@ -20,9 +20,14 @@ use crate::state::command::{
 };
 use crate::token::TokenScope;
 
+pub use crate::lineage::BeginLineage;
+
 const VERSION: u8 = 1;
 /// The version of commands that set or use a cipher.
 const VERSION_ENCRYPTED: u8 = 2;
+/// The version of appends that are refused in a later term ([`Append::session_term`]), and of commands about
+/// the history itself.
+const VERSION_CLUSTER: u8 = 3;
 
 /// A command.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -30,7 +35,7 @@ pub struct Command {
     /// The command; `None` if this version does not know its kind.
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27"
     )]
     pub kind: Option<Kind>,
 }
@@ -98,6 +103,12 @@ pub enum Kind {
     /// Change where a node of the cluster stands. Catalog.
     #[prost(message, tag = "25")]
     SetNodeState(SetNodeState),
+    /// Let all members remove the entries that no archived snapshot needs. Any partition.
+    #[prost(message, tag = "26")]
+    NoteArchived(NoteArchived),
+    /// Begin another lineage. Any partition.
+    #[prost(message, tag = "27")]
+    BeginLineage(BeginLineage),
 }
 
 /// See [`Kind::Append`].
@@ -134,6 +145,23 @@ pub struct Append {
     /// See [`Unsequenced::cipher`].
     #[prost(uint32, tag = "10")]
     pub cipher: u32,
+    /// The term in which those appends of the session were proposed that were not answered yet when this one
+    /// was; 0 if an earlier build proposed it, and for an append that is of no session. In a later term it is
+    /// refused, because another leader's entries may have taken the place of some of them. In one term, the
+    /// log has all of them before it.
+    #[prost(uint64, tag = "11")]
+    pub session_term: u64,
+}
+
+/// See [`Kind::NoteArchived`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct NoteArchived {
+    /// The lineage of the snapshot: 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub lineage: Vec<u8>,
+    /// LSN of the oldest snapshot that the repository retains.
+    #[prost(uint64, tag = "2")]
+    pub lsn: u64,
 }
 
 impl Append {
@@ -149,6 +177,7 @@ impl Append {
             fencing_token: None,
             arrival_ms,
             session: 0,
+            session_term: 0,
             cipher: records.cipher,
         }
     }
@@ -468,6 +497,8 @@ impl Kind {
 
     fn version(&self) -> u8 {
         let cipher = match self {
+            Kind::NoteArchived(_) | Kind::BeginLineage(_) => return VERSION_CLUSTER,
+            Kind::Append(append) if append.session_term != 0 => return VERSION_CLUSTER,
             Kind::Append(append) => append.cipher,
             Kind::ProvisionStream(provision) => provision.cipher,
             Kind::ProvisionBasin(provision) => provision.settings.stream_cipher,
@@ -492,9 +523,9 @@ impl Kind {
             return Err("an empty command".to_owned());
         }
         let version = bytes.get_u8();
-        if !matches!(version, VERSION | VERSION_ENCRYPTED) {
+        if !matches!(version, VERSION | VERSION_ENCRYPTED | VERSION_CLUSTER) {
             return Err(format!(
-                "a command of version {version}, this version knows up to {VERSION_ENCRYPTED}: use a newer esker"
+                "a command of version {version}, this version knows up to {VERSION_CLUSTER}: use a newer esker"
             ));
         }
         Command::decode(bytes)
@@ -541,6 +572,10 @@ pub enum Outcome {
     ExpiredTokensRemoved(u64),
     /// To [`Kind::RegisterNode`] and [`Kind::SetNodeState`].
     NodeSet(Result<(), NodeRefusal>),
+    /// To [`Kind::NoteArchived`].
+    ArchivedNoted,
+    /// To [`Kind::BeginLineage`]: whether it has begun.
+    LineageBegun(bool),
 }
 
 /// Why a node was not registered, or does not stand where it should.
@@ -602,6 +637,9 @@ pub enum AppendRefusal {
     CipherExhausted,
     /// An earlier append of the same session was refused.
     SessionFailed,
+    /// The partition has had another leader since appends of the same session were proposed that were not
+    /// answered yet.
+    LeaderChanged,
 }
 
 /// What provisioning did.

@@ -45,6 +45,29 @@ pub struct Lineage {
     /// Whether it shares nothing with its parent: it began with an empty partition.
     #[prost(bool, tag = "8")]
     pub begins_empty: bool,
+    /// See [`Lineage::log_id`]; empty if the log began with this lineage.
+    #[prost(bytes = "vec", tag = "9")]
+    log: Vec<u8>,
+}
+
+/// Begins another lineage by an entry of the log: see [`Kind::BeginLineage`](crate::command::Kind::BeginLineage). Identities have 16 bytes.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct BeginLineage {
+    /// The new lineage. It begins after the entry before this one.
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: Vec<u8>,
+    /// The lineage that the partition has; with another one, the command changes nothing.
+    #[prost(bytes = "vec", tag = "2")]
+    pub present: Vec<u8>,
+    /// The lineage that is stale from then on: the present one, or a descendant of which nothing is left.
+    #[prost(bytes = "vec", tag = "3")]
+    pub parent: Vec<u8>,
+    /// Number of forks from the present lineage to the stale one.
+    #[prost(uint64, tag = "4")]
+    pub skipped: u64,
+    /// The lineages after the present one and before the stale one, oldest first, as far as they are known.
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    pub between: Vec<Vec<u8>>,
 }
 
 /// A lineage that a fork cut off.
@@ -86,6 +109,7 @@ impl Lineage {
             forks: 0,
             ancestors: Vec::new(),
             begins_empty: false,
+            log: Vec::new(),
         }
     }
 
@@ -103,6 +127,7 @@ impl Lineage {
             forks: self.forks + 1,
             ancestors: newest(self.all_ancestors(), lsn),
             begins_empty: false,
+            log: Vec::new(),
             ..self.clone()
         }
     }
@@ -146,6 +171,27 @@ impl Lineage {
             ancestors: newest(ancestors, lsn),
             ..self.fork(id, lsn)
         }
+    }
+
+    /// The lineage that an entry of the log begins, after `lsn`; `None` if the command is not for this
+    /// lineage, or an identity does not have 16 bytes. The log goes on.
+    pub fn begun_by(&self, command: &BeginLineage, lsn: u64) -> Option<Lineage> {
+        let (id, parent) = (number(&command.id)?, number(&command.parent)?);
+        let between: Option<Vec<_>> = command.between.iter().map(|id| number(id)).collect();
+        if number(&command.present)? != self.id() || self.contains(id, 0) {
+            return None;
+        }
+        let next = self.fork_of_descendant(parent, command.skipped, &between?, id, lsn);
+        Some(Lineage {
+            log: self.log_id().0.to_be_bytes().to_vec(),
+            ..next
+        })
+    }
+
+    /// The lineage with which the partition's log began: that of the log's tag. Lineages that entries of the
+    /// log begin go on in it. It identifies the group for its members.
+    pub fn log_id(&self) -> LineageId {
+        number(&self.log).unwrap_or_else(|| self.id())
     }
 
     /// The ancestors that are remembered, the parent included.
@@ -197,6 +243,7 @@ impl Lineage {
         let mut ancestors = lineage.ancestors.iter();
         if lineage.id.len() != 16
             || !matches!(lineage.parent.len(), 0 | 16)
+            || !matches!(lineage.log.len(), 0 | 16)
             || ancestors.any(|ancestor| ancestor.id.len() != 16)
         {
             return Err("an identity has 16 bytes".to_owned());
@@ -301,6 +348,44 @@ mod tests {
         let read = Lineage::from_bytes(&empty.to_bytes()).unwrap();
         assert_eq!(read, empty);
         assert!(!empty.fork(LineageId(7), 3).begins_empty);
+    }
+
+    #[test]
+    fn a_lineage_that_the_log_begins_is_that_of_a_fork_and_goes_on_in_the_log() {
+        let bytes = |id: u128| id.to_be_bytes().to_vec();
+        let first = first();
+        let command = BeginLineage {
+            id: bytes(2),
+            present: bytes(first.id().0),
+            parent: bytes(first.id().0),
+            skipped: 0,
+            between: Vec::new(),
+        };
+        let second = first.begun_by(&command, 10).unwrap();
+        let offline = first.fork(LineageId(2), 10);
+        assert_eq!(second.ancestry(), offline.ancestry());
+        assert_eq!((second.id(), second.forks), (offline.id(), offline.forks));
+        assert_eq!(second.log_id(), first.id());
+        assert_eq!(offline.log_id(), offline.id());
+        // It is applied once, and for this lineage alone.
+        assert_eq!(second.begun_by(&command, 11), None);
+        let command = BeginLineage {
+            id: bytes(5),
+            present: bytes(2),
+            parent: bytes(4),
+            skipped: 2,
+            between: vec![bytes(3)],
+        };
+        let third = second.begun_by(&command, 20).unwrap();
+        assert_eq!((third.forks, third.log_id()), (4, first.id()));
+        let read = Lineage::from_bytes(&third.to_bytes()).unwrap();
+        assert_eq!(read, third);
+        assert_eq!(third.fork(LineageId(6), 30).log_id(), LineageId(6));
+        let malformed = BeginLineage {
+            id: vec![1],
+            ..command
+        };
+        assert_eq!(second.begun_by(&malformed, 20), None);
     }
 
     #[test]

@@ -78,7 +78,11 @@ impl Inner {
         let newest_bytes = known.newest_bytes;
         // Snapshots that a new lineage shares with its parent do not count as its own: if this disk is lost
         // as well, no copy would be of the repository's lineage.
-        let lineage = self.partition_db(partition).lineage().ok();
+        let part = self.partition_db(partition);
+        // The entry that records the newest snapshot is not a reason for another one.
+        let archived = part.applied().ok().flatten().and_then(|a| a.archived);
+        let noted = u64::from(archived.is_some_and(|archived| archived.noted_at > lsn + empty));
+        let lineage = part.lineage().ok();
         let forked_at = lineage.filter(|l| l.forks > 0).map(|l| l.fork_lsn);
         let none = newest.is_none_or(|n| forked_at.is_some_and(|lsn| n.lsn <= lsn));
         drop(known);
@@ -87,7 +91,7 @@ impl Inner {
             asked,
             none,
             needed: partition == 0 && self.is_catalog_needed(),
-            entries: status.applied.0.saturating_sub(lsn + empty),
+            entries: status.applied.0.saturating_sub(lsn + empty + noted),
             age,
             replay: match is_largest {
                 true => load.replay,

@@ -22,6 +22,7 @@
 //! | [`online`] | operations on the snapshots of a running node |
 
 mod archive;
+mod archived_position;
 mod catalog;
 mod destination_file;
 mod failure;

@@ -100,6 +100,8 @@ pub(crate) struct Archived {
 pub(crate) struct RepositoryState {
     /// Whether the root was read, and what was noted of it is still valid.
     pub looked: bool,
+    /// The LSN above which the log is kept because an entry of it has recorded that.
+    pub followed: Option<u64>,
     /// How often a prune has changed the root, or may have. What was read before the last prune is not
     /// valid.
     pub prunes: u64,

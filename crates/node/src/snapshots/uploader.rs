@@ -110,6 +110,7 @@ async fn run(inner: Weak<Inner>) {
             inner.note_named(&applied);
         }
         for partition in 0..inner.snapshots.known.len() as u64 {
+            inner.follow_archived(partition);
             start_snapshot_if_due(&inner, partition, probed, load).await;
         }
         let woken = tokio::time::timeout(LOOK_EVERY, inner.snapshots.wake.notified());

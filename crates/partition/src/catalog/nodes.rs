@@ -107,6 +107,12 @@ impl Nodes {
         Ok(nodes)
     }
 
+    /// The catalog has forked: nodes that were registered before count as removed.
+    pub(super) fn see_forks(&mut self, forks: u64) {
+        self.forks = self.forks.max(forks);
+        self.show();
+    }
+
     fn show(&mut self) {
         let shown = |(id, meta): (&u64, &NodeMeta)| {
             let node = ClusterNode {

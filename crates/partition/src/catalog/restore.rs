@@ -23,6 +23,7 @@ impl Catalog {
         *nodes = contents.nodes;
         self.applied = contents.applied;
         self.counters = contents.counters;
+        self.unanswered = None;
         Ok(())
     }
 }

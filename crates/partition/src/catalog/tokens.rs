@@ -74,6 +74,12 @@ fn is_suspended(issued: u64, confirmed: u64, forks: u64) -> bool {
 }
 
 impl Tokens {
+    /// The catalog has forked: tokens from before are suspended until they are confirmed.
+    pub(super) fn see_forks(&mut self, forks: u64) {
+        self.forks = self.forks.max(forks);
+        self.confirm(self.confirmed);
+    }
+
     /// Reads all of them.
     pub(super) fn read(part: &PartitionDb, forks: u64) -> Result<Tokens, StoreError> {
         let confirmation: Option<Confirmation> =

@@ -1,8 +1,11 @@
 //! The lineage of a partition in the database.
 
+use esker_raft::Lsn;
 use prost::Message as _;
 
 use super::{Applied, PartitionDb, StoreError};
+use crate::applied::Archived;
+use crate::ids::LineageId;
 use crate::keys;
 use crate::lineage::Lineage;
 
@@ -24,6 +27,24 @@ impl PartitionDb {
     /// Notes a lineage that was written.
     pub(crate) fn note_lineage(&self, lineage: Lineage) {
         *self.families().lineage.write() = Some(lineage);
+    }
+
+    /// What the entry at `at` records of the repository, whose oldest snapshot is as of `lsn` and of this lineage;
+    /// `None` if that is of another history.
+    pub(crate) fn archived_by(
+        &self,
+        lineage: &[u8],
+        lsn: u64,
+        at: Lsn,
+    ) -> Result<Option<Archived>, StoreError> {
+        let id = <[u8; 16]>::try_from(lineage);
+        let id = id.map_err(|e| self.malformed("the lineage of a snapshot", &e))?;
+        let id = LineageId(u128::from_be_bytes(id));
+        let is_ours = lsn < at.0 && self.lineage()?.contains(id, lsn);
+        Ok(is_ours.then_some(Archived {
+            lsn,
+            noted_at: at.0,
+        }))
     }
 
     /// Number of forks of the partition.

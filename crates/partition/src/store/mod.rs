@@ -41,7 +41,7 @@ use tuning::{
     partition_options, segment_options,
 };
 
-pub use crate::applied::Applied;
+pub use crate::applied::{Applied, Archived};
 pub use damage_report::DamageReport;
 pub use error::StoreError;
 pub(crate) use next_families::NextFamilies;

@@ -15,6 +15,7 @@ use super::name_index::name_entry;
 use super::options::StreamOptions;
 use crate::ids::{BasinId, STATE_BASIN_ID, StreamId};
 use crate::keys;
+use crate::lineage::Lineage;
 use crate::state::{Forgotten, STATE_STREAM, StateMeta};
 use crate::store::{PartitionDb, StoreError};
 use crate::stream::{Change, Imports, Stream, StreamMeta, StreamState};
@@ -36,6 +37,8 @@ pub(crate) struct Done {
     pub forgotten: Forgotten,
     /// Bytes that were written.
     pub bytes: u64,
+    /// The lineage that has begun.
+    pub lineage: Option<Lineage>,
 }
 
 /// A touched stream, ready to be published.
@@ -135,6 +138,24 @@ impl Directory {
             stream.replace(change);
         }
         Ok(())
+    }
+
+    /// Begins a lineage that was written: streams pass over the numbers that the stale one may have given out.
+    /// `note` makes it the partition's, from which streams are opened.
+    pub fn begin_lineage(&self, forks: u64, note: impl FnOnce()) {
+        let _loading = self.loading.lock();
+        note();
+        let streams: Vec<_> = self.open.read().by_id.values().cloned().collect();
+        for stream in streams {
+            let mut state = stream.view().state;
+            state.see_forks(forks);
+            stream.replace(Change {
+                state,
+                settings: None,
+                gone: false,
+                batches: Vec::new(),
+            });
+        }
     }
 
     /// The stream of this name, if there is one.

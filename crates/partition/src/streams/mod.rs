@@ -128,7 +128,10 @@ fn read_counters(part: &PartitionDb) -> Result<Counters, StoreError> {
 
 /// Whether the command has to be in a step of its own.
 fn stands_alone(command: &Kind) -> bool {
-    matches!(command, Kind::StatePrune(_) | Kind::StateImport(_))
+    matches!(
+        command,
+        Kind::StatePrune(_) | Kind::StateImport(_) | Kind::BeginLineage(_)
+    )
 }
 
 /// The commands of entries, up to and including the first that has to be in a step of its own.
@@ -204,15 +207,21 @@ impl StreamPartition {
             );
             if let Some(command) = command {
                 let outcome = step
-                    .apply(entry.lsn, command)
+                    .apply(entry.lsn, entry.term, command)
                     .map_err(|e| ApplyError(format!("LSN {}: {e}", entry.lsn)))?;
                 outputs.push(outcome);
             }
         }
-        let applied = self.applied.after(entries);
-        let mut done = step.write(&applied).map_err(|e| failed(&self.part, &e))?;
+        let mut applied = self.applied.after(entries);
+        let mut done = step
+            .write(&mut applied)
+            .map_err(|e| failed(&self.part, &e))?;
         self.applied = applied;
         self.counters = done.counters;
+        if let Some(lineage) = done.lineage.take() {
+            self.directory
+                .begin_lineage(lineage.forks, || self.part.note_lineage(lineage.clone()));
+        }
         self.failed.written(&done.failed, self.applied.lsn);
         self.reclaimer.mark(&done.to_reclaim);
         self.reclaimer.add_garbage(done.garbage);

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use esker_raft::Lsn;
+use esker_raft::{Lsn, Term};
 use prost::Message as _;
 use s2_common::config::{StreamConfig, TimestampingMode};
 use s2_common::encryption::EncryptionAlgorithm;
@@ -17,6 +17,7 @@ use super::counters::Counters;
 use super::directory::{Directory, Done, Published};
 use super::failed::{FailedSessions, Refusal};
 use super::name_index::{NameEntry, name_entry};
+use crate::applied::Archived;
 use crate::batch::StoredBatch;
 use crate::command::{
     Append, AppendRefusal, Appended, Change as Provision, DeleteIfEmpty, DeleteStream, Expire,
@@ -26,6 +27,7 @@ use crate::command::{
 use crate::encryption::{MAX_AES_256_GCM_RECORDS, cipher_number, cipher_of};
 use crate::ids::{BasinId, STATE_BASIN_ID, StreamId};
 use crate::keys;
+use crate::lineage::Lineage;
 use crate::settings::StreamSettings;
 use crate::state::Published as PublishedState;
 use crate::state::step::StateStep;
@@ -65,6 +67,8 @@ pub(crate) struct Step<'a> {
     /// Names that this step has added, or removed (`None`).
     names: HashMap<(BasinId, String), Option<NameEntry>>,
     dropped: Vec<BasinId>,
+    archived: Option<Archived>,
+    lineage: Option<Lineage>,
     pub(crate) state: StateStep<'a>,
 }
 
@@ -87,13 +91,32 @@ impl<'a> Step<'a> {
             touched: HashMap::new(),
             names: HashMap::new(),
             dropped: Vec::new(),
+            archived: None,
+            lineage: None,
             state: StateStep::new(state),
         }
     }
 
-    pub fn apply(&mut self, lsn: Lsn, command: Kind) -> Result<Outcome, StoreError> {
+    /// Applies the command of the entry at `lsn`, which was proposed in `term`.
+    pub fn apply(&mut self, lsn: Lsn, term: Term, command: Kind) -> Result<Outcome, StoreError> {
         match command {
-            Kind::Append(append) => Ok(Outcome::Appended(self.append_of_session(lsn, append)?)),
+            Kind::Append(append) => {
+                let outcome = self.append_of_session(lsn, term, append)?;
+                Ok(Outcome::Appended(outcome))
+            }
+            Kind::NoteArchived(note) => {
+                self.archived = self.part.archived_by(&note.lineage, note.lsn, lsn)?;
+                Ok(Outcome::ArchivedNoted)
+            }
+            Kind::BeginLineage(begin) => {
+                let begun = self.part.lineage()?.begun_by(&begin, lsn.0 - 1);
+                if let Some(lineage) = &begun {
+                    self.counters.see_forks(lineage.forks);
+                    self.counters_changed = true;
+                }
+                self.lineage = begun;
+                Ok(Outcome::LineageBegun(self.lineage.is_some()))
+            }
             Kind::ProvisionStream(p) => Ok(Outcome::StreamProvisioned(self.provision(p)?)),
             Kind::SetStreamSettings(s) => Ok(Outcome::SettingsSet(self.set_settings(s)?)),
             Kind::DeleteStream(d) => Ok(Outcome::StreamDeleted(self.delete(&d)?)),
@@ -128,8 +151,12 @@ impl<'a> Step<'a> {
     }
 
     /// Writes all changes in one batch, with the position in the log.
-    pub fn write(mut self, applied: &Applied) -> Result<Done, StoreError> {
+    pub fn write(mut self, applied: &mut Applied) -> Result<Done, StoreError> {
+        applied.archived = self.archived.or(applied.archived);
         self.batch.put(keys::APPLIED, applied.encode_to_vec());
+        if let Some(lineage) = &self.lineage {
+            self.batch.put(keys::LINEAGE, lineage.to_bytes());
+        }
         self.failed
             .write(&self.newly_failed, applied.lsn, &mut self.batch);
         if self.counters_changed {
@@ -186,6 +213,7 @@ impl<'a> Step<'a> {
         self.batch.write()?;
         Ok(Done {
             bytes,
+            lineage: self.lineage,
             counters: self.counters,
             touched: published,
             dropped: self.dropped,
@@ -233,13 +261,18 @@ impl<'a> Step<'a> {
     fn append_of_session(
         &mut self,
         lsn: Lsn,
+        term: Term,
         append: Append,
     ) -> Result<Result<Appended, AppendRefusal>, StoreError> {
         let (stream, session) = (StreamId(append.stream), append.session);
         let has_failed = session != 0
             && (self.failed.has(stream, session, lsn.0)
                 || self.newly_failed.has(stream, session, lsn.0));
-        let outcome = self.append(append, has_failed)?;
+        let changed = append.session_term != 0 && append.session_term != term.0;
+        let outcome = match changed && !has_failed && self.touch(stream)?.is_some() {
+            true => Err(AppendRefusal::LeaderChanged),
+            false => self.append(append, has_failed)?,
+        };
         // Later appends to a stream that is gone are refused without this.
         let is_news = !matches!(outcome, Ok(_) | Err(AppendRefusal::StreamGone));
         if session != 0 && !has_failed && is_news {

@@ -220,6 +220,11 @@ impl<O: Send + 'static> Group<O> {
         Addressed::receive(&*self.shared, message);
     }
 
+    /// The current term.
+    pub fn term(&self) -> Term {
+        self.shared.engine.lock().term()
+    }
+
     /// The leader, if known.
     pub fn leader(&self) -> Option<NodeId> {
         self.shared.engine.lock().leader()

@@ -236,6 +236,11 @@ impl Fixture {
         self.replay(3);
     }
 
+    /// Takes the log of another partition, to apply it.
+    pub fn take_log(&mut self, other: &Fixture) {
+        self.log = other.log.clone();
+    }
+
     /// The database in this directory, opened as this partition is.
     fn open_at(&self, path: &Path) -> (Store, StreamPartition) {
         let store = open_store(path);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use esker_raft::Lsn;
+use esker_raft::{Lsn, Term};
 use s2_common::read_extent::{ReadLimit, ReadUntil};
 use s2_common::stream::{ReadFrom, ReadStart};
 
@@ -170,13 +170,13 @@ fn who_begins_to_follow_while_a_step_is_applied_gets_it_from_memory() {
     );
     for number in 0..2 {
         let command = Kind::Append(append(stream, 2_000, message(number)));
-        step.apply(Lsn(lsn + number), command).unwrap();
+        step.apply(Lsn(lsn + number), Term(1), command).unwrap();
     }
-    let applied = Applied {
+    let mut applied = Applied {
         lsn: lsn + 1,
         ..machine.applied.clone()
     };
-    let done = step.write(&applied).unwrap();
+    let done = step.write(&mut applied).unwrap();
     assert_eq!(handle.view().state, state, "it is not published");
     let _follower = handle.follow();
     machine.directory.publish(done);

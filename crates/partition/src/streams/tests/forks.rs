@@ -5,7 +5,7 @@ use s2_common::stream::{ReadFrom, ReadStart};
 use prost::Message as _;
 
 use super::fixture::*;
-use crate::command::AppendRefusal;
+use crate::command::{AppendRefusal, BeginLineage, Kind, NoteArchived, Outcome};
 use crate::fork::Fork;
 use crate::ids::{LineageId, PartitionId};
 use crate::keys;
@@ -368,4 +368,124 @@ fn a_gap_is_of_the_last_forks_if_an_earlier_build_forgot_those_before() {
     assert_eq!(listed(&partition, "s"), expected);
     // Both digests are of the same partition.
     assert_eq!(partition.partition_db().digest().unwrap(), whole);
+}
+
+fn bytes(id: LineageId) -> Vec<u8> {
+    id.0.to_be_bytes().to_vec()
+}
+
+/// The command that begins this lineage where the partition is.
+fn begin(partition: &Fixture, id: u128) -> Kind {
+    let present = bytes(partition.partition_db().lineage().unwrap().id());
+    Kind::BeginLineage(BeginLineage {
+        id: bytes(LineageId(id)),
+        parent: present.clone(),
+        present,
+        skipped: 0,
+        between: Vec::new(),
+    })
+}
+
+#[test]
+fn an_entry_that_begins_a_lineage_has_the_effects_of_a_fork_at_a_start() {
+    let script = |by_entry: bool| {
+        let mut partition = Fixture::new();
+        let stream = partition.create("s");
+        partition.create("still");
+        partition.append(bodies(stream, 2_000, ["a", "b"])).unwrap();
+        let (open, still) = (partition.stream("s"), partition.stream("still"));
+        let followed = open.follow();
+        if by_entry {
+            let command = begin(&partition, 9);
+            let outcome = partition.apply(command.clone());
+            assert_eq!(outcome, Outcome::LineageBegun(true));
+            // Streams that are open pass over the numbers at once, and readers with them.
+            assert_eq!(open.tail().seq_num, 2 + GAP);
+            assert_eq!(still.tail().seq_num, GAP);
+            let scanned = scan(&partition.reader(), &open, 0);
+            assert_eq!((seen_seqs(&scanned), scanned.next), (vec![0, 1], 2 + GAP));
+            // It is for the lineage before, so it has an effect once.
+            assert_eq!(partition.apply(command), Outcome::LineageBegun(false));
+        } else {
+            partition.fork(9);
+            partition.idle(2);
+        }
+        drop(followed);
+        let created = partition.create("later");
+        partition.append(bodies(stream, 3_000, ["c"])).unwrap();
+        let mut conditional = bodies(stream, 3_000, ["d"]);
+        conditional.match_seq_num = Some(3);
+        let refused = partition.append(conditional).unwrap_err();
+        (created, refused, partition)
+    };
+    let (created, refused, mut by_entry) = script(true);
+    let (created_offline, refused_offline, offline) = script(false);
+    assert_eq!((created, refused), (created_offline, refused_offline));
+    for reopened in [false, true] {
+        if reopened {
+            by_entry.stop_and_open();
+            // Nothing was flushed.
+            by_entry.replay(1);
+        }
+        assert_eq!(by_entry.content(&[BASIN]), offline.content(&[BASIN]));
+        assert_eq!(listed(&by_entry, "s"), listed(&offline, "s"));
+    }
+    let lineages = [&by_entry, &offline].map(|of| of.partition_db().lineage().unwrap());
+    assert_eq!(lineages[0].id(), lineages[1].id());
+    assert_eq!(lineages[0].forks, lineages[1].forks);
+    // The log goes on; after a start that forks, another one begins.
+    assert_eq!(lineages[0].log_id(), first_lineage());
+    assert_eq!(lineages[1].log_id(), LineageId(9));
+    // A copy from before is part of the history, and leads to the same by the log.
+    assert!(lineages[0].contains(first_lineage(), 3));
+    for step in [2, 3, 100] {
+        let mut again = Fixture::new();
+        again.catch_up(&by_entry);
+        assert_eq!(again.content(&[BASIN]), by_entry.content(&[BASIN]));
+        let mut again = Fixture::new();
+        again.take_log(&by_entry);
+        again.replay(step);
+        assert_eq!(again.content(&[BASIN]), by_entry.content(&[BASIN]));
+    }
+}
+
+#[test]
+fn what_the_repository_retains_is_noted_with_the_position_and_only_of_this_history() {
+    let mut partition = Fixture::new();
+    partition.create("s");
+    let note = |id: LineageId, lsn| {
+        Kind::NoteArchived(NoteArchived {
+            lineage: bytes(id),
+            lsn,
+        })
+    };
+    let archived = |partition: &Fixture| {
+        let applied = partition.partition_db().applied().unwrap().unwrap();
+        applied
+            .archived
+            .map(|archived| (archived.lsn, archived.noted_at))
+    };
+    assert_eq!(archived(&partition), None);
+    partition.apply(note(first_lineage(), 1));
+    assert_eq!(archived(&partition), Some((1, 2)));
+    partition.create("t");
+    assert_eq!(archived(&partition), Some((1, 2)), "others leave it");
+    // Another history's, and one that is not there yet.
+    partition.apply(note(LineageId(77), 2));
+    partition.apply(note(first_lineage(), 1_000));
+    assert_eq!(archived(&partition), Some((1, 2)));
+    partition.apply(note(first_lineage(), 3));
+    assert_eq!(archived(&partition), Some((3, 6)));
+    partition.stop_and_open();
+    partition.replay(4);
+    assert_eq!(archived(&partition), Some((3, 6)));
+    // After a fork, snapshots of the parent count up to where it branched off.
+    let command = begin(&partition, 5);
+    partition.apply(command);
+    partition.apply(note(first_lineage(), 4));
+    assert_eq!(archived(&partition), Some((4, 8)));
+    partition.apply(note(first_lineage(), 7));
+    assert_eq!(archived(&partition), Some((4, 8)));
+    let checkpoint = partition.checkpoint();
+    assert_eq!(archived(&partition.imported(&checkpoint)), Some((4, 8)));
 }

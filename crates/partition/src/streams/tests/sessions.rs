@@ -1,6 +1,6 @@
 //! Append sessions: after the first refusal, no later append of the session is applied.
 
-use esker_raft::StateMachine as _;
+use esker_raft::{Committed, Lsn, StateMachine as _, Term};
 
 use super::fixture::*;
 use crate::command::{Append, AppendRefusal, Kind};
@@ -261,4 +261,70 @@ fn a_refusal_in_a_step_that_fails_is_not_remembered() {
     assert!(partition.try_bytes(step.to_vec()).is_err());
     assert_eq!(partition.refusals(), []);
     partition.append(of_session(1, stream, "a")).unwrap();
+}
+
+/// An entry of this term.
+fn entry(lsn: u64, term: u64, append: Append) -> Committed {
+    Committed {
+        lsn: Lsn(lsn),
+        term: Term(term),
+        command: Some(bytes_of(Kind::Append(append))),
+        membership: None,
+        checksum: 0,
+    }
+}
+
+#[test]
+fn what_was_superseded_by_another_leader_leaves_no_hole_in_a_session() {
+    for step in 1..=6 {
+        let mut partition = Fixture::new();
+        let stream = partition.create("s");
+        let next = partition.applied() + 1;
+        let of_term = |session, term, body| Append {
+            session_term: term,
+            ..of_session(session, stream, body)
+        };
+        // The session's second append, proposed in term 1, is not among them: another leader has put an entry
+        // of its own there. Its third one enters the log when the first leader leads again.
+        let entries = [
+            entry(next, 1, of_term(1, 1, "first")),
+            entry(next + 1, 2, of_term(2, 2, "another leader's")),
+            entry(next + 2, 3, of_term(1, 1, "third")),
+            entry(next + 3, 3, of_term(1, 3, "fourth")),
+            // All of this session's appends were answered before its second one was proposed.
+            entry(next + 4, 3, of_term(2, 3, "goes on")),
+            // Earlier builds wrote no terms.
+            entry(next + 5, 3, of_session(3, stream, "earlier")),
+        ];
+        let mut outcomes = Vec::new();
+        for entries in entries.chunks(step) {
+            partition.machine().apply(entries, &mut outcomes).unwrap();
+        }
+        let refusals: Vec<_> = outcomes.into_iter().map(appended).collect();
+        assert_eq!(refusals[2], Err(AppendRefusal::LeaderChanged));
+        assert_eq!(refusals[3], Err(AppendRefusal::SessionFailed));
+        let texts = ["first", "another leader's", "goes on", "earlier"];
+        assert_eq!(partition.texts("s"), texts);
+        partition.reopen();
+        let late = [entry(next + 6, 3, of_term(1, 3, "never"))];
+        let mut outcomes = Vec::new();
+        partition.machine().apply(&late, &mut outcomes).unwrap();
+        let refused = appended(outcomes.remove(0));
+        assert_eq!(refused, Err(AppendRefusal::SessionFailed));
+    }
+}
+
+#[test]
+fn an_append_with_a_term_has_a_version_that_earlier_builds_refuse_and_others_have_not() {
+    let append = of_session(1, StreamId(1), "a");
+    let bytes = Kind::Append(append.clone()).into_bytes();
+    assert_eq!(bytes[0], 1);
+    let with_term = Append {
+        session_term: 7,
+        ..append
+    };
+    let bytes = Kind::Append(with_term.clone()).into_bytes();
+    assert_eq!(bytes[0], 3);
+    let read = Kind::from_bytes(bytes.into()).unwrap();
+    assert_eq!(read, Kind::Append(with_term));
 }

@@ -1,0 +1,59 @@
+//! What the repository retains of a partition with several members, as all of them know it.
+//!
+//! The member that leads puts the snapshots, and records in the log up to where the oldest retained one goes
+//! ([`Kind::NoteArchived`]). Each member keeps the entries above that, so that the snapshot and any member's log
+//! lead to the present. Of a partition without other members the node keeps what it has read from the repository,
+//! and nothing is recorded.
+
+use esker_partition::command::{Kind, NoteArchived};
+use esker_raft::{Lsn, Role};
+
+use crate::core::Inner;
+
+impl Inner {
+    fn has_other_members(&self, partition: u64) -> bool {
+        let membership = self.group(partition).membership();
+        membership
+            .members()
+            .any(|member| member.0 != self.identity.node_id)
+    }
+
+    /// Keeps the entries above what the log records of the repository, and records what has changed there. Without
+    /// effect on a partition without other members.
+    pub(super) fn follow_archived(&self, partition: u64) {
+        if !self.has_other_members(partition) {
+            return;
+        }
+        let part = self.partition_db(partition);
+        let read = part
+            .applied()
+            .and_then(|applied| Ok((applied, part.lineage()?)));
+        let (applied, lineage) = match read {
+            Ok((applied, lineage)) => (applied.unwrap_or_default(), lineage),
+            Err(error) => {
+                tracing::warn!(partition, %error, "what the repository retains is not followed");
+                return;
+            }
+        };
+        let group = self.group(partition);
+        let recorded = applied.archived.map(|archived| archived.lsn);
+        let mut known = self.snapshots.known[partition as usize].lock();
+        if let Some(lsn) = recorded
+            && known.followed.replace(lsn) != Some(lsn)
+        {
+            group.keep_from(Lsn(lsn));
+        }
+        let retained = known.oldest().map(|oldest| oldest.lsn);
+        drop(known);
+        if let Some(lsn) = retained.filter(|lsn| recorded != Some(*lsn))
+            && group.status().role == Role::Leader
+        {
+            let note = Kind::NoteArchived(NoteArchived {
+                lineage: lineage.id().0.to_be_bytes().to_vec(),
+                lsn,
+            });
+            // If it is refused or lost, the next round records it.
+            drop(group.propose(note.into_bytes()));
+        }
+    }
+}
