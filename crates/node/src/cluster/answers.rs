@@ -192,7 +192,9 @@ impl Inner {
 
     /// What a node is told that has joined.
     fn joined(&self) -> Result<Joined, CallError> {
-        let lineages = self.parts().map(|part| part.lineage().map(|it| it.id()));
+        let lineages = self
+            .parts()
+            .map(|part| part.lineage().map(|it| it.log_id()));
         let lineages: Result<Vec<_>, _> = lineages.collect();
         let lineages = lineages.map_err(|e| CallError::Unavailable(e.to_string()))?;
         let nodes = self.catalog_reader.nodes();

@@ -233,7 +233,7 @@ fn open_group<S: StateMachine<Output = Outcome>>(
         return Ok(cx.raft.open_group(id, machine, alone, sink.clone())?);
     }
     let options = GroupOptions {
-        lineage: esker_raft::Lineage(part.lineage()?.id().0.to_be_bytes()),
+        lineage: esker_raft::Lineage(part.lineage()?.log_id().0.to_be_bytes()),
         has_host_tag: true,
         sink: Some(sink.clone()),
         ..GroupOptions::reopening(id)

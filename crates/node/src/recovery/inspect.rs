@@ -7,7 +7,7 @@ use std::time::Duration;
 use esker_partition::{Lineage, LineageId, LogTail, PartitionId, Store, StoreError, StoreOptions};
 use esker_raft::log::{Faults, LogConfig};
 use esker_raft::runtime::{NodeConfig, NodeError};
-use esker_raft::{GroupId, NodeId, Transport};
+use esker_raft::{GroupId, Lsn, NodeId, Transport};
 
 use super::candidates::LogFacts;
 use super::context::{Context, log_state};
@@ -158,7 +158,10 @@ pub(super) fn inspect(cx: &Context, plan: &Plan) -> Result<Facts, StartError> {
     let mut to_drop = Vec::new();
     let mut partitions = Vec::new();
     for partition in 0..=u64::from(options.partitions) {
-        let log = log_facts(raft, partition)?;
+        if let Ok(store) = &store {
+            complete_install(cx, store, partition)?;
+        }
+        let mut log = log_facts(raft, partition)?;
         if log.is_none() && !may_lack(partition) {
             return Err(StartError::LogIncomplete {
                 dir: data_dir.path().to_owned(),
@@ -171,6 +174,9 @@ pub(super) fn inspect(cx: &Context, plan: &Plan) -> Result<Facts, StartError> {
             Err(why) => (Err(why.clone()), noted.is_some() || data_dir.db().exists()),
             Ok(store) => {
                 let facts = database_facts(store, partition)?;
+                if let (Some(log), Ok(_)) = (&mut log, &facts) {
+                    log.lineage = lineage_of_log(store, id, log)?;
+                }
                 // The partition has begun its lineage, so it was completed, and the log continues after it:
                 // a crash came before the note was removed.
                 if noted.as_deref() == Some(MADE_OF_STATE)
@@ -271,6 +277,38 @@ pub(super) fn log_facts(
         last: state.last.0,
         lineage,
     }))
+}
+
+/// The lineage that the log goes on with: entries of it may have begun the one that the database is of.
+fn lineage_of_log(store: &Store, id: PartitionId, log: &LogFacts) -> Result<Lineage, StartError> {
+    let of_database = store.partition_db(id).lineage()?;
+    Ok(match of_database.log_id() == log.lineage.id() {
+        true => of_database,
+        false => log.lineage.clone(),
+    })
+}
+
+/// Completes an install of a member's snapshot that a crash interrupted: the database has it, and the log is
+/// restarted after it.
+fn complete_install(cx: &Context, store: &Store, partition: u64) -> Result<(), StartError> {
+    let id = PartitionId(partition);
+    // What is damaged is found by those who look for that.
+    let Ok(Some(applied)) = store.applied(id) else {
+        return Ok(());
+    };
+    let Ok(lineage) = store.partition_db(id).lineage() else {
+        return Ok(());
+    };
+    let group = lineage.log_id().0.to_be_bytes();
+    let completed = cx.raft.complete_install(
+        GroupId(partition),
+        esker_raft::Lineage(group),
+        Lsn(applied.lsn),
+    );
+    completed.map_err(|error| match error.is_unreadable() {
+        true => StartError::unreadable("a snapshot of another member", &error),
+        false => StartError::Raft(error),
+    })
 }
 
 fn database_facts(
