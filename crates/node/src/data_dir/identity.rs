@@ -12,7 +12,11 @@ use crate::error::StartError;
 ///
 /// Format 4 has the batches of streams in segments. A database of format 2 or 3 is read as it is, and its
 /// partitions move their batches into segments while they serve.
-pub const FORMAT: u32 = 4;
+///
+/// Format 5 has what the members of a cluster need: column families that a member's snapshot has replaced, and
+/// entries that earlier builds would not apply, or apply otherwise. A directory of format 4 is marked as one of
+/// format 5 when it is opened, and nothing else in it is changed.
+pub const FORMAT: u32 = 5;
 
 /// The identity of a data directory: the node and the cluster that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
