@@ -4,7 +4,7 @@
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use esker_server::admin::status::{CopyKind, Partition, Predicted, Recovery, Status, Wrong};
+use esker_server::admin::status::{CopyKind, Partition, Predicted, Recovery, RoleName, Status, Wrong};
 
 use crate::admin::Admin;
 use crate::failure::Failure;
@@ -119,7 +119,7 @@ fn page(status: &Status, address: &str, paint: Paint) -> String {
         text += &format!("{name:<10}  {fact}\n");
     }
     text.push('\n');
-    let head = [
+    let mut head = vec![
         "partition",
         "head",
         "last",
@@ -131,8 +131,16 @@ fn page(status: &Status, address: &str, paint: Paint) -> String {
         "proven",
         "at risk",
     ];
-    let rows: Vec<_> = status.partitions.iter().map(row).collect();
-    text += &table(&head, &rows, &[0, 1, 2, 3, 4, 5, 6]);
+    let mut rows: Vec<_> = status.partitions.iter().map(row).collect();
+    let mut right = vec![0, 1, 2, 3, 4, 5, 6];
+    if status.in_cluster {
+        head.splice(1..1, ["role", "leader"]);
+        for (row, one) in rows.iter_mut().zip(&status.partitions) {
+            row.splice(1..1, [role(one.role).to_owned(), leader(one)]);
+        }
+        right = vec![0, 3, 4, 5, 6, 7, 8];
+    }
+    text += &table(&head, &rows, &right);
     for (title, advice) in [("What is wrong", false), ("Advice", true)] {
         let some: Vec<_> = status
             .problems
@@ -222,6 +230,20 @@ fn last_start(recovery: &Recovery) -> String {
         ));
     }
     parts.join(", ")
+}
+
+fn role(role: RoleName) -> &'static str {
+    match role {
+        RoleName::Leader => "leader",
+        RoleName::Follower => "follower",
+        RoleName::Candidate => "candidate",
+        RoleName::Learner => "learner",
+    }
+}
+
+fn leader(one: &Partition) -> String {
+    let leader = one.leader.as_ref();
+    leader.map_or_else(|| "none known".to_owned(), |leader| plain(&leader.name))
 }
 
 fn row(one: &Partition) -> Vec<String> {

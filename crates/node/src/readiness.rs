@@ -58,6 +58,10 @@ pub const NOT_READY: &[(&str, &str)] = &[
         "Files of a partition are damaged; a restart that recovers it is being prepared.",
     ),
     (
+        "no_leader",
+        "A partition has no leader that this node knows of: an election is under way, or a majority of its nodes is gone.",
+    ),
+    (
         "ticker_stopped",
         "The thread that drives all partitions has not run for a minute: the process has to be restarted.",
     ),
@@ -135,6 +139,19 @@ impl Inner {
             };
             let why = format!("files of partition {partition} are damaged ({why}): {next}");
             return Err(not_ready("partition_damaged", why));
+        }
+        // A single node leads everything, or is not started yet.
+        if self.peers.is_some() {
+            for group in self.groups() {
+                if group.leader().is_none() {
+                    let why = format!(
+                        "partition {} has no leader that this node knows of: an election is under way, or a \
+                         majority of its nodes is gone",
+                        group.id()
+                    );
+                    return Err(not_ready("no_leader", why));
+                }
+            }
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use esker_partition::ClusterNode;
+use esker_partition::command::NodeState;
 use esker_raft::NodeId;
 use esker_raft::engine::ReadFailure;
 use esker_raft::transport::grpc::{CallError, ChannelError, PeerChannel, PeerRequests};
@@ -124,6 +125,15 @@ impl Cluster {
         self.peers.me()
     }
 
+    /// The nodes, in order of their numbers; removed ones are not there.
+    pub fn nodes(&self) -> Vec<ClusterNode> {
+        let nodes = self.inner.catalog_reader.nodes();
+        let live = nodes
+            .values()
+            .filter(|node| node.state != NodeState::Removed);
+        live.cloned().collect()
+    }
+
     /// Who leads a partition, as this node knows now.
     ///
     /// # Panics
@@ -230,12 +240,7 @@ impl Cluster {
 
     /// Asks all nodes for what they have.
     pub async fn status(&self) -> ClusterStatus {
-        let nodes = self.inner.catalog_reader.nodes();
-        let live: Vec<ClusterNode> = nodes
-            .values()
-            .filter(|node| node.state != esker_partition::command::NodeState::Removed)
-            .cloned()
-            .collect();
+        let live = self.nodes();
         let asked = live.iter().map(|node| self.groups_of(node.id));
         let reports = futures::future::join_all(asked).await;
         let mut status = ClusterStatus {

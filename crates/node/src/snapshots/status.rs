@@ -51,6 +51,10 @@ pub struct PartitionStatus {
     pub partition: u64,
     /// Role of this node.
     pub role: Role,
+    /// Whether this node votes. One that does not is a learner.
+    pub votes: bool,
+    /// The node that leads it, as far as this node knows.
+    pub leader: Option<u64>,
     /// The lineage that it belongs to.
     pub lineage: String,
     /// First entry of the log.
@@ -146,6 +150,7 @@ impl Inner {
         let inner = self;
         let rates = &inner.snapshots.rates;
         let group = inner.group(partition).status();
+        let details = inner.group(partition).details();
         let part = inner.partition_db(partition);
         let durable = part.durable().ok().flatten().map_or(0, |d| d.lsn);
         let lineage = part.lineage().map(|l| l.id().to_string());
@@ -184,6 +189,8 @@ impl Inner {
         PartitionStatus {
             partition,
             role: group.role,
+            votes: details.membership.voters.contains(&details.id),
+            leader: details.leader.map(|leader| leader.0),
             lineage: lineage.unwrap_or_default(),
             log_head: group.log_start.0 + 1,
             last: group.last.0,

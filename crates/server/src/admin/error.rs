@@ -34,6 +34,30 @@ pub const CODES: &[(&str, u16, &str, &str)] = &[
         "Mend what the message names, and try again.",
     ),
     (
+        "not_in_cluster",
+        409,
+        "The node is not in a cluster.",
+        "Ask a node that is in one; or set `cluster.peer-listen`, and the node begins one.",
+    ),
+    (
+        "node_not_found",
+        404,
+        "The cluster has no node of this number or name; a removed node counts as none.",
+        "`esker cluster status` shows those that there are.",
+    ),
+    (
+        "cluster_refused",
+        409,
+        "The change of the cluster is not possible: a partition would lose its majority, say.",
+        "Do what the message says.",
+    ),
+    (
+        "cluster_unavailable",
+        503,
+        "The cluster cannot make the change now, or it is not known whether it did: a partition has no leader, or the leader has not answered.",
+        "`esker cluster status` shows whether it was made. Else try again.",
+    ),
+    (
         "earlier_lineage",
         409,
         "The snapshot is of a stale lineage: the partition's log does not continue where it ends.",
@@ -299,7 +323,7 @@ impl AdminError {
     }
 
     /// An error with a code of [`CODES`] or [`REPOSITORY_CODES`].
-    fn listed(code: &'static str, message: impl ToString) -> AdminError {
+    pub(super) fn listed(code: &'static str, message: impl ToString) -> AdminError {
         let ours = CODES.iter().map(|(code, status, ..)| (*code, *status));
         let mut all = ours.chain(REPOSITORY_CODES.iter().copied());
         let status = all.find(|(known, _)| *known == code);

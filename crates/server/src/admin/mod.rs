@@ -7,6 +7,7 @@
 //! | [`access_tokens`] | everything below `/access-tokens` |
 //! | [`basins`] | everything below `/basins/{basin}` |
 //! | [`snapshots`] | everything below `/partitions/{partition}` |
+//! | [`cluster`] | everything below `/cluster` |
 //! | [`request`] | paths, headers, queries and bodies, and how they are refused |
 //! | [`error`] | codes |
 //!
@@ -19,6 +20,7 @@
 
 pub mod access_tokens;
 pub mod basins;
+pub mod cluster;
 pub mod error;
 mod request;
 pub mod snapshots;
@@ -57,6 +59,7 @@ pub const BODY: usize = 64 * 1024;
         (name = "status", description = "Where a node stands"),
         (name = "streams", description = "Where a stream stands"),
         (name = "access tokens", description = "What the S2 API has no operations for"),
+        (name = "cluster", description = "The nodes of the cluster, and who leads what"),
         (name = "snapshots", description = "The partitions' snapshots in the repository"),
     )
 )]
@@ -161,6 +164,11 @@ fn open_api() -> OpenApiRouter<Admin> {
         .routes(routes!(streams::position))
         .routes(routes!(basins::adopt))
         .routes(routes!(access_tokens::confirm))
+        .routes(routes!(cluster::show))
+        .routes(routes!(cluster::remove))
+        .routes(routes!(cluster::drain))
+        .routes(routes!(cluster::activate))
+        .routes(routes!(cluster::transfer_leader))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::show))
         .routes(routes!(snapshots::diff))

@@ -32,6 +32,9 @@ pub struct Status {
     pub cluster_id: String,
     /// Its own.
     pub node_id: u64,
+    /// Whether it shares the cluster with other nodes, or waits for some.
+    #[serde(default)]
+    pub in_cluster: bool,
     /// The repository's URL.
     pub repository: String,
     /// Whether the repository does not survive the disk of the data directory.
@@ -139,6 +142,9 @@ pub struct Partition {
     pub partition: u64,
     /// Role of this node.
     pub role: RoleName,
+    /// Who leads it; absent if no leader is known, and on a node that is not in a cluster.
+    #[serde(default)]
+    pub leader: Option<LeaderName>,
     /// The history that it is of.
     pub lineage: String,
     /// First entry of the log.
@@ -180,6 +186,15 @@ pub struct Partition {
     pub restore: Predicted,
 }
 
+/// The node that leads a partition.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct LeaderName {
+    /// Its number.
+    pub node: u64,
+    /// Its name.
+    pub name: String,
+}
+
 /// Role of a node in a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -190,6 +205,8 @@ pub enum RoleName {
     Follower,
     /// Candidate in an election.
     Candidate,
+    /// Follows, and has no vote.
+    Learner,
 }
 
 /// A snapshot in the repository.
@@ -241,13 +258,30 @@ pub(super) async fn status(
 ) -> Result<Json<Status>, AdminError> {
     let granted = access.admin(Effect::Read)?;
     let node = admin.node.open(&granted).clone();
+    let cluster = node.cluster();
     // This accesses files of the databases.
     let found = tokio::task::spawn_blocking(move || (node.health(), node.recovery_status()));
     let (health, status) = found
         .await
         // A panic in it has been reported by the panic hook.
         .map_err(|_| esker_node::Error::Stopping)?;
-    Ok(Json(Status::new(health, status)))
+    let leaders: Vec<_> = status.partitions.iter().map(|one| one.leader).collect();
+    let mut status = Status::new(health, status);
+    if let Some(cluster) = cluster {
+        status.in_cluster = true;
+        let nodes = cluster.nodes();
+        let named = |id: u64| {
+            let known = nodes.iter().find(|node| node.id == id);
+            LeaderName {
+                node: id,
+                name: known.map_or_else(|| format!("node {id}"), |node| node.name.clone()),
+            }
+        };
+        for (one, leader) in status.partitions.iter_mut().zip(leaders) {
+            one.leader = leader.map(named);
+        }
+    }
+    Ok(Json(status))
 }
 
 impl Status {
@@ -259,6 +293,7 @@ impl Status {
             cluster_name: status.cluster_name,
             cluster_id: status.cluster_id,
             node_id: status.node_id,
+            in_cluster: false,
             repository: status.repository,
             repository_is_local: status.repository_is_local,
             log_bytes: status.log_bytes,
@@ -331,9 +366,11 @@ impl From<PartitionStatus> for Partition {
             partition: one.partition,
             role: match one.role {
                 Role::Leader => RoleName::Leader,
+                Role::Follower if !one.votes => RoleName::Learner,
                 Role::Follower => RoleName::Follower,
                 Role::Candidate => RoleName::Candidate,
             },
+            leader: None,
             lineage: one.lineage,
             log_head: one.log_head,
             last: one.last,

@@ -157,6 +157,27 @@ pub(crate) const RULES: &[(&str, &str, Rule)] = &[
         Admin(Effect::Write),
     ),
     ("POST", "/esker/v1/access-tokens/confirm", Root),
+    ("GET", "/esker/v1/cluster", Admin(Effect::Read)),
+    (
+        "POST",
+        "/esker/v1/cluster/nodes/{node}/remove",
+        Admin(Effect::Write),
+    ),
+    (
+        "POST",
+        "/esker/v1/cluster/nodes/{node}/drain",
+        Admin(Effect::Write),
+    ),
+    (
+        "POST",
+        "/esker/v1/cluster/nodes/{node}/activate",
+        Admin(Effect::Write),
+    ),
+    (
+        "POST",
+        "/esker/v1/cluster/partitions/{partition}/leader",
+        Admin(Effect::Write),
+    ),
 ];
 
 /// Rules of the methods over gRPC, by path.

@@ -1,0 +1,398 @@
+//! `/cluster`: the nodes of the cluster, who leads what, and changes of both.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use esker_node::cluster::ClusterPartition;
+use esker_node::{Cluster, ClusterError, ClusterStatus, NodeState};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::error::Failures;
+use super::request::{Body, InPath};
+use super::{Admin, AdminError};
+use crate::auth::Access;
+use crate::auth::operation::Effect;
+
+/// The cluster, as its nodes report it.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct ClusterView {
+    /// The number of the node that answers.
+    pub node: u64,
+    /// The nodes, in order of their numbers.
+    pub nodes: Vec<ClusterMember>,
+    /// The partitions, the catalog first.
+    pub partitions: Vec<ClusterGroup>,
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct ClusterMember {
+    /// Its number.
+    pub node: u64,
+    /// Its name.
+    pub name: String,
+    /// Whether it takes part.
+    pub state: MemberState,
+    /// Where other nodes reach it.
+    pub peer_address: String,
+    /// Where clients reach it.
+    pub client_address: String,
+    /// What fails together with it; absent if that is not configured.
+    pub zone: Option<String>,
+    /// Why it has not answered; absent if it has.
+    pub unreachable: Option<String>,
+    /// How many partitions it leads, as it reports itself.
+    pub leads: u64,
+}
+
+/// Whether a node takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberState {
+    /// It is registered, and has not caught up for the first time.
+    Joining,
+    /// It has replicas.
+    Active,
+    /// Its leaderships and its votes move to other nodes.
+    Draining,
+    /// It belongs to the cluster no more.
+    Removed,
+}
+
+/// A partition of the cluster.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct ClusterGroup {
+    /// Its number.
+    pub partition: u64,
+    /// The number of the node that leads it, as the answering node knows; absent if it knows none.
+    pub leader: Option<u64>,
+    /// The name of that node.
+    pub leader_name: Option<String>,
+    /// What each node that has answered has of it, in order of the nodes' numbers.
+    pub replicas: Vec<ClusterReplica>,
+}
+
+/// What a node has of a partition.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct ClusterReplica {
+    /// The node's number.
+    pub node: u64,
+    /// Its name.
+    pub name: String,
+    /// `leader`, `follower`, `candidate`, `learner`, or `waiting` for its first snapshot or entry. Leaders,
+    /// followers and candidates vote.
+    pub role: String,
+    /// Its term.
+    pub term: u64,
+    /// The last LSN that it has applied.
+    pub applied: u64,
+    /// The last entry of its log.
+    pub last: u64,
+    /// How many entries it has applied less than the log of the leader has; absent if the leader has not answered.
+    pub lag: Option<u64>,
+    /// Why it applies nothing, if so.
+    pub halted: Option<String>,
+}
+
+/// A change that was made.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct ClusterChange {
+    /// The node's number.
+    pub node: u64,
+    /// Its name.
+    pub name: String,
+}
+
+/// Which node is to lead.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewLeader {
+    /// Its number or its name.
+    to: NodeSaid,
+}
+
+/// The number of a node, or its name.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(untagged)]
+enum NodeSaid {
+    /// A number.
+    Number(u64),
+    /// A name, or a number as text.
+    Text(String),
+}
+
+/// Shows the nodes of the cluster, and what each has of each partition.
+///
+/// Every node is asked, and one that does not answer within two seconds is shown with the reason.
+#[utoipa::path(
+    get,
+    path = "/esker/v1/cluster",
+    operation_id = "cluster",
+    tag = "cluster",
+    responses((status = 200, description = "Also if nodes do not answer", body = ClusterView), Failures)
+)]
+pub(super) async fn show(
+    State(admin): State<Admin>,
+    access: Access,
+) -> Result<Json<ClusterView>, AdminError> {
+    let granted = access.admin(Effect::Read)?;
+    let cluster = cluster(admin.node.open(&granted))?;
+    Ok(Json(cluster.status().await.into()))
+}
+
+/// Removes a node from the cluster, for good.
+///
+/// Its number is never used again: to bring the machine back, it joins with an empty data directory. Refused where
+/// a partition would lose its majority.
+#[utoipa::path(
+    post,
+    path = "/esker/v1/cluster/nodes/{node}/remove",
+    operation_id = "remove_node",
+    tag = "cluster",
+    params(("node" = String, Path, description = "The node's number, or its name")),
+    responses((status = 200, description = "It is removed", body = ClusterChange), Failures)
+)]
+pub(super) async fn remove(
+    State(admin): State<Admin>,
+    access: Access,
+    InPath(node): InPath<String>,
+) -> Result<Json<ClusterChange>, AdminError> {
+    let granted = access.admin(Effect::Write)?;
+    let cluster = cluster(admin.node.open(&granted))?;
+    let found = find(&cluster, &node)?;
+    cluster.remove(found.node).await?;
+    tracing::info!(node = found.node, name = found.name, "Node was removed");
+    Ok(Json(found))
+}
+
+/// Moves the leaderships and votes of a node to others.
+///
+/// Answers as soon as that is recorded; `GET /cluster` shows when the node leads nothing any more.
+#[utoipa::path(
+    post,
+    path = "/esker/v1/cluster/nodes/{node}/drain",
+    operation_id = "drain_node",
+    tag = "cluster",
+    params(("node" = String, Path, description = "The node's number, or its name")),
+    responses((status = 200, description = "It is being drained", body = ClusterChange), Failures)
+)]
+pub(super) async fn drain(
+    State(admin): State<Admin>,
+    access: Access,
+    InPath(node): InPath<String>,
+) -> Result<Json<ClusterChange>, AdminError> {
+    let granted = access.admin(Effect::Write)?;
+    let cluster = cluster(admin.node.open(&granted))?;
+    let found = find(&cluster, &node)?;
+    cluster.drain(found.node).await?;
+    tracing::info!(node = found.node, name = found.name, "Node is drained");
+    Ok(Json(found))
+}
+
+/// Lets a node that was drained take part again.
+#[utoipa::path(
+    post,
+    path = "/esker/v1/cluster/nodes/{node}/activate",
+    operation_id = "activate_node",
+    tag = "cluster",
+    params(("node" = String, Path, description = "The node's number, or its name")),
+    responses((status = 200, description = "It takes part", body = ClusterChange), Failures)
+)]
+pub(super) async fn activate(
+    State(admin): State<Admin>,
+    access: Access,
+    InPath(node): InPath<String>,
+) -> Result<Json<ClusterChange>, AdminError> {
+    let granted = access.admin(Effect::Write)?;
+    let cluster = cluster(admin.node.open(&granted))?;
+    let found = find(&cluster, &node)?;
+    cluster.activate(found.node).await?;
+    tracing::info!(node = found.node, name = found.name, "Node takes part again");
+    Ok(Json(found))
+}
+
+/// Makes another node lead a partition.
+#[utoipa::path(
+    post,
+    path = "/esker/v1/cluster/partitions/{partition}/leader",
+    operation_id = "transfer_leader",
+    tag = "cluster",
+    params(("partition" = u64, Path, description = "The partition")),
+    request_body = NewLeader,
+    responses((status = 200, description = "It leads", body = ClusterChange), Failures)
+)]
+pub(super) async fn transfer_leader(
+    State(admin): State<Admin>,
+    access: Access,
+    InPath(partition): InPath<u64>,
+    Body(new): Body<NewLeader>,
+) -> Result<Json<ClusterChange>, AdminError> {
+    let granted = access.admin(Effect::Write)?;
+    let cluster = cluster(admin.node.open(&granted))?;
+    let partitions = admin.long.len() as u64;
+    if partition >= partitions {
+        return Err(AdminError::listed(
+            "partition_not_found",
+            format!(
+                "there is no partition {partition}: they are 0 to {}",
+                partitions - 1
+            ),
+        ));
+    }
+    let said = match new.to {
+        NodeSaid::Number(number) => number.to_string(),
+        NodeSaid::Text(text) => text,
+    };
+    let found = find(&cluster, &said)?;
+    cluster.transfer_leader(partition, found.node).await?;
+    Ok(Json(found))
+}
+
+/// The cluster of this node.
+fn cluster(node: &esker_node::Node) -> Result<Cluster, AdminError> {
+    node.cluster().ok_or_else(|| {
+        AdminError::listed(
+            "not_in_cluster",
+            "this node is not in a cluster: to begin one, set `cluster.peer-listen`; to join one, set `cluster.join` \
+             as well, with an empty data directory",
+        )
+    })
+}
+
+/// A node of the cluster by its number or its name.
+fn find(cluster: &Cluster, said: &str) -> Result<ClusterChange, AdminError> {
+    let nodes = cluster.nodes();
+    let mut found = nodes
+        .iter()
+        .filter(|node| node.name == said || node.id.to_string() == said);
+    match (found.next(), found.next()) {
+        (Some(node), None) => Ok(ClusterChange {
+            node: node.id,
+            name: node.name.clone(),
+        }),
+        (Some(one), Some(other)) => Err(AdminError::invalid(format!(
+            "{said} is the name of one node and the number of another: {} ({}) and {} ({})",
+            one.name, one.id, other.name, other.id
+        ))),
+        (None, _) => {
+            let names: Vec<_> = nodes
+                .iter()
+                .map(|node| format!("{} ({})", node.name, node.id))
+                .collect();
+            Err(AdminError::listed(
+                "node_not_found",
+                format!(
+                    "the cluster has no node {said}: it has {}",
+                    names.join(", ")
+                ),
+            ))
+        }
+    }
+}
+
+impl From<ClusterError> for AdminError {
+    fn from(error: ClusterError) -> AdminError {
+        match error {
+            ClusterError::Refused(why) => AdminError::listed("cluster_refused", why),
+            ClusterError::TryLater(why) => AdminError::listed("cluster_unavailable", why),
+        }
+    }
+}
+
+impl From<ClusterStatus> for ClusterView {
+    fn from(status: ClusterStatus) -> ClusterView {
+        let names: BTreeMap<u64, String> = status
+            .nodes
+            .iter()
+            .map(|of| (of.node.id, of.node.name.clone()))
+            .collect();
+        let nodes = status.nodes.into_iter().map(|of| ClusterMember {
+            node: of.node.id,
+            name: of.node.name,
+            state: match of.node.state {
+                NodeState::Joining => MemberState::Joining,
+                NodeState::Active => MemberState::Active,
+                NodeState::Draining => MemberState::Draining,
+                NodeState::Removed => MemberState::Removed,
+            },
+            peer_address: of.node.peer_address,
+            client_address: of.node.client_address,
+            zone: Some(of.node.zone).filter(|zone| !zone.is_empty()),
+            unreachable: of.unreachable,
+            leads: of.leads as u64,
+        });
+        let partitions = status.partitions.into_iter();
+        ClusterView {
+            node: status.me,
+            nodes: nodes.collect(),
+            partitions: partitions.map(|of| group(of, &names)).collect(),
+        }
+    }
+}
+
+fn group(of: ClusterPartition, names: &BTreeMap<u64, String>) -> ClusterGroup {
+    let name = |node: u64| {
+        let name = names.get(&node).cloned();
+        name.unwrap_or_else(|| format!("node {node}"))
+    };
+    let leader = of.leader.and_then(|leader| of.replicas.get(&leader));
+    let end = leader
+        .filter(|leader| leader.role == "leader")
+        .map(|leader| leader.last);
+    let replicas = of.replicas.iter().map(|(node, replica)| ClusterReplica {
+        node: *node,
+        name: name(*node),
+        role: replica.role.clone(),
+        term: replica.term,
+        applied: replica.applied,
+        last: replica.last,
+        // The reports are not of one moment.
+        lag: end.map(|end| end.saturating_sub(replica.applied)),
+        halted: replica.halted.clone(),
+    });
+    ClusterGroup {
+        partition: of.partition,
+        leader: of.leader,
+        leader_name: of.leader.map(name),
+        replicas: replicas.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_lags_by_what_the_leader_has_and_it_has_not_applied() {
+        let replica = |role: &str, applied, last| esker_node::cluster::Replica {
+            role: role.to_owned(),
+            term: 2,
+            applied,
+            last,
+            halted: None,
+        };
+        let names = BTreeMap::from([(1, "n1".to_owned()), (2, "n2".to_owned())]);
+        let mut of = ClusterPartition {
+            partition: 3,
+            leader: Some(1),
+            replicas: BTreeMap::from([
+                (1, replica("leader", 10, 12)),
+                (2, replica("learner", 4, 5)),
+                (3, replica("follower", 13, 13)),
+            ]),
+        };
+        let shown = group(of.clone(), &names);
+        assert_eq!(shown.leader_name.as_deref(), Some("n1"));
+        let lags: Vec<_> = shown.replicas.iter().map(|it| it.lag).collect();
+        assert_eq!(lags, [Some(2), Some(8), Some(0)]);
+        assert_eq!(shown.replicas[2].name, "node 3");
+
+        // The leader has not answered.
+        of.replicas.remove(&1);
+        let shown = group(of, &names);
+        assert!(shown.replicas.iter().all(|it| it.lag.is_none()));
+        assert_eq!(shown.leader, Some(1));
+    }
+}
