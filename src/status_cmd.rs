@@ -4,7 +4,9 @@
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use esker_server::admin::status::{CopyKind, Partition, Predicted, Recovery, RoleName, Status, Wrong};
+use esker_server::admin::status::{
+    CopyKind, Partition, Predicted, Recovery, RoleName, Status, Wrong,
+};
 
 use crate::admin::Admin;
 use crate::failure::Failure;

@@ -24,7 +24,9 @@ mod plan;
 mod wire;
 
 pub(crate) use answers::Answers;
-pub use handle::{Cluster, ClusterError, ClusterPartition, ClusterStatus, Leader, NodeStatusOf, Replica};
+pub use handle::{
+    Cluster, ClusterError, ClusterPartition, ClusterStatus, Leader, NodeStatusOf, Replica,
+};
 pub(crate) use join::join;
 pub(crate) use members::run;
 pub use options::ClusterOptions;

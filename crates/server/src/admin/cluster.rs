@@ -209,7 +209,11 @@ pub(super) async fn activate(
     let cluster = cluster(admin.node.open(&granted))?;
     let found = find(&cluster, &node)?;
     cluster.activate(found.node).await?;
-    tracing::info!(node = found.node, name = found.name, "Node takes part again");
+    tracing::info!(
+        node = found.node,
+        name = found.name,
+        "Node takes part again"
+    );
     Ok(Json(found))
 }
 
