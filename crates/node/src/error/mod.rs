@@ -178,3 +178,22 @@ pub(crate) fn read_error(error: ReadError, basin: &str, stream: &str) -> Error {
         ReadError::Store(e) => e.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proposal_that_met_another_leader_is_told_from_one_that_may_have_happened() {
+        for certain in [
+            ProposeError::NotLeader { leader: None },
+            ProposeError::Superseded,
+        ] {
+            assert!(matches!(Error::from(certain), Error::NotLeader(_)));
+        }
+        let unknown = Error::from(ProposeError::Unknown);
+        assert!(matches!(unknown, Error::Unknown(_)), "{unknown}");
+        let busy = Error::from(ProposeError::Busy);
+        assert!(matches!(busy, Error::TryLater(_)), "{busy}");
+    }
+}

@@ -725,6 +725,27 @@ async fn a_basin_that_a_node_does_not_know_yet_is_looked_up_once_more() {
     assert_eq!((one.handled.count(), two.handled.count()), (1, 1));
 }
 
+#[test]
+fn what_had_no_effect_has_a_code_that_promises_it_and_what_may_have_happened_has_none() {
+    use s2_api::v1::error::{ErrorCode, ErrorResponse};
+
+    use crate::api::ServiceError;
+
+    let of = |error: ServiceError| match error.to_response() {
+        ErrorResponse::Standard(error) => {
+            let code: ErrorCode = error.info.code.parse().unwrap();
+            assert_eq!(code.status(), error.status);
+            assert!(code.is_retryable(), "the official clients send it again");
+            code.has_no_side_effects()
+        }
+        other => panic!("{other:?}"),
+    };
+    assert!(of(ServiceError::NoLeader("x".to_owned())));
+    let deposed = esker_node::Error::NotLeader("x".to_owned());
+    assert!(of(ServiceError::Node(deposed)));
+    assert!(!of(ServiceError::Lost("x".to_owned())));
+}
+
 #[tokio::test]
 async fn a_listener_that_refuses_a_request_has_not_answered_it() {
     let (one, two) = pair();
