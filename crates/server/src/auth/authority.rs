@@ -232,7 +232,7 @@ pub(crate) mod tests {
             Issued(Arc::new(Mutex::new(Ok(tokens))))
         }
 
-        fn set(&self, tokens: Result<Vec<StoredToken>, String>) {
+        pub(crate) fn set(&self, tokens: Result<Vec<StoredToken>, String>) {
             *self.0.lock().unwrap() = tokens;
         }
     }

@@ -31,9 +31,9 @@ use crate::state::status;
 /// Pause before another attempt at a leader that could not be reached, or that does not lead.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// How often the leader of a partition is looked at while another node has a request.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a node that has lost its leadership has for its answers to what it got before.
-const LOST_TIMEOUT: Duration = Duration::from_secs(1);
+const LOST_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Answers a request, here or at the node that leads what it is about.
 pub(crate) async fn forward(

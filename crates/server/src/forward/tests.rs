@@ -13,6 +13,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get};
 use axum::{Extension, Router, middleware};
 use bytes::Bytes;
+use esker_node::TokenScope;
 use futures::StreamExt as _;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt as _, StreamBody};
@@ -25,15 +26,17 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tower::{ServiceExt as _, service_fn};
 
+use super::envelope::Envelope;
 use super::hop_headers::{ENVELOPE, SERVED_BY};
 use super::peers::{Connection, Leader, Peers};
 use super::service::{PeerRequests, peer_requests};
 use super::{Forwarder, forward};
-use crate::auth::authority::tests::{Issued, authority};
+use crate::auth::authority::tests::{Issued, authority, stored};
 use crate::auth::token::hash;
-use crate::auth::{Access, PeerAddress, Principal};
+use crate::auth::{Access, Authority, Claim, PeerAddress, Principal};
+use crate::identification::{Learning, identify, learn};
 
-const ROOT: &str = "the root token of this test of forwarding";
+const ROOT: &str = "the-root-token-of-this-test-of-forwarding";
 /// A time in which nothing more happens that was to happen.
 const WHILE: Duration = Duration::from_millis(100);
 
@@ -48,6 +51,8 @@ struct Node {
     has_basin: AtomicBool,
     learns_basin: AtomicBool,
     rounds: AtomicUsize,
+    /// What a round of ReadIndex brings.
+    learns: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 #[async_trait]
@@ -72,6 +77,9 @@ impl Peers for Node {
 
     async fn read_index(&self, partition: u64) -> Result<(), String> {
         self.rounds.fetch_add(1, Ordering::SeqCst);
+        if let Some(learns) = &*self.learns.lock().unwrap() {
+            learns();
+        }
         if partition == 0 && self.learns_basin.load(Ordering::SeqCst) {
             self.has_basin.store(true, Ordering::SeqCst);
         }
@@ -121,6 +129,10 @@ struct Member {
     handled: Handled,
     router: Router,
     requests: PeerRequests,
+    forwarder: Forwarder,
+    /// Its tokens, and what knows them.
+    issued: Issued,
+    on: Arc<Authority>,
     /// Ends its connections; none is made until it is replaced.
     up: Arc<Mutex<CancellationToken>>,
 }
@@ -135,6 +147,7 @@ impl Member {
             has_basin: AtomicBool::new(true),
             learns_basin: AtomicBool::new(false),
             rounds: AtomicUsize::new(0),
+            learns: Mutex::default(),
         });
         let handled = Handled::default();
         let forwarder = Forwarder::with(node.clone(), Duration::from_millis(500));
@@ -147,12 +160,13 @@ impl Member {
             .route("/health", any(keep))
             .with_state(handled.clone())
             .route_layer(middleware::from_fn_with_state(forwarder.clone(), forward));
-        let on = Arc::new(authority(Some(ROOT), &Issued::default()));
-        let requests = peer_requests(router.clone(), on.clone(), forwarder);
+        let issued = Issued::default();
+        let on = Arc::new(authority(Some(ROOT), &issued));
+        let requests = peer_requests(router.clone(), on.clone(), forwarder.clone());
         let principal = Principal::Root(hash(ROOT));
         let peer: SocketAddr = "192.0.2.7:4711".parse().unwrap();
         let router = router
-            .layer(Extension(Access::new(on, principal.clone())))
+            .layer(Extension(Access::new(on.clone(), principal.clone())))
             .layer(Extension(principal))
             .layer(Extension(PeerAddress(peer)));
         Member {
@@ -160,8 +174,22 @@ impl Member {
             handled,
             router,
             requests,
+            forwarder,
+            issued,
+            on,
             up: Arc::default(),
         }
+    }
+
+    /// A token that the catalog has, and this node only after a round of ReadIndex.
+    fn has_newer_token(&self, text: &'static str) {
+        let issued = self.issued.clone();
+        let learns = move || issued.set(Ok(vec![stored(text, TokenScope::default())]));
+        *self.node.learns.lock().unwrap() = Some(Box::new(learns));
+    }
+
+    fn rounds(&self) -> usize {
+        self.node.rounds.load(Ordering::SeqCst)
     }
 
     fn leads(&self, leader: Leader) {
@@ -723,6 +751,54 @@ async fn a_basin_that_a_node_does_not_know_yet_is_looked_up_once_more() {
     one.node.learns_basin.store(true, Ordering::SeqCst);
     one.ask(request("PUT", "/v1/streams/a", "x")).await;
     assert_eq!((one.handled.count(), two.handled.count()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_token_that_a_node_does_not_know_yet_is_looked_up_once_more() {
+    let one = Member::new(1, Leader::Here);
+    let learning = Learning::new(one.on.clone(), one.forwarder.clone());
+    let router = Router::new()
+        .route("/v1/basins", get(async || "answered"))
+        .layer(middleware::from_fn_with_state(one.on.clone(), identify))
+        .layer(middleware::from_fn_with_state(learning, learn));
+    let ask = async |token: &str| {
+        let mut asked = request("GET", "/v1/basins", Body::empty());
+        let bearer = format!("Bearer {token}").parse().unwrap();
+        asked.headers_mut().insert(header::AUTHORIZATION, bearer);
+        router.clone().oneshot(asked).await.unwrap().status()
+    };
+    assert_eq!(ask(ROOT).await, StatusCode::OK);
+    assert_eq!(one.rounds(), 0);
+    assert_eq!(ask("newer").await, StatusCode::UNAUTHORIZED);
+    one.has_newer_token("newer");
+    assert_eq!(ask("newer").await, StatusCode::OK);
+    assert_eq!(one.rounds(), 2);
+    assert_eq!(ask("newer").await, StatusCode::OK);
+    assert_eq!(one.rounds(), 2, "it is known now");
+    // Without a majority, nobody knows whether it is valid.
+    one.node.has_majority.store(false, Ordering::SeqCst);
+    let unknown = ask("another").await;
+    assert_eq!(unknown, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(ask("newer").await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_token_of_another_node_is_looked_up_once_more_and_has_to_be_valid_here() {
+    let (_, two) = pair();
+    let ask = async || {
+        let client = "192.0.2.7:4711".parse().unwrap();
+        let claim = Claim::Token(hash("newer").0);
+        let mut asked = request("PUT", "/v1/streams/a", "x").map(tonic::body::Body::new);
+        Envelope::new(1, claim, client, 1, WHILE).write(asked.headers_mut());
+        two.requests.clone().oneshot(asked).await.unwrap().status()
+    };
+    assert_eq!(ask().await, StatusCode::UNAUTHORIZED);
+    assert_eq!(two.handled.count(), 0);
+    two.has_newer_token("newer");
+    assert_eq!(ask().await, StatusCode::CREATED);
+    let (head, _) = two.handled.requests.lock().unwrap().remove(0);
+    let principal: &Principal = head.extensions.get().unwrap();
+    assert!(matches!(principal, Principal::Token(token) if token.hash == hash("newer")));
 }
 
 #[test]
