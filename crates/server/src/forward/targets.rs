@@ -117,6 +117,16 @@ pub(crate) const TARGETS: &[(&str, &str, Target)] = &[
     ("GET", "/esker/v1/partitions/{partition}/objects/why", Here),
     ("POST", "/esker/v1/partitions/{partition}/prune", Partition),
     ("POST", "/esker/v1/access-tokens/confirm", Catalog),
+    // The node that gets them asks the others, and has changes made by the leader.
+    ("GET", "/esker/v1/cluster", Here),
+    ("POST", "/esker/v1/cluster/nodes/{node}/activate", Here),
+    ("POST", "/esker/v1/cluster/nodes/{node}/drain", Here),
+    ("POST", "/esker/v1/cluster/nodes/{node}/remove", Here),
+    (
+        "POST",
+        "/esker/v1/cluster/partitions/{partition}/leader",
+        Here,
+    ),
 ];
 
 /// Most bytes of a body that is read for the name of a stream. A stream's configuration has some hundred.
