@@ -84,6 +84,16 @@ pub(crate) const TARGETS: &[(&str, &str, Target)] = &[
     ("PUT", "/v1/locations/default", Here),
     ("GET", "/esker/v1/openapi.json", Here),
     ("GET", "/esker/v1/status", Here),
+    // Each node asks the others, and the leaders.
+    ("GET", "/esker/v1/cluster", Here),
+    ("POST", "/esker/v1/cluster/nodes/{node}/remove", Here),
+    ("POST", "/esker/v1/cluster/nodes/{node}/drain", Here),
+    ("POST", "/esker/v1/cluster/nodes/{node}/activate", Here),
+    (
+        "POST",
+        "/esker/v1/cluster/partitions/{partition}/leader",
+        Here,
+    ),
     ("GET", "/esker/v1/streams/{stream}/position", Stream),
     ("POST", "/esker/v1/basins/{basin}/adopt", Catalog),
     ("GET", "/esker/v1/partitions/{partition}/snapshots", Here),
@@ -117,16 +127,6 @@ pub(crate) const TARGETS: &[(&str, &str, Target)] = &[
     ("GET", "/esker/v1/partitions/{partition}/objects/why", Here),
     ("POST", "/esker/v1/partitions/{partition}/prune", Partition),
     ("POST", "/esker/v1/access-tokens/confirm", Catalog),
-    // The node that gets them asks the others, and has changes made by the leader.
-    ("GET", "/esker/v1/cluster", Here),
-    ("POST", "/esker/v1/cluster/nodes/{node}/activate", Here),
-    ("POST", "/esker/v1/cluster/nodes/{node}/drain", Here),
-    ("POST", "/esker/v1/cluster/nodes/{node}/remove", Here),
-    (
-        "POST",
-        "/esker/v1/cluster/partitions/{partition}/leader",
-        Here,
-    ),
 ];
 
 /// Most bytes of a body that is read for the name of a stream. A stream's configuration has some hundred.
