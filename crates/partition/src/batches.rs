@@ -85,7 +85,7 @@ impl<'a> Batches<'a> {
         let (first, last) = (keys::data(stream, 0), keys::data(stream, end));
         let (row, rows_end) = (keys::row(stream, 0), keys::rows_end(stream));
         loop {
-            let drops = part.segment_drops();
+            let drops = part.file_drops();
             let (has, failed) = match part.has_unconverted() {
                 Ok(has) => (has, None),
                 Err(error) => (false, Some(error)),
@@ -103,7 +103,7 @@ impl<'a> Batches<'a> {
                 returned: false,
                 failed,
             };
-            if part.segment_drops() == drops {
+            if part.file_drops() == drops {
                 return batches;
             }
         }

@@ -16,6 +16,13 @@ use crate::store::{Applied, Db, PartitionDb, RawIterator, StoreError};
 use crate::stream::{StreamMeta, StreamState};
 use crate::streams::failed::REMEMBER_FAILED;
 
+#[cfg(test)]
+thread_local! {
+    /// What happens once between the snapshot of the next digest and its iterators.
+    pub(crate) static AFTER_SNAPSHOT: std::cell::Cell<Option<Box<dyn FnOnce()>>> =
+        const { std::cell::Cell::new(None) };
+}
+
 /// The digest of a partition, and what was read for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionDigest {
@@ -38,12 +45,16 @@ impl PartitionDb {
     pub fn digest(&self) -> Result<PartitionDigest, StoreError> {
         let part = self.pinned();
         loop {
-            let drops = part.segment_drops();
+            let drops = part.file_drops();
             let has_earlier = part.has_unconverted()?;
             let snapshot = part.store().db().snapshot();
+            #[cfg(test)]
+            if let Some(then) = AFTER_SNAPSHOT.take() {
+                then();
+            }
             let batches = Batches::of_snapshot(&part, &snapshot, has_earlier);
-            // The files of segments that the snapshot has must not have been deleted before they were open.
-            if part.segment_drops() == drops {
+            // The files that the snapshot needs must not have been dropped before they were open.
+            if part.file_drops() == drops {
                 return part.digest_of(&snapshot, batches);
             }
         }

@@ -227,6 +227,7 @@ impl PartitionDb {
     /// Drops files all of whose keys are from `from` to `last`, both included, and are not batches of
     /// segments. These keys must be deleted already.
     pub(crate) fn drop_files(&self, from: &[u8], last: &[u8]) -> Result<(), StoreError> {
+        self.note_file_drop();
         self.store
             .db
             .delete_file_in_range_cf(&self.cf(), from, last)

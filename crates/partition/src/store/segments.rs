@@ -44,7 +44,7 @@ const MAX_UNMEASURED: u64 = 256 * 1024;
 pub(crate) struct Segments {
     /// `None` until the first write.
     state: Mutex<Option<State>>,
-    /// Number of drops of segments since the start.
+    /// Number of drops of files since the start.
     drops: AtomicU64,
     /// Bytes in the memtables that take writes, at the last write.
     memtables: AtomicU64,
@@ -445,13 +445,19 @@ impl PartitionDb {
         self.flush_these(&[&self.segments_cf(), &self.cf()])
     }
 
-    /// Number of drops of segments, and of replacements of the column families. A reader that finds other
-    /// numbers after it has created its iterators creates them again.
-    pub(crate) fn segment_drops(&self) -> (u64, u64) {
+    /// Number of drops of files: of segments, and of what was converted or deleted; and of replacements of the column
+    /// families. A reader that finds other numbers after it has created its iterators creates them again, and its
+    /// snapshot, if it has one: a snapshot keeps no file, so one from before a deletion may lack what it needs.
+    pub(crate) fn file_drops(&self) -> (u64, u64) {
         (
             self.families().number,
             self.segments().drops.load(Ordering::SeqCst),
         )
+    }
+
+    /// To be called before files are dropped, and after what they hold was deleted.
+    pub(super) fn note_file_drop(&self) {
+        self.segments().drops.fetch_add(1, Ordering::SeqCst);
     }
 
     /// The number of changes that are durable.
@@ -507,7 +513,7 @@ impl PartitionDb {
         if empty.is_empty() {
             return Ok(waiting.is_empty());
         }
-        self.segments().drops.fetch_add(1, Ordering::SeqCst);
+        self.note_file_drop();
         for segment in &empty {
             // A file may also have keys of the segment before or after, if that one is gone, too.
             let (from, last) = self.with_segments(|_, state| {

@@ -1,13 +1,16 @@
 //! Segments: each batch is written once, whatever is durable is a state at one LSN, and what is moved or
 //! converted reads the same at every step.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use esker_raft::StateMachine as _;
 use rust_rocksdb::WriteBatch;
 
 use super::fixture::*;
+use crate::digest::AFTER_SNAPSHOT;
 use crate::ids::StreamId;
 use crate::keys;
 use crate::store::segments::Mutant;
@@ -330,6 +333,40 @@ fn segments_of_the_largest_size_are_not_joined() {
     let live: u64 = usages.iter().map(|(_, usage)| usage.live).sum();
     assert_eq!(written, live, "nothing was moved");
     assert!(usages.len() >= 16);
+}
+
+#[test]
+fn a_digest_is_the_same_while_files_of_converted_batches_are_dropped() {
+    let mut partition = Fixture::with(eager());
+    let ids = streams(&mut partition);
+    let mut numbers = Numbers(1);
+    for n in 0..300 {
+        append_some(&mut partition, &ids, &mut numbers, 2_000 + n);
+    }
+    as_format_3(&mut partition, &ids);
+    let part = partition.partition_db();
+    // Files are dropped below level 0 alone.
+    let rows = part.cf();
+    part.store()
+        .db()
+        .compact_range_cf(&rows, None::<&[u8]>, None::<&[u8]>);
+    drop(rows);
+    let digest = part.digest().unwrap();
+    let drops = part.file_drops();
+    let partition = Rc::new(RefCell::new(partition));
+    let converted = partition.clone();
+    AFTER_SNAPSHOT.set(Some(Box::new(move || {
+        let mut partition = converted.borrow_mut();
+        let part = partition.partition_db();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while part.has_unconverted().unwrap() || part.file_drops() == drops {
+            assert!(Instant::now() < deadline, "no file was dropped");
+            partition.machine().maintain();
+            partition.flush();
+        }
+    })));
+    assert_eq!(part.digest().unwrap(), digest);
+    assert!(part.file_drops() > drops);
 }
 
 fn maintain_until_few(partition: &mut Fixture, most: usize) {
