@@ -117,6 +117,7 @@ pub(super) async fn import(
     }
     let finish = ImportFinish {
         commit_ts: checked.header.commit_ts,
+        raises_versions: true,
     };
     let commit_ts = step(ImportStep::Finish(finish)).await?;
     begun_import.is_finished = true;

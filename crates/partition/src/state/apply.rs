@@ -11,7 +11,9 @@ use super::command::{
 };
 use super::names::{StateKey, agent_names};
 use super::record::{CommitRecord, compose};
-use super::{Importing, Replaced, STATE_STREAM, StateEntry, StateMeta, read, stream_settings};
+use super::{
+    Importing, Replaced, STATE_STREAM, StateEntry, StateMeta, VersionFloor, read, stream_settings,
+};
 use crate::batch::Unsequenced;
 use crate::command::{Append, Mode, ProvisionStream};
 use crate::ids::{STATE_BASIN_ID, StreamId};
@@ -93,7 +95,7 @@ impl Step<'_> {
                 Some(version) => version.checked_add(1),
                 None => {
                     let entry = self.state_entry(meta.generation, &of_operation)?;
-                    StateEntry::next_version(entry.as_ref(), forks)
+                    StateEntry::next_version(entry.as_ref(), forks, meta.floor)
                 }
             };
             let Some(version) = version.filter(|version| *version <= MAX_NUMBER) else {
@@ -350,6 +352,36 @@ impl Step<'_> {
         Ok(0)
     }
 
+    /// What versions exceed that are given out after the present state was replaced. It reads all present
+    /// entries: of a key, no earlier one has a larger version, and a deleted key has one, too. `None` if no number
+    /// is left.
+    fn version_floor(&self, meta: &StateMeta) -> Result<Option<VersionFloor>, StoreError> {
+        let forks = self.state_forks(meta);
+        let of_before = meta.floor.map_or(Some(0), |floor| floor.after(forks));
+        let Some(mut version) = of_before else {
+            return Ok(None);
+        };
+        let [(from, to), _] = keys::state_generation(meta.generation);
+        let mut it = self.part.iterate(&from, &to, false);
+        it.seek_to_first();
+        while let Some(value) = it.value() {
+            let entry = <StateEntry as prost::Message>::decode(value);
+            let entry = entry.map_err(|e| self.part.malformed("a key of the state", &e))?;
+            let of_entry = VersionFloor {
+                version: entry.version,
+                forks: entry.forks,
+            };
+            let Some(of_entry) = of_entry.after(forks) else {
+                return Ok(None);
+            };
+            version = version.max(of_entry);
+            it.next();
+        }
+        it.status()
+            .map_err(|e| self.part.error("reading keys of the state", e))?;
+        Ok(Some(VersionFloor { version, forks }))
+    }
+
     /// Removes the entries that an aborted import has written.
     fn abort_import(&mut self, id: u64) -> Result<Result<u64, StateImportRefusal>, StoreError> {
         let (mut meta, importing) = match self.importing(id) {
@@ -379,6 +411,18 @@ impl Step<'_> {
         if replaces && !importing.replace {
             return Ok(Err(StateImportRefusal::NotEmpty(meta.commit_ts)));
         }
+        if replaces && finish.raises_versions {
+            let floor = self.version_floor(&meta)?;
+            // One fork more, for this import.
+            let next = floor.and_then(|floor| floor.after(floor.forks + 1));
+            if next.is_none_or(|next| next >= MAX_NUMBER) {
+                return Ok(Err(StateImportRefusal::Invalid(
+                    "a version of the state that is replaced is so large that none is left after it"
+                        .to_owned(),
+                )));
+            }
+            meta.floor = floor;
+        }
         let stream = self.state_stream(&mut meta, at_ms)?;
         let state = self.touched_state(stream)?;
         let from = state.tail_seq.max(finish.commit_ts);
@@ -406,6 +450,7 @@ impl Step<'_> {
         let replaced = Replaced {
             imported_at: meta.imported_at,
             times: meta.replaced,
+            floor: meta.floor,
         };
         self.batch.put(
             keys::STATE_REPLACED,

@@ -155,6 +155,10 @@ pub struct ImportFinish {
     /// The last commit that the snapshot covers.
     #[prost(uint64, tag = "1")]
     pub commit_ts: u64,
+    /// Whether versions that are given out after an import that replaces the state exceed all that were given out
+    /// before it. Earlier builds do not set it; what they have proposed is applied as they did.
+    #[prost(bool, tag = "2")]
+    pub raises_versions: bool,
 }
 
 /// An entry of a JSON snapshot.

@@ -104,6 +104,30 @@ pub struct StateMeta {
     /// Number of keys, deleted ones included.
     #[prost(uint64, tag = "9")]
     pub keys: u64,
+    /// What versions exceed that are given out since the last import that replaced the state.
+    #[prost(message, optional, tag = "10")]
+    pub floor: Option<VersionFloor>,
+}
+
+/// No version up to this one is given out again, for any key: a state that an import has replaced may have given it
+/// out, for a key of which the import has another entry, or none.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct VersionFloor {
+    /// The largest version that may have been given out.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// Number of forks that it has seen, as of [`StateEntry::forks`].
+    #[prost(uint64, tag = "2")]
+    pub forks: u64,
+}
+
+impl VersionFloor {
+    /// The same after this many forks: what was given out by a lineage that is stale by now is unknown, and below
+    /// the gap of its fork. `None` if no number is left.
+    pub(crate) fn after(self, forks: u64) -> Option<u64> {
+        let missed = forks.saturating_sub(self.forks);
+        self.version.checked_add(missed.checked_mul(GAP)?)
+    }
 }
 
 /// An import that has begun.
@@ -133,6 +157,9 @@ pub struct Replaced {
     /// [`StateMeta::replaced`].
     #[prost(uint64, tag = "2")]
     pub times: u64,
+    /// [`StateMeta::floor`].
+    #[prost(message, optional, tag = "3")]
+    pub floor: Option<VersionFloor>,
 }
 
 impl StateMeta {
@@ -163,14 +190,18 @@ pub struct StateEntry {
 }
 
 impl StateEntry {
-    /// The version after `entry`'s, or of a new key, when there have been `forks` forks. `None` if no
-    /// number is left.
-    pub(crate) fn next_version(entry: Option<&StateEntry>, forks: u64) -> Option<u64> {
+    /// The version after `entry`'s, or of a new key, when there have been `forks` forks; above the floor. `None`
+    /// if no number is left.
+    pub(crate) fn next_version(
+        entry: Option<&StateEntry>,
+        forks: u64,
+        floor: Option<VersionFloor>,
+    ) -> Option<u64> {
         let (version, seen) = entry.map_or((0, 0), |entry| (entry.version, entry.forks));
         let missed = forks.saturating_sub(seen);
-        version
-            .checked_add(missed.checked_mul(GAP)?)?
-            .checked_add(1)
+        let last = version.checked_add(missed.checked_mul(GAP)?)?;
+        let floor = floor.map_or(Some(0), |floor| floor.after(forks))?;
+        last.max(floor).checked_add(1)
     }
 }
 

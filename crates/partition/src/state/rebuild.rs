@@ -105,6 +105,8 @@ impl PartitionDb {
         Ok(Replaced {
             imported_at: row.imported_at.max(meta.imported_at),
             times: row.times.max(meta.replaced),
+            // Both are written by the same import.
+            floor: row.floor.or(meta.floor),
         })
     }
 
@@ -138,6 +140,7 @@ impl PartitionDb {
                 generation: newest.max(known.generation).saturating_add(1),
                 replaced: replaced.times,
                 imported_at: replaced.imported_at,
+                floor: replaced.floor,
                 ..StateMeta::default()
             },
             commit_forks: None,

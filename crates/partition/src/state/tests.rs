@@ -3,7 +3,7 @@
 mod bytes_read;
 mod forgetting;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -256,6 +256,13 @@ fn history_is_cut_where_the_policy_says_and_reading_below_says_where_it_begins()
     assert_eq!(agent.unwrap().0.len(), 4);
 }
 
+pub(super) fn finish(commit_ts: u64) -> ImportFinish {
+    ImportFinish {
+        commit_ts,
+        raises_versions: true,
+    }
+}
+
 fn imported(name: &str, version: u64, value: Option<&'static str>) -> ImportedEntry {
     ImportedEntry {
         namespace: "default".into(),
@@ -278,7 +285,7 @@ fn an_import_is_visible_when_it_is_finished_and_counters_go_on() {
     it.import(ImportStep::Entries(ImportEntries { entries }))
         .unwrap();
     assert_eq!(it.read("a", At::Latest).unwrap(), None);
-    let done = it.import(ImportStep::Finish(ImportFinish { commit_ts: 50 }));
+    let done = it.import(ImportStep::Finish(finish(50)));
     assert_eq!(done.unwrap().commit_ts, 50);
     assert_eq!(
         values(it.read("a", At::Latest).unwrap()),
@@ -310,15 +317,82 @@ fn an_import_that_replaces_a_state_gives_out_nothing_again() {
     it.import(ImportStep::Entries(ImportEntries { entries }))
         .unwrap();
     it.commit(vec![write(&key("a"), "{}")]);
-    let done = it.import(ImportStep::Finish(ImportFinish { commit_ts: 8 }));
+    let done = it.import(ImportStep::Finish(finish(8)));
     assert_eq!(done.unwrap().commit_ts, GAP + 10);
     assert_eq!(it.read("z", At::Latest).unwrap(), None);
     let next = it.commit(vec![write(&key("a"), "{}"), write(&key("z"), "{}")]);
     assert_eq!(next.commit_ts, GAP + 11);
-    assert_eq!(next.versions, [GAP + 8, GAP + 1]);
+    // Above all that were given out, of whatever key.
+    assert_eq!(next.versions, [GAP + 11, GAP + 11]);
     it.reopen();
     let numbers: Vec<_> = it.commits(GAP + 10).iter().map(|c| c.commit_ts).collect();
     assert_eq!(numbers, [GAP + 11]);
+}
+
+/// Replaces the state by these entries.
+fn replace_by(it: &mut Fixture, entries: Vec<ImportedEntry>, last: ImportFinish) {
+    let replace = true;
+    it.import(ImportStep::Begin(ImportBegin { replace }))
+        .unwrap();
+    it.import(ImportStep::Entries(ImportEntries { entries }))
+        .unwrap();
+    it.import(ImportStep::Finish(last)).unwrap();
+}
+
+#[test]
+fn whatever_history_replaces_the_state_no_version_of_a_key_is_given_out_twice() {
+    let of_another_store = |name: &str, version, forks| ImportedEntry {
+        forks,
+        ..imported(name, version, Some("{}"))
+    };
+    let mut it = Fixture::new();
+    let mut given: HashMap<&str, HashSet<u64>> = HashMap::new();
+    for round in 0..40_u64 {
+        let next = it.commit(["a", "b", "c"].map(|name| write(&key(name), "{}")).into());
+        for (name, version) in ["a", "b", "c"].into_iter().zip(next.versions) {
+            let is_new = given.entry(name).or_default().insert(version);
+            assert!(
+                is_new,
+                "round {round}: version {version} of {name} is given out again"
+            );
+        }
+        // The same snapshot again and again, with large and small versions, and keys that are missing in turns.
+        let mut entries = vec![of_another_store("a", 10 * GAP + 3, 10)];
+        match round % 4 {
+            0 => entries.push(of_another_store("b", 3, 0)),
+            1 => entries.push(of_another_store("b", 9 * GAP + 7, 2)),
+            2 => entries = vec![of_another_store("c", 5, 5)],
+            _ => {}
+        }
+        if round % 5 == 4 {
+            it.flush();
+            it.fork(1);
+        }
+        replace_by(&mut it, entries, finish(8));
+        if round % 7 == 6 {
+            it.flush();
+            it.fork(1);
+        }
+        it.reopen();
+    }
+}
+
+#[test]
+fn an_import_that_an_earlier_build_has_proposed_is_applied_as_it_did() {
+    let mut it = Fixture::new();
+    it.commit(vec![write(&key("a"), "{}")]);
+    let of_earlier_build = ImportFinish {
+        raises_versions: false,
+        ..finish(8)
+    };
+    replace_by(
+        &mut it,
+        vec![imported("a", 7, Some("{}"))],
+        of_earlier_build,
+    );
+    assert_eq!(it.state_reader().meta().floor, None);
+    let next = it.commit(vec![write(&key("a"), "{}"), write(&key("z"), "{}")]);
+    assert_eq!(next.versions, [GAP + 8, GAP + 1]);
 }
 
 #[test]
@@ -331,8 +405,7 @@ fn no_number_is_given_out_that_could_not_be_imported() {
         let entries = vec![imported("a", version, Some("{}"))];
         it.import(ImportStep::Entries(ImportEntries { entries }))
             .unwrap();
-        it.import(ImportStep::Finish(ImportFinish { commit_ts }))
-            .unwrap();
+        it.import(ImportStep::Finish(finish(commit_ts))).unwrap();
         let last = it.commit(vec![write(&key("a"), "{}")]);
         assert_eq!(
             (last.versions, last.commit_ts),
@@ -346,12 +419,15 @@ fn no_number_is_given_out_that_could_not_be_imported() {
         let refused = it.try_commit(vec![write(&key("a"), "{}")], Vec::new());
         assert_eq!(refused, Err(StateRefusal::Exhausted));
         assert_eq!(it.state_reader().meta().commit_ts, commit_ts + 1);
-        // An import that replaces the state does not exceed it either.
+        // An import that replaces the state does not exceed it either: what follows it would have no number.
         let replace = true;
         it.import(ImportStep::Begin(ImportBegin { replace }))
             .unwrap();
-        let finished = it.import(ImportStep::Finish(ImportFinish { commit_ts: 1 }));
-        assert_eq!(finished.is_ok(), commit_ts == 9, "{finished:?}");
+        let finished = it.import(ImportStep::Finish(finish(1)));
+        assert!(
+            matches!(finished, Err(StateImportRefusal::Invalid(_))),
+            "{finished:?}"
+        );
     }
 }
 
@@ -376,7 +452,7 @@ fn an_import_that_is_aborted_leaves_nothing_and_ends() {
     it.import(ImportStep::Abort(ImportAbort {})).unwrap();
     assert!(!entries());
     assert_eq!(it.state_reader().meta().importing, None);
-    let done = it.import(ImportStep::Finish(ImportFinish { commit_ts: 50 }));
+    let done = it.import(ImportStep::Finish(finish(50)));
     assert_eq!(done, Err(StateImportRefusal::Superseded));
     assert_eq!(it.commit(vec![write(&key("a"), "{}")]).versions, [2]);
 }

@@ -86,7 +86,7 @@ fn what_an_import_replaces_is_counted_once_as_space_to_give_back() {
             ImportStep::Entries(ImportEntries {
                 entries: vec![imported("a", 7, Some("{}"))],
             }),
-            ImportStep::Finish(ImportFinish { commit_ts: 8 }),
+            ImportStep::Finish(finish(8)),
         ];
         for step in steps {
             it.import(step).unwrap();
