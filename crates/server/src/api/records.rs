@@ -26,7 +26,7 @@ use s2_common::read_extent::ReadLimit;
 use s2_common::record::{Metered, MeteredSize as _};
 use s2_common::stream::{ReadBatch, ReadEnd, ReadFrom, ReadStart, StreamName};
 
-use super::{App, ServiceError, bodies, session_inputs, sessions};
+use super::{App, ServiceError, bodies, read_frames, session_inputs, sessions};
 use crate::answers::Exhausted;
 use crate::auth::PeerAddress;
 use crate::auth::{Access, AccessError, StreamAccess};
@@ -326,6 +326,7 @@ pub async fn append(
             response_mime,
         }) => {
             access.append(&input)?;
+            read_frames::check_fits(&input.records)?;
             check_settings(&access, &basin, &stream, &create_stream_config_patch)?;
             let handle = app
                 .node

@@ -371,6 +371,7 @@ async fn drive(
 /// Submits an append. The memory of its frame is released once it has been admitted.
 async fn submit(session: &AppendSession, input: Input) -> Result<(PendingAppend, usize), Error> {
     let Input { append, _claim } = input;
+    read_frames::check_fits(&append.records)?;
     let bytes = append.records.metered_size();
     Ok((session.append(append).await?, bytes))
 }
