@@ -46,6 +46,9 @@ pub fn end(code: u8) -> ! {
 
 /// Prints help, the version, or an error of the command line.
 pub fn report_usage(error: &clap::Error, wants_json: bool) -> u8 {
+    if wants_json && error.kind() == clap::error::ErrorKind::DisplayVersion {
+        return report(crate::version(true), true);
+    }
     if !error.use_stderr() {
         return report(output::written(error.print()).map(|_| ()), wants_json);
     }

@@ -181,6 +181,30 @@ fn every_command_with_json_is_in_the_table() {
 }
 
 #[test]
+fn the_version_is_a_document_by_the_option_and_by_the_command() {
+    for arguments in [
+        &["--json", "--version"][..],
+        &["-V", "--json"],
+        &["version", "--json"],
+    ] {
+        let mut command = esker();
+        command.args(arguments);
+        let output = run(command, b"");
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            document["version"],
+            env!("CARGO_PKG_VERSION"),
+            "{arguments:?}"
+        );
+    }
+}
+
+#[test]
 fn every_code_that_a_command_gives_is_documented() {
     fn sources(dir: &Path, found: &mut String) {
         for entry in fs::read_dir(dir).unwrap() {
