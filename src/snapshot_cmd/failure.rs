@@ -41,6 +41,7 @@ pub fn of(error: &Error, place: Place<'_>) -> Failure {
             "damaged",
             "`esker snapshot verify` says what else is, and which snapshots it hurts",
         ),
+        Error::NewerFormat { .. } => Failure::wrong("newer_format", error),
         Error::OtherCluster { .. } => Failure::wrong("other_cluster", error),
         Error::NotOurs { .. } => Failure::wrong("not_ours", error),
         Error::MarkerMissing { .. } | Error::OtherDestination { .. } => {

@@ -185,7 +185,7 @@ async fn one(
             let unmarked = watch(place, &Progress::new(), unmarking, "run it again").await?;
             unmarked.map_err(|e| place.failure(e))?;
         }
-        if report.is_sound() {
+        if report.damaged.is_empty() {
             return Ok((report, read, started.elapsed()));
         }
         let copies: Box<dyn LocalCopies> = match &args.files {
@@ -216,7 +216,19 @@ const NAME_FILES: &str = "without a server, objects are repaired from the files 
 
 /// A failure with advice, if anything is damaged and was not repaired.
 pub fn judge(report: &Verification, advice: &str) -> Result<(), Failure> {
-    if report.is_sound() || report.is_repaired() {
+    if report.is_sound() {
+        return Ok(());
+    }
+    let is_well = report.damaged.is_empty() || report.is_repaired();
+    if let Some(newer) = report.newer.first().filter(|_| is_well) {
+        let count = snapshots(report.newer.len() as u64);
+        let (snapshot, why) = (plain(&newer.snapshot), plain(&newer.why));
+        let what = format!(
+            "{count} of a newer release of Esker could not be verified ({snapshot}: {why}); no damage was found"
+        );
+        return Err(Failure::wrong("newer_format", what).advise("verify it with that release"));
+    }
+    if is_well {
         return Ok(());
     }
     let repaired = report.repair.iter().flat_map(|repair| &repair.repaired);
@@ -277,6 +289,12 @@ pub fn text(report: &Verification, read: u64, took_all: Duration) -> String {
             let (key, why) = (plain(&one.key), plain(&one.why));
             lines.push(format!("marked: {key}: {why}"));
         }
+    }
+    for one in &report.newer {
+        let (snapshot, why) = (plain(&one.snapshot), plain(&one.why));
+        lines.push(format!(
+            "not verified: {snapshot}: of a newer release of Esker ({why})"
+        ));
     }
     for snapshot in &report.without_checksums {
         lines.push(format!(

@@ -27,6 +27,17 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// An object has a format that this release does not know, because a later release has written it. It is no
+    /// damage: nothing is concluded from it, and it is neither repaired nor deleted.
+    #[error(
+        "{object} was written by a newer release of Esker ({why}): use that release, or a newer one"
+    )]
+    NewerFormat {
+        /// Its URL.
+        object: String,
+        /// The version that it has, and those that are known.
+        why: String,
+    },
     /// A listed or referenced object does not exist.
     #[error("{object} is missing")]
     Missing {
@@ -197,9 +208,55 @@ pub enum StoreFailure {
 
 impl Error {
     /// Whether a snapshot's objects are damaged or missing, so that an older snapshot may be tried. An object
-    /// that cannot be read now is neither.
+    /// that cannot be read now is neither, nor is one of a newer format.
     pub fn is_damage(&self) -> bool {
         matches!(self, Error::Damaged { .. } | Error::Missing { .. })
+    }
+}
+
+/// Why the bytes of an object are not used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// They break a rule of the format.
+    #[error("{0}")]
+    Damaged(String),
+    /// They have a format that a later release writes.
+    #[error("{0}; use a newer Esker")]
+    Newer(String),
+}
+
+impl From<String> for ParseError {
+    fn from(why: String) -> ParseError {
+        ParseError::Damaged(why)
+    }
+}
+
+impl ParseError {
+    /// The error of a version that is not among those that are `known`: the last of these is the newest. Versions
+    /// are `V` and a number.
+    pub(crate) fn of_version(version: Option<&str>, known: &[&str]) -> ParseError {
+        let number = |version: &str| version.strip_prefix('V')?.parse::<u32>().ok();
+        let Some(version) = version else {
+            return ParseError::Damaged("no version".to_owned());
+        };
+        let shown: String = version.chars().take(40).collect();
+        let why = format!(
+            "version {shown:?}, and only {} is known",
+            known.join(" or ")
+        );
+        let newest = known.last().and_then(|newest| number(newest));
+        match number(version) > newest {
+            true => ParseError::Newer(why),
+            false => ParseError::Damaged(why),
+        }
+    }
+
+    /// As the error of an object.
+    pub(crate) fn of(self, object: String) -> Error {
+        match self {
+            ParseError::Damaged(why) => Error::Damaged { object, why },
+            ParseError::Newer(why) => Error::NewerFormat { object, why },
+        }
     }
 }
 

@@ -166,7 +166,10 @@ fn kept(
             snapshot.bytes = Some(metadata.bytes());
             snapshot.node_name = Some(metadata.node_name.clone());
         }
-        Err(error) if error.is_damage() || matches!(error, Error::OtherCluster { .. }) => {
+        Err(error @ (Error::OtherCluster { .. } | Error::NewerFormat { .. })) => {
+            snapshot.problem = Some(error.to_string());
+        }
+        Err(error) if error.is_damage() => {
             snapshot.problem = Some(error.to_string());
         }
         Err(error) => return Err(error),

@@ -109,7 +109,7 @@ mod writer;
 pub use checkpoint::{Checkpoint, Digests, Source};
 pub use cluster::Cluster;
 pub use destination::Destination;
-pub use error::{Error, StoreFailure};
+pub use error::{Error, ParseError, StoreFailure};
 pub use ids::{
     DestinationId, Digest, Generation, IncarnationId, LineageId, Lsn, PartitionId, SnapshotId,
 };
@@ -126,4 +126,4 @@ pub use rate_limiter::RateLimiter;
 pub use repository::{CurrentRoot, Repository};
 pub use restore::{Restored, Which};
 pub use root::Root;
-pub use verify::{DamagedObject, Verification};
+pub use verify::{DamagedObject, NewerDescription, Verification};

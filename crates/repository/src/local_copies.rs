@@ -7,7 +7,9 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::checkpoint::{Checkpoint, Source};
+use crate::env::Env;
 use crate::ids::Digest;
+use crate::rate_limiter::RateLimiter;
 
 /// Bytes of a local file that are hashed at a time.
 const PIECE: u64 = 1 << 20;
@@ -85,12 +87,20 @@ impl LocalCopy {
         path.map_or_else(|| self.name.clone(), |path| path.display().to_string())
     }
 
-    /// Whether its bytes have this content. Reads them all.
-    pub(crate) async fn has(&self, (digest, size): Content) -> io::Result<bool> {
+    /// Whether its bytes have this content. Reads them all, no faster than the limiter allows.
+    pub(crate) async fn has(
+        &self,
+        (digest, size): Content,
+        limiter: Option<&RateLimiter>,
+        env: &dyn Env,
+    ) -> io::Result<bool> {
         let mut hasher = Xxh3::new();
         let mut offset = 0;
         while offset < size {
             let len = PIECE.min(size - offset);
+            if let Some(limiter) = limiter {
+                limiter.turn(env, len).await;
+            }
             let read = self
                 .source
                 .read_at(&self.name, offset, usize::try_from(len).unwrap_or(0));

@@ -6,6 +6,9 @@
 
 use std::collections::HashSet;
 
+use serde_json::Map;
+use time::OffsetDateTime;
+
 use crate::error::Error;
 use crate::metadata::SnapshotMetadata;
 use crate::ownership;
@@ -28,6 +31,49 @@ pub struct BadObject {
     pub why: String,
 }
 
+/// Objects that were read and are as they were written.
+///
+/// A reading proves nothing about a mark that was made after it began: another reading has found the damage since.
+/// So only marks that were in the root before the first object was read are removed.
+#[derive(Clone, Debug, Default)]
+pub struct SoundObjects {
+    keys: HashSet<String>,
+    /// The marks from before, each as a key and the time at which the damage was found.
+    known: HashSet<(String, OffsetDateTime)>,
+}
+
+impl SoundObjects {
+    /// None yet. `root` is that of before the first object is read.
+    pub fn before_reading(root: &Root) -> SoundObjects {
+        let marks = root.retained_snapshots.iter().flat_map(|r| &r.damaged);
+        SoundObjects {
+            keys: HashSet::new(),
+            known: marks
+                .map(|mark| (mark.key.clone(), mark.found_at))
+                .collect(),
+        }
+    }
+
+    /// Adds an object that was read.
+    pub fn insert(&mut self, key: String) {
+        self.keys.insert(key);
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    fn contains(&self, key: &str) -> bool {
+        self.keys.contains(key)
+    }
+
+    /// Whether a mark names an object that was read after the mark was made.
+    fn disproves(&self, mark: &Mark) -> bool {
+        self.contains(&mark.key) && self.known.contains(&(mark.key.clone(), mark.found_at))
+    }
+}
+
 impl Repository {
     /// Marks objects in every retained snapshot that has them, and removes the marks of objects that were
     /// found `sound`. Returns the root that has the marks. Objects that no retained snapshot has are not
@@ -40,7 +86,7 @@ impl Repository {
     pub async fn mark(
         &self,
         bad: &[BadObject],
-        sound: &HashSet<String>,
+        sound: &SoundObjects,
     ) -> Result<CurrentRoot, Error> {
         let store = self.store.operation();
         // Another disk may be mounted there, or none.
@@ -59,6 +105,7 @@ impl Repository {
                     key: object.key.clone(),
                     why: object.why.chars().take(MAX_CAUSE).collect(),
                     found_at,
+                    extra: Map::new(),
                 });
                 change_marks(retained, marks, sound, &has);
             }
@@ -84,7 +131,8 @@ impl Repository {
         }
     }
 
-    /// A snapshot's description; `None` if it is damaged or missing.
+    /// A snapshot's description; `None` if it is damaged or missing, or of a newer format: then its objects are
+    /// not known here, and are neither marked nor repaired.
     pub(crate) async fn description_if_whole(
         &self,
         store: &Store,
@@ -92,6 +140,7 @@ impl Repository {
     ) -> Result<Option<std::sync::Arc<SnapshotMetadata>>, Error> {
         match self.read_description(store, &retained.dir()).await {
             Ok(metadata) => Ok(Some(metadata)),
+            Err(Error::NewerFormat { .. }) => Ok(None),
             Err(error) if error.is_damage() => Ok(None),
             Err(error) => Err(error),
         }
@@ -112,12 +161,13 @@ fn keys_of(retained: &Retained, metadata: Option<&SnapshotMetadata>) -> HashSet<
 fn change_marks(
     retained: &mut Retained,
     marks: impl Iterator<Item = Mark>,
-    sound: &HashSet<String>,
+    sound: &SoundObjects,
     has: &HashSet<String>,
 ) {
-    retained.damaged.retain(|mark| !sound.contains(&mark.key));
+    retained.damaged.retain(|mark| !sound.disproves(mark));
     let metadata = retained.dir().metadata();
-    if has.len() > 1
+    if retained.damaged.is_empty()
+        && has.len() > 1
         && has
             .iter()
             .all(|key| sound.contains(key) || *key == metadata)
@@ -142,11 +192,9 @@ fn change_marks(
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Map;
-    use time::OffsetDateTime;
-
     use super::*;
-    use crate::ids::{Lsn, SnapshotId};
+    use crate::cluster::Cluster;
+    use crate::ids::{Generation, Lsn, PartitionId, SnapshotId};
 
     #[test]
     fn marks_beyond_the_bound_are_counted_and_vanish_only_when_everything_is_sound() {
@@ -171,18 +219,65 @@ mod tests {
                 key: key(i),
                 why: "it is missing".to_owned(),
                 found_at: OffsetDateTime::UNIX_EPOCH,
+                extra: Map::new(),
             })
         };
         for _ in 0..2 {
-            change_marks(&mut retained, marks(), &HashSet::new(), &has);
+            change_marks(&mut retained, marks(), &SoundObjects::default(), &has);
             assert_eq!((retained.damaged.len(), retained.damaged_further), (100, 7));
             assert_eq!(retained.count_damaged(), count as u64);
         }
-        let some = (0..MAX_MARKS).map(key).collect();
+        let sound = |keys: HashSet<String>| SoundObjects {
+            known: marks().map(|mark| (mark.key, mark.found_at)).collect(),
+            keys,
+        };
+        let some = sound((0..MAX_MARKS).map(key).collect());
         change_marks(&mut retained, std::iter::empty(), &some, &has);
         assert_eq!((retained.damaged.len(), retained.damaged_further), (0, 7));
-        let all = (0..count).map(key).collect();
+        let all = sound((0..count).map(key).collect());
         change_marks(&mut retained, std::iter::empty(), &all, &has);
         assert_eq!(retained.count_damaged(), 0);
+    }
+
+    #[test]
+    fn a_mark_that_was_made_after_a_reading_began_stays() {
+        let mark = |second| Mark {
+            key: "ssts/a.sst".to_owned(),
+            why: "it is missing".to_owned(),
+            found_at: OffsetDateTime::UNIX_EPOCH + std::time::Duration::from_secs(second),
+            extra: Map::new(),
+        };
+        let cluster = Cluster {
+            name: "test".to_owned(),
+            fingerprint: None,
+            node_name: "node".to_owned(),
+        };
+        let mut root = Root::empty(PartitionId(1), &cluster, Generation(1));
+        root.retained_snapshots.push(Retained {
+            snapshot_id: SnapshotId::from_bits(1),
+            min_applied_lsn: Lsn(1),
+            created_at: OffsetDateTime::UNIX_EPOCH,
+            path: String::new(),
+            damaged: Vec::new(),
+            damaged_further: 0,
+            extra: Map::new(),
+        });
+        let has = HashSet::from(["ssts/a.sst".to_owned()]);
+        let read = |root: &Root| {
+            let mut sound = SoundObjects::before_reading(root);
+            sound.insert("ssts/a.sst".to_owned());
+            sound
+        };
+        let none = SoundObjects::default();
+        // Another process finds the damage while the object is read, or just afterwards.
+        let early = read(&root);
+        let retained = &mut root.retained_snapshots[0];
+        change_marks(retained, [mark(1)].into_iter(), &none, &has);
+        change_marks(retained, std::iter::empty(), &early, &has);
+        assert_eq!(retained.damaged, [mark(1)]);
+        let late = read(&root);
+        let retained = &mut root.retained_snapshots[0];
+        change_marks(retained, std::iter::empty(), &late, &has);
+        assert_eq!(retained.damaged, []);
     }
 }

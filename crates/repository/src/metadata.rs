@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
-use crate::error::Error;
+use crate::error::{Error, ParseError};
 use crate::ids::{Digest, LineageId, Lsn, PartitionId, SnapshotId};
 use crate::layout::{Object, RESTORE_MARKER, SnapshotDir, digest_of_key, is_full_name};
 
@@ -216,16 +216,16 @@ impl SnapshotMetadata {
         bytes: &[u8],
         partition: PartitionId,
         dir: &SnapshotDir,
-    ) -> Result<SnapshotMetadata, String> {
+    ) -> Result<SnapshotMetadata, ParseError> {
         let value: Value = serde_json::from_slice(bytes).map_err(|e| format!("no JSON: {e}"))?;
         match value.get("version").and_then(Value::as_str) {
             Some(VERSION | VERSION_OF_SEVERAL) => {}
-            Some(other) => {
-                return Err(format!(
-                    "version {other:?}, and only {VERSION} and {VERSION_OF_SEVERAL} are known; use a newer Esker"
+            other => {
+                return Err(ParseError::of_version(
+                    other,
+                    &[VERSION, VERSION_OF_SEVERAL],
                 ));
             }
-            None => return Err("no version".to_owned()),
         }
         let mut metadata: SnapshotMetadata =
             serde_json::from_value(value).map_err(|e| e.to_string())?;

@@ -43,6 +43,8 @@ pub struct Options {
     /// Limits the rate at which files are uploaded. Hard links, descriptions and the root are not limited.
     /// `None`: no limit.
     pub rate_limiter: Option<RateLimiter>,
+    /// Limits the rate at which a repair reads local files and objects to find a copy. `None`: no limit.
+    pub read_limiter: Option<RateLimiter>,
     /// How often a request to the store is retried, and how long it may take.
     pub retries: Retries,
 }
@@ -67,6 +69,7 @@ impl Default for Options {
             // Six parts. With the memory of allocators and connections, a process stays below 128 MiB.
             buffer: 48 << 20,
             rate_limiter: None,
+            read_limiter: None,
             retries: Retries::default(),
         }
     }

@@ -20,7 +20,7 @@ use time::OffsetDateTime;
 use crate::cluster::Cluster;
 use crate::destination::Destination;
 use crate::env::{Env, System};
-use crate::error::Error;
+use crate::error::{Error, ParseError};
 use crate::ids::{DestinationId, PartitionId};
 use crate::layout::{Object, ROOT, parse_partition};
 use crate::metadata::{METADATA_BYTES, SnapshotMetadata};
@@ -62,18 +62,13 @@ pub struct ClusterMarker {
 }
 
 impl ClusterMarker {
-    fn parse(bytes: &[u8]) -> Result<ClusterMarker, String> {
+    fn parse(bytes: &[u8]) -> Result<ClusterMarker, ParseError> {
         let value: Value = serde_json::from_slice(bytes).map_err(|e| format!("no JSON: {e}"))?;
         match value.get("version").and_then(Value::as_str) {
             Some(VERSION) => {}
-            Some(other) => {
-                return Err(format!(
-                    "version {other:?}, and only {VERSION} is known; use a newer Esker"
-                ));
-            }
-            None => return Err("no version".to_owned()),
+            other => return Err(ParseError::of_version(other, &[VERSION])),
         }
-        serde_json::from_value(value).map_err(|e| e.to_string())
+        Ok(serde_json::from_value(value).map_err(|e| e.to_string())?)
     }
 }
 
@@ -202,10 +197,8 @@ async fn inspect(store: &Store, cluster: &Cluster) -> Result<Option<ClusterMarke
 async fn read(store: &Store) -> Result<Option<ClusterMarker>, Error> {
     match store.get(MARKER, MAX_MARKER_BYTES).await {
         Ok((bytes, _)) => {
-            let marker = ClusterMarker::parse(&bytes).map_err(|why| Error::Damaged {
-                object: store.display_url(MARKER),
-                why,
-            })?;
+            let marker = ClusterMarker::parse(&bytes);
+            let marker = marker.map_err(|why| why.of(store.display_url(MARKER)))?;
             Ok(Some(marker))
         }
         Err(Error::Missing { .. }) => Ok(None),
@@ -261,7 +254,7 @@ async fn inspect_partition(
                     None => Err(Error::NotOurs { root: url }),
                 };
             }
-            Err(why) => Error::Damaged { object: url, why },
+            Err(why) => why.of(url),
         },
         Err(error @ Error::Damaged { .. }) => error,
         Err(Error::Missing { .. }) => Error::NoRoot {
@@ -271,7 +264,7 @@ async fn inspect_partition(
         Err(error) => return Err(error),
     };
     // The root names no cluster, but a description may.
-    let mut others = matches!(unknown, Error::Damaged { .. });
+    let mut others = matches!(unknown, Error::Damaged { .. } | Error::NewerFormat { .. });
     let mut listed = store.list();
     while let Some(object) = listed.next().await {
         let key = object?.key;

@@ -4,16 +4,17 @@
 //! Its execution deletes only these objects, and refuses if the root has changed: while the root is
 //! unchanged, everything that the plan is based on is still true.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::ids::Generation;
+use crate::ids::{Generation, SnapshotId};
 use crate::layout::{Object, ROOT};
 use crate::repository::{Change, Repository};
-use crate::root::Root;
+use crate::root::{Retained, Root};
 use crate::store::Listed;
 use crate::sweep::{
     Expiry, ObjectStatus, OrphanClassifier, OrphanReason, delete_all, expire_entries,
@@ -88,13 +89,16 @@ pub struct Pruned {
 }
 
 impl PruneOptions {
-    /// The root without the snapshots that are released, and the names of these.
-    fn release(&self, root: &Root) -> (Root, Vec<String>) {
+    /// The root without the snapshots that are released, and the names of these. Those of a `newer` format stay.
+    fn release(&self, root: &Root, newer: &HashSet<SnapshotId>) -> (Root, Vec<String>) {
         let mut next = root.clone();
         let mut released = Vec::new();
         if let Some(keep) = self.keep {
             let keep = (keep.get() as usize).min(next.retained_snapshots.len());
             let cut = next.retained_snapshots.split_off(keep);
+            let stays = |r: &Retained| newer.contains(&r.snapshot_id);
+            let (stay, cut): (Vec<_>, Vec<_>) = cut.into_iter().partition(stays);
+            next.retained_snapshots.extend(stay);
             released.extend(cut.into_iter().map(|r| r.path));
         }
         if self.abandoned {
@@ -127,7 +131,14 @@ impl Repository {
                 root: store.display_url(ROOT),
             });
         };
-        let (mut next, released) = options.release(&current);
+        let newer = match options.keep {
+            Some(keep) => {
+                self.newer_beyond(&store, &current, keep.get() as usize)
+                    .await?
+            }
+            None => HashSet::new(),
+        };
+        let (mut next, released) = options.release(&current, &newer);
         let now = store.env().now_for_ages();
         let Expiry {
             root: expire_entries,

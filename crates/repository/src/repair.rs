@@ -40,7 +40,7 @@ use crate::ids::{Digest, Generation, SnapshotId};
 use crate::layout::{SnapshotDir, shared_file};
 use crate::local_copies::Content;
 pub use crate::local_copies::{FilesBySize, LocalCopies, LocalCopy, NoCopies};
-pub use crate::marks::BadObject;
+pub use crate::marks::{BadObject, SoundObjects};
 use crate::metadata::{FileMetadata, Kind, SnapshotMetadata};
 use crate::part::PART;
 use crate::progress::Progress;
@@ -142,7 +142,7 @@ impl Repository {
         progress: &Progress,
     ) -> Result<(Repair, CurrentRoot), Error> {
         for _ in 0..MAX_STARTS {
-            let current = self.mark(bad, &HashSet::new()).await?;
+            let current = self.mark(bad, &SoundObjects::default()).await?;
             let store = self.store.operation();
             let plan = self.plan_repair(&store, &current, bad, copies).await?;
             if plan.targets.is_empty() {
@@ -249,8 +249,9 @@ impl Repository {
         described: &[(&Retained, Arc<SnapshotMetadata>)],
         unusable: &HashSet<&str>,
     ) -> Result<Option<CopyFrom>, Error> {
+        let limiter = self.options.read_limiter.as_ref();
         for copy in copies.candidates(digest, size) {
-            match copy.has((digest, size)).await {
+            match copy.has((digest, size), limiter, &**store.env()).await {
                 Ok(true) => return Ok(Some(CopyFrom::File(copy))),
                 Ok(false) => {
                     tracing::debug!(file = copy.shown(), "A local file has another content");
@@ -276,7 +277,7 @@ impl Repository {
                 {
                     continue;
                 }
-                match self.hash_object(store, &key, size, None).await {
+                match self.hash_object(store, &key, size, limiter).await {
                     Ok(found) if found == digest => return Ok(Some(CopyFrom::Object(key))),
                     Ok(_) => {}
                     Err(error) if error.is_damage() => {}

@@ -15,8 +15,8 @@ use tokio::sync::Mutex;
 pub use crate::cluster::Cluster;
 use crate::destination::Destination;
 use crate::env::{Env, System};
-use crate::error::Error;
-use crate::ids::{Generation, PartitionId};
+use crate::error::{Error, ParseError};
+use crate::ids::{Generation, PartitionId, SnapshotId};
 use crate::layout::{Object, ROOT, SnapshotDir};
 use crate::metadata::{METADATA_BYTES, SnapshotMetadata};
 pub use crate::options::Options;
@@ -164,9 +164,12 @@ impl Repository {
             Err(Error::Missing { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let root = Root::parse(&bytes, self.partition).map_err(|why| Error::Damaged {
-            object: store.display_url(ROOT),
-            why: format!("{why}. {BRING_BACK}"),
+        let root = Root::parse(&bytes, self.partition).map_err(|why| match why {
+            ParseError::Damaged(why) => Error::Damaged {
+                object: store.display_url(ROOT),
+                why: format!("{why}. {BRING_BACK}"),
+            },
+            newer @ ParseError::Newer(_) => newer.of(store.display_url(ROOT)),
         })?;
         self.check_cluster(
             &store.display_url(ROOT),
@@ -216,11 +219,8 @@ impl Repository {
     ) -> Result<Arc<SnapshotMetadata>, Error> {
         let key = dir.metadata();
         let (bytes, _) = store.get(&key, METADATA_BYTES).await?;
-        let metadata =
-            SnapshotMetadata::parse(&bytes, self.partition, dir).map_err(|why| Error::Damaged {
-                object: store.display_url(&key),
-                why,
-            })?;
+        let metadata = SnapshotMetadata::parse(&bytes, self.partition, dir)
+            .map_err(|why| why.of(store.display_url(&key)))?;
         self.check_cluster(
             &store.display_url(&key),
             &metadata.cluster_name,
@@ -274,6 +274,28 @@ impl Repository {
         Ok((root, refs))
     }
 
+    /// Those of the retained snapshots after the first `keep` that a newer release has described. This release
+    /// knows nothing of them, so it removes none from the root.
+    pub(crate) async fn newer_beyond(
+        &self,
+        store: &Store,
+        root: &Root,
+        keep: usize,
+    ) -> Result<HashSet<SnapshotId>, Error> {
+        let mut newer = HashSet::new();
+        for retained in root.retained_snapshots.iter().skip(keep) {
+            match self.read_description(store, &retained.dir()).await {
+                Ok(_) => {}
+                Err(Error::NewerFormat { .. }) => {
+                    newer.insert(retained.snapshot_id.clone());
+                }
+                Err(error) if error.is_damage() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(newer)
+    }
+
     /// The keys that no retained snapshot has, or that are marked as damaged. Reads descriptions newest first, and only until all keys are
     /// found, because each description that is not cached costs a request.
     pub(crate) async fn not_retained(
@@ -300,7 +322,7 @@ impl Repository {
                     }
                 }
                 // None of its files is reused; they are uploaded again.
-                Err(error) if error.is_damage() => {
+                Err(error) if error.is_damage() || matches!(error, Error::NewerFormat { .. }) => {
                     tracing::warn!(%error, "A retained snapshot cannot be read");
                 }
                 Err(error) => return Err(error),

@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::cluster::Cluster;
-use crate::error::Error;
+use crate::error::{Error, ParseError};
 use crate::ids::{Generation, IncarnationId, LineageId, Lsn, PartitionId, SnapshotId};
 use crate::layout::SnapshotDir;
 
@@ -123,6 +123,10 @@ pub struct Mark {
     /// When it was found, by the finder's clock.
     #[serde(with = "time::serde::rfc3339")]
     pub found_at: OffsetDateTime,
+    /// All other fields.
+    #[serde(flatten)]
+    #[cfg_attr(feature = "openapi", schema(ignore))]
+    pub extra: Map<String, Value>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)]
@@ -319,26 +323,23 @@ impl Root {
     /// # Errors
     ///
     /// What is wrong with it.
-    pub fn parse(bytes: &[u8], partition: PartitionId) -> Result<Root, String> {
+    pub fn parse(bytes: &[u8], partition: PartitionId) -> Result<Root, ParseError> {
         let value: Value = serde_json::from_slice(bytes).map_err(|e| format!("no JSON: {e}"))?;
         let version = value.get("version").and_then(Value::as_str);
         let old = match version {
             Some(VERSION) => false,
             Some("V1") => true,
-            Some(other) => {
-                return Err(format!(
-                    "version {other:?}, and only V1 and {VERSION} are known; use a newer Esker"
-                ));
-            }
-            None => return Err("no version".to_owned()),
+            other => return Err(ParseError::of_version(other, &["V1", VERSION])),
         };
         let names_newest = value.get("snapshot_id").is_some_and(|id| !id.is_null());
         let mut root: Root = serde_json::from_value(value).map_err(|e| e.to_string())?;
         if names_newest != root.newest.is_some() {
-            return Err("its newest snapshot is not described as it should be".to_owned());
+            let why = "its newest snapshot is not described as it should be";
+            return Err(why.to_owned().into());
         }
         if !old && root.newest.is_some() && root.retained_snapshots.is_empty() {
-            return Err("it names a newest snapshot and retains none".to_owned());
+            let why = "it names a newest snapshot and retains none";
+            return Err(why.to_owned().into());
         }
         if old && root.retained_snapshots.is_empty() {
             root.retained_snapshots

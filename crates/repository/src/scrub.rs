@@ -58,6 +58,11 @@ impl Repository {
             let dir = retained.dir();
             let metadata = match self.fetch_description(&store, &dir).await {
                 Ok(metadata) => metadata,
+                // What it needs is not known here; the release that wrote it scrubs it.
+                Err(error @ Error::NewerFormat { .. }) => {
+                    tracing::warn!(%error, "A snapshot is not scrubbed");
+                    continue;
+                }
                 Err(error) if error.is_damage() => {
                     plan.bad.push(BadObject {
                         key: dir.metadata(),

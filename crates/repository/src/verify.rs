@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::error::Error;
 use crate::ids::Digest;
 use crate::layout::{ROOT, SnapshotDir};
-use crate::marks::BadObject;
+use crate::marks::{BadObject, SoundObjects};
 use crate::metadata::SnapshotMetadata;
 use crate::progress::Progress;
 use crate::repair::Repair;
@@ -35,18 +35,21 @@ pub struct Verification {
     pub without_checksums: Vec<String>,
     /// Objects that are damaged or missing.
     pub damaged: Vec<DamagedObject>,
+    /// Descriptions that a newer release has written: nothing is known of their snapshots here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub newer: Vec<NewerDescription>,
     /// What was repaired of it; absent if no repair was requested or needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repair: Option<Repair>,
     /// Marked objects that were read and are as they were written: [`Repository::mark`] removes their marks.
     #[serde(skip)]
-    pub sound: HashSet<String>,
+    pub sound: SoundObjects,
 }
 
 impl Verification {
-    /// Whether nothing is damaged or missing.
+    /// Whether everything was verified, and nothing is damaged or missing.
     pub fn is_sound(&self) -> bool {
-        self.damaged.is_empty()
+        self.damaged.is_empty() && self.newer.is_empty()
     }
 
     /// What a repair takes: the objects that are damaged or missing.
@@ -68,6 +71,16 @@ impl Verification {
         let is_repaired = |key: &String| repair.repaired.iter().any(|one| one.key == *key);
         self.damaged.iter().all(|object| is_repaired(&object.key))
     }
+}
+
+/// The description of a snapshot that a newer release has written.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NewerDescription {
+    /// The snapshot.
+    pub snapshot: String,
+    /// The version that it has, and those that are known.
+    pub why: String,
 }
 
 /// An object that is missing, or whose bytes are not those that were written.
@@ -163,12 +176,17 @@ impl Repository {
             let marked = root.marked();
             let mut retained = root.retained_snapshots.iter();
             let has_further = retained.any(|r| r.damaged_further > 0);
-            let descriptions = root.kept().into_iter().map(|dir| dir.metadata());
+            let is_newer =
+                |dir: &SnapshotDir| report.newer.iter().any(|n| n.snapshot == dir.to_string());
+            let kept = root.kept().into_iter().filter(|dir| !is_newer(dir));
+            let descriptions = kept.map(|dir| dir.metadata());
             let read = needed.keys().cloned().chain(descriptions);
-            report.sound = read
+            let mut sound = SoundObjects::before_reading(&root);
+            let sound_keys = read
                 .filter(|key| has_further || marked.contains(key.as_str()))
-                .filter(|key| !damaged.contains_key(key))
-                .collect();
+                .filter(|key| !damaged.contains_key(key));
+            sound_keys.for_each(|key| sound.insert(key));
+            report.sound = sound;
         }
         if !damaged.is_empty() {
             // Objects of snapshots that were released meanwhile may be deleted; that is no damage.
@@ -204,6 +222,13 @@ impl Repository {
                     damaged.insert(key, object);
                 }
                 metadata
+            }
+            Err(Error::NewerFormat { why, .. }) => {
+                report.newer.push(NewerDescription {
+                    snapshot: dir.to_string(),
+                    why,
+                });
+                return Ok(());
             }
             Err(error) if error.is_damage() || matches!(error, Error::OtherCluster { .. }) => {
                 let why = match &error {

@@ -201,6 +201,11 @@ const SNAPSHOT_CODES: &[(&str, &str, &str)] = &[
         "`esker snapshot verify --data` says which snapshots it hurts, and with `--repair` repairs what it can. Without that, nothing was changed.",
     ),
     (
+        "newer_format",
+        "Objects of the repository have a format that this release does not know, because a newer one has written them. They are no damage, and are neither used, repaired nor deleted.",
+        "Use that release, or a newer one; a restore can name another snapshot.",
+    ),
+    (
         "unusable",
         "No snapshot could be restored; the message says why, for each that was tried.",
         "Bring the damaged objects back from versions or a backup of the bucket.",

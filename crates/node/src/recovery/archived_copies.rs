@@ -42,6 +42,14 @@ impl Search<'_> {
                         .push(format!("repository snapshot {dir}: {error}"));
                     continue;
                 }
+                Err(error @ RepositoryError::NewerFormat { .. }) => {
+                    // Another copy may lead to the present. Where none does, nothing may be given up.
+                    tracing::warn!(partition = self.facts.partition, snapshot = %dir, %error, "a snapshot is not used");
+                    let why = format!("repository snapshot {dir}: {error}");
+                    self.unreadable.push(why.clone());
+                    self.tried.push(why);
+                    continue;
+                }
                 Err(error) => return Err(self.unreadable_repository(&error)),
             };
             let Some(lineage) = metadata.lineage else {

@@ -195,6 +195,7 @@ impl Archive {
                 false => self.options.orphan_min_age,
             },
             rate_limiter: self.rate_limiter.clone(),
+            read_limiter: self.scrub_limiter.clone(),
             ..Options::default()
         };
         Repository::new(&self.destination, partition_id(partition), options)

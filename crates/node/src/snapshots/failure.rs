@@ -85,6 +85,12 @@ impl Failure {
                     ..Failure::failing(what)
                 };
             }
+            RepositoryError::NewerFormat { .. } => {
+                return Failure {
+                    remedy: "start that release again, or a newer one; until then nothing in the repository that it wrote is used or deleted, and service goes on",
+                    ..Failure::failing(what)
+                };
+            }
             RepositoryError::NoSpace { .. } => {
                 return Failure {
                     remedy: "make room at snapshots.destination; service goes on, and it is tried again",

@@ -76,11 +76,11 @@ impl Node {
             repository.mark(&[], &report.sound).await?;
             self.inner.look_again(partition);
         }
-        if repair && !report.is_sound() {
+        if repair && !report.damaged.is_empty() {
             let bad = report.bad_objects();
             report.repair = Some(self.inner.repair_snapshots(partition, &bad).await?);
         }
-        if !report.is_sound() && !report.is_repaired() {
+        if !report.damaged.is_empty() && !report.is_repaired() {
             let known = &self.inner.snapshots.known[partition as usize];
             known.lock().force_full = true;
         }

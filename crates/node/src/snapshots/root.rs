@@ -122,7 +122,8 @@ pub(super) async fn check_history(
     };
     let metadata = match repository.describe(&newest).await {
         Ok(metadata) => metadata,
-        // A damaged snapshot proves nothing about the history.
+        // A damaged snapshot proves nothing about the history, and nor does one that is not understood.
+        Err(RepositoryError::NewerFormat { .. }) => return Ok(()),
         Err(error) if error.is_damage() => return Ok(()),
         Err(error) => return Err(Failure::of(&error)),
     };

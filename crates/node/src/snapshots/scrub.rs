@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
-use esker_repository::marks::BadObject;
+use esker_repository::marks::{BadObject, SoundObjects};
 use esker_repository::repair::{FilesBySize, LocalCopies, NoCopies, Repair};
 use esker_repository::scrub::ScrubObject;
 use esker_repository::{Error as RepositoryError, Progress, RateLimiter, Repository};
@@ -80,7 +80,7 @@ async fn scrub_partition(inner: &Inner, partition: u64, after: Option<String>) {
         },
         bad: Vec::new(),
         found_at: None,
-        sound: HashSet::new(),
+        sound: SoundObjects::default(),
         objects: 0,
         bytes: 0,
     };
@@ -128,7 +128,7 @@ struct Pass<'a> {
     bad: Vec<BadObject>,
     found_at: Option<Instant>,
     /// Marked objects that are as they were written.
-    sound: HashSet<String>,
+    sound: SoundObjects,
     objects: u64,
     bytes: u64,
 }
@@ -136,19 +136,21 @@ struct Pass<'a> {
 impl Pass<'_> {
     /// Returns why some object could not be read now.
     async fn run(&mut self, after: Option<String>) -> Result<Option<String>, RepositoryError> {
+        // Before anything is read: what is marked later is damage that another reading has found since.
+        let root = self.repository.root().await?;
+        self.sound = SoundObjects::before_reading(&root);
         let plan = self.repository.scrub_plan().await?;
         for bad in plan.bad {
             self.found(bad);
         }
-        let root = self.repository.root().await?;
         let marked: HashSet<String> = root
             .retained_snapshots
             .iter()
             .flat_map(|retained| retained.damaged.iter().map(|mark| mark.key.clone()))
             .collect();
         let descriptions = plan.descriptions.into_iter();
-        self.sound
-            .extend(descriptions.filter(|key| marked.contains(key)));
+        let descriptions = descriptions.filter(|key| marked.contains(key));
+        descriptions.for_each(|key| self.sound.insert(key));
         // Objects that are marked and not listed are sound only if all are.
         let has_further = root
             .retained_snapshots

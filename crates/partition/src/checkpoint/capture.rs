@@ -101,7 +101,11 @@ impl Capture {
             }
             None => {
                 let to = base.join(format!("lsn_{:020}", applied.lsn));
-                if let Ok(there) = Checkpoint::open(&to)
+                let there = Checkpoint::open(&to);
+                if matches!(there, Err(StoreError::NewerCheckpoint { .. })) {
+                    return there;
+                }
+                if let Ok(there) = there
                     && there.lineage() == Some(lineage.id())
                     && LogTail::agree(there.meta.log_tail.as_ref(), applied.log_tail.as_ref())
                 {

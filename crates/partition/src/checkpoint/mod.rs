@@ -174,10 +174,11 @@ impl Checkpoint {
         let version: Version = serde_json::from_slice(&text)
             .map_err(|e| bad(format!("{DESCRIPTION} is not a description: {e}")))?;
         if version.format > FORMAT {
-            return Err(bad(format!(
-                "it has format {}, this version knows up to {FORMAT}: use a newer esker",
-                version.format
-            )));
+            return Err(StoreError::NewerCheckpoint {
+                path: dir.to_owned(),
+                found: version.format,
+                known: FORMAT,
+            });
         }
         let meta: CheckpointMeta = serde_json::from_slice(&text)
             .map_err(|e| bad(format!("{DESCRIPTION} is not a description: {e}")))?;

@@ -55,6 +55,16 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
+    /// A checkpoint that a newer release has made: nothing is known of it here, and it stays.
+    #[error("the checkpoint in {path} was made by a newer release of Esker: it has format {found}, and formats up to {known} are known: use that release, or a newer one", path = .path.display())]
+    NewerCheckpoint {
+        /// Its directory.
+        path: PathBuf,
+        /// The format that it has.
+        found: u32,
+        /// The newest format that is known.
+        known: u32,
+    },
     /// Memtables cannot be flushed at the moment. Their data is in memory and in the Raft log.
     #[error("the database in {path}, partition {partition}, cannot write its files: {why}")]
     NotFlushed {
@@ -80,13 +90,13 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the operating system refused: a retry may succeed, and the data that could not be read may
-    /// be intact. False for what is missing, damaged or malformed.
+    /// Whether the operating system refused, or a newer release has written it: the data that could not be read
+    /// may be intact, and a retry, or that release, may read it. False for what is missing, damaged or malformed.
     pub fn is_unreadable(&self) -> bool {
         match self {
             StoreError::Db { source, .. } => is_refusal(source.kind(), source.as_ref()),
             StoreError::Io { source, .. } => source.kind() != std::io::ErrorKind::NotFound,
-            StoreError::NotFlushed { .. } => true,
+            StoreError::NotFlushed { .. } | StoreError::NewerCheckpoint { .. } => true,
             StoreError::Missing { .. }
             | StoreError::Incomplete { .. }
             | StoreError::Checkpoint { .. }

@@ -139,7 +139,10 @@ impl Upload<'_> {
                 return Ok(Committed::Gone(gone));
             }
             let equals = self.equals(store, &current, metadata).await?;
-            let next = self.with_snapshot(&current, metadata, &equals);
+            // Of those that stay, one makes room for this snapshot.
+            let keep = repository.num_retained().saturating_sub(1);
+            let newer = repository.newer_beyond(store, &current, keep).await?;
+            let next = self.with_snapshot(&current, metadata, &equals, &newer);
             let before = Box::new(current.root().clone());
             current = match repository.try_swap(store, &current, next).await? {
                 Swapped::Done(after) => return Ok(Committed::Yes(before, Box::new(after))),
@@ -173,6 +176,7 @@ impl Upload<'_> {
                 Ok(other) => same_files(&other, metadata),
                 // A snapshot whose description is damaged cannot be restored.
                 Err(error) if error.is_damage() => true,
+                Err(Error::NewerFormat { .. }) => false,
                 Err(error) => return Err(error),
             };
             if same {
@@ -183,12 +187,13 @@ impl Upload<'_> {
     }
 
     /// The root with the snapshot, without those of the same content, without those beyond the number that
-    /// is retained, and without the intent.
+    /// is retained, and without the intent. Those of a `newer` format stay.
     fn with_snapshot(
         &self,
         root: &Root,
         metadata: &SnapshotMetadata,
         equals: &HashSet<SnapshotId>,
+        newer: &HashSet<SnapshotId>,
     ) -> Root {
         let mut next = root.clone();
         next.retained_snapshots
@@ -205,8 +210,11 @@ impl Upload<'_> {
         // It is inserted before those of the same LSN, because its own commit must not remove it.
         next.retained_snapshots.insert(0, committed);
         next.settle();
-        next.retained_snapshots
-            .truncate(self.repository.num_retained());
+        let mut count = 0;
+        next.retained_snapshots.retain(|retained| {
+            count += 1;
+            count <= self.repository.num_retained() || newer.contains(&retained.snapshot_id)
+        });
         next.intents.retain(|i| i.generation != self.generation);
         next.node_name.clone_from(&metadata.node_name);
         next

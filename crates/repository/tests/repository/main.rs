@@ -36,6 +36,7 @@ mod faults;
 mod fixture;
 mod interrupted;
 mod names;
+mod newer_formats;
 mod order;
 mod ownership;
 mod pacing;

@@ -160,7 +160,10 @@ async fn an_unreadable_description_stops_the_whole_sweep(place: Place) {
         place.write(&put.snapshot.metadata(), bad);
         let before = place.objects();
         let swept = place.repository().sweep().await;
-        assert!(matches!(swept, Err(Error::Damaged { .. })), "{swept:?}");
+        match bad.contains(&b'V') {
+            true => assert!(matches!(swept, Err(Error::NewerFormat { .. })), "{swept:?}"),
+            false => assert!(matches!(swept, Err(Error::Damaged { .. })), "{swept:?}"),
+        }
         assert_eq!(place.objects(), before);
     }
     place.remove(&put.snapshot.metadata());

@@ -84,6 +84,7 @@ pub const REPOSITORY_CODES: &[(&str, u16)] = &[
     ("not_ours", 409),
     ("repository_missing", 409),
     ("other_writer", 409),
+    ("newer_format", 409),
     ("damaged", 500),
     ("io", 500),
     ("denied", 502),
@@ -369,6 +370,7 @@ fn repository_code(error: &RepositoryError) -> &'static str {
         }
         RepositoryError::NoRoot { .. } => "root_missing",
         RepositoryError::Damaged { .. } | RepositoryError::Missing { .. } => "damaged",
+        RepositoryError::NewerFormat { .. } => "newer_format",
         RepositoryError::OtherCluster { .. } => "other_cluster",
         RepositoryError::NotOurs { .. } => "not_ours",
         RepositoryError::MarkerMissing { .. } | RepositoryError::OtherDestination { .. } => {
