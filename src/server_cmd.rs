@@ -282,17 +282,6 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
     }
 }
 
-/// The number of threads that serve connections.
-fn worker_threads(configured: u32) -> usize {
-    match configured {
-        0 => {
-            let processors = std::thread::available_parallelism();
-            (processors.map_or(1, usize::from) / 2).max(1)
-        }
-        configured => configured as usize,
-    }
-}
-
 fn create_root_token(config: &Config) -> Result<(), Failure> {
     let Some(path) = &config.root_token_file else {
         return Err(Failure::usage(

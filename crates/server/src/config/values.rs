@@ -91,9 +91,9 @@ pub struct Config {
     #[schemars(range(min = 1, max = 1024))]
     pub partitions: u32,
 
-    /// Threads that serve connections. 0 is one for every two processors, and at least one. They never wait for
-    /// a disk, and threads of their own write the log and apply what is committed: with more of them than they
-    /// have work, they wake each other in vain, and every append takes longer.
+    /// Threads that serve connections. 0 is as many as there are processors. They do not read the database and
+    /// do not write the log: other threads do. On a small machine fewer of them may answer small appends
+    /// sooner, and serve readers of long streams slower.
     #[schemars(range(max = 1024))]
     pub worker_threads: u32,
 
