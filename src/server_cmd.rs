@@ -199,8 +199,11 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
     let restarted = !args.restarted.is_empty();
     let bootstrap = bootstrap.filter(|said| !restarted || *said == server::Bootstrap::Restore);
     let empty = args.empty_partitions.iter().copied().collect();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(worker_threads(loaded.config.worker_threads))
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if loaded.config.worker_threads > 0 {
+        runtime.worker_threads(loaded.config.worker_threads as usize);
+    }
+    let runtime = runtime
         .event_interval(EVENT_INTERVAL)
         .enable_all()
         .build()
