@@ -62,6 +62,10 @@ pub const NOT_READY: &[(&str, &str)] = &[
         "A partition has no leader that this node knows of: an election is under way, or a majority of its nodes is gone.",
     ),
     (
+        "refused_by_cluster",
+        "The other nodes of the cluster do not take this one: it was removed, or another process runs with a copy of its data directory.",
+    ),
+    (
         "ticker_stopped",
         "The thread that drives all partitions has not run for a minute: the process has to be restarted.",
     ),
@@ -126,6 +130,10 @@ impl Inner {
                 let why = format!("partition {partition} cannot be written: {why}");
                 return Err(not_ready("writes_refused", why));
             }
+        }
+        if let Some(why) = self.peers.as_ref().and_then(|peers| peers.refusal()) {
+            let why = format!("the other nodes of the cluster do not take this one: {why}");
+            return Err(not_ready("refused_by_cluster", why));
         }
         if let Some(why) = self.restarts.held_back() {
             let why = format!("a restart is needed, and is not made by itself: {why}");

@@ -26,6 +26,9 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Wait after a registration that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Without a leader of the catalog for so long, this node registers again: the others may have removed it, and tell
+/// that only when they are asked.
+const LEADERLESS: Duration = Duration::from_secs(10);
 
 /// Runs until the node stops.
 pub(crate) async fn run(inner: Arc<Inner>) {
@@ -35,6 +38,7 @@ pub(crate) async fn run(inner: Arc<Inner>) {
     let stopping = inner.stopping.clone();
     let mut led_since = HashMap::new();
     let mut register_at = Instant::now();
+    let mut had_leader = Instant::now();
     while tokio::time::timeout(INTERVAL, stopping.cancelled())
         .await
         .is_err()
@@ -46,12 +50,17 @@ pub(crate) async fn run(inner: Arc<Inner>) {
             .snapshots
             .archive
             .take_over_from(incarnations.copied());
-        if register_at <= Instant::now() && !inner.is_registered() {
-            register_at = Instant::now() + RETRY_INTERVAL;
-            if let Err(error) = register(&inner, &peers).await {
-                tracing::warn!(%error, "this node is not registered with the cluster");
+        if inner.catalog.leader().is_some() {
+            had_leader = Instant::now();
+        }
+        let is_due = !inner.is_registered() || had_leader.elapsed() >= LEADERLESS;
+        if is_due && register_at <= Instant::now() {
+            let registered = register(&inner, &peers).await;
+            if let Err(CallError::Unavailable(why)) = &registered {
+                tracing::debug!(why, "this node is not registered with the cluster yet");
             }
-            continue;
+            peers.note_answer(&registered);
+            register_at = Instant::now() + RETRY_INTERVAL;
         }
         activate_joined(&inner).await;
         for group in inner.groups() {

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use esker_partition::command::NodeState;
-use esker_raft::transport::grpc::{Claim, GrpcConfig, GrpcTransport};
+use esker_raft::transport::grpc::{CallError, Claim, GrpcConfig, GrpcTransport};
 use esker_raft::{ClusterId, NodeId};
+use parking_lot::Mutex;
 
 use super::directory::{Directory, Nodes};
 use super::gatekeeper::Gate;
@@ -22,6 +23,8 @@ pub(crate) struct Peers {
     me: u64,
     pub transport: Arc<GrpcTransport>,
     pub directory: Arc<Directory>,
+    /// Why the cluster does not take this node, if it does not.
+    refused: Mutex<Option<String>>,
 }
 
 /// What a node presents to others: the secret, its certificate, and its claim.
@@ -77,7 +80,28 @@ impl Peers {
             me: identity.node_id,
             transport: Arc::new(transport),
             directory,
+            refused: Mutex::default(),
         })
+    }
+
+    /// Why the cluster does not take this node, if the last answer was that.
+    pub fn refusal(&self) -> Option<String> {
+        self.refused.lock().clone()
+    }
+
+    /// Notes what the cluster has answered to the last registration.
+    pub fn note_answer(&self, answer: &Result<(), CallError>) {
+        let refusal = match answer {
+            Err(CallError::Refused(why)) => Some(why.clone()),
+            _ => None,
+        };
+        let mut refused = self.refused.lock();
+        if let Some(why) = &refusal
+            && refused.as_ref() != Some(why)
+        {
+            tracing::error!(why, "the cluster does not take this node");
+        }
+        *refused = refusal;
     }
 
     /// This node's number.
