@@ -24,6 +24,7 @@
 //! | [`floods`] | appends, tiny requests, connections and followers in great number |
 //! | [`traces`] | traces of requests, as a collector receives them |
 //! | [`kill_loop`], [`linearizable`] | many kills; one order of events for all answers |
+//! | [`failover`] | three nodes: requests to any of them, and nodes that are killed |
 //! | [`formats`] | formats of earlier releases |
 //! | [`recovery`] | every loss in turn, and the recovery from it |
 //! | [`restarts`] | what a start finds, what a stop waits for, and refusals |
@@ -45,6 +46,7 @@ mod disk;
 mod disk_space;
 mod encryption;
 mod errors;
+mod failover;
 mod floods;
 mod foreign_requests;
 mod formats;

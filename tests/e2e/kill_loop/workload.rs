@@ -1,13 +1,8 @@
-//! Repeated kill -9 in the middle of work: every acknowledged record is there afterwards, once, in order.
-//!
-//! Each round starts the server, runs writers and followers on three streams, and kills the server at a
-//! random moment, sometimes during its start. Then the streams are read completely and compared with every
-//! answer that clients got. The checker is that of the soak ([`testkit_server::history`]); its own tests show
-//! that it finds each kind of fault.
+//! Writers and followers of some streams, and the judge of all that they see.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use rand::rngs::StdRng;
@@ -15,8 +10,8 @@ use rand::{Rng as _, SeedableRng as _};
 use s2_sdk::append_session::AppendSessionConfig;
 use s2_sdk::error::{AppendConditionFailed, AppendError, AppendSessionError};
 use s2_sdk::types::{
-    AppendAck, AppendInput, AppendRecord, AppendRecordBatch, BasinConfig, CommandRecord,
-    FencingToken, ReadFrom, ReadInput, ReadSessionConfig, ReadStart,
+    AppendAck, AppendInput, AppendRecord, AppendRecordBatch, CommandRecord, FencingToken, ReadFrom,
+    ReadInput, ReadSessionConfig, ReadStart,
 };
 use s2_sdk::{S2, S2Stream};
 use testkit_server::history::checker::{Attempt, AttemptId, History, Outcome};
@@ -24,17 +19,10 @@ use testkit_server::history::record;
 use testkit_server::history::record_id::RecordId;
 
 use crate::support::sdk::{self, basin_name, stream_name};
-use crate::support::{Server, Setup};
-
-const ROUNDS: u64 = 50;
-/// Rounds after which new streams are used, because each check reads whole streams.
-const ROUNDS_PER_STREAM: u64 = 10;
-/// Fewest acknowledged records on the last streams; with fewer, the test shows nothing.
-const ENOUGH: u64 = 100;
 
 /// One stream under test, and what its clients know of it.
 #[derive(Clone)]
-struct Subject {
+pub struct Subject {
     name: String,
     tag: u32,
     history: Arc<Mutex<History>>,
@@ -64,7 +52,7 @@ impl Subject {
     }
 
     /// Reads the stream whole and compares.
-    async fn check(&self, s2: &S2, context: &str) {
+    pub async fn check(&self, s2: &S2, context: &str) {
         let stream = self.stream(s2);
         let tail = stream.check_tail().await.unwrap().seq_num;
         let contents: Vec<_> = sdk::read_all(&stream)
@@ -84,10 +72,25 @@ impl Subject {
 }
 
 /// A writer over all rounds of a stream.
-struct Writer {
+pub struct Writer {
     subject: Subject,
     next: RecordId,
     rng: StdRng,
+}
+
+/// Ends the writers of a round.
+#[derive(Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Ends them after the appends that are under way.
+    pub fn stop(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Writer {
@@ -134,23 +137,34 @@ impl Writer {
         result
     }
 
-    /// Appends, one after the other, until the server is gone.
-    async fn plain(mut self, s2: S2) -> Writer {
-        let stream = self.subject.stream(&s2);
-        loop {
-            let (attempt, input) = self.batch(None);
-            if self.append(&stream, attempt, input).await.is_err() {
-                return self;
-            }
+    /// Works until the server is gone, or the stop.
+    async fn work(self, kind: Kind, s2: S2, session: u32, stop: Stop) -> Writer {
+        match kind {
+            Kind::Plain => self.plain(s2, stop).await,
+            Kind::Pipelined => self.pipelined(s2, session, stop).await,
+            Kind::Conditional => self.conditional(s2, stop).await,
+            Kind::Fenced => self.fenced(s2, stop).await,
         }
     }
 
+    /// Appends, one after the other, until the server is gone.
+    async fn plain(mut self, s2: S2, stop: Stop) -> Writer {
+        let stream = self.subject.stream(&s2);
+        while !stop.is_set() {
+            let (attempt, input) = self.batch(None);
+            if self.append(&stream, attempt, input).await.is_err() {
+                break;
+            }
+        }
+        self
+    }
+
     /// Appends over one session, many ahead of the acks.
-    async fn pipelined(mut self, s2: S2, session: u32) -> Writer {
+    async fn pipelined(mut self, s2: S2, session: u32, stop: Stop) -> Writer {
         let stream = self.subject.stream(&s2);
         let appends = stream.append_session(AppendSessionConfig::new());
         let mut tickets = VecDeque::new();
-        loop {
+        while !stop.is_set() {
             let (attempt, input) = self.batch(Some(session));
             let Ok(ticket) = appends.submit(input).await else {
                 // Never sent.
@@ -190,13 +204,13 @@ impl Writer {
     }
 
     /// Appends at the tail that it assumes; other writers append, too.
-    async fn conditional(mut self, s2: S2) -> Writer {
+    async fn conditional(mut self, s2: S2, stop: Stop) -> Writer {
         let stream = self.subject.stream(&s2);
         let Ok(tail) = stream.check_tail().await else {
             return self;
         };
         let mut expected = tail.seq_num;
-        loop {
+        while !stop.is_set() {
             let (attempt, input) = self.batch(None);
             let input = input.with_match_seq_num(expected);
             expected = match self.append(&stream, attempt, input).await {
@@ -211,12 +225,13 @@ impl Writer {
                 Err(_) => return self,
             };
         }
+        self
     }
 
     /// Fences the stream, appends for a while, and fences it again when another writer has done so.
-    async fn fenced(mut self, s2: S2) -> Writer {
+    async fn fenced(mut self, s2: S2, stop: Stop) -> Writer {
         let stream = self.subject.stream(&s2);
-        loop {
+        while !stop.is_set() {
             let first = self.take(1);
             let token = record::fencing_token(self.subject.tag, first);
             let token: FencingToken = token.parse().unwrap();
@@ -246,11 +261,12 @@ impl Writer {
                 }
             }
         }
+        self
     }
 }
 
 /// Follows from `from` on until the server is gone.
-async fn follow(subject: Subject, s2: S2, from: u64) {
+pub async fn follow(subject: Subject, s2: S2, from: u64) {
     let stream = subject.stream(&s2);
     let start = ReadStart::new()
         .with_from(ReadFrom::SeqNum(from))
@@ -269,15 +285,17 @@ async fn follow(subject: Subject, s2: S2, from: u64) {
     }
 }
 
-struct Streams {
+/// The streams of some rounds, and their writers.
+pub struct Streams {
     mixed: Subject,
     conditional: Subject,
     fenced: Subject,
     writers: Vec<(Kind, Writer)>,
 }
 
+/// How a writer appends.
 #[derive(Clone, Copy)]
-enum Kind {
+pub enum Kind {
     Plain,
     Pipelined,
     Conditional,
@@ -285,7 +303,7 @@ enum Kind {
 }
 
 impl Streams {
-    fn new(generation: u64, seed: u64) -> Streams {
+    pub fn new(generation: u64, seed: u64) -> Streams {
         let tag = u32::try_from(generation).unwrap() * 3;
         let subject = |name: &str, at| Subject::new(format!("{name}-{generation}"), tag + at);
         let (mixed, conditional, fenced) = (
@@ -315,97 +333,37 @@ impl Streams {
         }
     }
 
-    fn subjects(&self) -> [&Subject; 3] {
+    pub fn subjects(&self) -> [&Subject; 3] {
         [&self.mixed, &self.conditional, &self.fenced]
     }
 
-    /// Records that were acknowledged.
-    fn acked(&self) -> u64 {
-        let acked = |subject: &Subject| subject.history.lock().unwrap().acked_records();
-        self.subjects().into_iter().map(acked).sum()
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_any_number_of_kills_everything_acknowledged_is_there_once_and_in_order() {
-    let seed: u64 = rand::random();
-    let mut rng = StdRng::seed_from_u64(seed);
-    let setup = Setup::default()
-        // Periodic work happens in each round.
-        .set("log.flush-after=64KiB")
-        .set("log.segment-size=1MiB")
-        .set("log.purge-threshold=1MiB")
-        .set("limits.follower-buffer=64KiB");
-    let mut server = setup.start_fresh().await;
-    let config = BasinConfig::new()
-        .with_create_stream_on_append(true)
-        .with_create_stream_on_read(true);
-    sdk::basin_with(&server.sdk(), "test-basin", config).await;
-    let mut streams = Streams::new(0, seed);
-    let began = Instant::now();
-    let mut round = 0;
-    // On a busy machine more rounds are needed.
-    while round < ROUNDS || (streams.acked() <= ENOUGH && round < 10 * ROUNDS) {
-        let context = format!("seed {seed}, round {round}");
-        if round % ROUNDS_PER_STREAM == 0 && round < ROUNDS {
-            streams = Streams::new(round / ROUNDS_PER_STREAM, seed ^ round);
-        }
-        let writers: Vec<_> = streams
-            .writers
-            .drain(..)
-            .enumerate()
+    /// Starts all writers, each with a client of its own.
+    pub fn start(
+        &mut self,
+        round: u64,
+        stop: &Stop,
+        mut client: impl FnMut() -> S2,
+    ) -> Vec<(Kind, tokio::task::JoinHandle<Writer>)> {
+        let writers = self.writers.drain(..).enumerate();
+        writers
             .map(|(i, (kind, writer))| {
-                let s2 = server.sdk();
                 let session = u32::try_from(round * 100 + i as u64).unwrap();
-                let work = async move {
-                    match kind {
-                        Kind::Plain => writer.plain(s2).await,
-                        Kind::Pipelined => writer.pipelined(s2, session).await,
-                        Kind::Conditional => writer.conditional(s2).await,
-                        Kind::Fenced => writer.fenced(s2).await,
-                    }
-                };
+                let work = writer.work(kind, client(), session, stop.clone());
                 (kind, tokio::spawn(work))
             })
-            .collect();
-        let followers: Vec<_> = streams
-            .subjects()
-            .into_iter()
-            .flat_map(|subject| [(subject, 0), (subject, u64::MAX)])
-            .map(|(subject, from)| tokio::spawn(follow(subject.clone(), server.sdk(), from)))
-            .collect();
-
-        let moment = rng.random_range(20..500);
-        tokio::time::sleep(Duration::from_millis(moment)).await;
-        server.kill();
-        for (kind, writer) in writers {
-            streams.writers.push((kind, writer.await.unwrap()));
-        }
-        for follower in followers {
-            follower.await.unwrap();
-        }
-        // A start may be killed, too.
-        while rng.random_ratio(1, 4) {
-            let moment = Duration::from_millis(rng.random_range(0..40));
-            setup.start_and_kill(server.data_dir(), moment).await;
-        }
-        server.restart(&setup).await;
-        for subject in streams.subjects() {
-            subject.check(&server.sdk(), &context).await;
-        }
-        round += 1;
+            .collect()
     }
-    let acked = streams.acked();
-    assert!(acked > ENOUGH, "too little was going on: {acked}");
-    println!("{round} kills in {:?}, seed {seed}", began.elapsed());
-    last_restart_keeps(&mut server, &setup, &streams).await;
-}
 
-/// A regular stop at the end loses nothing either.
-async fn last_restart_keeps(server: &mut Server, setup: &Setup, streams: &Streams) {
-    server.stop().await;
-    server.restart(setup).await;
-    for subject in streams.subjects() {
-        subject.check(&server.sdk(), "after the last stop").await;
+    /// Takes the writers back when they have ended.
+    pub async fn collect(&mut self, writers: Vec<(Kind, tokio::task::JoinHandle<Writer>)>) {
+        for (kind, writer) in writers {
+            self.writers.push((kind, writer.await.unwrap()));
+        }
+    }
+
+    /// Records that were acknowledged.
+    pub fn acked(&self) -> u64 {
+        let acked = |subject: &Subject| subject.history.lock().unwrap().acked_records();
+        self.subjects().into_iter().map(acked).sum()
     }
 }

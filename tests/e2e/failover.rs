@@ -1,0 +1,181 @@
+//! Three nodes: requests to any of them, and nodes that are killed in the middle of work.
+//!
+//! In each round writers and followers of three streams talk to nodes at random, one node is killed at a random
+//! moment, and comes back. Then each stream is read whole, from a node at random, and compared with every answer
+//! that clients got.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use s2_sdk::S2;
+use s2_sdk::types::BasinConfig;
+use testkit::ports::free_port;
+
+use crate::kill_loop::workload::{Stop, Streams, follow};
+use crate::support::{Server, Setup, eventually, sdk};
+
+const ROUNDS: u64 = 12;
+/// Fewest acknowledged records; with fewer, the test shows nothing.
+const ENOUGH: u64 = 300;
+/// Attempts of a client that waits until a partition has a leader again.
+const ATTEMPTS: u32 = 200;
+
+/// Three nodes on loopback.
+pub struct Nodes {
+    setups: Vec<Setup>,
+    servers: Vec<Server>,
+    _directory: tempfile::TempDir,
+}
+
+impl Nodes {
+    /// Starts them, and waits until all vote in all partitions.
+    pub async fn start(base: &Setup) -> Nodes {
+        let directory = tempfile::tempdir().unwrap();
+        let peers: Vec<u16> = (0..3).map(|_| free_port().unwrap()).collect();
+        let mut nodes = Nodes {
+            setups: Vec::new(),
+            servers: Vec::new(),
+            _directory: directory,
+        };
+        for (at, port) in peers.iter().enumerate() {
+            let listen = format!("127.0.0.1:{}", free_port().unwrap());
+            let mut setup = base
+                .clone()
+                .listen(&listen)
+                .set(&format!("cluster.peer-listen=127.0.0.1:{port}"))
+                .set(&format!("cluster.name=n{at}"));
+            if at > 0 {
+                setup = setup.set(&format!("cluster.join=127.0.0.1:{}", peers[0]));
+            }
+            let server = setup.start(&nodes.directory(at)).await;
+            nodes.setups.push(setup);
+            nodes.servers.push(server);
+        }
+        nodes.settled().await;
+        nodes
+    }
+
+    fn directory(&self, at: usize) -> PathBuf {
+        self._directory.path().join(format!("n{at}"))
+    }
+
+    /// A client of a node that retries what certainly had no effect.
+    fn client(&self, at: usize) -> S2 {
+        sdk::client(self.servers[at].url(), ATTEMPTS)
+    }
+
+    /// Waits until each node leads a partition: each has a vote in all of them then.
+    async fn settled(&self) {
+        eventually("each node leads a partition", async || {
+            let mut leads = 0;
+            for server in &self.servers {
+                let status = server
+                    .http1()
+                    .get("/esker/v1/status")
+                    .try_send()
+                    .await
+                    .ok()?;
+                let status = status.json();
+                let partitions = status["partitions"].as_array()?;
+                let is_led = partitions.iter().any(|one| one["role"] == "leader");
+                leads += usize::from(is_led);
+            }
+            (leads == self.servers.len()).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_node_acknowledges_every_other_one_has() {
+    let nodes = Nodes::start(&Setup::default().partitions(2)).await;
+    let basin = sdk::basin(&nodes.client(0), "test-basin").await;
+    drop(basin);
+    for name in ["a", "b", "c", "d"] {
+        for maker in 0..3 {
+            let name = format!("{name}-{maker}");
+            let basin = |at: usize| nodes.client(at).basin(sdk::basin_name("test-basin"));
+            let made = sdk::stream(&basin(maker), &name).await;
+            drop(made);
+            let mut bodies = Vec::new();
+            for writer in 0..3 {
+                let body = format!("{name} by {writer}");
+                let stream = basin(writer).stream(sdk::stream_name(&name));
+                sdk::append(&stream, [&body]).await;
+                bodies.push(body);
+                for reader in 0..3 {
+                    let stream = basin(reader).stream(sdk::stream_name(&name));
+                    let read = sdk::bodies(&sdk::read_all(&stream).await);
+                    assert_eq!(read, bodies, "read from {reader}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_are_killed_lose_nothing_that_was_acknowledged_and_repeat_nothing() {
+    let seed: u64 = rand::random();
+    let mut rng = StdRng::seed_from_u64(seed);
+    let setup = Setup::default()
+        .partitions(2)
+        .set("log.flush-after=64KiB")
+        .set("log.segment-size=1MiB")
+        .set("log.purge-threshold=1MiB");
+    let mut nodes = Nodes::start(&setup).await;
+    let config = BasinConfig::new()
+        .with_create_stream_on_append(true)
+        .with_create_stream_on_read(true);
+    sdk::basin_with(&nodes.client(0), "test-basin", config).await;
+    let mut streams = Streams::new(0, seed);
+    let began = Instant::now();
+    for round in 0..ROUNDS {
+        let context = format!("seed {seed}, round {round}");
+        let stop = Stop::default();
+        let writers = {
+            let (nodes, rng) = (&nodes, &mut rng);
+            streams.start(round, &stop, || nodes.servers[rng.random_range(0..3)].sdk())
+        };
+        let followers: Vec<_> = streams
+            .subjects()
+            .into_iter()
+            .flat_map(|subject| [(subject, 0), (subject, u64::MAX)])
+            .map(|(subject, from)| {
+                let s2 = nodes.servers[rng.random_range(0..3)].sdk();
+                tokio::spawn(follow(subject.clone(), s2, from))
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(rng.random_range(50..1500))).await;
+        let killed = rng.random_range(0..3);
+        nodes.servers[killed].kill();
+        // Some writers go on through the change of leaders.
+        tokio::time::sleep(Duration::from_millis(rng.random_range(0..3000))).await;
+        stop.stop();
+        streams.collect(writers).await;
+        for follower in followers {
+            follower.abort();
+        }
+        let back = rng.random_bool(0.5);
+        if back {
+            let setup = nodes.setups[killed].clone();
+            nodes.servers[killed].restart(&setup).await;
+        }
+        // Two nodes are enough to read everything.
+        let reader = (killed + rng.random_range(1..3)) % 3;
+        for subject in streams.subjects() {
+            subject.check(&nodes.client(reader), &context).await;
+        }
+        if !back {
+            let setup = nodes.setups[killed].clone();
+            nodes.servers[killed].restart(&setup).await;
+        }
+    }
+    let acked = streams.acked();
+    println!(
+        "{ROUNDS} kills in {:?}, {acked} records, seed {seed}",
+        began.elapsed()
+    );
+    assert!(acked > ENOUGH, "too little was going on: {acked}");
+}
