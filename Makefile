@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check dist deb test-deb tarball bench bench-snapshots bench-follow bench-recovery bench-state bench-security bench-raft bench-overload soak soak-streams soak-memory soak-snapshots soak-follow soak-state soak-raft moto follow-lite fuzz sdk-tests fmt
+.PHONY: help setup run demo test check dist deb test-deb tarball bench bench-snapshots bench-follow bench-recovery bench-state bench-security bench-raft bench-overload soak soak-streams soak-memory soak-snapshots soak-follow soak-state soak-raft soak-cluster moto follow-lite fuzz sdk-tests fmt
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -63,7 +63,7 @@ bench-raft: ## measure replication: transfers, stalls, commits side by side with
 bench-overload: setup ## measure a polite client among 64 that flood, and 10,000 followers
 	@scripts/bench overload $(ARGS)
 
-soak: soak-memory soak-streams soak-snapshots soak-follow soak-state soak-raft ## all soaks, for a long time
+soak: soak-memory soak-streams soak-snapshots soak-follow soak-state soak-raft soak-cluster ## all soaks, for a long time
 
 soak-memory: setup ## an hour of mixed load, over which memory has to stay flat; ESKER_SOAK_SECONDS says how long
 	@scripts/bench overload --part mixed $(ARGS)
@@ -82,6 +82,9 @@ soak-state: setup ## kill a server under transactions, and scan while they commi
 
 soak-raft: setup ## search the replication protocol for a loss; ARGS="100000" says how many seeds
 	@scripts/soak-raft $(ARGS)
+
+soak-cluster: setup ## kill and pause nodes of a cluster, again and again; ARGS="600" says how many rounds
+	@scripts/soak-cluster $(ARGS)
 
 follow-lite: setup ## follow streams of another server (s2 lite), for a second opinion
 	@scripts/follow-lite $(ARGS)

@@ -1,14 +1,15 @@
 //! Three nodes: requests to any of them, and nodes that are killed in the middle of work.
 //!
-//! In each round writers and followers of three streams talk to nodes at random, one node is killed at a random
-//! moment, and comes back. Then each stream is read whole, from a node at random, and compared with every answer
-//! that clients got.
+//! In each round writers and followers of three streams talk to nodes at random, and at a random moment one node is
+//! killed, stopped, or paused, or all are killed at once. Then each stream is read whole, from a node at random,
+//! and compared with every answer that clients got. `ESKER_FAILOVER_ROUNDS` is the number of rounds, for a soak.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+use rustix::process::Signal;
 use s2_sdk::S2;
 use s2_sdk::types::BasinConfig;
 use testkit::ports::free_port;
@@ -16,7 +17,10 @@ use testkit::ports::free_port;
 use crate::kill_loop::workload::{Stop, Streams, follow};
 use crate::support::{Server, Setup, eventually, sdk};
 
+/// Rounds, unless `ESKER_FAILOVER_ROUNDS` has another number: each fault occurs in them.
 const ROUNDS: u64 = 12;
+/// Rounds after which new streams are used, because each check reads whole streams.
+const ROUNDS_PER_STREAM: u64 = 12;
 /// Fewest acknowledged records; with fewer, the test shows nothing.
 const ENOUGH: u64 = 300;
 /// Attempts of a client that waits until a partition has a leader again.
@@ -115,8 +119,73 @@ async fn what_one_node_acknowledges_every_other_one_has() {
     }
 }
 
+/// What happens to a node in a round.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// It is killed, and started again after the streams were read, or before.
+    Kill { back_first: bool },
+    /// It is paused for longer than an election takes, and goes on: it may believe that it leads.
+    Pause,
+    /// It stops as an operator stops it.
+    Stop,
+    /// All are killed at once.
+    KillAll,
+}
+
+impl Fault {
+    fn of(round: u64, rng: &mut StdRng) -> Fault {
+        match round % 6 {
+            0 | 3 => Fault::Kill {
+                back_first: rng.random(),
+            },
+            1 | 4 => Fault::Pause,
+            2 => Fault::Stop,
+            _ => Fault::KillAll,
+        }
+    }
+}
+
+impl Nodes {
+    async fn restart(&mut self, at: usize) {
+        let setup = self.setups[at].clone();
+        self.servers[at].restart(&setup).await;
+    }
+
+    /// The fault happens to a node while clients work. Returns the node.
+    async fn suffer(&mut self, fault: Fault, rng: &mut StdRng) -> usize {
+        let node = rng.random_range(0..3);
+        match fault {
+            Fault::Kill { .. } => self.servers[node].kill(),
+            Fault::Pause => {
+                self.servers[node].signal(Signal::STOP);
+                let paused = rng.random_range(1_500..4_000);
+                tokio::time::sleep(Duration::from_millis(paused)).await;
+                self.servers[node].signal(Signal::CONT);
+            }
+            Fault::Stop => self.servers[node].stop().await,
+            Fault::KillAll => self.servers.iter_mut().for_each(Server::kill),
+        }
+        node
+    }
+
+    /// Brings back what the fault has ended.
+    async fn heal(&mut self, fault: Fault, node: usize) {
+        match fault {
+            Fault::Kill { .. } | Fault::Stop => self.restart(node).await,
+            Fault::Pause => {}
+            Fault::KillAll => {
+                for node in 0..3 {
+                    self.restart(node).await;
+                }
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nodes_that_are_killed_lose_nothing_that_was_acknowledged_and_repeat_nothing() {
+async fn nodes_that_are_killed_or_paused_lose_nothing_that_was_acknowledged_and_repeat_nothing() {
+    let rounds = std::env::var("ESKER_FAILOVER_ROUNDS");
+    let rounds = rounds.map_or(ROUNDS, |rounds| rounds.parse().unwrap());
     let seed: u64 = rand::random();
     let mut rng = StdRng::seed_from_u64(seed);
     let setup = Setup::default()
@@ -131,25 +200,25 @@ async fn nodes_that_are_killed_lose_nothing_that_was_acknowledged_and_repeat_not
     sdk::basin_with(&nodes.client(0), "test-basin", config).await;
     let mut streams = Streams::new(0, seed);
     let began = Instant::now();
-    for round in 0..ROUNDS {
-        let context = format!("seed {seed}, round {round}");
+    let mut acked = 0;
+    for round in 0..rounds {
+        if round > 0 && round % ROUNDS_PER_STREAM == 0 {
+            acked += streams.acked();
+            streams = Streams::new(round / ROUNDS_PER_STREAM, seed ^ round);
+        }
+        let fault = Fault::of(round, &mut rng);
+        let context = format!("seed {seed}, round {round}, {fault:?}");
         let stop = Stop::default();
-        let writers = {
-            let (nodes, rng) = (&nodes, &mut rng);
-            streams.start(round, &stop, || nodes.servers[rng.random_range(0..3)].sdk())
-        };
+        let mut anyone = || nodes.servers[rng.random_range(0..3)].sdk();
+        let writers = streams.start(round, &stop, &mut anyone);
         let followers: Vec<_> = streams
             .subjects()
             .into_iter()
             .flat_map(|subject| [(subject, 0), (subject, u64::MAX)])
-            .map(|(subject, from)| {
-                let s2 = nodes.servers[rng.random_range(0..3)].sdk();
-                tokio::spawn(follow(subject.clone(), s2, from))
-            })
+            .map(|(subject, from)| tokio::spawn(follow(subject.clone(), anyone(), from)))
             .collect();
         tokio::time::sleep(Duration::from_millis(rng.random_range(50..1500))).await;
-        let killed = rng.random_range(0..3);
-        nodes.servers[killed].kill();
+        let node = nodes.suffer(fault, &mut rng).await;
         // Some writers go on through the change of leaders.
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..3000))).await;
         stop.stop();
@@ -157,24 +226,22 @@ async fn nodes_that_are_killed_lose_nothing_that_was_acknowledged_and_repeat_not
         for follower in followers {
             follower.abort();
         }
-        let back = rng.random_bool(0.5);
-        if back {
-            let setup = nodes.setups[killed].clone();
-            nodes.servers[killed].restart(&setup).await;
+        let is_healed_later = matches!(fault, Fault::Kill { back_first: false });
+        if !is_healed_later {
+            nodes.heal(fault, node).await;
         }
         // Two nodes are enough to read everything.
-        let reader = (killed + rng.random_range(1..3)) % 3;
+        let reader = (node + rng.random_range(1..3)) % 3;
         for subject in streams.subjects() {
             subject.check(&nodes.client(reader), &context).await;
         }
-        if !back {
-            let setup = nodes.setups[killed].clone();
-            nodes.servers[killed].restart(&setup).await;
+        if is_healed_later {
+            nodes.heal(fault, node).await;
         }
     }
-    let acked = streams.acked();
+    acked += streams.acked();
     println!(
-        "{ROUNDS} kills in {:?}, {acked} records, seed {seed}",
+        "{rounds} faults in {:?}, {acked} records, seed {seed}",
         began.elapsed()
     );
     assert!(acked > ENOUGH, "too little was going on: {acked}");
