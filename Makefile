@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check dist deb test-deb tarball bench bench-snapshots bench-follow bench-recovery bench-state bench-security bench-raft bench-overload soak soak-streams soak-memory soak-snapshots soak-follow soak-state soak-raft soak-cluster moto follow-lite fuzz sdk-tests fmt
+.PHONY: help setup run demo test check dist deb test-deb tarball bench bench-snapshots bench-follow bench-recovery bench-state bench-security bench-raft bench-overload soak soak-streams soak-memory soak-snapshots soak-follow soak-state soak-raft soak-cluster moto follow-lite fuzz sdk-tests fmt cluster
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,10 @@ run: setup ## build, tell the story on real records, then serve on 127.0.0.1:707
 demo: setup ## the story, end to end, in a scratch directory
 	@cargo build --release --locked
 	@cargo run --release --locked --quiet -- demo
+
+cluster: setup ## three nodes on this machine, to try what a lost one costs; ARGS="--base-port 8071" chooses
+	@cargo build --release --locked
+	@cargo run --release --locked --quiet -- cluster try $(ARGS)
 
 test: setup ## all tests, doc tests included; ARGS="-p esker-raft" chooses
 	@scripts/test $(ARGS)

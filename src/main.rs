@@ -8,6 +8,7 @@ mod output;
 
 mod admin;
 mod allocator;
+mod cluster_cmd;
 mod completion_cmd;
 mod config_cmd;
 mod confirm;
@@ -60,6 +61,7 @@ enum Command {
     Server(server_cmd::Args),
     Demo(demo::Args),
     Status(status_cmd::Args),
+    Cluster(cluster_cmd::Args),
     Stream(stream_cmd::Args),
     Follow(Box<follow_cmd::Args>),
     State(state_cmd::Args),
@@ -86,6 +88,7 @@ impl Command {
             Command::Man(_) => "man",
             Command::Version => "version",
             Command::Status(_)
+            | Command::Cluster(_)
             | Command::Stream(_)
             | Command::Follow(_)
             | Command::State(_)
@@ -102,6 +105,7 @@ impl Command {
             Command::Demo(_) => Some("demo"),
             Command::Completion(_) => Some("completion"),
             Command::Man(_) => Some("man"),
+            Command::Cluster(args) => args.without_json(),
             _ => None,
         }
     }
@@ -141,6 +145,7 @@ fn command() -> clap::Command {
     let command = hide(command, &WITHOUT_SERVER, "ca_file");
     let command = hide(command, &WITHOUT_SERVER, "client_cert");
     let command = hide(command, &WITHOUT_SERVER, "client_key");
+    let command = command.mut_subcommand("cluster", |below| hide(below, &["try"], "json"));
     hide(command, &WITHOUT_JSON, "json")
 }
 
@@ -182,6 +187,7 @@ fn main() -> std::process::ExitCode {
         Command::Server(args) => exit::end(exit::report(server_cmd::run(&args), wants_json)),
         Command::Demo(args) => demo::run(&args),
         Command::Status(args) => status_cmd::run(args, access),
+        Command::Cluster(args) => cluster_cmd::run(args, access),
         Command::Stream(args) => stream_cmd::run(args, access),
         Command::Follow(args) => follow_cmd::run(*args, access),
         Command::State(args) => state_cmd::run(args, access),

@@ -26,6 +26,12 @@ enum Asks {
 /// Every command with `--json`: its name, valid arguments, and what it contacts.
 const COMMANDS: &[(&str, &[&str], Asks)] = &[
     ("status", &[], Asks::Server),
+    ("cluster status", &[], Asks::Server),
+    ("cluster remove", &["n2", "--yes"], Asks::Server),
+    ("cluster drain", &["n2"], Asks::Server),
+    ("cluster activate", &["n2"], Asks::Server),
+    ("cluster transfer-leader", &["1", "n2"], Asks::Server),
+    ("cluster secret", &[], Asks::Nothing),
     ("stream ls", &[], Asks::Server),
     ("stream info", &["my-basin/orders"], Asks::Server),
     ("stream create", &["my-basin/orders"], Asks::Server),

@@ -33,6 +33,11 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
         "Look around in the directory that it names, and report it.",
     ),
     (
+        "cluster_try",
+        "A cluster that was started to try it did not form, or did not stop.",
+        "The message says why; the directory that it names has the logs.",
+    ),
+    (
         "listen",
         "The address cannot be listened on: another program uses the port, or it is not this machine's.",
         "Stop that program, or choose another address with `--listen`.",

@@ -1,0 +1,94 @@
+//! `esker cluster status`.
+
+use esker_server::admin::cluster::{ClusterGroup, ClusterMember, ClusterView, MemberState};
+
+use crate::admin::Admin;
+use crate::failure::Failure;
+use crate::output::print;
+use crate::snapshot_cmd::render::{print_json, table};
+use crate::term::plain;
+
+/// Show the nodes of the cluster, who leads each partition, and how far each replica is.
+///
+/// Nodes become voters by themselves as soon as they have caught up, so there is no command for that. The lag of
+/// a replica is the number of entries that it has not applied yet.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  esker cluster status
+  esker cluster status --json | jq '.nodes[] | select(.unreachable)'")]
+pub struct Args {
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(admin: &Admin, args: &Args) -> Result<(), Failure> {
+    let view: ClusterView = admin.get(&["cluster"], &[]).await?;
+    match args.json {
+        true => print_json(&view),
+        false => print(tables(&view).trim_end()),
+    }
+}
+
+/// Nodes and partitions, as tables.
+pub fn tables(view: &ClusterView) -> String {
+    let nodes: Vec<_> = view.nodes.iter().map(|node| node_row(node, view)).collect();
+    let partitions: Vec<_> = view.partitions.iter().map(partition_row).collect();
+    let head = [
+        "node", "name", "state", "leads", "clients", "peers", "zone", "",
+    ];
+    format!(
+        "{}\n{}",
+        table(&head, &nodes, &[0, 3]),
+        table(&["partition", "leader", "replicas"], &partitions, &[0])
+    )
+}
+
+fn node_row(node: &ClusterMember, view: &ClusterView) -> Vec<String> {
+    let state = match node.state {
+        MemberState::Joining => "joining",
+        MemberState::Active => "active",
+        MemberState::Draining => "draining",
+        MemberState::Removed => "removed",
+    };
+    let remark = match &node.unreachable {
+        Some(why) => format!("does not answer: {}", plain(why)),
+        None if node.node == view.node => "this node".to_owned(),
+        None => String::new(),
+    };
+    let zone = node.zone.as_deref().unwrap_or("–");
+    vec![
+        node.node.to_string(),
+        plain(&node.name),
+        state.to_owned(),
+        match node.unreachable {
+            Some(_) => "?".to_owned(),
+            None => node.leads.to_string(),
+        },
+        plain(&node.client_address),
+        plain(&node.peer_address),
+        plain(zone),
+        remark,
+    ]
+}
+
+fn partition_row(of: &ClusterGroup) -> Vec<String> {
+    let replicas = of.replicas.iter().map(|replica| {
+        let mut text = format!("{} {}", plain(&replica.name), plain(&replica.role));
+        if let Some(lag) = replica.lag.filter(|lag| *lag > 0) {
+            text += &format!(", lags by {lag}");
+        }
+        if let Some(why) = &replica.halted {
+            text += &format!(", halted: {}", plain(why));
+        }
+        text
+    });
+    vec![
+        of.partition.to_string(),
+        of.leader_name
+            .as_deref()
+            .map_or_else(|| "none known".to_owned(), plain),
+        replicas.collect::<Vec<_>>().join("; "),
+    ]
+}
