@@ -22,11 +22,17 @@ fn a_root_that_is_missing_or_damaged_is_told_from_an_empty_repository() {
 
     let name = scratch.root()["path"].as_str().unwrap().to_owned();
 
-    for (number, damage) in [&b"{"[..], b""].into_iter().enumerate() {
-        replace(&root, damage);
+    let bad = [
+        (&b"{"[..], "damaged"),
+        (b"", "damaged"),
+        // Of a newer release: neither damaged nor missing.
+        (br#"{"version":"V9"}"#, "newer_format"),
+    ];
+    for (number, (content, code)) in bad.into_iter().enumerate() {
+        replace(&root, content);
         // A snapshot that is named in full is found without a root.
         let to = format!("named-{number}");
-        scratch.fails(1, "damaged", &["restore", "--to", &to]);
+        scratch.fails(1, code, &["restore", "--to", &to]);
         scratch.ok(&["restore", &name, "--to", &to]);
         assert_eq!(fs::read(scratch.path(&to).join("a")).unwrap(), b"text");
         for command in [
@@ -35,9 +41,9 @@ fn a_root_that_is_missing_or_damaged_is_told_from_an_empty_repository() {
             &["put", "one", "--lsn", "2"],
             &["prune"],
         ] {
-            scratch.fails(1, "damaged", command);
+            scratch.fails(1, code, command);
         }
-        assert_eq!(fs::read(&root).unwrap(), damage, "it is left as it is");
+        assert_eq!(fs::read(&root).unwrap(), content, "it is left as it is");
     }
 
     fs::remove_file(&root).unwrap();

@@ -232,7 +232,6 @@ async fn a_server_that_was_told_no_destination_recovers_from_its_own_copies() {
 }
 
 #[tokio::test]
-#[ignore = "fails since replication and newer formats were added: to be mended"]
 async fn damage_of_every_copy_ends_a_start_with_what_was_tried_and_what_to_do() {
     let node = killed_with_many_streams().await;
     for per_mille in [50, 300, 600, 999] {
