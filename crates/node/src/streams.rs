@@ -172,6 +172,9 @@ impl Node {
         config: &OptionalStreamConfig,
         create: &Create,
     ) -> Result<(Change, StreamListing), Error> {
+        // The defaults and the cipher of the basin are those that were acknowledged last, whichever node has changed
+        // them; the cipher never changes any more.
+        self.catch_up(0).await?;
         let basin = self.basin(basin)?;
         changeable(&basin)?;
         let mut merged = config

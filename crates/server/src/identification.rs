@@ -1,6 +1,7 @@
 //! The layers that find out who sends a request, and whether its route is for them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
@@ -8,6 +9,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use esker_node::Node;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::auth::rules::Rule;
 use crate::auth::{Access, AccessError, Authority, PeerAddress, Principal, error};
@@ -17,6 +19,8 @@ use crate::state;
 
 /// Requests with unknown tokens that wait for the catalog at one time; one round answers all of them.
 const MAX_LEARNING: usize = 64;
+/// How long one more waits for its turn.
+const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A router that answers everybody, as a server does for which no authentication is configured.
 pub fn without_authentication(router: Router, node: &Node) -> Router {
@@ -77,7 +81,9 @@ pub(crate) async fn learn(
         return next.run(request).await;
     }
     let read = async {
-        let _turn = learning.turns.acquire().await;
+        // Whoever has no valid token must not pile up here.
+        let turn = timeout(TURN_TIMEOUT, learning.turns.acquire()).await;
+        let _turn = turn.map_err(|_| "too many unknown tokens wait for the catalog".to_owned())?;
         learning.forwarder.read_index(0).await
     };
     match read.await {

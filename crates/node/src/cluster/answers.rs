@@ -4,8 +4,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use esker_partition::MAX_NODES;
 use esker_partition::command::{Kind, NodeRefusal, NodeState, Outcome, RegisterNode, SetNodeState};
+use esker_partition::{LineageId, MAX_NODES};
 use esker_raft::transport::grpc::{CallAnswer, CallError, Calls, Claim};
 use esker_raft::{Group, NodeId};
 use serde::Serialize;
@@ -149,14 +149,24 @@ impl Inner {
             ));
         };
         check(&join, peers.cluster_name())?;
+        let here = self.options.partitions;
+        if let Some(there) = join.partitions.filter(|there| *there != here) {
+            return Err(CallError::Refused(format!(
+                "the cluster has {here} partitions, and `partitions` is {there} there: set it to {here}"
+            )));
+        }
         // A node registers for itself; another one may only pass it on.
-        if join.hops == 0 && from.node != NodeId(join.id) {
+        let is_passed_on = join.hops > 0 && from.cluster != esker_raft::ClusterId::default();
+        if !is_passed_on && from.node != NodeId(join.id) {
             return Err(CallError::Refused(
                 "a node registers for itself alone".to_owned(),
             ));
         }
         if !self.catalog.is_serving() {
             return self.pass_on(&join).await;
+        }
+        if join.id != peers.me() && !self.catalog_reader.nodes().contains_key(&join.id) {
+            self.check_first_lineages()?;
         }
         let state = match peers.me() == join.id {
             // The first one has everything.
@@ -190,7 +200,23 @@ impl Inner {
         self.joined()
     }
 
-    /// What a node is told that has joined.
+    /// Refuses new nodes where a partition has begun another lineage than its first, after a loss: a node that
+    /// joins begins with the first one, and takes no message of another.
+    fn check_first_lineages(&self) -> Result<(), CallError> {
+        for part in self.parts() {
+            let lineage = part.lineage();
+            let lineage = lineage.map_err(|e| CallError::Unavailable(e.to_string()))?;
+            if lineage.id() != LineageId::first(&self.identity.cluster_id, part.partition()) {
+                return Err(CallError::Refused(format!(
+                    "partition {} was restored with a loss once, and a new node cannot follow it yet",
+                    part.partition().0
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a node learns that has joined.
     fn joined(&self) -> Result<Joined, CallError> {
         let lineages = self
             .parts()
@@ -296,6 +322,17 @@ impl Inner {
             let voters = &details.membership.voters;
             if !voters.contains(&NodeId(node)) {
                 continue;
+            }
+            // A voter that is gone is not yet out of the group: it would be counted as one that agrees.
+            let leaving = voters.iter().find(|voter| {
+                let state = nodes.get(&voter.0).map(|node| node.state);
+                voter.0 != node && state == Some(NodeState::Removed)
+            });
+            if let Some(leaving) = leaving {
+                return Err(CallError::Unavailable(format!(
+                    "node {leaving} is still being removed from partition {}: try again when that is done",
+                    group.id()
+                )));
             }
             let left: Vec<_> = voters.iter().filter(|voter| voter.0 != node).collect();
             let live = left.iter().filter(|voter| {

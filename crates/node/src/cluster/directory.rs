@@ -1,6 +1,6 @@
 //! Which nodes there are, as this node knows: what the catalog says, and before it can be read, nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use esker_partition::ClusterNode;
@@ -14,6 +14,9 @@ pub(crate) type Nodes = BTreeMap<u64, ClusterNode>;
 #[derive(Default)]
 pub(crate) struct Directory {
     nodes: RwLock<Arc<Nodes>>,
+    /// Members of the groups here. A removed one stays connected until it has left all of them: its vote may be
+    /// needed for that.
+    members: RwLock<BTreeSet<u64>>,
 }
 
 impl Directory {
@@ -32,8 +35,19 @@ impl Directory {
         true
     }
 
-    /// Whether the catalog has removed a node.
+    /// Takes the members of the groups here. Returns whether anything has changed.
+    pub fn set_members(&self, members: BTreeSet<u64>) -> bool {
+        let mut known = self.members.write();
+        let is_new = *known != members;
+        *known = members;
+        is_new
+    }
+
+    /// Whether the catalog has removed a node, and it has left the groups here.
     pub fn is_removed(&self, node: u64) -> bool {
+        if self.members.read().contains(&node) {
+            return false;
+        }
         let nodes = self.nodes.read();
         let found = nodes.get(&node);
         found.is_some_and(|node| node.state == NodeState::Removed)

@@ -242,6 +242,15 @@ mod tests {
     }
 
     #[test]
+    fn a_removed_node_is_admitted_until_it_has_left_the_groups() {
+        let gate = gate(&[(2, NodeState::Removed)]);
+        gate.directory.set_members([1, 2].into());
+        messages(&gate, claim(2, 20)).unwrap();
+        gate.directory.set_members([1].into());
+        refused(messages(&gate, claim(2, 20)), "was removed");
+    }
+
+    #[test]
     fn of_two_processes_with_one_number_the_one_that_is_connected_stays() {
         let gate = gate(&[]);
         let first = messages(&gate, claim(2, 20)).unwrap();

@@ -37,7 +37,10 @@ pub(crate) async fn join(
     };
     let listens = options.listen.map(|listen| listen.to_string());
     let listens = listens.unwrap_or_default();
-    let mine = registration(options, cluster_name, made.node_id, &listens);
+    let mine = Join {
+        partitions: Some(partitions),
+        ..registration(options, cluster_name, made.node_id, &listens)
+    };
     let config = credentials(options, claim);
     let started = Instant::now();
     loop {

@@ -1,6 +1,6 @@
 //! Keeps this node registered, and the members of the groups that it leads as the catalog wants them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,7 @@ pub(crate) async fn run(inner: Arc<Inner>) {
         .await
         .is_err()
     {
-        peers.follow(inner.catalog_reader.nodes());
+        inner.follow_nodes();
         let nodes = peers.directory.all();
         let incarnations = nodes.values().flat_map(|node| node.incarnations.iter());
         inner
@@ -114,6 +114,18 @@ fn registered(peers: &Peers, answer: &[u8]) -> Result<(), CallError> {
 }
 
 impl Inner {
+    /// Takes the nodes that the catalog has, and the members of the groups here.
+    pub(crate) fn follow_nodes(&self) {
+        let Some(peers) = &self.peers else {
+            return;
+        };
+        let mut members = BTreeSet::new();
+        for group in self.groups() {
+            members.extend(group.membership().members().map(|node| node.0));
+        }
+        peers.follow(self.catalog_reader.nodes(), members);
+    }
+
     /// Whether the catalog has this node as it is, with the incarnation as which it puts snapshots. On a node that
     /// is not in a cluster nothing is registered.
     pub(crate) fn is_registered(&self) -> bool {

@@ -1,5 +1,6 @@
 //! This node among the others: what it is called, where it is reached, and its connections.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -147,15 +148,20 @@ impl Peers {
         })
     }
 
-    /// Takes the nodes that the catalog has: addresses are set, and removed nodes are disconnected.
-    pub fn follow(&self, nodes: Arc<Nodes>) {
-        if !self.directory.set(nodes.clone()) {
+    /// Takes the nodes that the catalog has: addresses are set, and removed nodes are disconnected once they are
+    /// members of no group here.
+    pub fn follow(&self, nodes: Arc<Nodes>, members: BTreeSet<u64>) {
+        let (members_new, nodes_new) = (
+            self.directory.set_members(members),
+            self.directory.set(nodes.clone()),
+        );
+        if !members_new && !nodes_new {
             return;
         }
         for node in nodes.values().filter(|node| node.id != self.me) {
-            match node.state {
-                NodeState::Removed => self.transport.remove_peer(NodeId(node.id)),
-                _ => (self.transport).set_peer(NodeId(node.id), node.peer_address.clone()),
+            match self.directory.is_removed(node.id) {
+                true => self.transport.remove_peer(NodeId(node.id)),
+                false => (self.transport).set_peer(NodeId(node.id), node.peer_address.clone()),
             }
         }
     }
@@ -179,6 +185,7 @@ pub(crate) fn registration(
     let peer_address = options.peer_address.clone();
     Join {
         cluster_name: cluster_name.to_owned(),
+        partitions: None,
         id,
         name: name.unwrap_or_else(|| format!("node-{id}")),
         peer_address: peer_address.unwrap_or_else(|| listens.to_owned()),

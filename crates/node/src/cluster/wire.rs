@@ -23,6 +23,9 @@ pub(crate) fn path_of(call: &str) -> String {
 pub(crate) struct Join {
     /// The name of the cluster that it wants to join.
     pub cluster_name: String,
+    /// The number of stream partitions that it is configured for.
+    #[serde(default)]
+    pub partitions: Option<u32>,
     /// Its number.
     pub id: u64,
     /// Its name.

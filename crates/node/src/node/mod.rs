@@ -65,6 +65,8 @@ impl Node {
         let background = Background::start(&inner);
         restarts::watch_for_needs(&inner);
         if let Some(peers) = &inner.peers {
+            // Before the first election: the addresses of the others are in the catalog.
+            inner.follow_nodes();
             peers
                 .transport
                 .answer_calls(Arc::new(cluster::Answers::new(&inner)));

@@ -23,6 +23,9 @@ const PARALLEL: usize = 4;
 /// The remedy where the log contradicts copies, and no other copy can be used.
 pub(super) const CONTRADICTED: &str = "What the log contradicts is of another copy of this data directory, or the log is: bring back what belongs together. Or give up what only the log has: keep a copy of this directory, move its log/ away, and start with --bootstrap restore, which goes on from the copy that covers most (database or snapshot) of those that are of the lineage which the repository names, up to where another restore has left it; to restore the repository's snapshots instead, move db/ and checkpoints/ away as well";
 
+/// The remedy on a node of a cluster.
+const OTHERS: &str = "Other nodes have the partition, so nothing is given up here: remove this node with `esker cluster remove`, move its data directory away, and let it join with an empty one";
+
 /// A copy to continue from.
 pub(super) struct RecoverySource {
     pub partition: u64,
@@ -221,6 +224,13 @@ impl<'a> Search<'a> {
             return Ok(self.recovery_source(&nothing, None, None, root.is_some()));
         }
         self.all_was_read()?;
+        if self.has_others()? {
+            return Err(StartError::NothingUsable {
+                partition: self.facts.partition,
+                tried: self.tried.join("; "),
+                remedy: OTHERS.into(),
+            });
+        }
         // A copy that reaches beyond the log may be of another copy of this directory: the operator has to
         // decide.
         if let Some(root) = root.as_ref()
@@ -251,6 +261,20 @@ impl<'a> Search<'a> {
         }
         self.with_a_loss(&repository, root.as_ref(), &locals, &archived)
             .await
+    }
+
+    /// Whether other nodes may have the partition: what is lost here is there, and a lineage of this node alone
+    /// would be a second history beside theirs.
+    fn has_others(&self) -> Result<bool, StartError> {
+        let identity = &self.cx.data_dir.identity;
+        if self.cx.data_dir.is_new || identity.joined {
+            return Ok(!self.cx.data_dir.is_new);
+        }
+        let (Some(store), Ok(_)) = (self.store, &self.facts.database) else {
+            return Ok(false);
+        };
+        let applied = store.applied(PartitionId(self.facts.partition))?;
+        Ok(applied.is_some_and(|it| it.voters != [identity.node_id]))
     }
 
     /// Whether an earlier start has decided to begin a lineage here, after some LSN, and was interrupted. No

@@ -198,8 +198,10 @@ impl<'a> NodeStep<'a> {
                 continue;
             }
             // A join that did not complete has left a node that was never active: a second attempt of the same
-            // node replaces it.
-            if state == NodeState::Joining && meta.name == command.name && is_same_place {
+            // node replaces it. Without a name of its own it has another name each time; that it never ran is
+            // seen by that it has no incarnation.
+            let never_ran = meta.incarnations.is_empty() || meta.name == command.name;
+            if state == NodeState::Joining && is_same_place && never_ran {
                 replaced.push(*id);
                 continue;
             }

@@ -139,7 +139,7 @@ impl Upload<'_> {
                 return Ok(Committed::Gone(gone));
             }
             let equals = self.equals(store, &current, metadata).await?;
-            // Of those that stay, one makes room for this snapshot.
+            // Of those that stay, one makes space for this snapshot.
             let keep = repository.num_retained().saturating_sub(1);
             let newer = repository.newer_beyond(store, &current, keep).await?;
             let next = self.with_snapshot(&current, metadata, &equals, &newer);

@@ -23,7 +23,7 @@ pub struct ClusterConfig {
     pub name: Option<String>,
 
     /// Host and port by which other nodes reach `peer-listen`, such as `esker-1.internal:7170`. It may be
-    /// changed: the others are told at the next start. Unset, `peer-listen` itself.
+    /// changed: the others learn it at the next start. Unset, `peer-listen` itself.
     #[schemars(extend("format" = "text"))]
     pub peer_advertise: Option<String>,
 

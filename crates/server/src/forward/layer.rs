@@ -207,7 +207,8 @@ impl Way<'_> {
                 sleep(RETRY_PAUSE).await;
                 let leader = self.peers().leader(self.partition);
                 let is_moved = leader != known && !matches!(leader, Leader::Unknown);
-                if (is_moved && leader != Leader::At(node)) || Instant::now() >= self.deadline {
+                let is_late = Instant::now() >= self.deadline && !outgoing.waits_for_client();
+                if (is_moved && leader != Leader::At(node)) || is_late {
                     break;
                 }
             }

@@ -121,6 +121,11 @@ impl Outgoing {
         !shared.is_passed
     }
 
+    /// Whether the connection has taken the present attempt, and it is the client that has sent nothing more yet.
+    pub(super) fn waits_for_client(&self) -> bool {
+        lock(&self.shared).waker.is_some()
+    }
+
     /// Whether the client has failed to send the body.
     pub(super) fn has_failed(&self) -> bool {
         lock(&self.shared).has_failed

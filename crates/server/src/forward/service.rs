@@ -19,6 +19,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tower::ServiceExt as _;
 use tower::util::BoxCloneSyncService;
@@ -38,6 +39,9 @@ pub(crate) type PeerRequests = BoxCloneSyncService<
     http::Response<tonic::body::Body>,
     Infallible,
 >;
+
+/// How long a client may take until the first piece of a body. From then on the bounds of bodies hold.
+const FIRST_PIECE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Marks a request that another node has sent.
 #[derive(Clone, Copy, Debug)]
@@ -160,10 +164,10 @@ impl Served {
         extensions.insert(Forwarded {
             wait: envelope.wait(),
         });
-        let request = match begun(request).await {
-            Ok(request) => request,
-            // The other node has gone.
-            Err(_) => return ServiceError::SlowBody.into_response(),
+        let request = match timeout(FIRST_PIECE_TIMEOUT, begun(request)).await {
+            Ok(Ok(request)) => request,
+            // The other node has gone, or the client sends nothing.
+            Ok(Err(_)) | Err(_) => return ServiceError::SlowBody.into_response(),
         };
         match self.router.clone().oneshot(request).await {
             Ok(answer) => answer,

@@ -594,6 +594,24 @@ async fn what_was_passed_on_is_never_repeated_when_the_leader_is_lost() {
 }
 
 #[tokio::test]
+async fn a_client_that_sends_its_body_late_is_answered_by_the_leader() {
+    let (one, two) = pair();
+    let (client, pieces) = mpsc::unbounded_channel();
+    let body = Body::from_stream(UnboundedReceiverStream::new(pieces));
+    let asked = one.ask(request("POST", "/v1/streams/a/records", body));
+    let (answer, ()) = tokio::join!(asked, async {
+        // Longer than a request waits for a leader.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let piece = Bytes::from_static(b"late");
+        client.send(Ok::<_, axum::Error>(piece)).unwrap();
+        drop(client);
+    });
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert_eq!(text(answer).await, "late");
+    assert_eq!(two.handled.begun.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn a_leader_that_is_silent_after_its_leadership_is_not_waited_for() {
     let (one, two) = pair();
     let three = Member::new(3, Leader::Here);

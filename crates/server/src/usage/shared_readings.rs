@@ -100,7 +100,7 @@ mod tests {
             }
         });
         assert_eq!(reads.load(Ordering::SeqCst), 1);
-        // One that arrives later is told what there is then.
+        // One that arrives later gets what there is then.
         let later = Instant::now();
         assert_eq!(size(&readings, later, 99, &reads), 101);
         assert_eq!(size(&readings, Instant::now(), 99, &reads), 101);

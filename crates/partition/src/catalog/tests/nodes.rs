@@ -142,6 +142,12 @@ fn a_join_that_was_interrupted_is_repeated_under_another_number() {
         node(2, "one", "h1:1", NodeState::Joining),
     ];
     assert_eq!(catalog.nodes(), nodes);
+    // Without a configured name, each attempt has another one.
+    let outcomes = catalog.step(vec![register(4, "n4", "h4:1"), register(5, "n5", "h4:1")]);
+    assert_eq!(outcomes, [DONE, DONE]);
+    let nodes = catalog.reader().nodes();
+    assert_eq!(nodes[&4].state, NodeState::Removed);
+    assert_eq!(nodes[&5].state, NodeState::Joining);
     // Once it is active, another process with its name is a mistake.
     catalog.apply(set(2, NodeState::Active));
     let taken = refused(NodeRefusal::NameTaken(2));
