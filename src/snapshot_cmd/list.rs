@@ -54,7 +54,11 @@ pub async fn run(place: &Target, _: &Args, json: bool) -> Result<(), Failure> {
                 .push(Partition::Readable(Box::new(inventory))),
             // The other partitions may be intact, and are still shown.
             Err(error)
-                if error.is_damage() || matches!(error, Error::NoRoot { others: true, .. }) =>
+                if error.is_damage()
+                    || matches!(
+                        error,
+                        Error::NoRoot { others: true, .. } | Error::NewerFormat { .. }
+                    ) =>
             {
                 listing.partitions.push(Partition::Unreadable {
                     partition: *id,

@@ -81,9 +81,7 @@ pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure>
             (which, Some(root))
         }
         // The library reads the root again, and restores a snapshot that is named in full without a root.
-        (Err(error), Some(dir)) if error.is_damage() || is_missing(&error) => {
-            (Which::Exactly(dir), None)
-        }
+        (Err(error), Some(dir)) if is_of_no_use(&error) => (Which::Exactly(dir), None),
         (Err(error), _) => return Err(place.failure(error)),
     };
     let root = root.filter(|root| !args.no_pin && root.generation.is_some());
@@ -118,9 +116,13 @@ pub async fn run(place: &Target, args: &Args, json: bool) -> Result<(), Failure>
     print(text(&done, &restored))
 }
 
-/// Whether only the root is missing.
-fn is_missing(error: &Error) -> bool {
-    matches!(error, Error::NoRoot { others: true, .. })
+/// Whether it is the root alone that cannot be used: it is damaged or missing, or a newer release has written it.
+fn is_of_no_use(error: &Error) -> bool {
+    error.is_damage()
+        || matches!(
+            error,
+            Error::NoRoot { others: true, .. } | Error::NewerFormat { .. }
+        )
 }
 
 fn done<'a>(

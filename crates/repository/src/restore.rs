@@ -310,11 +310,11 @@ impl Repository {
     }
 }
 
-/// Whether the root is missing beside snapshots, or damaged, so that it cannot be used.
+/// Whether the root is missing beside snapshots, damaged, or of a newer release, so that it cannot be used.
 fn is_rootless(error: &Error) -> bool {
     matches!(
         error,
-        Error::Damaged { .. } | Error::NoRoot { others: true, .. }
+        Error::Damaged { .. } | Error::NewerFormat { .. } | Error::NoRoot { others: true, .. }
     )
 }
 
