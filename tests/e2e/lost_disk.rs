@@ -153,11 +153,11 @@ async fn a_disk_that_disappears_stops_appends_with_the_cause_until_it_is_back() 
     // Nothing was begun where the disk was.
     let begun = fs::read_dir(mount.target.path()).unwrap();
     let begun: Vec<_> = begun.map(|entry| entry.unwrap().path()).collect();
-    assert!(
-        begun.is_empty(),
-        "{begun:?}: {:?}",
-        fs::read_dir(&data_dir).map(|it| it.count())
-    );
+    let inside = || -> std::io::Result<Vec<_>> {
+        let entries = fs::read_dir(&data_dir)?;
+        entries.map(|entry| Ok(entry?.file_name())).collect()
+    };
+    assert!(begun.is_empty(), "{begun:?}: {:?}", inside());
     mount.attach().unwrap();
     goes_on(&mut server, &setup, filled).await;
 }

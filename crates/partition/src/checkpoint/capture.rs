@@ -79,7 +79,14 @@ impl Capture {
             });
         }
         part.store().check_in_place()?;
-        fs::create_dir_all(&base).map_err(io("creating", &base))?;
+        // One level at a time: where the data directory has disappeared since the check, nothing is created in its
+        // place.
+        for dir in base.parent().into_iter().chain([base.as_path()]) {
+            match fs::create_dir(dir) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                made => made.map_err(io("creating", dir))?,
+            }
+        }
         let temporary = Temporary::create(&base)?;
         let exported = temporary.path.join("files");
         let (comparator, files) = part.export(&exported)?;
