@@ -11,17 +11,13 @@ use esker_server::admin::cluster::{ClusterView, MemberState};
 
 use super::secret::generate;
 use super::status::tables;
-use super::trial_node::TrialNode;
+use super::trial_node::{FAILED, PEER_PORTS, TrialNode, peer_port};
 use crate::admin::Admin;
 use crate::failure::Failure;
 use crate::interrupts::Interrupts;
 use crate::output::print;
 use crate::remote::{AccessArgs, Remote};
 
-/// The code of what a trial could not do.
-pub const FAILED: &str = "cluster_try";
-/// How far the ports for other nodes are above those for clients.
-const PEER_PORTS: u16 = 100;
 /// How long all nodes may take to vote.
 const FORM_TIMEOUT: Duration = Duration::from_secs(180);
 /// How long nodes may take to stop before they are killed.
@@ -53,11 +49,6 @@ pub struct Args {
     /// Port of the first node for clients
     #[arg(long, value_name = "PORT", default_value_t = 7071, value_parser = clap::value_parser!(u16).range(1..=65_000))]
     base_port: u16,
-}
-
-/// The port of a node for other nodes. Nodes count from 1.
-pub fn peer_port(base_port: u16, number: u16) -> u16 {
-    base_port + PEER_PORTS + number - 1
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {

@@ -11,11 +11,19 @@ use std::process::{ExitStatus, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, ChildStdin, Command};
 
-use super::trial::FAILED;
 use crate::failure::Failure;
 
+/// The code of what a trial could not do.
+pub const FAILED: &str = "cluster_try";
+/// How far the ports for other nodes are above those for clients.
+pub const PEER_PORTS: u16 = 100;
 /// Bytes of the log that are quoted when a node fails.
 const QUOTED: u64 = 2048;
+
+/// The port of a node for other nodes. Nodes count from 1.
+pub fn peer_port(base_port: u16, number: u16) -> u16 {
+    base_port + PEER_PORTS + number - 1
+}
 
 /// A node of a trial.
 pub struct TrialNode {
@@ -35,8 +43,7 @@ impl TrialNode {
     pub fn start(dir: &Path, number: u16, base_port: u16) -> Result<TrialNode, Failure> {
         let name = format!("n{number}");
         let client_port = base_port + number - 1;
-        let peer =
-            |number: u16| format!("127.0.0.1:{}", super::trial::peer_port(base_port, number));
+        let peer = |number: u16| format!("127.0.0.1:{}", peer_port(base_port, number));
         let shown = |path: PathBuf| path.display().to_string();
         let mut arguments = vec![
             "server".to_owned(),
