@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check dist deb test-deb tarball bench bench-snapshots bench-follow bench-recovery bench-state bench-security bench-raft bench-overload soak soak-streams soak-memory soak-snapshots soak-follow soak-state soak-raft soak-cluster moto follow-lite fuzz sdk-tests fmt cluster
+.PHONY: help setup run demo test test-console check dist deb test-deb tarball bench bench-snapshots bench-follow bench-recovery bench-state bench-security bench-raft bench-overload bench-cluster soak soak-streams soak-memory soak-snapshots soak-follow soak-state soak-raft soak-cluster moto follow-lite fuzz sdk-tests fmt cluster
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ cluster: setup ## three nodes on this machine, to try what a lost one costs; ARG
 
 test: setup ## all tests, doc tests included; ARGS="-p esker-raft" chooses
 	@scripts/test $(ARGS)
+
+test-console: setup ## the console in a browser; installs Chromium and what drives it, once
+	@scripts/test-console $(ARGS)
 
 dist: setup ## the binary that is shipped: without symbols, its line tables beside it
 	@scripts/dist
@@ -66,6 +69,9 @@ bench-raft: ## measure replication: transfers, stalls, commits side by side with
 
 bench-overload: setup ## measure a polite client among 64 that flood, and 10,000 followers
 	@scripts/bench overload $(ARGS)
+
+bench-cluster: setup ## measure three nodes: beside one, beside etcd, while leaders are killed
+	@scripts/bench cluster $(ARGS)
 
 soak: soak-memory soak-streams soak-snapshots soak-follow soak-state soak-raft soak-cluster ## all soaks, for a long time
 

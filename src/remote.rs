@@ -162,7 +162,7 @@ impl Remote {
         }
     }
 
-    /// A server without authentication and TLS, such as the demo's.
+    /// A server without authentication and TLS, such as those of the demo and of a trial cluster.
     pub fn open(address: ServerAddress) -> Remote {
         Remote {
             address,

@@ -1,5 +1,6 @@
 //! `esker server`.
 
+use std::cell::Cell;
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,7 +10,9 @@ use std::time::Duration;
 use clap::ValueEnum;
 use esker_server::auth::root_token;
 use esker_server::config::{self, BOOTSTRAP_VARIABLE, Config, ConfigError, Loaded, Overrides};
-use esker_server::{Server, server, telemetry};
+use esker_server::front::Front;
+use esker_server::server::StartOptions;
+use esker_server::{Server, server, shorten_time_slice, telemetry};
 use rustix::fs::Mode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -198,13 +201,22 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
     // long as the option stays.
     let restarted = !args.restarted.is_empty();
     let bootstrap = bootstrap.filter(|said| !restarted || *said == server::Bootstrap::Restore);
-    let empty = args.empty_partitions.iter().copied().collect();
+    let start = StartOptions {
+        bootstrap,
+        empty_partitions: args.empty_partitions.iter().copied().collect(),
+        restarted,
+        front: loaded
+            .config
+            .console
+            .then_some(esker_console::front as Front),
+    };
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if loaded.config.worker_threads > 0 {
         runtime.worker_threads(loaded.config.worker_threads as usize);
     }
     let runtime = runtime
         .event_interval(EVENT_INTERVAL)
+        .on_thread_park(shorten_time_slice_once)
         .enable_all()
         .build()
         .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
@@ -212,7 +224,7 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
         let server = tokio::select! {
-            server = Server::start_with(&loaded.config, bootstrap, empty, restarted) => {
+            server = Server::start_with(&loaded.config, start) => {
                 server.map_err(|e| Failure::wrong(e.code(), e))?
             }
             // Nothing was acknowledged yet.
@@ -282,6 +294,17 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
             end_threads(runtime);
             ended
         }
+    }
+}
+
+/// To be called when a thread has nothing to do. Only the threads that run tasks are parked; those on which work may
+/// block are not, and keep their time slices.
+fn shorten_time_slice_once() {
+    thread_local! {
+        static IS_SHORT: Cell<bool> = const { Cell::new(false) };
+    }
+    if !IS_SHORT.replace(true) {
+        shorten_time_slice();
     }
 }
 

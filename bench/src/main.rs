@@ -1,6 +1,6 @@
 //! Measures Esker side by side with its peers, and tries to make it lose what it acknowledged.
 //!
-//! Nine subcommands:
+//! Ten subcommands:
 //!
 //! - `streams` runs the same load, by the same client, on the same machine and in the same run
 //!   against `s2 lite` (the *peer*) and against Esker, alternating between them row by row, and
@@ -10,6 +10,7 @@
 //! - `follow` measures followers of streams that take snapshots.
 //! - `state` measures the state store side by side with `statehouse-daemon`.
 //! - `security` measures what encryption of records and access tokens cost.
+//! - `cluster` measures three nodes beside one, beside etcd, while leaders are killed, and while a node is filled.
 //! - `layout` measures layouts of a partition's stream data on RocksDB alone.
 //! - `overload` measures a polite client among others that flood, followers in great number, and memory over
 //!   a long mixed load.
@@ -24,6 +25,7 @@
 //! Ctrl-C.
 
 mod client;
+mod cluster;
 mod follow;
 mod layout;
 mod overload;
@@ -77,6 +79,8 @@ enum Command {
     State(state::Args),
     /// Measure what encryption of records and access tokens cost.
     Security(security::Args),
+    /// Measure three nodes beside one, beside etcd, while leaders are killed, and while a node is filled.
+    Cluster(cluster::Args),
     /// Measure layouts of a partition's stream data on RocksDB alone.
     Layout(layout::Args),
     /// Measure a polite client among 64 that flood, 10,000 followers, and memory over a mixed load.
@@ -98,6 +102,7 @@ async fn main() -> ExitCode {
             Command::FollowStep(step) => follow::step::run(step).await,
             Command::State(args) => state::run(args).await,
             Command::Security(args) => security::run(args).await,
+            Command::Cluster(args) => cluster::run(args).await,
             Command::Layout(args) => tokio::task::spawn_blocking(move || layout::run(&args))
                 .await?
                 .map(|()| ExitCode::SUCCESS),

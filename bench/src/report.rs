@@ -295,7 +295,7 @@ mod tests {
         }
         let table = report.table();
         let line = table.lines().nth(2).expect("one figure");
-        for part in ["2000", "9000", "4.50x", "≥ 3x (aim 6x)", "| yes"] {
+        for part in ["2000", "9000", "4.50x", "≥ 3x (aim 5x)", "| yes"] {
             assert!(line.contains(part), "{part:?} is not in {line:?}");
         }
     }

@@ -196,7 +196,7 @@ impl Metric {
 }
 
 impl Goal {
-    /// The text in the table, for instance `≥ 3x (aim 6x)`.
+    /// The text in the table, for instance `≥ 3x (aim 5x)`.
     pub fn text(self) -> String {
         match self {
             Self::AtLeast { must, aim } => format!("≥ {must}x (aim {aim}x)"),

@@ -4,15 +4,21 @@
 //! |---|---|
 //! | [`status`] | nodes and partitions, as tables |
 //! | [`change`] | removing, draining and activating nodes; transferring leaders |
+//! | [`check`] | comparing the replicas of partitions |
 //! | [`secret`] | a secret for the nodes |
+//! | [`recover`] | a stopped node goes on alone after the others were lost |
 //! | [`trial`] | a cluster on this machine, to try it |
+//! | [`formation`] | how its nodes become a cluster |
 //! | [`trial_node`] | a node of it, as a child process |
 
 mod change;
+mod check;
+pub mod formation;
+mod recover;
 mod secret;
 mod status;
 mod trial;
-mod trial_node;
+pub mod trial_node;
 
 use clap::Subcommand;
 
@@ -31,7 +37,8 @@ Examples:
   esker cluster try
   esker cluster status --server http://127.0.0.1:7071
   esker cluster drain n2
-  esker cluster transfer-leader 3 n1")]
+  esker cluster transfer-leader 3 n1
+  esker cluster check")]
 pub struct Args {
     /// Address of a node
     #[arg(
@@ -56,6 +63,8 @@ enum Command {
     Drain(change::NodeArgs),
     Activate(change::ActivateArgs),
     TransferLeader(change::LeaderArgs),
+    Check(check::Args),
+    Recover(recover::Args),
     Secret(secret::Args),
     Try(trial::Args),
 }
@@ -73,8 +82,10 @@ const MAY_BE_MADE: &str = "the change may have been made: `esker cluster status`
 pub fn run(args: Args, access: &AccessArgs) -> Result<(), Failure> {
     let left = match &args.command {
         Command::Secret(args) => return secret::run(args),
+        Command::Recover(_) => "nothing was changed",
         Command::Try(args) => return trial::run(args),
         Command::Status(_) => "nothing was changed",
+        Command::Check(_) => "the comparison goes on: `esker cluster status` shows its result",
         _ => MAY_BE_MADE,
     };
     // One thread is enough: a command does one thing at a time.
@@ -83,6 +94,9 @@ pub fn run(args: Args, access: &AccessArgs) -> Result<(), Failure> {
         .build()
         .map_err(|e| Failure::wrong("io", format!("starting the runtime: {e}")))?;
     interrupts::run(runtime, left, async {
+        if let Command::Recover(args) = &args.command {
+            return recover::run(args).await;
+        }
         let admin = Admin::open(Remote::new(args.server, access)?).await?;
         match args.command {
             Command::Status(args) => status::run(&admin, &args).await,
@@ -90,8 +104,9 @@ pub fn run(args: Args, access: &AccessArgs) -> Result<(), Failure> {
             Command::Drain(args) => change::drain(&admin, &args).await,
             Command::Activate(args) => change::activate(&admin, &args).await,
             Command::TransferLeader(args) => change::transfer_leader(&admin, &args).await,
+            Command::Check(args) => check::run(&admin, &args).await,
             // They ask no server.
-            Command::Secret(_) | Command::Try(_) => Ok(()),
+            Command::Recover(_) | Command::Secret(_) | Command::Try(_) => Ok(()),
         }
     })
 }

@@ -1,31 +1,20 @@
 //! `esker cluster try`: nodes on this machine, as child processes.
 
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use esker_server::admin::cluster::{ClusterView, MemberState};
-
-use super::secret::generate;
+use super::formation::{LOOK_INTERVAL, ended, formed, start};
 use super::status::tables;
-use super::trial_node::{FAILED, PEER_PORTS, TrialNode, peer_port};
-use crate::admin::Admin;
+use super::trial_node::{FAILED, PEER_PORTS, TrialNode, find_taken};
 use crate::failure::Failure;
 use crate::interrupts::Interrupts;
 use crate::output::print;
-use crate::remote::{AccessArgs, Remote};
 
-/// How long all nodes may take to vote.
-const FORM_TIMEOUT: Duration = Duration::from_secs(180);
 /// How long nodes may take to stop before they are killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long killed nodes may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often nodes are looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Start a cluster on this machine, to try it.
 ///
@@ -75,12 +64,8 @@ async fn perform(args: &Args) -> Result<(), Failure> {
     };
     let left = format!("the directory {} may be left", dir.display());
     let mut interrupts = Interrupts::listen(&left)?;
-    create_secret(&dir.join("secret"))?;
     let mut nodes = Vec::new();
-    let started = (1..=args.nodes).try_for_each(|number| {
-        nodes.push(TrialNode::start(&dir, number, args.base_port)?);
-        Ok(())
-    });
+    let started = start(&mut nodes, &dir, args.nodes, args.base_port, &[]);
     let result = match started {
         Err(failure) => Err(failure),
         Ok(()) => tokio::select! {
@@ -116,83 +101,18 @@ async fn perform(args: &Args) -> Result<(), Failure> {
 
 /// Fails if a port is in use, before anything is started.
 fn check_ports(args: &Args) -> Result<(), Failure> {
-    for number in 1..=args.nodes {
-        for port in [
-            args.base_port + number - 1,
-            peer_port(args.base_port, number),
-        ] {
-            let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
-            bound.map_err(|e| {
-                Failure::usage("listen", format!("cannot listen on 127.0.0.1:{port}: {e}")).advise(
-                    format!(
-                        "choose other ports with --base-port; {} from it on and {0} from {PEER_PORTS} above it are used",
-                        args.nodes
-                    ),
-                )
-            })?;
-        }
-    }
-    Ok(())
-}
-
-/// Creates the file of the secret, if there is none.
-fn create_secret(path: &Path) -> Result<(), Failure> {
-    let created = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path);
-    let secret = generate()?;
-    match created.and_then(|mut file| writeln!(file, "{secret}")) {
-        Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(Failure::wrong(
-            "io",
-            format!("creating the secret {}: {e}", path.display()),
-        )),
-        _ => Ok(()),
-    }
+    find_taken(args.base_port, args.nodes).map_err(|(port, e)| {
+        Failure::usage("listen", format!("cannot listen on 127.0.0.1:{port}: {e}")).advise(format!(
+            "choose other ports with --base-port; {} from it on and {0} from {PEER_PORTS} above it are used",
+            args.nodes
+        ))
+    })
 }
 
 /// Waits until the cluster has formed, prints what to try, and then what happens to its nodes. Ends only with a
 /// failure.
 async fn watch(nodes: &mut [TrialNode]) -> Result<(), Failure> {
-    let began = Instant::now();
-    let mut before = String::new();
-    let view = loop {
-        for node in nodes.iter_mut() {
-            if let Some(status) = node.newly_ended() {
-                return Err(Failure::wrong(
-                    FAILED,
-                    format!(
-                        "node {} has ended ({status}):\n{}",
-                        node.name,
-                        node.end_of_log()
-                    ),
-                ));
-            }
-        }
-        let progress = match view(&nodes[0]).await {
-            Ok(view) => match missing(&view, nodes.len()) {
-                None => break view,
-                Some(missing) => missing,
-            },
-            Err(_) => "node n1 starts".to_owned(),
-        };
-        if began.elapsed() >= FORM_TIMEOUT {
-            return Err(Failure::wrong(
-                FAILED,
-                format!(
-                    "the cluster has not formed within {} s: {progress}\n{}",
-                    FORM_TIMEOUT.as_secs(),
-                    nodes[0].end_of_log()
-                ),
-            ));
-        }
-        if progress != before {
-            remark!("{progress}");
-            before = progress;
-        }
-        tokio::time::sleep(LOOK_INTERVAL).await;
-    };
+    let view = formed(nodes, |lacks| remark!("{lacks}")).await?;
     print(tables(&view).trim_end())?;
     print(hints(nodes))?;
     loop {
@@ -208,40 +128,6 @@ async fn watch(nodes: &mut [TrialNode]) -> Result<(), Failure> {
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
-}
-
-async fn view(node: &TrialNode) -> Result<ClusterView, Failure> {
-    let address = node.url().parse();
-    let address = address.map_err(|e| Failure::wrong("invalid", e))?;
-    let admin = Admin::open(Remote::new(address, &AccessArgs::default())?).await?;
-    admin.get(&["cluster"], &[]).await
-}
-
-/// What the cluster lacks until so many nodes take part in it.
-fn missing(view: &ClusterView, nodes: usize) -> Option<String> {
-    let active = view.nodes.iter();
-    let active = active.filter(|node| node.state == MemberState::Active);
-    let active = active.count();
-    if active < nodes {
-        return Some(format!("{active} of {nodes} nodes take part"));
-    }
-    let is_formed = |voters: usize, has_leader: bool, partition: u64| {
-        let wanted = match nodes {
-            5.. if partition == 0 => 5,
-            3.. => 3,
-            _ => 1,
-        };
-        has_leader && voters >= wanted
-    };
-    let formed = view.partitions.iter().filter(|of| {
-        let votes = |role: &str| matches!(role, "leader" | "follower" | "candidate");
-        let voters = of.replicas.iter().filter(|it| votes(&it.role)).count();
-        let is_whole = of.replicas.len() == nodes;
-        is_whole && is_formed(voters, of.leader.is_some(), of.partition)
-    });
-    let formed = formed.count();
-    let all = view.partitions.len();
-    (formed < all).then(|| format!("{formed} of {all} partitions have all their voters"))
 }
 
 fn hints(nodes: &[TrialNode]) -> String {
@@ -290,13 +176,6 @@ async fn stop(nodes: &mut [TrialNode], interrupts: &mut Interrupts) -> Result<()
             format!("not all of the processes {} have ended", pids.join(", ")),
         )
     })
-}
-
-/// Waits until all have ended.
-async fn ended(nodes: &mut [TrialNode]) {
-    while !nodes.iter_mut().all(TrialNode::has_ended) {
-        tokio::time::sleep(LOOK_INTERVAL / 5).await;
-    }
 }
 
 /// Whether something listens on a port of this machine.

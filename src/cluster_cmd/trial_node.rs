@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
@@ -17,12 +18,24 @@ use crate::failure::Failure;
 pub const FAILED: &str = "cluster_try";
 /// How far the ports for other nodes are above those for clients.
 pub const PEER_PORTS: u16 = 100;
+/// The file of the secret, in the directory of the trial.
+pub const SECRET: &str = "secret";
 /// Bytes of the log that are quoted when a node fails.
 const QUOTED: u64 = 2048;
 
 /// The port of a node for other nodes. Nodes count from 1.
 pub fn peer_port(base_port: u16, number: u16) -> u16 {
     base_port + PEER_PORTS + number - 1
+}
+
+/// Tries to listen on all ports of so many nodes. The error is the first port on which that is not possible.
+pub fn find_taken(base_port: u16, nodes: u16) -> Result<(), (u16, std::io::Error)> {
+    let ports =
+        (1..=nodes).flat_map(|number| [base_port + number - 1, peer_port(base_port, number)]);
+    for port in ports {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|e| (port, e))?;
+    }
+    Ok(())
 }
 
 /// A node of a trial.
@@ -39,8 +52,13 @@ pub struct TrialNode {
 }
 
 impl TrialNode {
-    /// Starts the node with this number, from 1 on.
-    pub fn start(dir: &Path, number: u16, base_port: u16) -> Result<TrialNode, Failure> {
+    /// Starts the node with this number, from 1 on, with these further settings.
+    pub fn start(
+        dir: &Path,
+        number: u16,
+        base_port: u16,
+        settings: &[&str],
+    ) -> Result<TrialNode, Failure> {
         let name = format!("n{number}");
         let client_port = base_port + number - 1;
         let peer = |number: u16| format!("127.0.0.1:{}", peer_port(base_port, number));
@@ -57,9 +75,12 @@ impl TrialNode {
         };
         set("cluster.name", name.clone());
         set("cluster.peer-listen", peer(number));
-        set("cluster.secret-file", shown(dir.join("secret")));
+        set("cluster.secret-file", shown(dir.join(SECRET)));
         if number > 1 {
             set("cluster.join", peer(1));
+        }
+        for setting in settings {
+            arguments.extend(["--set".to_owned(), (*setting).to_owned()]);
         }
         let cannot = |e: std::io::Error| {
             Failure::wrong(FAILED, format!("cannot start the node {name}: {e}"))

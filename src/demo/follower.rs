@@ -33,6 +33,25 @@ pub struct Follower {
 impl Follower {
     /// Starts to follow.
     pub fn start(target: StreamTarget, records: Arc<Records>, address: ServerAddress) -> Follower {
+        Follower::spawn(target, records, address, false)
+    }
+
+    /// The same by way of a node that asks the leader: a session that breaks with the leader is lost, whatever error it
+    /// ends with.
+    pub fn start_by_way_of(
+        target: StreamTarget,
+        records: Arc<Records>,
+        address: ServerAddress,
+    ) -> Follower {
+        Follower::spawn(target, records, address, true)
+    }
+
+    fn spawn(
+        target: StreamTarget,
+        records: Arc<Records>,
+        address: ServerAddress,
+        by_way_of_another: bool,
+    ) -> Follower {
         let (addresses, mut address) = watch::channel(address);
         let (seen, watched) = watch::channel(0);
         let total = records.count();
@@ -42,6 +61,7 @@ impl Follower {
                 records,
                 next: 0,
                 seen,
+                by_way_of_another,
             };
             loop {
                 let server = address.borrow_and_update().clone();
@@ -69,6 +89,11 @@ impl Follower {
     /// Gives it the server's new address.
     pub fn go_to(&self, address: ServerAddress) {
         self.addresses.send_replace(address);
+    }
+
+    /// Lets it try again where it was: the server is there, and only its session was lost.
+    pub fn come_back(&self) {
+        self.addresses.send_modify(|_| {});
     }
 
     /// Waits until it has seen the last record.
@@ -113,6 +138,7 @@ struct Following {
     /// The sequence number that comes next.
     next: u64,
     seen: watch::Sender<u64>,
+    by_way_of_another: bool,
 }
 
 impl Following {
@@ -128,7 +154,7 @@ impl Following {
             .await;
         let mut session = match session {
             Ok(session) => session,
-            Err(error) if error.is_retryable() => return Ok(End::Lost),
+            Err(error) if error.is_retryable() || self.by_way_of_another => return Ok(End::Lost),
             Err(error) => {
                 let failure = connection.asked_stream(&self.target).read_session(&error);
                 return Err(Failure::wrong(
@@ -151,7 +177,9 @@ impl Following {
                     }
                     self.seen.send_replace(self.next);
                 }
-                Some(Err(error)) if error.is_retryable() => return Ok(End::Lost),
+                Some(Err(error)) if error.is_retryable() || self.by_way_of_another => {
+                    return Ok(End::Lost);
+                }
                 Some(Err(error)) => {
                     let failure = connection.asked_stream(&self.target).read_session(&error);
                     return Err(Failure::wrong(

@@ -1,8 +1,9 @@
 //! `esker demo`: an end-to-end demonstration on real records.
 //!
 //! A server runs as a child process and is killed in mid-append; everything that it acknowledged has to be
-//! there afterwards. Then it loses its database, and then its whole data directory. Nothing is simulated: the
-//! client is the official SDK, and the server is this program.
+//! there afterwards. Then it loses its database, and then its whole data directory. At the end, a cluster of three
+//! nodes loses the one that leads. Nothing is simulated: the client is the official SDK, and the server is this
+//! program.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -40,13 +41,14 @@ const STREAM: &str = "esker-demo/flights";
 /// Licence of the embedded flight records.
 const LICENCE: &str = include_str!("../../examples/data/LICENSE-vega-datasets");
 
-/// Show, on real records, what survives a kill, a lost database and a lost disk.
+/// Show, on real records, what survives a kill and a lost database, disk or leader.
 ///
 /// Runs a server in a scratch directory, appends 20,000 flight records, kills the server in the
 /// middle of it, starts it again, appends the rest, and compares everything with what was sent. Then
 /// deletes its database, then all that it has, and recovers it from snapshots; and measures a recovery
-/// from zero beside one from a snapshot, of a server and of a service that follows a stream. Takes some
-/// fifteen seconds, and fails if anything does not hold.
+/// from zero beside one from a snapshot, of a server and of a service that follows a stream. At the end
+/// it kills the leader of three nodes in mid-append, and measures for how long appends stand still. Takes
+/// some thirty seconds, and fails if anything does not hold.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -97,6 +99,7 @@ async fn perform(args: &Args) -> Result<(), Failure> {
         records: Arc::new(records),
         target: target::stream(STREAM).map_err(|e| Failure::wrong("demo", e))?,
         server: None,
+        nodes: Vec::new(),
         follower: None,
         crash: None,
         covered: 0,
@@ -112,6 +115,7 @@ async fn perform(args: &Args) -> Result<(), Failure> {
             Err(failure) => Err(failure),
         },
     };
+    let stopped = stopped.and(cast.end_nodes().await);
     let interrupted = matches!(&result, Err(failure) if failure.code == INTERRUPTED);
     let result = result.and(stopped);
     if args.keep || (result.is_err() && !interrupted) {
@@ -147,8 +151,9 @@ const INTERRUPTED: &str = "interrupted";
 /// Runs the acts, one after the other.
 async fn play(cast: &mut Cast) -> Result<(), Failure> {
     let began = Instant::now();
-    cast.stage
-        .title("Esker demo: current again after a kill, a lost database, a lost disk");
+    cast.stage.title(
+        "Esker demo: current again after a kill, a lost database, a lost disk, a lost leader",
+    );
     for (index, act) in Act::ALL.into_iter().enumerate() {
         cast.stage.act(index + 1, act.title());
         act.play(cast).await?;

@@ -149,3 +149,36 @@ fn anchor(heading: &str) -> String {
         })
         .collect()
 }
+
+#[test]
+fn every_metric_and_label_of_the_dashboard_exists() {
+    let dashboard = include_str!("../../packaging/grafana/esker.json");
+    let reference = include_str!("../../docs/reference/metrics.md");
+    let dashboard: serde_json::Value = serde_json::from_str(dashboard).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let targets = panels.filter_map(|panel| panel["targets"].as_array());
+    let expressions = targets.flatten().map(|it| it["expr"].as_str().unwrap());
+    let mut seen = 0;
+    for expression in expressions {
+        for metric in metrics(expression) {
+            seen += 1;
+            // A histogram has buckets.
+            let name = metric.strip_suffix("_bucket").unwrap_or(&metric);
+            let row = reference
+                .lines()
+                .find(|line| line.starts_with(&format!("| `{name}` |")));
+            let row = row.unwrap_or_else(|| panic!("{metric} of {expression} does not exist"));
+            let labels = expression.split("by (").skip(1);
+            let labels = labels.filter_map(|it| it.split(')').next());
+            for label in labels.flat_map(|it| it.split(", ")) {
+                // Prometheus adds the one, and a histogram has the other.
+                let is_known = ["instance", "le"].contains(&label);
+                assert!(
+                    is_known || row.contains(&format!("`{label}`")),
+                    "{label} in {expression}"
+                );
+            }
+        }
+    }
+    assert!(seen >= 20, "{seen}");
+}

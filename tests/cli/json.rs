@@ -31,6 +31,8 @@ const COMMANDS: &[(&str, &[&str], Asks)] = &[
     ("cluster drain", &["n2"], Asks::Server),
     ("cluster activate", &["n2"], Asks::Server),
     ("cluster transfer-leader", &["1", "n2"], Asks::Server),
+    ("cluster recover", &["data", "--yes"], Asks::Nothing),
+    ("cluster check", &[], Asks::Server),
     ("cluster secret", &[], Asks::Nothing),
     ("stream ls", &[], Asks::Server),
     ("stream info", &["my-basin/orders"], Asks::Server),

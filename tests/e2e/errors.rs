@@ -27,7 +27,7 @@ async fn unknown_paths_and_methods_are_refused_with_a_code() {
     for transport in TRANSPORTS {
         let http = server.http(transport);
         for path in [
-            "/",
+            "/index.html",
             "/v1",
             "/v1/",
             "/v2/basins",

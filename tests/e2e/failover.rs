@@ -4,18 +4,15 @@
 //! killed, stopped, or paused, or all are killed at once. Then each stream is read whole, from a node at random,
 //! and compared with every answer that clients got. `ESKER_FAILOVER_ROUNDS` is the number of rounds, for a soak.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use rustix::process::Signal;
-use s2_sdk::S2;
 use s2_sdk::types::BasinConfig;
-use testkit::ports::free_port;
 
 use crate::kill_loop::workload::{Stop, Streams, follow};
-use crate::support::{Server, Setup, eventually, sdk};
+use crate::support::{Cluster, Setup, eventually, sdk};
 
 /// Rounds, unless `ESKER_FAILOVER_ROUNDS` has another number: each fault occurs in them.
 const ROUNDS: u64 = 12;
@@ -23,78 +20,26 @@ const ROUNDS: u64 = 12;
 const ROUNDS_PER_STREAM: u64 = 12;
 /// Fewest acknowledged records; with fewer, the test shows nothing.
 const ENOUGH: u64 = 300;
-/// Attempts of a client that waits until a partition has a leader again.
-const ATTEMPTS: u32 = 200;
 
-/// Three nodes on loopback.
-pub struct Nodes {
-    setups: Vec<Setup>,
-    servers: Vec<Server>,
-    _directory: tempfile::TempDir,
-}
-
-impl Nodes {
-    /// Starts them, and waits until all vote in all partitions.
-    pub async fn start(base: &Setup) -> Nodes {
-        let directory = tempfile::tempdir().unwrap();
-        let peers: Vec<u16> = (0..3).map(|_| free_port().unwrap()).collect();
-        let mut nodes = Nodes {
-            setups: Vec::new(),
-            servers: Vec::new(),
-            _directory: directory,
-        };
-        for (at, port) in peers.iter().enumerate() {
-            let listen = format!("127.0.0.1:{}", free_port().unwrap());
-            let mut setup = base
-                .clone()
-                .listen(&listen)
-                .set(&format!("cluster.peer-listen=127.0.0.1:{port}"))
-                .set(&format!("cluster.name=n{at}"));
-            if at > 0 {
-                setup = setup.set(&format!("cluster.join=127.0.0.1:{}", peers[0]));
-            }
-            let server = setup.start(&nodes.directory(at)).await;
-            nodes.setups.push(setup);
-            nodes.servers.push(server);
+/// Waits until each node leads a partition: each has a vote in all of them then.
+async fn settled(cluster: &Cluster) {
+    eventually("each node leads a partition", async || {
+        for at in cluster.all() {
+            let http = cluster.server(at).http1();
+            let status = http.get("/esker/v1/status").try_send().await.ok()?;
+            let status = status.json();
+            let partitions = status["partitions"].as_array()?;
+            partitions.iter().find(|one| one["role"] == "leader")?;
         }
-        nodes.settled().await;
-        nodes
-    }
-
-    fn directory(&self, at: usize) -> PathBuf {
-        self._directory.path().join(format!("n{at}"))
-    }
-
-    /// A client of a node that retries what certainly had no effect.
-    fn client(&self, at: usize) -> S2 {
-        sdk::client(self.servers[at].url(), ATTEMPTS)
-    }
-
-    /// Waits until each node leads a partition: each has a vote in all of them then.
-    async fn settled(&self) {
-        eventually("each node leads a partition", async || {
-            let mut leads = 0;
-            for server in &self.servers {
-                let status = server
-                    .http1()
-                    .get("/esker/v1/status")
-                    .try_send()
-                    .await
-                    .ok()?;
-                let status = status.json();
-                let partitions = status["partitions"].as_array()?;
-                let is_led = partitions.iter().any(|one| one["role"] == "leader");
-                leads += usize::from(is_led);
-            }
-            (leads == self.servers.len()).then_some(())
-        })
-        .await;
-    }
+        Some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_node_acknowledges_every_other_one_has() {
-    let nodes = Nodes::start(&Setup::default().partitions(2)).await;
+    let nodes = Cluster::start(&Setup::default().partitions(2)).await;
+    settled(&nodes).await;
     let basin = sdk::basin(&nodes.client(0), "test-basin").await;
     drop(basin);
     for name in ["a", "b", "c", "d"] {
@@ -145,38 +90,31 @@ impl Fault {
     }
 }
 
-impl Nodes {
-    async fn restart(&mut self, at: usize) {
-        let setup = self.setups[at].clone();
-        self.servers[at].restart(&setup).await;
-    }
-
-    /// The fault happens to a node while clients work. Returns the node.
-    async fn suffer(&mut self, fault: Fault, rng: &mut StdRng) -> usize {
-        let node = rng.random_range(0..3);
-        match fault {
-            Fault::Kill { .. } => self.servers[node].kill(),
-            Fault::Pause => {
-                self.servers[node].signal(Signal::STOP);
-                let paused = rng.random_range(1_500..4_000);
-                tokio::time::sleep(Duration::from_millis(paused)).await;
-                self.servers[node].signal(Signal::CONT);
-            }
-            Fault::Stop => self.servers[node].stop().await,
-            Fault::KillAll => self.servers.iter_mut().for_each(Server::kill),
+/// The fault happens to a node while clients work. Returns the node.
+async fn suffer(nodes: &mut Cluster, fault: Fault, rng: &mut StdRng) -> usize {
+    let node = rng.random_range(0..3);
+    match fault {
+        Fault::Kill { .. } => nodes.kill(node),
+        Fault::Pause => {
+            nodes.signal(node, Signal::STOP);
+            let paused = rng.random_range(1_500..4_000);
+            tokio::time::sleep(Duration::from_millis(paused)).await;
+            nodes.signal(node, Signal::CONT);
         }
-        node
+        Fault::Stop => nodes.stop(node).await,
+        Fault::KillAll => nodes.all().for_each(|node| nodes.kill(node)),
     }
+    node
+}
 
-    /// Brings back what the fault has ended.
-    async fn heal(&mut self, fault: Fault, node: usize) {
-        match fault {
-            Fault::Kill { .. } | Fault::Stop => self.restart(node).await,
-            Fault::Pause => {}
-            Fault::KillAll => {
-                for node in 0..3 {
-                    self.restart(node).await;
-                }
+/// Brings back what the fault has ended.
+async fn heal(nodes: &mut Cluster, fault: Fault, node: usize) {
+    match fault {
+        Fault::Kill { .. } | Fault::Stop => nodes.restart(node).await,
+        Fault::Pause => {}
+        Fault::KillAll => {
+            for node in nodes.all() {
+                nodes.restart(node).await;
             }
         }
     }
@@ -193,7 +131,8 @@ async fn nodes_that_are_killed_or_paused_lose_nothing_that_was_acknowledged_and_
         .set("log.flush-after=64KiB")
         .set("log.segment-size=1MiB")
         .set("log.purge-threshold=1MiB");
-    let mut nodes = Nodes::start(&setup).await;
+    let mut nodes = Cluster::start(&setup).await;
+    settled(&nodes).await;
     let config = BasinConfig::new()
         .with_create_stream_on_append(true)
         .with_create_stream_on_read(true);
@@ -209,7 +148,7 @@ async fn nodes_that_are_killed_or_paused_lose_nothing_that_was_acknowledged_and_
         let fault = Fault::of(round, &mut rng);
         let context = format!("seed {seed}, round {round}, {fault:?}");
         let stop = Stop::default();
-        let mut anyone = || nodes.servers[rng.random_range(0..3)].sdk();
+        let mut anyone = || nodes.server(rng.random_range(0..3)).sdk();
         let writers = streams.start(round, &stop, &mut anyone);
         let followers: Vec<_> = streams
             .subjects()
@@ -218,7 +157,7 @@ async fn nodes_that_are_killed_or_paused_lose_nothing_that_was_acknowledged_and_
             .map(|(subject, from)| tokio::spawn(follow(subject.clone(), anyone(), from)))
             .collect();
         tokio::time::sleep(Duration::from_millis(rng.random_range(50..1500))).await;
-        let node = nodes.suffer(fault, &mut rng).await;
+        let node = suffer(&mut nodes, fault, &mut rng).await;
         // Some writers go on through the change of leaders.
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..3000))).await;
         stop.stop();
@@ -228,7 +167,7 @@ async fn nodes_that_are_killed_or_paused_lose_nothing_that_was_acknowledged_and_
         }
         let is_healed_later = matches!(fault, Fault::Kill { back_first: false });
         if !is_healed_later {
-            nodes.heal(fault, node).await;
+            heal(&mut nodes, fault, node).await;
         }
         // Two nodes are enough to read everything.
         let reader = (node + rng.random_range(1..3)) % 3;
@@ -236,7 +175,7 @@ async fn nodes_that_are_killed_or_paused_lose_nothing_that_was_acknowledged_and_
             subject.check(&nodes.client(reader), &context).await;
         }
         if is_healed_later {
-            nodes.heal(fault, node).await;
+            heal(&mut nodes, fault, node).await;
         }
     }
     acked += streams.acked();

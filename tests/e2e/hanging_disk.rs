@@ -21,12 +21,12 @@ use crate::support::{SOON, Server, eventually, in_time, within};
 const THAW_AFTER: Duration = Duration::from_secs(60);
 
 /// A file system on a loop device; it is removed when this is dropped.
-struct LoopDisk {
+pub struct LoopDisk {
     dir: tempfile::TempDir,
 }
 
 /// Frozen until it is dropped.
-struct Frozen {
+pub struct Frozen {
     path: PathBuf,
     watchdog: Child,
 }
@@ -40,7 +40,7 @@ fn run(command: &mut Command) -> Result<(), String> {
 
 impl LoopDisk {
     /// `None` without the permission to mount.
-    fn mount(mib: u64) -> Option<LoopDisk> {
+    pub fn mount(mib: u64) -> Option<LoopDisk> {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
         let mounted = dir.path().join("mounted");
@@ -61,11 +61,11 @@ impl LoopDisk {
         }
     }
 
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         self.dir.path().join("mounted")
     }
 
-    fn freeze(&self) -> Frozen {
+    pub fn freeze(&self) -> Frozen {
         let path = self.path();
         // The watchdog starts first, so that nothing stays frozen.
         let watchdog = Command::new("sh")

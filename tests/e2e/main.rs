@@ -24,7 +24,11 @@
 //! | [`floods`] | appends, tiny requests, connections and followers in great number |
 //! | [`traces`] | traces of requests, as a collector receives them |
 //! | [`kill_loop`], [`linearizable`] | many kills; one order of events for all answers |
+//! | [`membership`] | nodes that lose their log or disk, copies of directories, removed nodes, restores |
 //! | [`failover`] | three nodes: requests to any of them, and nodes that are killed |
+//! | [`cluster`] | three nodes: each path of the guide, faults of one node, histories |
+//! | [`any_node`] | three nodes: requests to those that do not lead what these are about |
+//! | [`peer_port`] | the listener for nodes: strangers, secrets, certificates |
 //! | [`formats`] | formats of earlier releases |
 //! | [`recovery`] | every loss in turn, and the recovery from it |
 //! | [`restarts`] | what a start finds, what a stop waits for, and refusals |
@@ -35,10 +39,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod access_tokens;
+mod any_node;
 mod append_sessions;
 mod appends;
 mod bad_input;
 mod basins;
+mod cluster;
 mod compression;
 mod conditions;
 mod cors;
@@ -57,8 +63,10 @@ mod kill_loop;
 mod linearizable;
 mod locations;
 mod lost_disk;
+mod membership;
 mod metrics;
 mod open_files;
+mod peer_port;
 mod read_costs;
 mod read_memory;
 mod read_sessions;

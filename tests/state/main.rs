@@ -20,6 +20,7 @@
 //! | [`python`] | the official Python client, and the example |
 //! | [`tls`] | the service over TLS, by tonic and by gRPC of Python |
 //! | [`tokens`] | what access tokens permit, by namespace and agent |
+//! | [`failover`] | one order of commits for all answers, while leaders of three nodes are lost |
 //! | [`client`] | clients, and helpers of the tests |
 
 #![allow(clippy::unwrap_used)]
@@ -31,6 +32,7 @@ mod client;
 mod commands;
 mod conditions;
 mod damage;
+mod failover;
 mod keeping;
 mod kills;
 mod limits;

@@ -1,9 +1,10 @@
 //! One polite client, which appends a small record and waits for the answer, alone and while others flood.
 //!
 //! The polite client has a thread and a connection of its own, so that it does not wait behind the flooders
-//! in the queue of this program's runtime. Two more such clients show what the machine itself costs, which no
-//! server can avoid: one sends a request that appends nothing ([`Probe::Tail`]), and one wakes a thread of
-//! this program through a socket ([`Probe::Wake`]).
+//! in the queue of this program's runtime. It shares the processors with them, which a client elsewhere does not,
+//! so its thread has a short time slice: once it is answered, it does not wait for theirs. Two more such clients
+//! show what the machine itself costs, which no server can avoid: one sends a request that appends nothing
+//! ([`Probe::Tail`]), and one wakes a thread of this program through a socket ([`Probe::Wake`]).
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bench_harness::stats::{Latencies, SortedLatencies};
+use esker_raft::priority::shorten_time_slice;
 use tokio::task::JoinSet;
 
 use super::{BASIN, Outcome, connect, serve};
@@ -117,6 +119,7 @@ enum Probe {
 async fn probe(url: &str, probe: Probe, duration: Duration) -> anyhow::Result<SortedLatencies> {
     let url = url.to_owned();
     let runs = move || -> anyhow::Result<SortedLatencies> {
+        shorten_time_slice();
         let latencies = match probe {
             Probe::Wake => wake_for(duration)?,
             Probe::Append | Probe::Tail => {

@@ -10,7 +10,7 @@
 //! | [`histories`] | restarts by the length of the history, and disk |
 
 mod histories;
-mod load;
+pub mod load;
 mod peer;
 mod rates;
 mod snapshots;

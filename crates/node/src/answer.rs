@@ -25,7 +25,7 @@ const HANG_TIMEOUT: Duration = Duration::from_secs(20);
 /// A write of the log that takes longer than this makes the node unhealthy.
 const HEALTHY_WRITE: Duration = Duration::from_secs(10);
 /// How often a waiting proposal checks for a cause.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 type Answer = oneshot::Receiver<Result<Outcome, ProposeError>>;
 
@@ -42,7 +42,9 @@ impl Inner {
     ) -> Result<Outcome, Error> {
         let began = Instant::now();
         let answered = self.answer_in_time(group, answer).await;
-        self.latencies.note(began.elapsed());
+        let took = began.elapsed();
+        self.latencies.note(took);
+        self.sampled_latencies.note(took);
         match answered {
             Ok(answered) => Ok(answered?),
             Err(why) => Err(Error::Unknown(why)),
@@ -59,9 +61,13 @@ impl Inner {
         let mut refused_since = None;
         let mut applied = None;
         loop {
-            if let Ok(answered) = tokio::time::timeout(LOOK_INTERVAL, &mut answer).await {
-                stages::note(Stage::Applied);
-                return Ok(answered.unwrap_or(Err(ProposeError::Unknown)));
+            tokio::select! {
+                biased;
+                answered = &mut answer => {
+                    stages::note(Stage::Applied);
+                    return Ok(answered.unwrap_or(Err(ProposeError::Unknown)));
+                }
+                () = self.looks.next() => {}
             }
             let now = Instant::now();
             let status = group.status();

@@ -1,13 +1,14 @@
 //! Operations on basins.
 
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use esker_partition::command::{
     self, DeleteBasin, Kind, Mode, Outcome, ProvisionBasin, ProvisionRefusal, SetBasinSettings,
     SettingsSet,
 };
 use esker_partition::settings::BasinSettings;
-use esker_partition::{Basin, STATE_BASIN, STATE_BASIN_ID};
+use esker_partition::{Basin, BasinId, STATE_BASIN, STATE_BASIN_ID};
 use s2_common::config::{BasinConfig, BasinReconfiguration};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -17,6 +18,12 @@ use crate::node::Node;
 
 /// How often a change of settings is retried when another request has changed them first.
 pub(crate) const CHANGE_ATTEMPTS: usize = 16;
+
+/// How long a deletion waits until all partitions of a cluster have dropped the basin: they do within a round of
+/// retention.
+const DROP_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often it looks.
+const DROP_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What to do if the basin or stream exists.
 #[derive(Clone, Debug)]
@@ -207,12 +214,46 @@ impl Node {
             .execute(&inner.catalog, Kind::DeleteBasin(command))
             .await?;
         match outcome {
-            Outcome::BasinDeleted(Some(_)) => {
+            Outcome::BasinDeleted(Some(basin)) => {
                 self.wake_maintenance();
-                Ok(())
+                self.dropped_everywhere(basin).await
             }
             Outcome::BasinDeleted(None) => Err(Error::BasinNotFound(name.to_owned())),
             other => Err(unexpected(&other)),
+        }
+    }
+
+    /// In a cluster, waits until each partition has dropped a basin: only from then on is every append to it refused,
+    /// whichever node leads the partition, and however late that one learns of what the catalog has. The replicas here
+    /// show it.
+    async fn dropped_everywhere(&self, basin: BasinId) -> Result<(), Error> {
+        let inner = &self.inner;
+        if inner.peers.is_none() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + DROP_TIMEOUT;
+        loop {
+            let mut partitions = inner.partitions.iter();
+            let late = partitions.find(|partition| !partition.reader.is_dropped(basin));
+            let is_forgotten = || {
+                !inner
+                    .catalog_reader
+                    .deleting()
+                    .iter()
+                    .any(|it| it.id == basin)
+            };
+            let Some(late) = late.filter(|_| !is_forgotten()) else {
+                return Ok(());
+            };
+            if Instant::now() >= deadline {
+                return Err(Error::Unknown(format!(
+                    "the basin is being deleted, and partition {} has not dropped it within {} s: it may still take \
+                     appends; delete it again to know when it is done",
+                    late.group.id(),
+                    DROP_TIMEOUT.as_secs()
+                )));
+            }
+            tokio::time::sleep(DROP_INTERVAL).await;
         }
     }
 

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Gate;
-use crate::cluster::Peers;
+use crate::cluster::{Peers, Replicas};
 use crate::data_dir::{DataDir, Identity};
 use crate::follower_turns::FollowerTurns;
 use crate::latency_window::LatencyWindow;
@@ -26,6 +26,7 @@ use crate::options::NodeOptions;
 use crate::read_budget::ReadBudget;
 use crate::restarts::Restarts;
 use crate::shared_records::SharedScans;
+use crate::shared_ticks::SharedTicks;
 use crate::snapshots::Snapshots;
 use crate::space_account::Space;
 use crate::state::Shared;
@@ -46,6 +47,8 @@ pub(crate) struct Inner {
     pub raft: esker_raft::Node,
     /// The other nodes; `None` on a node that is not in a cluster.
     pub peers: Option<Arc<Peers>>,
+    /// What is known of the replicas here beyond what their groups know.
+    pub replicas: Replicas,
     pub store: Store,
     pub catalog: Group<Outcome>,
     pub catalog_reader: CatalogReader,
@@ -64,6 +67,10 @@ pub(crate) struct Inner {
     pub next_session: AtomicU64,
     /// How long callers wait for answers to appends and commits.
     pub latencies: LatencyWindow,
+    /// The same, for [`Node::take_latencies`](crate::Node::take_latencies).
+    pub sampled_latencies: LatencyWindow,
+    /// When callers that wait for answers look for what holds them up.
+    pub looks: SharedTicks,
     pub snapshots: Snapshots,
     pub state: Shared,
     pub started: Instant,

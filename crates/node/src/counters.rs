@@ -8,6 +8,7 @@ const COUNTERS: &[&str] = &[
     "esker_append_space_waits_total",
     "esker_appended_batches_total",
     "esker_appended_records_total",
+    "esker_digest_read_bytes_total",
     "esker_log_requests_total",
     "esker_log_write_groups_total",
     "esker_log_written_bytes_total",

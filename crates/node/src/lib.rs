@@ -30,6 +30,7 @@
 //! | [`position`] | the position of a stream, and the forks that it has passed |
 //! | [`append`] | submission of appends |
 //! | [`read`], `read_budget` | read sessions: catch up from the database, then follow; their memory |
+//! | `shared_ticks` | one timer for all that wait for answers |
 //! | `shared_records`, `follower_turns` | what followers of a stream have in common: scans and encoded records; when each is woken |
 //!
 //! Modules form no cycle: those in layers below `node` work on `core::Inner`, and those above it add methods
@@ -71,6 +72,7 @@ mod reserve;
 mod restarts;
 mod retention;
 mod shared_records;
+mod shared_ticks;
 mod signal;
 pub mod snapshots;
 mod space;
@@ -94,7 +96,7 @@ pub use read::{ReadOutput, ReadSession};
 pub use read_budget::{ReadBudget, ReadPermit};
 pub use read_records::{ReadContent, ReadRecords, plain};
 pub use readiness::{NOT_READY, NotReady};
-pub use recovery::{PartitionRecovery, RecoveryReport, Source};
+pub use recovery::{PartitionRecovery, RecoveryReport, Source, give_up_others};
 pub use shared_records::SharedRecords;
 pub use snapshots::{
     Bootstrap, CreatedSnapshot, DescribedSnapshot, DestinationOptions, Measured, NodeStatus,
@@ -115,6 +117,7 @@ pub use esker_partition::token::{
 pub use esker_partition::{Fork, StoreOptions};
 pub use esker_partition::{RawContent, RawHeaders, RawRecord, StoredRecords};
 pub use esker_raft::engine::panic_is_caught;
+pub use esker_raft::priority::shorten_time_slice;
 pub use esker_raft::transport::grpc::{
     Claim, PeerBody, PeerChannel, PeerRequests, TlsConfig as PeerTls,
 };

@@ -36,6 +36,8 @@ fn space_use(command: &Kind) -> SpaceUse {
         Kind::SetBasinSettings(_)
         | Kind::NoteArchived(_)
         | Kind::BeginLineage(_)
+        | Kind::AskDigest(_)
+        | Kind::NoteDigests(_)
         | Kind::ConfirmTokens(_)
         | Kind::SetStreamSettings(_)
         | Kind::Append(_)

@@ -46,6 +46,14 @@ pub const NOT_READY: &[(&str, &str)] = &[
         "A partition has stopped, because its log cannot be read or contradicts itself.",
     ),
     (
+        "replica_diverged",
+        "The state of a replica here is not that of the other nodes: it is stopped, and this node has to be replaced.",
+    ),
+    (
+        "replica_waits_for_space",
+        "A replica fetches its state from another node, and the disk is full: it goes on once there is space.",
+    ),
+    (
         "writes_refused",
         "The disk refuses writes: it is full or read-only, or no more files can be opened.",
     ),
@@ -117,6 +125,14 @@ impl Inner {
         }
         for group in self.groups() {
             let partition = group.id().0;
+            if let Some(why) = self.replicas.diverged.why(partition) {
+                let why = format!("partition {partition} has stopped here: {why}");
+                return Err(not_ready("replica_diverged", why));
+            }
+            if let Some(why) = self.replicas.transfers.wait_for_space(partition) {
+                let why = format!("partition {partition} does not catch up: {why}");
+                return Err(not_ready("replica_waits_for_space", why));
+            }
             if let Some(halted) = group.halted() {
                 let rest = match halted.reopens {
                     true => "it is opened again by itself",

@@ -380,6 +380,15 @@ impl Node {
         inner.lookups.run(&inner.stopping, work).await
     }
 
+    /// Whether there is a stream of this name, as far as this node has applied its partition. What cannot be read now
+    /// counts as missing.
+    pub async fn has_stream(&self, basin: &str, name: &str) -> bool {
+        match self.any_basin(basin) {
+            Ok(basin) => self.existing(basin, name).await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
     /// A stream that exists. It is read on another thread unless it is open in memory.
     async fn existing(&self, basin: Arc<Basin>, name: &str) -> Result<StreamHandle, Error> {
         let partition = self.inner.partition(basin.id, name);

@@ -27,6 +27,7 @@ use crate::checkpoint::Capture;
 use crate::command::{
     Change, Kind, Mode, Outcome, ProvisionBasin, ProvisionRefusal, Provisioned, SettingsSet,
 };
+use crate::digest::{DigestStep, ReplicaDigests};
 use crate::encryption::UnknownCipher;
 use crate::ids::{BasinId, PartitionId, STATE_BASIN, STATE_BASIN_ID};
 use crate::keys;
@@ -171,6 +172,7 @@ pub struct Catalog {
     basins: Arc<RwLock<Basins>>,
     tokens: Arc<RwLock<Tokens>>,
     nodes: Arc<RwLock<Nodes>>,
+    digests: ReplicaDigests,
     /// Answers of the steps of a call before the one that failed: the next call has the same entries again.
     unanswered: Option<Vec<Outcome>>,
 }
@@ -182,8 +184,18 @@ impl Catalog {
     ///
     /// The database cannot be read, or lacks the catalog.
     pub fn open(store: &Store) -> Result<Catalog, StoreError> {
+        Catalog::open_with(store, ReplicaDigests::default())
+    }
+
+    /// The same, with what computes the digests that the log asks for.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Catalog::open`].
+    pub fn open_with(store: &Store, digests: ReplicaDigests) -> Result<Catalog, StoreError> {
         let part = store.partition_db(PartitionId(0));
         let contents = Contents::read(&part)?;
+        digests.open(&part)?;
         Ok(Catalog {
             part,
             applied: contents.applied,
@@ -191,6 +203,7 @@ impl Catalog {
             basins: Arc::new(RwLock::new(contents.basins)),
             tokens: Arc::new(RwLock::new(contents.tokens)),
             nodes: Arc::new(RwLock::new(contents.nodes)),
+            digests,
             unanswered: None,
         })
     }
@@ -280,6 +293,7 @@ struct Step<'a> {
     nodes: NodeStep<'a>,
     archived: Option<Archived>,
     lineage: Option<Lineage>,
+    digests: DigestStep,
 }
 
 impl Step<'_> {
@@ -314,6 +328,8 @@ impl Step<'_> {
                 self.archived = self.part.archived_by(&note.lineage, note.lsn, lsn)?;
                 Ok(Outcome::ArchivedNoted)
             }
+            Kind::AskDigest(ask) => Ok(self.digests.ask(lsn.0, ask)),
+            Kind::NoteDigests(note) => Ok(self.digests.note(lsn.0, note)),
             Kind::BeginLineage(begin) => {
                 let begun = self.part.lineage()?.begun_by(&begin, lsn.0 - 1);
                 if let Some(lineage) = &begun {
@@ -495,8 +511,14 @@ impl StateMachine for Catalog {
             let command = entry.command.clone().map(Kind::from_bytes).transpose();
             commands.push(command.map_err(|e| ApplyError(format!("LSN {}: {e}", entry.lsn)))?);
         }
-        // What follows the beginning of a lineage finds it written, however entries are divided into steps.
-        let begins = |c: &Option<Kind>| matches!(c, Some(Kind::BeginLineage(_)));
+        // What follows the beginning of a lineage finds it written, however entries are divided into steps. A digest
+        // is of the state as of its entry.
+        let begins = |c: &Option<Kind>| {
+            matches!(
+                c,
+                Some(Kind::BeginLineage(_) | Kind::AskDigest(_) | Kind::NoteDigests(_))
+            )
+        };
         if let Some(answers) = self.unanswered.take() {
             let done = entries.iter().take_while(|e| e.lsn.0 <= self.applied.lsn);
             commands.drain(..done.count());
@@ -540,6 +562,7 @@ impl Catalog {
             nodes: NodeStep::new(&self.nodes),
             archived: None,
             lineage: None,
+            digests: DigestStep::default(),
         };
         for (entry, command) in entries.iter().zip(commands) {
             if let Some(command) = command {
@@ -557,6 +580,7 @@ impl Catalog {
             nodes,
             archived,
             lineage,
+            digests,
             ..
         } = step;
         let (tokens, nodes) = (tokens.into_changes(), nodes.into_changes());
@@ -585,6 +609,8 @@ impl Catalog {
         }
         tokens.add_to(&mut batch);
         nodes.add_to(&mut batch);
+        let digests = digests.finish(&applied.membership());
+        digests.add_to(&mut batch);
         batch.write().map_err(|e| streams::failed(&self.part, &e))?;
         self.applied = applied;
         self.counters = counters;
@@ -606,6 +632,8 @@ impl Catalog {
                 }
             }
         }
+        drop(basins);
+        digests.carry_out(&self.digests, &self.part);
         Ok(())
     }
 }

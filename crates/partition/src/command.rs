@@ -35,7 +35,7 @@ pub struct Command {
     /// The command; `None` if this version does not know its kind.
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29"
     )]
     pub kind: Option<Kind>,
 }
@@ -109,6 +109,12 @@ pub enum Kind {
     /// Begin another lineage. Any partition.
     #[prost(message, tag = "27")]
     BeginLineage(BeginLineage),
+    /// Compute the digest of the state as of this entry. Any partition.
+    #[prost(message, tag = "28")]
+    AskDigest(AskDigest),
+    /// Compare the own digest with those of all members. Any partition.
+    #[prost(message, tag = "29")]
+    NoteDigests(NoteDigests),
 }
 
 /// See [`Kind::Append`].
@@ -162,6 +168,40 @@ pub struct NoteArchived {
     /// LSN of the oldest snapshot that the repository retains.
     #[prost(uint64, tag = "2")]
     pub lsn: u64,
+}
+
+/// See [`Kind::AskDigest`].
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct AskDigest {
+    /// What the digest covers: [`DIGEST_FORMAT`](crate::digest::DIGEST_FORMAT). A member that computes another
+    /// one computes none.
+    #[prost(uint32, tag = "1")]
+    pub format: u32,
+}
+
+/// See [`Kind::NoteDigests`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct NoteDigests {
+    /// LSN of the entry that asked for them.
+    #[prost(uint64, tag = "1")]
+    pub lsn: u64,
+    /// Time of the proposal, in milliseconds since the epoch.
+    #[prost(uint64, tag = "2")]
+    pub at_ms: u64,
+    /// The digest of each member that has answered.
+    #[prost(message, repeated, tag = "3")]
+    pub answers: Vec<MemberDigest>,
+}
+
+/// The digest of a member's state.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct MemberDigest {
+    /// The member.
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    /// 16 bytes, the highest first.
+    #[prost(bytes = "vec", tag = "2")]
+    pub digest: Vec<u8>,
 }
 
 impl Append {
@@ -497,7 +537,10 @@ impl Kind {
 
     fn version(&self) -> u8 {
         let cipher = match self {
-            Kind::NoteArchived(_) | Kind::BeginLineage(_) => return VERSION_CLUSTER,
+            Kind::NoteArchived(_)
+            | Kind::BeginLineage(_)
+            | Kind::AskDigest(_)
+            | Kind::NoteDigests(_) => return VERSION_CLUSTER,
             Kind::Append(append) if append.session_term != 0 => return VERSION_CLUSTER,
             Kind::Append(append) => append.cipher,
             Kind::ProvisionStream(provision) => provision.cipher,
@@ -576,6 +619,10 @@ pub enum Outcome {
     ArchivedNoted,
     /// To [`Kind::BeginLineage`]: whether it has begun.
     LineageBegun(bool),
+    /// To [`Kind::AskDigest`]: the LSN of its entry.
+    DigestAsked(u64),
+    /// To [`Kind::NoteDigests`].
+    DigestsNoted,
 }
 
 /// Why a node was not registered, or does not stand where it should.

@@ -3,6 +3,18 @@
 //! Two copies of a partition that have applied the same log have the same digest, even if their files
 //! differ: it covers what readers and later commands can see, and no data that only waits to be
 //! reclaimed.
+//!
+//! The log asks for digests, so that the members of a group compare theirs as of the same entry:
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `step` | what the two commands do when they are applied |
+//! | [`mod@replicas`] | the threads that compute digests, and what this node knows of its replicas |
+//! | `comparison` | whose digest is right |
+
+mod comparison;
+pub mod replicas;
+mod step;
 
 use prost::Message as _;
 use rust_rocksdb::{ReadOptions, SnapshotWithThreadMode};
@@ -10,11 +22,19 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::batches::Batches;
 use crate::ids::{BasinId, LineageId, StreamId};
-use crate::keys;
+use crate::keys::{self, REMEMBER_FAILED};
 use crate::lineage::Lineage;
 use crate::store::{Applied, Db, PartitionDb, RawIterator, StoreError};
 use crate::stream::{StreamMeta, StreamState};
-use crate::streams::failed::REMEMBER_FAILED;
+pub use comparison::{Compared, Verdict};
+pub use replicas::{Divergence, OwnDigest, ReplicaDigests};
+pub(crate) use step::{DigestStep, DigestsDone};
+
+/// What a digest covers, as a number: it is raised whenever other bytes are hashed, because digests of two
+/// builds are compared only if they cover the same.
+pub const DIGEST_FORMAT: u32 = 1;
+/// Bytes after which the pace of a digest is looked at.
+const PACE_BYTES: u64 = 1 << 20;
 
 #[cfg(test)]
 thread_local! {
@@ -43,6 +63,16 @@ pub struct PartitionDigest {
 impl PartitionDb {
     /// Computes the digest as of one moment. It reads the whole partition; writes continue meanwhile.
     pub fn digest(&self) -> Result<PartitionDigest, StoreError> {
+        self.digest_at_pace(|| {}, &mut |_| true)
+    }
+
+    /// The same. Calls `begun` as soon as the moment is chosen, and `pace` with the bytes that were read since
+    /// the last call, again and again; that may wait, and ends the reading by returning false.
+    pub(crate) fn digest_at_pace(
+        &self,
+        begun: impl FnOnce(),
+        pace: Pace<'_>,
+    ) -> Result<PartitionDigest, StoreError> {
         let part = self.pinned();
         loop {
             let drops = part.file_drops();
@@ -55,7 +85,8 @@ impl PartitionDb {
             let batches = Batches::of_snapshot(&part, &snapshot, has_earlier);
             // The files that the snapshot needs must not have been dropped before they were open.
             if part.file_drops() == drops {
-                return part.digest_of(&snapshot, batches);
+                begun();
+                return part.digest_of(&snapshot, batches, pace);
             }
         }
     }
@@ -64,17 +95,20 @@ impl PartitionDb {
         &self,
         snapshot: &SnapshotWithThreadMode<'_, Db>,
         mut data: Batches<'_>,
+        pace: Pace<'_>,
     ) -> Result<PartitionDigest, StoreError> {
         let mut look = Look {
             part: self,
             snapshot,
             hash: Xxh3::new(),
             bytes: 0,
+            paced: 0,
+            pace,
         };
         let applied: Applied = look
             .get(&keys::APPLIED)?
             .ok_or_else(|| self.malformed("the position", &"it is missing"))?;
-        let lineage = self.lineage()?;
+        let lineage = look.lineage()?;
         let dropped = look.dropped_basins()?;
         look.names(&dropped)?;
         let refused_from = (applied.lsn + 1).saturating_sub(REMEMBER_FAILED);
@@ -102,18 +136,50 @@ impl PartitionDb {
     }
 }
 
-struct Look<'a, 's> {
+/// See [`PartitionDb::digest_at_pace`].
+pub(crate) type Pace<'p> = &'p mut dyn FnMut(u64) -> bool;
+
+struct Look<'a, 's, 'p> {
     part: &'a PartitionDb,
     snapshot: &'a SnapshotWithThreadMode<'s, Db>,
     hash: Xxh3,
     bytes: u64,
+    /// The bytes of which `pace` knows.
+    paced: u64,
+    pace: Pace<'p>,
 }
 
-impl<'a> Look<'a, '_> {
+impl<'a> Look<'a, '_, '_> {
     fn add(&mut self, bytes: &[u8]) {
         self.hash.update(&(bytes.len() as u64).to_be_bytes());
         self.hash.update(bytes);
         self.bytes += bytes.len() as u64;
+    }
+
+    /// Waits as `pace` demands.
+    fn keep_pace(&mut self) -> Result<(), StoreError> {
+        let unpaced = self.bytes - self.paced;
+        if unpaced < PACE_BYTES {
+            return Ok(());
+        }
+        self.paced = self.bytes;
+        match (self.pace)(unpaced) {
+            true => Ok(()),
+            false => Err(StoreError::Interrupted {
+                partition: self.part.partition(),
+                what: "computing a digest",
+            }),
+        }
+    }
+
+    /// The lineage as of the snapshot: the log may begin another one meanwhile.
+    fn lineage(&self) -> Result<Lineage, StoreError> {
+        let value = self
+            .snapshot
+            .get_cf(&self.part.cf(), keys::LINEAGE)
+            .map_err(|e| self.part.error("computing a digest", e))?;
+        let value = value.ok_or_else(|| self.part.malformed("the lineage", &"it is missing"))?;
+        Lineage::from_bytes(&value).map_err(|e| self.part.malformed("the lineage", &e))
     }
 
     fn get<M: prost::Message + Default>(&self, key: &[u8]) -> Result<Option<M>, StoreError> {
@@ -146,6 +212,7 @@ impl<'a> Look<'a, '_> {
         while let (Some(key), Some(value)) = (it.key(), it.value()) {
             self.add(key);
             self.add(value);
+            self.keep_pace()?;
             it.next();
         }
         self.ended(&it)
@@ -173,6 +240,7 @@ impl<'a> Look<'a, '_> {
             if basin.is_some_and(|basin| dropped.binary_search(&basin).is_err()) {
                 self.add(key);
                 self.add(value);
+                self.keep_pace()?;
             }
             it.next();
         }
@@ -206,6 +274,7 @@ impl<'a> Look<'a, '_> {
                 // It must not depend on whether it is recorded what left each gap.
                 state.merge_gaps();
                 self.add(&state.encode_to_vec());
+                self.keep_pace()?;
                 streams += 1;
                 batches += self.batches(id, &state, data)?;
             }
@@ -230,6 +299,7 @@ impl<'a> Look<'a, '_> {
         while let Some((first_seq, value)) = data.next_value()? {
             self.add(&keys::data(id, first_seq));
             self.add(value);
+            self.keep_pace()?;
             batches += 1;
         }
         Ok(batches)

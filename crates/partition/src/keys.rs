@@ -9,6 +9,7 @@
 //! | `01` | – | counters |
 //! | `02` | – | [`Lineage`](crate::lineage::Lineage) |
 //! | `03` | – | the present segment and the number of changes, see [`crate::store`] |
+//! | `04` | – | [`Compared`](crate::digest::Compared): the last comparison of digests |
 //! | `10` | stream id | `StreamMeta` |
 //! | `11` | stream id | `StreamState` |
 //! | `12` | basin id, name | stream id |
@@ -39,6 +40,7 @@ pub const APPLIED: [u8; 1] = [0x00];
 pub const COUNTERS: [u8; 1] = [0x01];
 pub const LINEAGE: [u8; 1] = [0x02];
 pub const SEGMENTS: [u8; 1] = [0x03];
+pub const COMPARED: [u8; 1] = [0x04];
 const STREAM_META: u8 = 0x10;
 const STREAM_STATE: u8 = 0x11;
 const STREAM_NAME: u8 = 0x12;
@@ -59,6 +61,15 @@ const STATE_KEY: u8 = 0x41;
 const STATE_HISTORY: u8 = 0x42;
 const STATE_AGENT: u8 = 0x43;
 pub const STATE_REPLACED: [u8; 1] = [0x44];
+
+/// A refusal is remembered for this many entries of the log: four times as many as a leader has proposals
+/// pending (16 Ki). No append of the session can be further behind the refusal, because the leader
+/// accepts none from the session once it knows of the refusal.
+///
+/// An entry is refused at most once, so a partition remembers at most this many refusals: 25 bytes each
+/// in the database, which makes 1.6 MiB, and some 5 MiB in memory. A change of this number is a change of
+/// the format, because all replicas must refuse the same appends.
+pub const REMEMBER_FAILED: u64 = 1 << 16;
 
 fn with_id(kind: u8, id: u64) -> [u8; 9] {
     let mut key = [kind; 9];

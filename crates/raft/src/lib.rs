@@ -11,7 +11,7 @@
 //! | [`log`] | one log per node: inspection before the open, group commit, compaction | what an entry means |
 //! | [`store`] | snapshots on disk: complete ones, and one that is being fetched | threads, consensus |
 //! | [`transport`] | how messages get from node to node: in memory, over gRPC | what messages mean |
-//! | [`priority`] | the priority of threads whose work can wait | whose they are |
+//! | [`priority`] | the priority of threads whose work can wait, and of those that clients wait for | whose they are |
 //! | [`runtime`] | the default runtime: writer thread, apply threads, snapshots, ticker | storage engines |
 //!
 //! The path of a proposal:

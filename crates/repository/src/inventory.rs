@@ -1,5 +1,6 @@
 //! The content of a partition's repository: its root, and the descriptions of kept snapshots.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _};
@@ -57,6 +58,13 @@ pub struct KeptSnapshot {
     pub files: Option<u64>,
     /// Their bytes.
     pub bytes: Option<u64>,
+    /// Bytes of the objects that no other kept snapshot has: what is freed when it alone is released. Absent if a
+    /// kept snapshot cannot be described, because that may have any of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alone_bytes: Option<u64>,
+    /// Bytes of the objects that the kept snapshot before it does not have; absent if that cannot be described.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_bytes: Option<u64>,
     /// The node that created it.
     pub node_name: Option<String>,
     /// Its objects that were found damaged or missing, and are not repaired; at most 100.
@@ -112,13 +120,22 @@ impl Repository {
         for dir in root.kept() {
             describing.push(async move {
                 let described = self.describe(&dir).await;
-                kept(root, &dir, described)
+                let metadata = described.as_ref().ok().cloned();
+                kept(root, &dir, described).map(|snapshot| (snapshot, metadata))
             });
         }
         let mut snapshots = Vec::with_capacity(describing.len());
+        let mut descriptions = Vec::with_capacity(describing.len());
         let mut described = stream::iter(describing).buffered(self.options.parallel_files.max(1));
-        while let Some(snapshot) = described.next().await {
-            snapshots.push(snapshot?);
+        while let Some(one) = described.next().await {
+            let (snapshot, metadata) = one?;
+            snapshots.push(snapshot);
+            descriptions.push(metadata);
+        }
+        drop(described);
+        let shares = shares(&descriptions);
+        for (snapshot, (alone, new)) in snapshots.iter_mut().zip(shares) {
+            (snapshot.alone_bytes, snapshot.new_bytes) = (alone, new);
         }
         Ok(Inventory {
             partition: self.partition(),
@@ -129,6 +146,41 @@ impl Repository {
             uploads: root.intents.clone(),
         })
     }
+}
+
+/// Of each of the snapshots, newest first: the bytes of objects that no other one has, and of those that the one
+/// before it does not have. An object is counted once, however many of a snapshot's files have its content.
+fn shares(described: &[Option<Arc<SnapshotMetadata>>]) -> Vec<(Option<u64>, Option<u64>)> {
+    let objects: Vec<Option<HashMap<String, u64>>> = described
+        .iter()
+        .map(|metadata| {
+            let metadata = metadata.as_ref()?;
+            let files = metadata.files.iter();
+            Some(files.map(|it| (metadata.key_of(it), it.size)).collect())
+        })
+        .collect();
+    let mut users: HashMap<&str, u32> = HashMap::new();
+    for key in objects.iter().flatten().flat_map(HashMap::keys) {
+        *users.entry(key).or_default() += 1;
+    }
+    let all_described = objects.iter().all(Option::is_some);
+    let of = |at: usize| {
+        let Some(own) = &objects[at] else {
+            return (None, None);
+        };
+        let sum = |is_counted: &dyn Fn(&str) -> bool| {
+            let counted = own.iter().filter(|(key, _)| is_counted(key));
+            counted.map(|(_, size)| size).sum::<u64>()
+        };
+        let alone = all_described.then(|| sum(&|key| users.get(key) == Some(&1)));
+        let new = match objects.get(at + 1) {
+            None => Some(sum(&|_| true)),
+            Some(None) => None,
+            Some(Some(before)) => Some(sum(&|key| !before.contains_key(key))),
+        };
+        (alone, new)
+    };
+    (0..objects.len()).map(of).collect()
 }
 
 fn kept(
@@ -150,6 +202,8 @@ fn kept(
         kind: None,
         files: None,
         bytes: None,
+        alone_bytes: None,
+        new_bytes: None,
         node_name: None,
         damaged: named
             .clone()

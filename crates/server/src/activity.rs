@@ -13,19 +13,29 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::answers::{AtStall, Exhausted, Perishable};
+use crate::answers::{AtStall, Exhausted};
+use crate::watchdog::{Left, Perishable, Watchdog};
 
 /// Requests of one connection.
-#[derive(Default)]
+///
+/// A request that begins or ends wakes nobody: it would wake the task of its connection, which has other things
+/// to do for it. The time of the last end is noted, and looked at when the connection may have been idle for long
+/// enough.
 pub(crate) struct Activity {
     under_way: AtomicU64,
+    begun: Instant,
+    /// When a request has last ended, in nanoseconds since `begun`.
+    last_end: AtomicU64,
+    /// Ends answers that the client leaves.
+    watchdog: Watchdog,
     /// Whether the client lost an answer because it read none of its data.
     stalled: AtomicBool,
     /// Answers that ended because the client read none of their data, by number, each with the time of
     /// that. An answer stays here until the connection takes its end; until then the connection holds
     /// pieces of it.
     abandoned: Mutex<BTreeMap<u64, Instant>>,
-    changed: Notify,
+    /// A request has ended while `stalled`.
+    ended_stalled: Notify,
 }
 
 /// An answer whose client read none of it for too long, until the connection takes its end.
@@ -43,12 +53,24 @@ impl Drop for Abandoned {
 }
 
 impl Activity {
+    /// Of a new connection. An answer ends if its client reads nothing of it for `stall_timeout`.
+    pub(crate) fn new(stall_timeout: Duration) -> Activity {
+        Activity {
+            under_way: AtomicU64::new(0),
+            begun: Instant::now(),
+            last_end: AtomicU64::new(0),
+            watchdog: Watchdog::new(stall_timeout),
+            stalled: AtomicBool::new(false),
+            abandoned: Mutex::default(),
+            ended_stalled: Notify::new(),
+        }
+    }
+
     /// Begins a request. It ends when the returned [`Busy`] is dropped.
     pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         self.under_way.fetch_add(1, Ordering::AcqRel);
         // A new request shows that the client reads again.
         self.stalled.store(false, Ordering::Release);
-        self.changed.notify_one();
         Busy {
             activity: self.clone(),
             abandoned: false,
@@ -82,17 +104,26 @@ impl Activity {
         }
     }
 
-    /// Waits until no request has been under way for `timeout`. If the client has stalled, it returns as
-    /// soon as no request is under way.
+    /// Waits until no request has been under way for `timeout`, from now on. If the client has stalled, it
+    /// returns as soon as no request is under way.
     pub(crate) async fn idle(&self, timeout: Duration) {
+        let mut since = Instant::now();
         loop {
-            let changed = self.changed.notified();
-            if self.under_way.load(Ordering::Acquire) > 0 {
-                changed.await;
-            } else if self.stalled.load(Ordering::Acquire)
-                || tokio::time::timeout(timeout, changed).await.is_err()
-            {
-                return;
+            // A request that is under way ends now at the earliest.
+            let next = match self.under_way.load(Ordering::Acquire) {
+                0 => {
+                    let last_end = Duration::from_nanos(self.last_end.load(Ordering::Acquire));
+                    since = since.max(self.begun + last_end);
+                    if self.stalled.load(Ordering::Acquire) || since.elapsed() >= timeout {
+                        return;
+                    }
+                    since + timeout
+                }
+                _ => Instant::now() + timeout,
+            };
+            tokio::select! {
+                () = self.ended_stalled.notified() => {}
+                () = tokio::time::sleep_until(next) => {}
             }
         }
     }
@@ -106,9 +137,9 @@ pub(crate) struct Busy {
 }
 
 impl Busy {
-    /// The answer, with whose body the request ends. If the client reads nothing of it for
-    /// `stall_timeout`, the answer ends as its [`AtStall`] defines.
-    pub(crate) fn until_sent(mut self, answer: Response, stall_timeout: Duration) -> Response {
+    /// The answer, with whose body the request ends. If the client reads nothing of it for the time limit, the
+    /// answer ends as its [`AtStall`] defines.
+    pub(crate) fn until_sent(mut self, answer: Response) -> Response {
         let (mut head, body) = answer.into_parts();
         if body.is_end_stream() {
             // There is no body to send.
@@ -116,9 +147,10 @@ impl Busy {
         }
         let at_stall = head.extensions.remove().unwrap_or(AtStall::Fail);
         self.abandoned = true;
+        let watchdog = self.activity.watchdog.clone();
         let pieces = Perishable::with(
             Pieces::Sending(body, self),
-            stall_timeout,
+            &watchdog,
             move |pieces: Pieces| pieces.stall(at_stall),
         );
         Response::from_parts(head, Body::new(Answer(pieces)))
@@ -127,11 +159,18 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
+        let activity = &self.activity;
         if self.abandoned {
-            self.activity.stalled.store(true, Ordering::Release);
+            activity.stalled.store(true, Ordering::Release);
         }
-        self.activity.under_way.fetch_sub(1, Ordering::AcqRel);
-        self.activity.changed.notify_one();
+        let end = activity.begun.elapsed().as_nanos();
+        let end = u64::try_from(end).unwrap_or(u64::MAX);
+        // Before the count: who finds that none is under way also finds when the last one has ended.
+        activity.last_end.fetch_max(end, Ordering::AcqRel);
+        activity.under_way.fetch_sub(1, Ordering::AcqRel);
+        if activity.stalled.load(Ordering::Acquire) {
+            activity.ended_stalled.notify_one();
+        }
     }
 }
 
@@ -198,7 +237,7 @@ impl HttpBody for Answer {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let next = self.0.poll_part(|pieces| pieces.poll_frame(context));
-        next.map(|next| next.unwrap_or_else(|stalled| Some(Err(axum::Error::new(stalled)))))
+        next.map(|next| next.unwrap_or_else(|Left| Some(Err(axum::Error::new(Exhausted::Stalled)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -250,7 +289,7 @@ mod tests {
         if let Some(at_stall) = at_stall {
             answer.extensions_mut().insert(at_stall);
         }
-        activity.begin().until_sent(answer, TIMEOUT).into_body()
+        activity.begin().until_sent(answer).into_body()
     }
 
     fn pieces() -> Body {
@@ -259,7 +298,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_idle_once_its_last_answer_is_long_gone() {
-        let activity = Arc::new(Activity::default());
+        let activity = Arc::new(Activity::new(TIMEOUT));
         let slow = futures::stream::once(tokio::time::sleep(LONG));
         let slow = futures::StreamExt::map(slow, |()| Ok::<_, Infallible>("answer"));
         let mut body = sent(&activity, Body::from_stream(slow), None);
@@ -272,11 +311,59 @@ mod tests {
         let begun = tokio::time::Instant::now();
         activity.idle(TIMEOUT).await;
         assert!(begun.elapsed() >= TIMEOUT);
+
+        // A request that ends while it is waited for counts from its end.
+        let waits = tokio::spawn({
+            let activity = activity.clone();
+            async move { activity.idle(TIMEOUT).await }
+        });
+        for _ in 0..20 {
+            let busy = activity.begin();
+            tokio::time::sleep(TIMEOUT / 5 * 4).await;
+            drop(busy);
+            assert!(!waits.is_finished(), "it was idle for a moment only");
+        }
+        let ended = tokio::time::Instant::now();
+        waits.await.unwrap();
+        let idle = ended.elapsed();
+        assert!(
+            TIMEOUT <= idle && idle < TIMEOUT * 6 / 5,
+            "it is idle since the last end: {idle:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_do_not_wake_the_task_of_their_connection() {
+        let activity = Arc::new(Activity::new(LONG));
+        let mut idle = std::pin::pin!(activity.idle(LONG));
+        let (waker, wakes) = counting_waker();
+        let mut context = Context::from_waker(&waker);
+        assert!(idle.as_mut().poll(&mut context).is_pending());
+        for _ in 0..100 {
+            drop(
+                activity
+                    .begin()
+                    .until_sent(Response::new(Body::from("answer"))),
+            );
+        }
+        assert_eq!(wakes.load(Ordering::Relaxed), 0);
+    }
+
+    /// A waker that counts.
+    fn counting_waker() -> (std::task::Waker, Arc<AtomicU64>) {
+        struct Counting(Arc<AtomicU64>);
+        impl std::task::Wake for Counting {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let wakes = Arc::new(AtomicU64::new(0));
+        (Arc::new(Counting(wakes.clone())).into(), wakes)
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_of_which_nothing_is_taken_ends_and_its_connection_is_idle_at_once() {
-        let activity = Arc::new(Activity::default());
+        let activity = Arc::new(Activity::new(TIMEOUT));
         // Dropping an answer is no stall.
         drop(sent(&activity, pieces(), None));
         let idle = tokio::time::timeout(TIMEOUT * 2, activity.idle(LONG)).await;
@@ -294,7 +381,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_is_abandoned_until_its_end_is_taken_and_only_where_memory_is_needed() {
-        let activity = Arc::new(Activity::default());
+        let activity = Arc::new(Activity::new(TIMEOUT));
         let frame = || Some(AtStall::End(EndFrame::Data("end".into())));
         let mut bodies = [frame(), Some(AtStall::Fail), frame()]
             .map(|at_stall| sent(&activity, pieces(), at_stall));
@@ -314,7 +401,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_says_how_long_it_is_and_when_it_has_ended() {
-        let activity = Arc::new(Activity::default());
+        let activity = Arc::new(Activity::new(TIMEOUT));
         let mut body = sent(&activity, Body::from("answer"), None);
         assert_eq!(body.size_hint().exact(), Some(6));
         let frame = body.frame().await.unwrap().unwrap();
@@ -325,7 +412,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_session_of_which_nothing_is_taken_ends_as_it_says() {
-        let activity = Arc::new(Activity::default());
+        let activity = Arc::new(Activity::new(TIMEOUT));
         let frame = EndFrame::Data("end".into());
         let mut body = sent(&activity, pieces(), Some(AtStall::End(frame)));
         body.frame().await.unwrap().unwrap();

@@ -17,7 +17,7 @@
 //! writes are small and never refused.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -28,8 +28,9 @@ use futures::stream::BoxStream;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::watchdog::{Left, Perishable, Watchdog};
 
 /// Scans that run at a time.
 const MAX_SCANS: usize = 2;
@@ -113,7 +114,8 @@ pub(crate) struct Answers {
     waiting: Arc<Semaphore>,
     exports: Arc<Semaphore>,
     wait_timeout: Duration,
-    stall_timeout: Duration,
+    /// Ends what its client leaves.
+    watchdog: Watchdog,
 }
 
 /// The place of a running scan, in the extensions of its answer.
@@ -131,7 +133,7 @@ impl Answers {
             waiting: semaphore(MAX_WAITING),
             exports: semaphore(MAX_EXPORTS),
             wait_timeout: WAIT_TIMEOUT,
-            stall_timeout,
+            watchdog: Watchdog::new(stall_timeout),
         }
     }
 
@@ -207,7 +209,7 @@ impl Answers {
             _permit: permit,
         };
         Body::new(HeldBody {
-            held: Perishable::new(held, self.stall_timeout),
+            held: Perishable::new(held, &self.watchdog),
             ended: false,
         })
     }
@@ -220,7 +222,7 @@ impl Answers {
         permit: impl Send + 'static,
         stalled: impl Fn(Exhausted) -> I + Send + 'static,
     ) -> BoxStream<'static, I> {
-        let parts = Perishable::new((stream, permit), self.stall_timeout);
+        let parts = Perishable::new((stream, permit), &self.watchdog);
         let mut ended = false;
         futures::stream::poll_fn(move |context| {
             if ended {
@@ -229,9 +231,9 @@ impl Answers {
             let next = parts.poll_part(|(stream, _)| stream.poll_next_unpin(context));
             next.map(|next| match next {
                 Ok(next) => next,
-                Err(error) => {
+                Err(Left) => {
                     ended = true;
-                    Some(stalled(error))
+                    Some(stalled(Exhausted::Stalled))
                 }
             })
         })
@@ -241,91 +243,6 @@ impl Answers {
 
 fn permits(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
-}
-
-/// A value that is dropped or replaced when its client has taken no part of it for a while.
-pub(crate) struct Perishable<T> {
-    slot: Arc<Mutex<Slot<T>>>,
-    watchdog: tokio::task::JoinHandle<()>,
-}
-
-struct Slot<T> {
-    value: Option<T>,
-    /// Whether the client waits for the value; otherwise the value waits for the client.
-    awaited: bool,
-    /// When the client last took part of it, or asked for more. The watchdog reads this when the time since
-    /// then may be over, so a use wakes no task.
-    used: Instant,
-}
-
-impl<T: Send + 'static> Perishable<T> {
-    pub(crate) fn new(value: T, timeout: Duration) -> Perishable<T> {
-        Perishable::with(value, timeout, |_| None)
-    }
-
-    /// The same, but `at_stall` decides what is left of the value.
-    pub(crate) fn with(
-        value: T,
-        timeout: Duration,
-        at_stall: impl FnOnce(T) -> Option<T> + Send + 'static,
-    ) -> Perishable<T> {
-        let slot = Arc::new(Mutex::new(Slot {
-            value: Some(value),
-            awaited: false,
-            used: Instant::now(),
-        }));
-        let watched = slot.clone();
-        let watchdog = tokio::spawn(async move {
-            let mut deadline = Instant::now() + timeout;
-            loop {
-                tokio::time::sleep_until(deadline).await;
-                let mut slot = watched.lock().unwrap_or_else(PoisonError::into_inner);
-                let now = Instant::now();
-                deadline = match slot.awaited {
-                    // The value waits for nobody, however long that takes.
-                    true => now + timeout,
-                    false => slot.used + timeout,
-                };
-                if deadline <= now {
-                    slot.value = slot.value.take().and_then(at_stall);
-                    return;
-                }
-            }
-        });
-        Perishable { slot, watchdog }
-    }
-
-    /// Takes the next part of the value. An error if the value was dropped.
-    pub(crate) fn poll_part<R>(
-        &self,
-        part: impl FnOnce(&mut T) -> Poll<R>,
-    ) -> Poll<Result<R, Exhausted>> {
-        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(value) = &mut slot.value else {
-            return Poll::Ready(Err(Exhausted::Stalled));
-        };
-        let part = part(value);
-        slot.awaited = part.is_pending();
-        slot.used = Instant::now();
-        part.map(Ok)
-    }
-}
-
-impl<T> Perishable<T> {
-    /// Accesses the value, if it is still there, without counting as a use of it.
-    pub(crate) fn look<R>(&self, at: impl FnOnce(&T) -> R) -> Option<R> {
-        let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.value.as_ref().map(at)
-    }
-}
-
-impl<T> Drop for Perishable<T> {
-    fn drop(&mut self) {
-        // The task ends a moment later; the value is released at once.
-        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.value.take();
-        self.watchdog.abort();
-    }
 }
 
 /// An answer that has become bytes.
@@ -365,9 +282,9 @@ impl HttpBody for HeldBody {
                 self.ended = frame.as_ref().is_none_or(Frame::is_trailers);
                 frame.map(Ok)
             }
-            Err(error) => {
+            Err(Left) => {
                 self.ended = true;
-                Some(Err(axum::Error::new(error)))
+                Some(Err(axum::Error::new(Exhausted::Stalled)))
             }
         })
     }

@@ -38,6 +38,11 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
         "The message says why; the directory that it names has the logs.",
     ),
     (
+        "replicas_not_equal",
+        "`esker cluster check` has found replicas that differ, or could not compare them.",
+        "The result names the partitions and the nodes. A replica that differs from the majority is stopped: replace its node.",
+    ),
+    (
         "listen",
         "The address cannot be listened on: another program uses the port, or it is not this machine's.",
         "Stop that program, or choose another address with `--listen`.",

@@ -8,12 +8,14 @@
 //! | [`admin`] | the admin API: status, partition snapshots |
 //! | [`auth`] | who sends a request, and what they may do |
 //! | [`identification`] | the layers that find that out |
-//! | `forward` | requests to any node of a cluster |
+//! | `forward`, `forwarded` | requests to any node of a cluster; the mark of those that another node has sent |
 //! | `client` | whose turn a request is where many wait |
 //! | [`state`] | the state service, over gRPC |
 //! | `tls` | certificates of the listeners, handshakes |
 //! | [`telemetry`] | logs and metrics |
 //! | [`traces`] | traces of requests, for a collector |
+//! | `sample_history` | what the node did in the last hour, for people who look at it |
+//! | [`front`] | what is served beside the APIs, such as pages for people |
 //! | [`usage`] | what is used of the S2 API, for its metrics |
 //! | [`errors`] | `docs/reference/errors.md`, from the codes in the source |
 //!
@@ -30,6 +32,8 @@ mod cors;
 pub mod errors;
 mod file_poll;
 mod forward;
+mod forwarded;
+pub mod front;
 pub mod identification;
 mod log_writer;
 mod metric_reference;
@@ -40,15 +44,18 @@ mod protocol_detect;
 mod refusal;
 mod repeat_limiter;
 mod request_guard;
+mod sample_history;
 pub mod server;
+mod shared_service;
 pub mod state;
 pub mod telemetry;
 mod timestamp;
 mod tls;
 pub mod traces;
 pub mod usage;
+mod watchdog;
 mod windows;
 
-pub use esker_node::{ReadBudget, panic_is_caught};
+pub use esker_node::{ReadBudget, give_up_others, panic_is_caught, shorten_time_slice};
 pub use server::{ServeError, Server};
 pub use tls::{CertificateInfo, TlsError};

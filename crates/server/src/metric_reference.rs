@@ -253,6 +253,12 @@ const SECTIONS: &[Section] = &[
                 &[],
                 "Requests of other nodes that this node got.",
             ),
+            counter(
+                "esker_forward_read_here_total",
+                "requests",
+                &[],
+                "Reads of streams that this node has answered from its own replica, without leading the partition.",
+            ),
             gauge(
                 "esker_forward_open",
                 "requests",
@@ -311,6 +317,12 @@ const SECTIONS: &[Section] = &[
                 "reloads",
                 &["result"],
                 "Changes of the files of TLS: `ok`, new connections use them; `failed`, they do not fit each other or cannot be read.",
+            ),
+            counter(
+                "esker_peer_certificate_reloads_total",
+                "reloads",
+                &["result"],
+                "Changes of the files of `cluster.certificate`: `ok`, new connections between nodes use them; `failed`, they do not fit each other or cannot be read.",
             ),
             gauge(
                 "esker_tls_certificate_expiry_timestamp_seconds",
@@ -431,6 +443,36 @@ const SECTIONS: &[Section] = &[
                 "0 or 1",
                 PARTITION,
                 "1 if the partition has stopped for an error. `esker status` names the cause.",
+            ),
+            gauge(
+                "esker_partition_fetch_remaining_bytes",
+                "bytes",
+                PARTITION,
+                "In a cluster: bytes that the replica here still fetches of a snapshot of another node; 0 if it fetches none.",
+            ),
+            gauge(
+                "esker_partition_fetch_waits_for_space",
+                "0 or 1",
+                PARTITION,
+                "1 while that waits because the disk is full.",
+            ),
+            gauge(
+                "esker_partition_diverged",
+                "0 or 1",
+                PARTITION,
+                "1 if the state of the replica here is not that of the majority of the nodes: it is stopped, and the node has to be replaced.",
+            ),
+            counter(
+                "esker_digest_comparisons_total",
+                "comparisons",
+                &["outcome"],
+                "Comparisons of the replicas of a partition that this node has made as its leader: `equal`; `diverged`, some differ from the majority; `undecided`, they differ and none has a majority; `failed`, too few have answered.",
+            ),
+            counter(
+                "esker_digest_read_bytes_total",
+                "bytes",
+                &[],
+                "Bytes that were read here for comparisons of replicas.",
             ),
             counter(
                 "esker_restarts_total",
@@ -854,6 +896,12 @@ const SECTIONS: &[Section] = &[
                 "bytes",
                 &[],
                 "Bytes of snapshots that were sent to all members.",
+            ),
+            counter(
+                "esker_raft_strangers_closed_total",
+                "connections",
+                &["reason"],
+                "Connections to `cluster.peer-listen` that were closed before a request over them was admitted: `slow`, it took longer than 10 s; `crowded`, 256 were open and others needed the place; `refused`, 16 of its requests were refused; `handshake`, that of TLS has failed.",
             ),
             counter(
                 "esker_raft_snapshot_paced_milliseconds_total",

@@ -12,6 +12,8 @@ use crate::config::Config;
 /// of 8 files each), JSON snapshots, the test of a restore, RocksDB's own files and those that it writes;
 /// and those of the runtime, listeners and standard streams.
 const RESERVE: u64 = 160;
+/// Connections of other nodes, and of strangers at the listener for nodes: 256 of these, and some dozen nodes.
+const PEER_CONNECTIONS: u64 = 320;
 /// The database needs at least this many files to be useful.
 const MIN_DATABASE: u32 = 64;
 /// Clients need at least this many connections.
@@ -64,7 +66,8 @@ impl OpenFiles {
         let log = (most / 4).saturating_mul(7) + config.limits.append_inflight.as_u64();
         // The log keeps each of its files open; some are about to be deleted.
         let log_files = log / segment + 2 + 8;
-        let fixed = log_files + RESERVE;
+        let peers = config.cluster.peer_listen.map_or(0, |_| PEER_CONNECTIONS);
+        let fixed = log_files + RESERVE + peers;
         let (database, connections) = (config.store.max_open_files, config.limits.connections);
         let needed = fixed + u64::from(database) + u64::from(connections);
         if limit >= needed {

@@ -76,7 +76,8 @@ impl RequestGuard {
         }
     }
 
-    fn check(&self, request: &Request) -> Result<(), Refusal> {
+    /// Whether a request has one meaning, and is for this server.
+    pub(crate) fn check_target(&self, request: &Request) -> Result<(), Refusal> {
         let headers = request.headers();
         for name in &SINGLE {
             let mut values = headers.get_all(name).iter();
@@ -85,7 +86,12 @@ impl RequestGuard {
                 return Err(Refusal::Twice(name.clone()));
             }
         }
-        self.check_host(request)?;
+        self.check_host(request)
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Refusal> {
+        self.check_target(request)?;
+        let headers = request.headers();
         if let Some(origin) = headers.get(header::ORIGIN)
             && !self.origins.allow(origin)
         {

@@ -25,19 +25,20 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::activity;
-use crate::api::{self, App, Limits};
+use crate::api::{self, App, AppParts, Limits};
 use crate::auth::Authority;
 use crate::auth::root_token::{self, RootToken, RootTokenError};
 use crate::auth::root_token_reload;
 use crate::config::Config;
 use crate::forward::peer_requests;
+use crate::front::{Front, FrontParts, PageGuard};
 use crate::open_files::OpenFiles;
 use crate::place::CONNECTIONS;
 use crate::tls::{self, CertificateInfo, Tls, TlsError, handshake};
 use crate::traces::{self, Traces};
 use crate::usage::Usage;
 use crate::windows::Windows;
-use crate::{state, telemetry, usage};
+use crate::{sample_history, state, telemetry, usage};
 pub use cluster_options::ClusterFileError;
 use cluster_options::cluster_options;
 use connection::Connections;
@@ -49,6 +50,7 @@ mod connection;
 mod corked;
 mod listener;
 mod node_options;
+pub(crate) mod peer_certificates;
 mod stream;
 
 /// Longest time for reading what a restart needs, and for counting it: small files. If it takes longer, their disk
@@ -117,6 +119,19 @@ pub fn check(config: &Config) -> Result<(), ServeError> {
     Ok(esker_node::check_destination(&node_options(config, None))?)
 }
 
+/// What a start needs beside the configuration.
+#[derive(Default)]
+pub struct StartOptions {
+    /// What an empty data directory means.
+    pub bootstrap: Option<Bootstrap>,
+    /// Partitions that begin empty if a restore finds no copy of them.
+    pub empty_partitions: BTreeSet<u64>,
+    /// Whether this start continues from a server that restarts itself ([`NodeOptions::restarted`]).
+    pub restarted: bool,
+    /// What is served beside the APIs on the main listener.
+    pub front: Option<Front>,
+}
+
 /// A running server.
 pub struct Server {
     address: SocketAddr,
@@ -135,18 +150,17 @@ pub struct Server {
 impl Server {
     /// Binds the ports, recovers, and serves.
     pub async fn start(config: &Config) -> Result<Server, ServeError> {
-        Server::start_with(config, None, BTreeSet::new(), false).await
+        Server::start_with(config, StartOptions::default()).await
     }
 
-    /// The same, given what an empty data directory means, which partitions begin empty if a restore
-    /// finds no copy of them, and whether this start continues from a server that restarts itself
-    /// ([`NodeOptions::restarted`]).
-    pub async fn start_with(
-        config: &Config,
-        bootstrap: Option<Bootstrap>,
-        empty_partitions: BTreeSet<u64>,
-        restarted: bool,
-    ) -> Result<Server, ServeError> {
+    /// The same, with more than the configuration has.
+    pub async fn start_with(config: &Config, start: StartOptions) -> Result<Server, ServeError> {
+        let StartOptions {
+            bootstrap,
+            empty_partitions,
+            restarted,
+            front,
+        } = start;
         let root_token = match &config.root_token_file {
             Some(path) => Some(read_root_token(path).await?),
             None => None,
@@ -183,11 +197,13 @@ impl Server {
             false => load_tls(config, &names).await?,
         };
         let problems = HostProblems::default();
+        let cluster_options = read_cluster_options(config).await?;
+        let certificates = cluster_options.as_ref().and_then(|it| it.tls.clone());
         let options = NodeOptions {
             empty_partitions,
             restarted,
             host_problems: problems.clone(),
-            cluster: read_cluster_options(config).await?,
+            cluster: cluster_options,
             ..node_options(config, bootstrap)
         };
         let traces = Traces::start(&config.traces).map_err(ServeError::Traces)?;
@@ -199,16 +215,16 @@ impl Server {
             None => load_tls(config, &names).await?,
             own_files => own_files,
         };
-        let app = App {
+        let app = App::from(AppParts {
             traces: traces.clone(),
             usage: usage.clone(),
-            ..App::new(
+            ..AppParts::new(
                 node.clone(),
                 metrics,
                 Limits::new(&config.limits),
                 config.location.clone(),
             )
-        };
+        });
         let root = root_token.map(|it| it.hash);
         let authority = Arc::new(Authority::new(root, node.tokens()));
         let stop = CancellationToken::new();
@@ -223,9 +239,12 @@ impl Server {
             node.reads().clone(),
             Windows::new(config.limits.http2_windows.as_usize()),
         );
-        let connections = |router, address: SocketAddr| {
+        let has_tls = |address: SocketAddr| {
             let is_cleartext = config.tls.cleartext_loopback && is_loopback(address);
-            let tls = tls.clone().filter(|_| !is_cleartext);
+            tls.is_some() && !is_cleartext
+        };
+        let connections = |router, address: SocketAddr| {
+            let tls = tls.clone().filter(|_| has_tls(address));
             Connections::new(router, tls, &config.limits, budgets.clone(), stop.clone())
         };
         activity::describe();
@@ -235,6 +254,12 @@ impl Server {
         traces::register();
         telemetry::upkeep(&telemetry::metrics());
         tokio::spawn(look_after_metrics(telemetry::metrics(), stop.clone()));
+        tokio::spawn(sample_history::run(
+            app.history.clone(),
+            node.clone(),
+            telemetry::metrics(),
+            stop.clone(),
+        ));
         tokio::spawn(usage::run(
             usage.clone(),
             node.clone(),
@@ -245,6 +270,11 @@ impl Server {
         if let Some((path, used)) = config.root_token_file.clone().zip(root) {
             let (authority, problems) = (authority.clone(), problems.clone());
             let follow = root_token_reload::follow(path, used, authority, problems, stop.clone());
+            tokio::spawn(follow);
+        }
+        if let Some((cluster, used)) = node.cluster().zip(certificates) {
+            let (files, problems) = (config.cluster.clone(), problems.clone());
+            let follow = peer_certificates::follow(files, used, cluster, problems, stop.clone());
             tokio::spawn(follow);
         }
         if let Some(tls) = tls.clone() {
@@ -261,8 +291,19 @@ impl Server {
             config,
             address,
         );
+        let has_tls = has_tls(address);
+        let router = match front {
+            None => router,
+            Some(front) => front(FrontParts {
+                api: router,
+                guard: PageGuard::new(config, address),
+                address,
+                needs_token: root.is_some(),
+                has_tls,
+                stop: stop.clone(),
+            }),
+        };
         let main = connections(router, address);
-        let has_tls = main.has_tls();
         let mut accepting = vec![tokio::spawn(accept(listener, shared.clone(), main))];
         let mut state_address = None;
         if let Some((listener, address)) = state_listener {

@@ -5,6 +5,7 @@ mod bound;
 mod crash;
 mod database;
 mod disk;
+mod failover;
 mod follow;
 mod opening;
 mod proof;
@@ -23,6 +24,8 @@ use super::follower::{Follower, check};
 use super::records::Records;
 use super::server::ServerProcess;
 use super::stage::Stage;
+use crate::cluster_cmd::formation::ended;
+use crate::cluster_cmd::trial_node::TrialNode;
 use crate::failure::Failure;
 use crate::remote::Remote;
 use crate::stream_cmd::connection::Connection;
@@ -47,6 +50,8 @@ pub struct Cast {
     pub target: StreamTarget,
     /// The server that runs now.
     pub server: Option<ServerProcess>,
+    /// The nodes of a cluster that run now, or have ended.
+    pub nodes: Vec<TrialNode>,
     /// The follower.
     pub follower: Option<Follower>,
     /// What was sent and acknowledged when the server was killed.
@@ -127,6 +132,17 @@ impl Cast {
     fn server(&self) -> Result<&ServerProcess, Failure> {
         self.server.as_ref().ok_or_else(|| missing("server"))
     }
+
+    /// Kills the nodes, and waits until they are gone.
+    pub async fn end_nodes(&mut self) -> Result<(), Failure> {
+        self.nodes.iter_mut().for_each(TrialNode::kill);
+        let gone = tokio::time::timeout(WAIT_TIMEOUT, ended(&mut self.nodes)).await;
+        self.nodes.clear();
+        gone.map_err(|_| {
+            let seconds = WAIT_TIMEOUT.as_secs();
+            Failure::wrong("demo", format!("the nodes did not end within {seconds} s"))
+        })
+    }
 }
 
 /// Whether the root of a partition's snapshots names one.
@@ -154,7 +170,15 @@ fn whole(connection: &Connection, cast: &Cast, appended: &Appended) -> Result<()
 /// Reads the stream from its first record to its end, and checks that it has these `count` records, each
 /// once, in order. Returns how long that took.
 async fn expect_records(cast: &Cast, count: u64) -> Result<Duration, Failure> {
-    let connection = cast.connect().await?;
+    expect_records_at(&cast.connect().await?, cast, count).await
+}
+
+/// The same, of the server of this connection.
+async fn expect_records_at(
+    connection: &Connection,
+    cast: &Cast,
+    count: u64,
+) -> Result<Duration, Failure> {
     let asked = connection.asked_stream(&cast.target);
     let began = Instant::now();
     // From the first record to the end, without waiting for more.
@@ -212,11 +236,13 @@ pub enum Act {
     Follow,
     /// An agent keeps its state in transactions.
     State,
+    /// One of three nodes is killed in mid-append, the one that leads.
+    Failover,
 }
 
 impl Act {
     /// All of them, in order.
-    pub const ALL: [Act; 9] = [
+    pub const ALL: [Act; 10] = [
         Act::Opening,
         Act::Crash,
         Act::Recovery,
@@ -226,6 +252,7 @@ impl Act {
         Act::Bound,
         Act::Follow,
         Act::State,
+        Act::Failover,
     ];
 
     /// Its heading.
@@ -240,6 +267,7 @@ impl Act {
             Act::Bound => "From zero, or from a snapshot",
             Act::Follow => "A service that follows a stream",
             Act::State => "An agent's state",
+            Act::Failover => "A leader is lost",
         }
     }
 
@@ -259,6 +287,7 @@ impl Act {
             Act::Bound => bound::play(cast).await,
             Act::Follow => follow::play(cast).await,
             Act::State => state::play(cast).await,
+            Act::Failover => failover::play(cast).await,
         }
     }
 }

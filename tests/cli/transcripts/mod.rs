@@ -117,7 +117,7 @@ fn the_time_of_the_demo_is_that_of_its_acts() {
         .filter_map(|line| line.trim().strip_prefix("done in "))
         .map(seconds)
         .collect();
-    assert_eq!(acts.len(), 9);
+    assert_eq!(acts.len(), 10);
     let end = page.lines.iter().find(|line| line.starts_with("Killed,"));
     let (_, total) = end.unwrap().rsplit_once('(').unwrap();
     let total = seconds(total.trim_end_matches(')'));

@@ -39,6 +39,7 @@ async fn new_files_are_used_by_new_connections_and_open_ones_go_on() {
         metric(&server, "esker_tls_reloads_total{result=\"failed\"}").await,
         1
     );
+    server.logged("The TLS files cannot be used").await;
     let warned = |line: &&String| line.contains("The TLS files cannot be used");
     assert_eq!(server.log().iter().filter(warned).count(), 1);
 

@@ -23,8 +23,9 @@ pub(super) const MIN_WINDOW: usize = 256 * 1024;
 const FIRST_WINDOW: usize = 2 * 1024 * 1024;
 /// The target as a multiple of what an append takes alone.
 const TARGET_FACTOR: u32 = 4;
-/// Bounds of the target. Below the first, nobody notices a difference; beyond the second, clients do.
-const MIN_TARGET: Duration = Duration::from_millis(10);
+/// Bounds of the target. Below the first, groups are so small that the cost of a sync counts; beyond the second,
+/// clients notice.
+const MIN_TARGET: Duration = Duration::from_millis(2);
 const MAX_TARGET: Duration = Duration::from_millis(250);
 /// One measurement counts with so much at most: a stall that has ended tells nothing about the pace.
 const MAX_SAMPLE: Duration = Duration::from_secs(1);

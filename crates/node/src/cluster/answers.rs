@@ -4,16 +4,20 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use esker_partition::MAX_NODES;
 use esker_partition::command::{Kind, NodeRefusal, NodeState, Outcome, RegisterNode, SetNodeState};
-use esker_partition::{LineageId, MAX_NODES};
 use esker_raft::transport::grpc::{CallAnswer, CallError, Calls, Claim};
-use esker_raft::{Group, NodeId};
+use esker_raft::{Group, GroupId, NodeId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
 use super::directory::Nodes;
-use super::wire::{CHANGE, ChangeCluster, GROUPS, GroupOf, GroupsOf, JOIN, Join, Joined, Peer};
+use super::peers::{Peers, cluster_number};
+use super::wire::{
+    CHANGE, ChangeCluster, Check, DIGEST, GROUPS, GroupOf, GroupsOf, JOIN, Join, Joined, Peer,
+    to_hex,
+};
 use crate::clock::now_ms;
 use crate::core::Inner;
 use crate::error::Error;
@@ -53,6 +57,7 @@ impl Calls for Answers {
                 JOIN => answer(&inner.register(read(&body)?, from).await?),
                 CHANGE => answer(&inner.change_cluster(read(&body)?).await?),
                 GROUPS => answer(&inner.own_groups()),
+                DIGEST => answer(&inner.own_digest(read(&body)?)?),
                 _ => Err(CallError::Refused(format!(
                     "there is no call {name}: a node of another release may have sent it"
                 ))),
@@ -99,8 +104,8 @@ fn refused(refusal: NodeRefusal, nodes: &Nodes) -> CallError {
                 .to_owned()
         }
         NodeRefusal::NameTaken(id) => format!(
-            "the node {id} has this name already: set another `cluster.name`, or remove that node with `esker \
-             cluster remove {}`",
+            "the node {id} has this name already, at another address: set another `cluster.name`, or, if that node's \
+             disk is lost, remove it with `esker cluster remove {}`",
             name(id)
         ),
         NodeRefusal::AddressTaken(id) => format!(
@@ -163,11 +168,10 @@ impl Inner {
             ));
         }
         if !self.catalog.is_serving() {
+            self.note_address(peers, &join, from);
             return self.pass_on(&join).await;
         }
-        if join.id != peers.me() && !self.catalog_reader.nodes().contains_key(&join.id) {
-            self.check_first_lineages()?;
-        }
+        self.remove_replaced(&join).await?;
         let state = match peers.me() == join.id {
             // The first one has everything.
             true => NodeState::Active,
@@ -200,29 +204,15 @@ impl Inner {
         self.joined()
     }
 
-    /// Refuses new nodes where a partition has begun another lineage than its first, after a loss: a node that
-    /// joins begins with the first one, and takes no message of another.
-    fn check_first_lineages(&self) -> Result<(), CallError> {
-        for part in self.parts() {
-            let lineage = part.lineage();
-            let lineage = lineage.map_err(|e| CallError::Unavailable(e.to_string()))?;
-            if lineage.id() != LineageId::first(&self.identity.cluster_id, part.partition()) {
-                return Err(CallError::Refused(format!(
-                    "partition {} was restored with a loss once, and a new node cannot follow it yet",
-                    part.partition().0
-                )));
-            }
-        }
-        Ok(())
-    }
-
     /// What a node learns that has joined.
     fn joined(&self) -> Result<Joined, CallError> {
-        let lineages = self
-            .parts()
-            .map(|part| part.lineage().map(|it| it.log_id()));
-        let lineages: Result<Vec<_>, _> = lineages.collect();
-        let lineages = lineages.map_err(|e| CallError::Unavailable(e.to_string()))?;
+        let partitions = 0..=u64::from(self.options.partitions);
+        let tag = |partition| {
+            let tag = self.raft.log().tag(GroupId(partition));
+            let tag = tag.map(|tag| to_hex(&tag));
+            tag.ok_or_else(|| CallError::Unavailable("its log cannot be read".to_owned()))
+        };
+        let lineages: Result<Vec<String>, CallError> = partitions.map(tag).collect();
         let nodes = self.catalog_reader.nodes();
         let live = nodes
             .values()
@@ -230,7 +220,7 @@ impl Inner {
         Ok(Joined {
             cluster_id: self.identity.cluster_id.clone(),
             partitions: self.options.partitions,
-            lineages: lineages.iter().map(|id| format!("{:032x}", id.0)).collect(),
+            lineages: lineages?,
             nodes: live
                 .map(|node| Peer {
                     id: node.id,
@@ -238,6 +228,21 @@ impl Inner {
                 })
                 .collect(),
         })
+    }
+
+    /// Takes the address of a node that registers for itself. The catalog has it only once there is a leader, and
+    /// without this node's vote there may be none: it would go on answering to the address before.
+    fn note_address(&self, peers: &Peers, join: &Join, from: Claim) {
+        let is_its_own = from.node == NodeId(join.id)
+            && from.cluster == cluster_number(&self.identity.cluster_id);
+        let nodes = self.catalog_reader.nodes();
+        let known = nodes.get(&join.id);
+        if is_its_own && known.is_some_and(|node| node.state != NodeState::Removed) {
+            peers.know(&[Peer {
+                id: join.id,
+                peer_address: join.peer_address.clone(),
+            }]);
+        }
     }
 
     /// Passes a registration on to the node that leads the catalog.
@@ -267,7 +272,7 @@ impl Inner {
         serde_json::from_slice(&answer).map_err(|e| later(&e.to_string()))
     }
 
-    async fn propose_node(&self, command: Kind) -> Result<(), CallError> {
+    pub(super) async fn propose_node(&self, command: Kind) -> Result<(), CallError> {
         match self.execute(&self.catalog, command).await.map_err(failed)? {
             Outcome::NodeSet(Ok(())) => Ok(()),
             Outcome::NodeSet(Err(refusal)) => Err(refused(refusal, &self.catalog_reader.nodes())),
@@ -294,6 +299,7 @@ impl Inner {
             ChangeCluster::TransferLeader { partition, to } => {
                 return self.transfer_leader(partition, to).await;
             }
+            ChangeCluster::Check { partition } => return self.want_check(partition),
         };
         if !self.catalog.is_serving() {
             return Err(not_leader(&self.catalog));
@@ -303,7 +309,7 @@ impl Inner {
 
     /// Refuses to remove a node without which a group that this node leads would lose its majority. Groups that
     /// other nodes lead are checked there before the member is removed from them.
-    fn check_removal(&self, node: u64) -> Result<(), CallError> {
+    pub(super) fn check_removal(&self, node: u64) -> Result<(), CallError> {
         let nodes = self.catalog_reader.nodes();
         let Some(known) = nodes.get(&node) else {
             return Err(refused(NodeRefusal::Unknown, &nodes));
@@ -377,11 +383,16 @@ impl Inner {
     /// What this node knows of its groups.
     pub(crate) fn own_groups(&self) -> GroupsOf {
         let of = |group: &Group<Outcome>| {
-            let details = group.details();
+            let (details, partition) = (group.details(), group.id().0);
+            let members = &details.membership;
+            // While a change is under way, the voters before it have to agree too: who is none of them does not
+            // make up for another one yet.
+            let votes = members.voters.contains(&details.id)
+                && (!members.is_joint() || members.voters_outgoing.contains(&details.id));
             GroupOf {
                 role: match details.waits_to_join {
                     true => "waiting".to_owned(),
-                    false => match details.membership.voters.contains(&details.id) {
+                    false => match votes {
                         true => format!("{:?}", details.role).to_lowercase(),
                         false => "learner".to_owned(),
                     },
@@ -392,6 +403,10 @@ impl Inner {
                 committed: details.committed.0,
                 last: details.last.0,
                 halted: group.halted().map(|halted| halted.why),
+                fetching: self.replicas.transfers.of(partition),
+                check: self.replicas.digests.compared(partition).map(Check::from),
+                checks: *self.replicas.checks.under_way.lock() == Some(partition),
+                check_failed: self.replicas.checks.failed.lock().get(&partition).cloned(),
             }
         };
         GroupsOf {

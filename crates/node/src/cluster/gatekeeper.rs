@@ -12,7 +12,7 @@ use esker_raft::{ClusterId, NodeId};
 use parking_lot::Mutex;
 
 use super::directory::Directory;
-use super::wire::{JOIN, path_of};
+use super::wire::{JOIN, is_call, path_of};
 
 /// See the [module's head](self).
 pub(crate) struct Gate {
@@ -147,6 +147,14 @@ impl Gatekeeper for Gate {
         match what {
             Admission::Messages => Ok(Box::new(self.connect(claim)?)),
             Admission::Request => {
+                // What is not a call is a request of a client, in whose name the node speaks: it has to be a node
+                // that the cluster has taken.
+                if !is_call(path) && !self.directory.all().contains_key(&claim.node.0) {
+                    return Err(Refusal(format!(
+                        "node {} is not registered in the cluster, as far as this node knows",
+                        claim.node
+                    )));
+                }
                 self.is_one_process(claim)?;
                 Ok(Box::new(()))
             }
@@ -235,6 +243,21 @@ mod tests {
     }
 
     #[test]
+    fn requests_of_clients_come_from_nodes_of_the_cluster_alone() {
+        let gate = gate(&[(2, NodeState::Active), (3, NodeState::Joining)]);
+        let ask = |node, path: &str| {
+            let admitted = gate.admit(&claim(node, 20), Admission::Request, path, None);
+            admitted.map_err(|refusal| refusal.0)
+        };
+        for node in [2, 3] {
+            ask(node, "/v1/basins").unwrap();
+        }
+        refused(ask(4, "/v1/basins"), "is not registered");
+        // It may not know of itself yet.
+        ask(4, &path_of(JOIN)).unwrap();
+    }
+
+    #[test]
     fn removed_nodes_are_refused() {
         let gate = gate(&[(2, NodeState::Removed), (3, NodeState::Draining)]);
         refused(messages(&gate, claim(2, 20)), "was removed");
@@ -252,7 +275,7 @@ mod tests {
 
     #[test]
     fn of_two_processes_with_one_number_the_one_that_is_connected_stays() {
-        let gate = gate(&[]);
+        let gate = gate(&[(2, NodeState::Active)]);
         let first = messages(&gate, claim(2, 20)).unwrap();
         let second = messages(&gate, claim(2, 20)).unwrap();
         refused(messages(&gate, claim(2, 21)), "another process");

@@ -9,10 +9,13 @@ use esker_partition::ClusterNode;
 use esker_partition::command::NodeState;
 use esker_raft::NodeId;
 use esker_raft::engine::ReadFailure;
-use esker_raft::transport::grpc::{CallError, ChannelError, PeerChannel, PeerRequests};
+use esker_raft::transport::grpc::{
+    CallError, ChannelError, PeerChannel, PeerRequests, TlsConfig, TlsError,
+};
 
 use super::peers::Peers;
-use super::wire::{CHANGE, ChangeCluster, GROUPS, GroupOf, GroupsOf};
+use super::transfers::Fetching;
+use super::wire::{CHANGE, ChangeCluster, Check, GROUPS, GroupOf, GroupsOf};
 use crate::core::Inner;
 use crate::error::Error;
 use crate::node::Node;
@@ -93,6 +96,12 @@ pub struct ClusterPartition {
     pub leader: Option<u64>,
     /// What each node that could be asked has of it, by its number.
     pub replicas: BTreeMap<u64, Replica>,
+    /// The last comparison of the replicas' digests, of those that the nodes know of.
+    pub check: Option<Check>,
+    /// Whether one is under way.
+    pub checks: bool,
+    /// Why the last one came to no end, if so.
+    pub check_failed: Option<String>,
 }
 
 /// What a node has of a partition.
@@ -108,6 +117,8 @@ pub struct Replica {
     pub last: u64,
     /// Why it does not run, if it does not.
     pub halted: Option<String>,
+    /// The snapshot that it fetches, if it does.
+    pub fetching: Option<Fetching>,
 }
 
 impl Node {
@@ -125,6 +136,21 @@ impl Cluster {
         self.peers.me()
     }
 
+    /// Why the cluster does not take this node, if it does not.
+    pub fn refusal(&self) -> Option<String> {
+        self.peers.refusal()
+    }
+
+    /// Whether the replica here follows a leader, so that it gets to know of what is committed.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such partition.
+    pub fn follows(&self, partition: u64) -> bool {
+        let group = self.inner.group(partition);
+        group.leader().is_some() && group.halted().is_none()
+    }
+
     /// The nodes, in order of their numbers; removed ones are not there.
     pub fn nodes(&self) -> Vec<ClusterNode> {
         let nodes = self.inner.catalog_reader.nodes();
@@ -140,6 +166,9 @@ impl Cluster {
     ///
     /// If there is no such partition.
     pub fn leader(&self, partition: u64) -> Leader {
+        if let Some(leader) = self.inner.replicas.leader_elsewhere(partition) {
+            return Leader::At(leader);
+        }
         let group = self.inner.group(partition);
         match group.leader() {
             Some(leader) if leader.0 != self.peers.me() => Leader::At(leader.0),
@@ -194,6 +223,15 @@ impl Cluster {
         self.peers.transport.serve_requests(service);
     }
 
+    /// Uses other certificates for new connections between nodes.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them; nothing changes then.
+    pub fn set_certificates(&self, tls: &TlsConfig) -> Result<(), TlsError> {
+        self.peers.transport.set_tls(tls)
+    }
+
     /// Removes a node: its replicas go, and its number is never used again.
     pub async fn remove(&self, node: u64) -> Result<(), ClusterError> {
         self.change(0, ChangeCluster::Remove { node }).await
@@ -212,6 +250,12 @@ impl Cluster {
     /// Makes another node lead a partition.
     pub async fn transfer_leader(&self, partition: u64, to: u64) -> Result<(), ClusterError> {
         let change = ChangeCluster::TransferLeader { partition, to };
+        self.change(partition, change).await
+    }
+
+    /// Compares the digests of a partition's replicas. Returns at once; the status shows when it is done.
+    pub async fn check(&self, partition: u64) -> Result<(), ClusterError> {
+        let change = ChangeCluster::Check { partition };
         self.change(partition, change).await
     }
 
@@ -255,6 +299,9 @@ impl Cluster {
                         Leader::Unknown => None,
                     },
                     replicas: BTreeMap::new(),
+                    check: None,
+                    checks: false,
+                    check_failed: None,
                 })
                 .collect(),
         };
@@ -271,7 +318,14 @@ impl Cluster {
                     applied: group.applied,
                     last: group.last,
                     halted: group.halted,
+                    fetching: group.fetching,
                 };
+                let noted = |check: &Option<Check>| check.as_ref().map(|check| check.noted_at);
+                if noted(&group.check) > noted(&of.check) {
+                    of.check = group.check;
+                }
+                of.checks |= group.checks;
+                of.check_failed = of.check_failed.take().or(group.check_failed);
                 of.replicas.insert(node.id, replica);
             }
             status.nodes.push(NodeStatusOf {

@@ -11,7 +11,7 @@ use esker_raft::{ClusterId, NodeId};
 
 use super::options::ClusterOptions;
 use super::peers::{credentials, registration};
-use super::wire::{JOIN, Join, Joined};
+use super::wire::{GROUPS, JOIN, Join, Joined};
 use crate::data_dir::Identity;
 use crate::error::StartError;
 
@@ -23,10 +23,12 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Joins the cluster that the options name. Returns this node's identity in it, and what the cluster has told.
+/// `before` is the identity that the directory had before its log was lost: the cluster removes that node.
 pub(crate) async fn join(
     options: &ClusterOptions,
     cluster_name: &str,
     partitions: u32,
+    before: Option<&Identity>,
 ) -> Result<(Identity, Joined), StartError> {
     // The number in it is that of this node; what belongs to the cluster comes with its answer.
     let made = Identity::new(cluster_name, partitions);
@@ -39,6 +41,8 @@ pub(crate) async fn join(
     let listens = listens.unwrap_or_default();
     let mine = Join {
         partitions: Some(partitions),
+        replaces: before.map(|before| before.node_id),
+        of_cluster: before.map(|before| before.cluster_id.clone()),
         ..registration(options, cluster_name, made.node_id, &listens)
     };
     let config = credentials(options, claim);
@@ -57,6 +61,14 @@ pub(crate) async fn join(
                     });
                 }
                 Ok(joined) => {
+                    if let Err(why) = joined.lineages() {
+                        return Err(StartError::JoinRefused {
+                            address: address.clone(),
+                            why: format!(
+                                "its answer cannot be used, it may be of another release: {why}"
+                            ),
+                        });
+                    }
                     let identity = Identity {
                         cluster_id: joined.cluster_id.clone(),
                         joined: true,
@@ -84,6 +96,24 @@ pub(crate) async fn join(
         );
         tokio::time::sleep(RETRY_INTERVAL).await;
     }
+}
+
+/// The first of the configured nodes that answers anything: then the cluster runs, or a part of it.
+pub(crate) async fn running(options: &ClusterOptions, cluster_name: &str) -> Option<String> {
+    let claim = Claim {
+        cluster: ClusterId::default(),
+        node: NodeId(Identity::new(cluster_name, 1).node_id),
+        process: rand::random(),
+    };
+    let config = credentials(options, claim);
+    for address in &options.join {
+        // A stranger is refused, and that is an answer.
+        let asked = call_at(address, &config, GROUPS, Bytes::new(), CALL_TIMEOUT).await;
+        if !matches!(asked, Err(CallError::Unavailable(_))) {
+            return Some(address.clone());
+        }
+    }
+    None
 }
 
 async fn call(

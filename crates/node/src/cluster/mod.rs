@@ -10,10 +10,16 @@
 //! | `join` | how an empty data directory becomes a node of a cluster |
 //! | `plan` | what the leader of a group changes next |
 //! | `answers`, `members` | answers to other nodes; keeping registration and members as they should be |
+//! | `checks` | digests of replicas, compared through the log; replicas that differ are stopped |
+//! | `replicas`, `divergence`, `transfers` | what is known of the replicas here: digests; which are stopped; what they fetch |
+//! | `replacement` | a node that lost its log or its disk is replaced by the one that joins in its place |
+//! | `slow_disk` | leaderships move away from a node whose disk does not keep up |
 //! | `handle` | what requests need of it |
 
 mod answers;
+mod checks;
 mod directory;
+mod divergence;
 mod gatekeeper;
 mod handle;
 mod join;
@@ -21,14 +27,24 @@ mod members;
 mod options;
 mod peers;
 mod plan;
+mod replacement;
+mod replicas;
+mod slow_disk;
+mod transfers;
 mod wire;
 
 pub(crate) use answers::Answers;
+pub(crate) use checks::{run as run_checks, watch as watch_replicas};
+pub(crate) use divergence::Diverged;
 pub use handle::{
     Cluster, ClusterError, ClusterPartition, ClusterStatus, Leader, NodeStatusOf, Replica,
 };
-pub(crate) use join::join;
+pub(crate) use join::{join, running};
 pub(crate) use members::run;
 pub use options::ClusterOptions;
 pub(crate) use peers::{Peers, cluster_number};
+pub(crate) use replicas::Replicas;
+pub(crate) use slow_disk::run as give_leaderships_away;
+pub use transfers::Fetching;
 pub(crate) use wire::Joined;
+pub use wire::{Check, CheckOutcome};

@@ -1,6 +1,7 @@
 //! The options of a node that belongs to a cluster.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use esker_raft::transport::grpc::TlsConfig;
 
@@ -23,6 +24,12 @@ pub struct ClusterOptions {
     pub secret: Option<String>,
     /// Certificates.
     pub tls: Option<TlsConfig>,
+    /// Time after which the digests of a partition's replicas are compared again; `None` for on request alone.
+    pub check_interval: Option<Duration>,
+    /// Bytes in a second that all digests of this node together read; 0 for no limit.
+    pub check_rate: u64,
+    /// Bytes in a second that this node sends of snapshots to other nodes; 0 for no limit.
+    pub transfer_rate: u64,
 }
 
 impl std::fmt::Debug for ClusterOptions {
@@ -36,6 +43,9 @@ impl std::fmt::Debug for ClusterOptions {
             .field("join", &self.join)
             .field("secret", &self.secret.as_ref().map(|_| "(hidden)"))
             .field("tls", &self.tls.is_some())
+            .field("check_interval", &self.check_interval)
+            .field("check_rate", &self.check_rate)
+            .field("transfer_rate", &self.transfer_rate)
             .finish()
     }
 }

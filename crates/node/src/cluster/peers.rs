@@ -194,5 +194,7 @@ pub(crate) fn registration(
         reads_format: READS_FORMAT,
         incarnation: None,
         hops: 0,
+        replaces: None,
+        of_cluster: None,
     }
 }

@@ -112,10 +112,11 @@ impl Seen<'_> {
         if let Some(node) = missing {
             return Some(Step::Change(MembershipChange::AddLearner(NodeId(node.id))));
         }
-        let active = nodes
-            .values()
-            .filter(|node| node.state == NodeState::Active);
-        let wanted = voters_with(active.count(), self.partition);
+        // A node that drains keeps its vote until another one has it: with two voters, the loss of either would stop
+        // the group.
+        let stays = |state| matches!(state, NodeState::Active | NodeState::Draining);
+        let staying = nodes.values().filter(|node| stays(node.state));
+        let wanted = voters_with(staying.count(), self.partition);
         let (lasting, leaving): (Vec<NodeId>, Vec<NodeId>) =
             members.voters.iter().partition(|node| is_active(**node));
         if lasting.len() < wanted {
@@ -270,6 +271,20 @@ mod tests {
         let four = members(&[1, 2, 3, 4], &[]);
         let remove = Some(Step::Change(RemovePeer(NodeId(2))));
         assert_eq!(next(2, &four, &[], &nodes), remove);
+    }
+
+    #[test]
+    fn a_draining_node_keeps_its_vote_where_no_other_one_can_take_it() {
+        let nodes = nodes(&[(1, Active), (2, Active), (3, Draining)]);
+        let three = members(&[1, 2, 3], &[]);
+        assert_eq!(
+            next(0, &three, &[], &nodes),
+            None,
+            "two voters would stop with the loss of either"
+        );
+        let two = super::tests::nodes(&[(1, Active), (2, Draining)]);
+        let remove = Some(Step::Change(RemovePeer(NodeId(2))));
+        assert_eq!(next(0, &members(&[1, 2], &[]), &[], &two), remove);
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! What nodes of a cluster ask of each other, apart from messages of groups: calls, as JSON.
 
+use esker_partition::Lineage;
+use esker_partition::digest::{Compared, Verdict};
 use serde::{Deserialize, Serialize};
+
+use super::transfers::Fetching;
 
 /// A node joins, or reports that an address of it has changed.
 pub(crate) const JOIN: &str = "join";
@@ -9,13 +13,26 @@ pub(crate) const CHANGE: &str = "change";
 /// What a node knows of its groups.
 pub(crate) const GROUPS: &str = "groups";
 
+/// The digest of a replica, as of an entry.
+pub(crate) const DIGEST: &str = "digest";
+
 /// The newest format of commands and messages that this build reads. Raised with every addition that an earlier
 /// build would not understand.
-pub(crate) const READS_FORMAT: u32 = 1;
+pub(crate) const READS_FORMAT: u32 = 2;
+/// The format from which on a node reads the commands about digests.
+pub(crate) const READS_DIGESTS: u32 = 2;
+
+/// What the path of a call begins with.
+const CALLS: &str = "/esker.raft.v1.Peers/Call/";
 
 /// The path of a call.
 pub(crate) fn path_of(call: &str) -> String {
-    format!("/esker.raft.v1.Peers/Call/{call}")
+    format!("{CALLS}{call}")
+}
+
+/// Whether a path is that of a call.
+pub(crate) fn is_call(path: &str) -> bool {
+    path.starts_with(CALLS)
 }
 
 /// A node that joins, or whose addresses have changed.
@@ -45,6 +62,12 @@ pub(crate) struct Join {
     /// How many nodes have passed the call on.
     #[serde(default)]
     pub hops: u32,
+    /// The number that this node had before it lost its log: that node is removed.
+    #[serde(default)]
+    pub replaces: Option<u64>,
+    /// The cluster that it belonged to under that number.
+    #[serde(default)]
+    pub of_cluster: Option<String>,
 }
 
 /// The cluster that a node has joined.
@@ -54,10 +77,51 @@ pub(crate) struct Joined {
     pub cluster_id: String,
     /// The number of its stream partitions.
     pub partitions: u32,
-    /// The present lineage of each partition, the catalog first: its identity, 32 hexadecimal digits.
+    /// The lineage with which the log of each partition begins, the catalog first: as in the log's tag, in
+    /// hexadecimal digits.
     pub lineages: Vec<String>,
     /// The addresses of its nodes.
     pub nodes: Vec<Peer>,
+}
+
+impl Joined {
+    /// The lineages with which the logs of the groups begin, the catalog's first.
+    ///
+    /// # Errors
+    ///
+    /// The answer contradicts itself, or is of another release.
+    pub fn lineages(&self) -> Result<Vec<Lineage>, String> {
+        let expected = self.partitions as usize + 1;
+        if self.lineages.len() != expected {
+            let found = self.lineages.len();
+            return Err(format!(
+                "it names {found} lineages for {expected} partitions"
+            ));
+        }
+        let lineage = |digits: &String| {
+            let lineage = Lineage::from_bytes(&from_hex(digits)?)?;
+            match lineage.cluster_id == self.cluster_id && lineage.partitions == self.partitions {
+                true => Ok(lineage),
+                false => Err("a lineage is of another cluster".to_owned()),
+            }
+        };
+        self.lineages.iter().map(lineage).collect()
+    }
+}
+
+/// Bytes as hexadecimal digits.
+pub(crate) fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(digits: &str) -> Result<Vec<u8>, String> {
+    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    let value = |digit: u8| char::from(digit).to_digit(16);
+    let byte = |pair: &[u8; 2]| u8::try_from(value(pair[0])? * 16 + value(pair[1])?).ok();
+    let bytes: Option<Vec<u8>> = pairs.iter().map(byte).collect();
+    bytes
+        .filter(|_| rest.is_empty())
+        .ok_or_else(|| "a lineage is not in hexadecimal digits".to_owned())
 }
 
 /// A node's number, and where other nodes reach it.
@@ -95,6 +159,86 @@ pub(crate) enum ChangeCluster {
         /// The node.
         to: u64,
     },
+    /// The digests of a partition's replicas are to be compared.
+    Check {
+        /// The partition.
+        partition: u64,
+    },
+}
+
+/// Asks for the digest of a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AskedDigest {
+    /// The partition.
+    pub partition: u64,
+    /// LSN of the entry as of which it is.
+    pub lsn: u64,
+}
+
+/// The digest of a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "digest", rename_all = "kebab-case")]
+pub(crate) enum DigestOf {
+    /// The entry is not applied yet.
+    Behind,
+    /// It is being computed.
+    Computing,
+    /// 32 hexadecimal digits.
+    Computed {
+        /// The digits.
+        digits: String,
+    },
+    /// There is none.
+    Unknown,
+}
+
+/// The last comparison of the digests of a partition's replicas.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// LSN of the entry as of which the digests are.
+    pub lsn: u64,
+    /// LSN of the entry that recorded them.
+    pub noted_at: u64,
+    /// When, in milliseconds since the epoch.
+    pub at_ms: u64,
+    /// What it has shown.
+    pub outcome: CheckOutcome,
+    /// The nodes that have answered, and the digest of each: 32 hexadecimal digits.
+    pub digests: Vec<(u64, String)>,
+    /// The nodes whose digest is not that of the majority.
+    pub diverged: Vec<u64>,
+}
+
+/// What a comparison of digests has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckOutcome {
+    /// All that answered are equal.
+    Equal,
+    /// Some differ from the majority.
+    Diverged,
+    /// They differ, and none has a majority.
+    Undecided,
+}
+
+impl From<Compared> for Check {
+    fn from(compared: Compared) -> Check {
+        let (outcome, diverged) = match compared.verdict() {
+            Verdict::Equal => (CheckOutcome::Equal, Vec::new()),
+            Verdict::Diverged(nodes) => (CheckOutcome::Diverged, nodes),
+            Verdict::Undecided => (CheckOutcome::Undecided, Vec::new()),
+        };
+        let digests = compared.digests();
+        let digests = digests.map(|(node, digest)| (node, format!("{digest:032x}")));
+        Check {
+            digests: digests.collect(),
+            lsn: compared.lsn,
+            noted_at: compared.noted_at,
+            at_ms: compared.at_ms,
+            outcome,
+            diverged,
+        }
+    }
 }
 
 /// What a node knows of its groups.
@@ -121,4 +265,58 @@ pub(crate) struct GroupOf {
     pub last: u64,
     /// Why it does not run, if it does not.
     pub halted: Option<String>,
+    /// The snapshot that it fetches, if it does.
+    #[serde(default)]
+    pub fetching: Option<Fetching>,
+    /// The last comparison of digests that it has applied.
+    #[serde(default)]
+    pub check: Option<Check>,
+    /// Whether it is making a comparison now, as the leader.
+    #[serde(default)]
+    pub checks: bool,
+    /// Why the last comparison that it was to make came to no end, if so.
+    #[serde(default)]
+    pub check_failed: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use esker_partition::{LineageId, PartitionId};
+
+    use super::*;
+
+    fn joined() -> (Joined, Vec<Lineage>) {
+        let first = |partition| Lineage::first("a cluster", 1, PartitionId(partition));
+        let lineages = vec![first(0).fork(LineageId(5), 10), first(1)];
+        let joined = Joined {
+            cluster_id: "a cluster".to_owned(),
+            partitions: 1,
+            lineages: lineages.iter().map(|it| to_hex(&it.to_bytes())).collect(),
+            nodes: Vec::new(),
+        };
+        (joined, lineages)
+    }
+
+    #[test]
+    fn a_node_that_joins_learns_the_lineages_with_which_the_logs_begin() {
+        let (joined, lineages) = joined();
+        assert_eq!(joined.lineages().unwrap(), lineages);
+    }
+
+    #[test]
+    fn an_answer_that_contradicts_itself_is_refused() {
+        let (joined, _) = joined();
+        let change = |change: &dyn Fn(&mut Joined)| {
+            let mut other = joined.clone();
+            change(&mut other);
+            other.lineages().unwrap_err()
+        };
+        assert!(change(&|it| it.lineages.truncate(1)).contains("1 lineages"));
+        assert!(change(&|it| it.lineages[1].truncate(1)).contains("hexadecimal"));
+        assert!(change(&|it| it.lineages[1] = "zz".to_owned()).contains("hexadecimal"));
+        assert!(change(&|it| it.lineages[1] = "\u{e9}\u{e9}".to_owned()).contains("hexadecimal"));
+        assert!(change(&|it| it.cluster_id.push('x')).contains("another cluster"));
+        // Only the identity, as builds before the first release sent it.
+        change(&|it| it.lineages[1] = "5".repeat(32));
+    }
 }

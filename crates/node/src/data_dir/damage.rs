@@ -59,20 +59,7 @@ impl DataDir {
 
     /// Moves a directory to `damaged/`, under this name and a number; returns the new path.
     pub fn put_aside_as(&self, from: &Path, name: &str) -> Result<PathBuf, StartError> {
-        let dir = self.path.join("damaged");
-        fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
-        let mut number = 1;
-        let to = loop {
-            let to = dir.join(format!("{name}-{number}"));
-            if !to.exists() {
-                break to;
-            }
-            number += 1;
-        };
-        fs::rename(from, &to).map_err(io("moving", from))?;
-        sync_dir(&dir)?;
-        from.parent().map_or(Ok(()), sync_dir)?;
-        Ok(to)
+        put_aside_in(&self.path, from, name)
     }
 
     /// Moves a partition's checkpoint to `damaged/`; returns the new path.
@@ -116,4 +103,27 @@ impl DataDir {
         }
         Ok(found)
     }
+}
+
+/// Moves a file or directory to `damaged/` of a data directory, under this name and a number; returns the new
+/// path.
+pub(super) fn put_aside_in(
+    data_dir: &Path,
+    from: &Path,
+    name: &str,
+) -> Result<PathBuf, StartError> {
+    let dir = data_dir.join("damaged");
+    fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
+    let mut number = 1;
+    let to = loop {
+        let to = dir.join(format!("{name}-{number}"));
+        if !to.exists() {
+            break to;
+        }
+        number += 1;
+    };
+    fs::rename(from, &to).map_err(io("moving", from))?;
+    sync_dir(&dir)?;
+    from.parent().map_or(Ok(()), sync_dir)?;
+    Ok(to)
 }

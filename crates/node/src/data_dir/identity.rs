@@ -36,6 +36,10 @@ pub struct Identity {
     /// Whether the node has joined a cluster that there was already.
     #[serde(default, skip_serializing_if = "is_false")]
     pub joined: bool,
+    /// Whether other nodes may have replicas of its partitions. Absent until the first other node is added: it is
+    /// so then if the node has joined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub has_peers: Option<bool>,
 }
 
 fn is_false(value: &bool) -> bool {
@@ -53,7 +57,13 @@ impl Identity {
             partitions,
             created_at: now_rfc3339(),
             joined: false,
+            has_peers: None,
         }
+    }
+
+    /// Whether other nodes may have replicas of its partitions.
+    pub fn may_have_peers(&self) -> bool {
+        self.has_peers.unwrap_or(self.joined)
     }
 
     /// The identity of a new node of an existing cluster.

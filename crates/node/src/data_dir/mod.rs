@@ -4,6 +4,7 @@
 //! LOCK             held while a process uses the directory; has its pid
 //! node.json        identity: format version, node id, cluster id, number of partitions
 //! node.json.new    the same, while the directory is being created
+//! joined.json      what a cluster has told this node that joins, while the directory is being created
 //! log/             the Raft log of all partitions
 //! db/              RocksDB
 //! checkpoints/<p>/ checkpoints of partition p: hard links to files of the database
@@ -14,6 +15,7 @@
 //! scratch/         restores that are tested; removed at a start
 //! damaged/         what a recovery has put aside, and why databases of partitions must not be used
 //! incarnations.json  which starts of this directory have put snapshots
+//! recover.json     that the other nodes of the cluster are given up, until this node serves alone
 //! bootstrap.json   that a start with --bootstrap restore has served
 //! destination.json where snapshots were put, and the id of the marker there
 //! restarts.json    the restarts that the node has requested
@@ -31,6 +33,7 @@ mod copies;
 mod damage;
 mod files;
 mod identity;
+mod membership;
 #[cfg(test)]
 mod tests;
 
@@ -49,6 +52,7 @@ pub(crate) use files::{sync_dir, write_durably};
 pub(crate) use identity::now_rfc3339;
 pub use identity::{FORMAT, Identity};
 use identity::{brought_up_to_date, read_identity, write_identity};
+pub(crate) use membership::{has_log, read_joined, write_joined};
 
 use crate::error::StartError;
 
@@ -83,6 +87,8 @@ pub struct DataDir {
     /// Whether it belongs to a node that joins a cluster: its partitions begin without members, and wait for what
     /// the others send.
     pub joins: bool,
+    /// See [`DataDir::has_peers`]; locked while it is written.
+    peers: Arc<Mutex<bool>>,
 }
 
 impl LockedDir {
@@ -178,6 +184,7 @@ impl LockedDir {
             lock: Arc::new(self.lock),
             noting: Arc::default(),
             joins: identity.joined,
+            peers: Arc::new(Mutex::new(identity.may_have_peers())),
             identity,
             is_new,
         })
@@ -193,6 +200,7 @@ impl DataDir {
             fs::rename(self.path.join("node.json.new"), &to).map_err(io("renaming to", &to))?;
             sync_dir(&self.path)?;
             self.is_new = false;
+            membership::remove_joined(&self.path)?;
         }
         Ok(())
     }

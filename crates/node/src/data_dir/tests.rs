@@ -224,3 +224,131 @@ fn a_truncated_identity_is_an_error() {
     let error = open(dir.path(), 8).unwrap_err();
     assert!(matches!(error, StartError::BadIdentity { .. }), "{error}");
 }
+
+#[test]
+fn whether_there_are_other_nodes_survives_a_restart_and_is_withdrawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = made(dir.path());
+    let alone = open(dir.path(), 8).unwrap();
+    assert!(!alone.has_peers());
+    alone.note_peers(true).unwrap();
+    assert!(alone.clone().has_peers());
+    drop(alone);
+    let member = open(dir.path(), 8).unwrap();
+    assert!(member.has_peers());
+    assert_eq!(member.identity.node_id, identity.node_id);
+    member.note_peers(false).unwrap();
+    drop(member);
+    assert!(!open(dir.path(), 8).unwrap().has_peers());
+    // Builds before that wrote it nowhere: a node that has joined has peers.
+    let joined = Identity {
+        joined: true,
+        ..identity
+    };
+    assert!(joined.may_have_peers());
+    let alone_again = Identity {
+        has_peers: Some(false),
+        ..joined
+    };
+    assert!(!alone_again.may_have_peers());
+}
+
+/// A member with a database, a checkpoint, and a log with or without a file.
+fn member(dir: &Path, has_log: bool) -> Identity {
+    let identity = made(dir);
+    open(dir, 8).unwrap().note_peers(true).unwrap();
+    for what in ["db/CURRENT", "checkpoints/1/lsn_5/x", "raft/incarnation"] {
+        let path = dir.join(what);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "old").unwrap();
+    }
+    fs::create_dir_all(dir.join("log")).unwrap();
+    if has_log {
+        fs::write(dir.join("log/0000000000000001.raftlog"), "").unwrap();
+    }
+    identity
+}
+
+#[test]
+fn a_member_that_lost_its_log_begins_again_as_another_node_and_loses_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = member(dir.path(), false);
+    let open_again = || LockedDir::open(dir.path()).unwrap();
+    let mut locked = open_again();
+    let found = locked.member_without_log().unwrap().unwrap();
+    assert_eq!(found.node_id, old.node_id);
+    let new = Identity {
+        joined: true,
+        ..Identity::new("test", 8)
+    };
+    locked.begin_again(new.clone()).unwrap();
+    drop(locked);
+    // A crash comes before it is complete.
+    let data_dir = open(dir.path(), 8).unwrap();
+    assert_eq!(data_dir.identity, new);
+    assert!(data_dir.is_new && data_dir.joins && data_dir.has_peers());
+    for gone in ["db", "checkpoints", "raft", "log", "node.json"] {
+        assert!(!dir.path().join(gone).exists(), "{gone}");
+    }
+    let aside = dir.path().join("damaged");
+    for kept in ["db-1/CURRENT", "checkpoints-1/1/lsn_5/x"] {
+        assert_eq!(fs::read(aside.join(kept)).unwrap(), b"old");
+    }
+    let identity = aside.join(format!("node-{}.json-1", old.node_id));
+    assert!(
+        fs::read_to_string(identity)
+            .unwrap()
+            .contains(&old.cluster_id)
+    );
+    drop(data_dir);
+    assert!(open_again().member_without_log().unwrap().is_none());
+}
+
+#[test]
+fn a_crash_while_a_member_begins_again_leaves_one_that_begins_again() {
+    let new = || Identity {
+        joined: true,
+        ..Identity::new("test", 8)
+    };
+    // What a crash leaves after each step: so many of the directories are moved, with the new identity or without.
+    for moved in 0..=3 {
+        for is_written in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let old = member(dir.path(), false);
+            for what in ["db", "checkpoints", "raft"].iter().take(moved) {
+                fs::remove_dir_all(dir.path().join(what)).unwrap();
+            }
+            if is_written {
+                write_identity(&dir.path().join("node.json.new"), &new()).unwrap();
+            }
+            let mut locked = LockedDir::open(dir.path()).unwrap();
+            let found = locked.member_without_log().unwrap().unwrap();
+            assert_eq!(found.node_id, old.node_id);
+            let last = new();
+            locked.begin_again(last.clone()).unwrap();
+            drop(locked);
+            assert_eq!(open(dir.path(), 8).unwrap().identity, last);
+        }
+    }
+}
+
+#[test]
+fn only_a_complete_member_without_any_file_of_a_log_begins_again() {
+    let dir = tempfile::tempdir().unwrap();
+    member(dir.path(), true);
+    let is_one = || {
+        let locked = LockedDir::open(dir.path()).unwrap();
+        locked.member_without_log().unwrap().is_some()
+    };
+    assert!(!is_one());
+    fs::remove_dir_all(dir.path().join("log")).unwrap();
+    assert!(is_one());
+    open(dir.path(), 8).unwrap().note_peers(false).unwrap();
+    assert!(!is_one(), "a node that is alone has nobody to join");
+    // That the log cannot be read is not that it is missing.
+    open(dir.path(), 8).unwrap().note_peers(true).unwrap();
+    fs::write(dir.path().join("log"), "no directory").unwrap();
+    let locked = LockedDir::open(dir.path()).unwrap();
+    let error = locked.member_without_log().unwrap_err();
+    assert_eq!(error.code(), "unreadable", "{error}");
+}

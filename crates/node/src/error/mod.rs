@@ -11,7 +11,7 @@ use esker_raft::ProposeError;
 use s2_common::record::{FencingToken, SeqNum, StreamPosition};
 
 pub use start::StartError;
-pub(crate) use start::in_words;
+pub(crate) use start::{JOIN_AGAIN, in_words};
 pub use start_codes::START_CODES;
 
 /// Why an operation failed.

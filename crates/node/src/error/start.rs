@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use esker_partition::StoreError;
 
+/// The remedy on a node of a cluster.
+pub(crate) const JOIN_AGAIN: &str = "Other nodes have replicas of its partitions, so nothing is given up here, and --bootstrap restore does not count: a history that begins on this node alone would be a second one beside theirs. Move log/ away, set `cluster.join` to the peer address of another node, and start again: this node joins under a new number, the old one is removed, and what is here is put aside in damaged/. Only if a majority of the nodes is lost for good: `esker cluster recover` on the node that has most";
+
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -295,6 +298,41 @@ pub enum StartError {
         /// Seconds to wait.
         wait: u64,
     },
+    /// A node of a cluster has lost its log, and with it votes and acknowledgements.
+    #[error(
+        "{dir}: {what}. What this node has voted for and acknowledged is not known any more, so it does not serve under its number again. {remedy}. Nothing was changed",
+        remedy = JOIN_AGAIN
+    )]
+    MemberLostLog {
+        /// The data directory.
+        dir: PathBuf,
+        /// What is lost.
+        what: String,
+    },
+    /// A node is to go on without others, and has none.
+    #[error(
+        "{dir} belongs to a node that is alone: there are no other nodes to go on without. Start it. Nothing was changed"
+    )]
+    NoPeers {
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// Other nodes have replicas of the partitions, and there is no listener for them.
+    #[error(
+        "{dir} belongs to a node of a cluster, and `cluster.peer-listen` is not set: without the other nodes it would serve nothing, or another history than they. Set it; or remove the other nodes with `esker cluster remove` while this one runs, if it is to be alone. Nothing was changed"
+    )]
+    PeersNotHeard {
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// A cluster is to be restored from the repository while a node of it runs.
+    #[error(
+        "--bootstrap restore: {address}, which `cluster.join` names, runs. A restore begins another history beside that of the nodes that run. To get a copy of what they have, join: leave --bootstrap out. If they have lost their majority for good, stop all of them first; `esker cluster recover` goes on with what one of them has. Nothing was changed"
+    )]
+    ClusterRuns {
+        /// The node that has answered.
+        address: String,
+    },
     /// Joining a cluster is not supported: this version runs single nodes.
     #[error("--bootstrap join: this version runs single nodes, there is no cluster to join yet")]
     JoinUnsupported,
@@ -396,6 +434,10 @@ impl StartError {
             StartError::StateUnusable { .. } => "state_unusable",
             StartError::LineageBegins { .. } => "lineage_begins",
             StartError::OtherLineage { .. } => "other_lineage",
+            StartError::MemberLostLog { .. } => "member_lost_log",
+            StartError::NoPeers { .. } => "no_peers",
+            StartError::PeersNotHeard { .. } => "peers_not_heard",
+            StartError::ClusterRuns { .. } => "cluster_runs",
             StartError::JoinUnsupported => "join_unsupported",
             StartError::PeerListen { .. } => "peer_listen",
             StartError::PeerCertificate(_) => "peer_certificate",

@@ -128,6 +128,26 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
         "Let it go on. If that node is lost as well, try again when the time that the message names has passed.",
     ),
     (
+        "member_lost_log",
+        "A node of a cluster has lost its log, or a part of it, and with it what it voted for and acknowledged; the message names what is lost.",
+        "Move `log/` away, set `cluster.join`, and start again: the node joins under a new number by itself, and the old one is removed. `--bootstrap restore` does not count on a node of a cluster. Nothing was changed.",
+    ),
+    (
+        "no_peers",
+        "`esker cluster recover` was given the data directory of a node that is alone.",
+        "Start the node. Nothing was changed.",
+    ),
+    (
+        "peers_not_heard",
+        "The data directory belongs to a node of a cluster, and `cluster.peer-listen` is not set.",
+        "Set it. To go on with this node alone, remove the other nodes first, while a majority runs.",
+    ),
+    (
+        "cluster_runs",
+        "`--bootstrap restore` was given with an empty data directory, and a node that `cluster.join` names runs.",
+        "Leave `--bootstrap` out to join; or stop all nodes of the cluster if it is to be given up. Nothing was changed.",
+    ),
+    (
         "join_unsupported",
         "`--bootstrap join` needs a cluster: `cluster.peer-listen` and `cluster.join`.",
         "Set them, or use `new` or `restore`.",

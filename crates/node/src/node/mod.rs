@@ -71,6 +71,9 @@ impl Node {
                 .transport
                 .answer_calls(Arc::new(cluster::Answers::new(&inner)));
             tokio::spawn(cluster::run(inner.clone()));
+            tokio::spawn(cluster::run_checks(inner.clone()));
+            tokio::spawn(cluster::watch_replicas(inner.clone()));
+            tokio::spawn(cluster::give_leaderships_away(inner.clone()));
         }
         Ok(Node {
             state: StateStore::new(inner.clone()),
@@ -151,6 +154,14 @@ impl Node {
 
     pub(crate) fn wake_maintenance(&self) {
         self.maintenance.wake();
+    }
+
+    /// How long callers waited for the answers to appends and commits since the last call: the times that these
+    /// shares of them did not exceed. `None` if there were none. One caller at a time gets meaningful figures.
+    pub fn take_latencies<const N: usize>(&self, shares: [f64; N]) -> Option<[Duration; N]> {
+        let taken = self.inner.sampled_latencies.take();
+        let quantile = |share| taken.quantile(share).unwrap_or_default();
+        (taken.count() > 0).then(|| shares.map(quantile))
     }
 
     /// Cancelled when the node stops.
@@ -294,6 +305,7 @@ impl Node {
             // A snapshot that is being taken also waits for a flush.
             inner.store.give_up();
         }
+        inner.replicas.digests.close();
         for group in inner.groups() {
             group.stop();
         }

@@ -71,7 +71,8 @@ impl Search<'_> {
                 term: metadata.term,
                 tail,
             };
-            if !self.is_contradicted(&copy).await? {
+            // Entries at the end of a member's log may never have been committed.
+            if self.goes_beyond_log(&copy) || !self.is_contradicted(&copy).await? {
                 copies.push(copy);
             }
         }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use esker_partition::Store;
 use esker_partition::command::Outcome;
+use esker_partition::digest::ReplicaDigests;
 use esker_partition::store::DamageReport;
 use esker_raft::Group;
 use parking_lot::Mutex;
@@ -106,6 +107,7 @@ impl Attempts {
 pub(super) struct Opened {
     pub raft: Option<esker_raft::Node>,
     pub groups: Vec<Group<Outcome>>,
+    pub digests: ReplicaDigests,
     pub store: Option<Store>,
 }
 
@@ -114,6 +116,7 @@ impl Opened {
     pub fn hand_over(mut self) {
         self.raft = None;
         self.groups.clear();
+        self.digests = ReplicaDigests::default();
         self.store = None;
     }
 }
@@ -123,6 +126,7 @@ impl Drop for Opened {
         for group in self.groups.drain(..) {
             group.stop();
         }
+        self.digests.close();
         if let Some(raft) = self.raft.take() {
             raft.stop();
         }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use esker_partition::{ClusterInit, StoreOptions};
+use esker_partition::digest::ReplicaDigests;
+use esker_partition::{ClusterInit, Lineage, StoreOptions};
 use esker_raft::GroupId;
 use esker_raft::engine::PersistedState;
 use esker_raft::runtime::NodeError;
@@ -25,10 +26,17 @@ pub(super) struct Context {
     pub data_dir: DataDir,
     pub archive: Archive,
     pub accepted: Accepted,
+    /// The lineages with which the logs of the groups begin that the node joins in this start, the catalog's first;
+    /// empty if it joins none.
+    pub joined: Arc<[Lineage]>,
+    /// Whether the other nodes of the cluster are given up.
+    pub survives: bool,
     pub attempts: Arc<Attempts>,
     pub raft: esker_raft::Node,
     /// The other nodes; `None` on a node that is not in a cluster.
     pub peers: Option<Arc<Peers>>,
+    /// What computes the digests that the log asks for.
+    pub digests: ReplicaDigests,
     /// How the database is opened.
     pub store: StoreOptions,
     /// What a search does now.
@@ -44,9 +52,12 @@ impl Context {
             data_dir: inner.data_dir.clone(),
             archive: inner.snapshots.archive.clone(),
             accepted: Accepted::default(),
+            joined: Arc::default(),
+            survives: false,
             attempts: Arc::default(),
             raft: inner.raft.clone(),
             peers: inner.peers.clone(),
+            digests: ReplicaDigests::default(),
             store: inner.options.store_in(&inner.data_dir),
         }
     }

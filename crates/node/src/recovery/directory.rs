@@ -4,19 +4,21 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use esker_partition::{Checkpoint, Lineage, PartitionId, Store, StoreError, StoreOptions};
+use esker_partition::Lineage;
 use esker_repository::{ownership, partitions};
 
 use super::acceptance::{self, Accepted};
 use super::archived_state::{bring_archived_state, newest_state};
+use super::joining::{join_again, note_joined, told_before};
 use super::plan::Plan;
-use super::search::remove;
+use super::restored_identity::restored_identity;
+use super::survivor;
 use crate::blocking::blocking;
-use crate::cluster::{Joined, Peers, join};
-use crate::data_dir::{DataDir, Identity, LockedDir, checkpoints_in, copies_in};
+use crate::cluster::{ClusterOptions, Joined, Peers, join, running};
+use crate::data_dir::{DataDir, Identity, LockedDir, copies_in};
 use crate::error::StartError;
 use crate::options::NodeOptions;
-use crate::snapshots::{Archive, Bootstrap, cluster_id};
+use crate::snapshots::{Archive, Bootstrap};
 
 /// A directory that belongs to a node. Cheap to clone.
 #[derive(Clone)]
@@ -26,18 +28,25 @@ pub(super) struct Entered {
     pub accepted: Accepted,
     /// What the cluster has told that this node joins in this start.
     pub joined: Option<Joined>,
+    /// The lineages with which the logs of its groups begin; empty if it joins none.
+    pub lineages: Arc<[Lineage]>,
+    /// Whether the other nodes of the cluster are given up.
+    pub survives: bool,
 }
 
 impl Entered {
     /// Listens to other nodes, if there are any.
     pub fn bind_to_peers(&self, options: &NodeOptions) -> Result<Option<Arc<Peers>>, StartError> {
-        let Some(cluster) = &options.cluster else {
-            return Ok(None);
+        let listens = |cluster: &'_ ClusterOptions| cluster.listen.zip(Some(cluster.clone()));
+        let Some((listen, cluster)) = options.cluster.as_ref().and_then(listens) else {
+            return match self.data_dir.has_peers() && !self.survives {
+                true => Err(StartError::PeersNotHeard {
+                    dir: self.data_dir.path().to_owned(),
+                }),
+                false => Ok(None),
+            };
         };
-        let Some(listen) = cluster.listen else {
-            return Ok(None);
-        };
-        let peers = Peers::bind(cluster, listen, &self.data_dir.identity)?;
+        let peers = Peers::bind(&cluster, listen, &self.data_dir.identity)?;
         if let Some(joined) = &self.joined {
             peers.know(&joined.nodes);
         }
@@ -62,7 +71,8 @@ pub(super) async fn enter(options: &Arc<NodeOptions>) -> Result<Entered, StartEr
         LockedDir::open(&path)
     })
     .await?;
-    let begun = match begin(options, &locked).await {
+    let mut locked = locked;
+    let begun = match begin(options, &mut locked).await {
         Ok(begun) => begun,
         Err(error) => {
             blocking(move || locked.leave()).await;
@@ -96,22 +106,41 @@ fn use_dir(options: &NodeOptions, locked: LockedDir, begun: Begun) -> Result<Ent
              set snapshots.destination"
         );
     }
-    let restores = begun.said == Some(Bootstrap::Restore);
+    let survives = !data_dir.is_new && survivor::is_alone(data_dir.path())?;
+    let is_member = data_dir.has_peers() && !data_dir.is_new && !survives;
+    let restores = begun.said == Some(Bootstrap::Restore) && !is_member;
+    if is_member && begun.said == Some(Bootstrap::Restore) {
+        tracing::warn!(
+            "--bootstrap restore does not count on a node of a cluster: other nodes have replicas of its partitions"
+        );
+    }
     // Until it serves for the first time, a directory that is filled from the repository has nothing to
     // lose. The option was given to an earlier start, which a crash interrupted.
     let is_filled = data_dir.is_new && begun.plan.is_some_and(|plan| plan.everything);
     let accepted = Accepted {
-        loss: restores || is_filled,
+        loss: restores || is_filled || survives,
         empty: match restores {
             true => options.empty_partitions.clone(),
             false => BTreeSet::new(),
         },
     };
+    let joined = match (begun.joined, data_dir.joins && data_dir.is_new) {
+        // An earlier start has joined, and a crash interrupted it.
+        (None, true) => told_before(data_dir.path())?,
+        (joined, _) => joined,
+    };
+    let lineages = joined.as_ref().map(Joined::lineages).transpose();
+    let lineages = lineages.map_err(|why| StartError::BadIdentity {
+        path: data_dir.path().to_owned(),
+        why: format!("what the cluster has told cannot be used: {why}"),
+    })?;
     Ok(Entered {
         data_dir,
         archive: begun.archive,
         accepted,
-        joined: begun.joined,
+        joined,
+        lineages: lineages.unwrap_or_default().into(),
+        survives,
     })
 }
 
@@ -128,7 +157,7 @@ struct Begun {
 }
 
 /// Decides what the directory is. Writes nothing into an empty one but the plan of its restore.
-async fn begin(options: &Arc<NodeOptions>, locked: &LockedDir) -> Result<Begun, StartError> {
+async fn begin(options: &Arc<NodeOptions>, locked: &mut LockedDir) -> Result<Begun, StartError> {
     let (leaf, path) = (options.clone(), locked.path().to_owned());
     let read = blocking(move || {
         let archive = Archive::open(&leaf.snapshots, &path)?;
@@ -153,8 +182,20 @@ async fn begin(options: &Arc<NodeOptions>, locked: &LockedDir) -> Result<Begun, 
                     dir: locked.path().to_owned(),
                 });
             }
+            if let Some(cluster) = cluster
+                && let Some(before) = locked.member_without_log()?.cloned()
+                && !survivor::is_alone(locked.path())?
+            {
+                joined = Some(join_again(options, cluster, locked, &before).await?);
+            }
         }
         Some(Bootstrap::Restore) => {
+            if plan.is_none()
+                && let Some(cluster) = cluster
+                && let Some(address) = running(cluster, &options.cluster_name).await
+            {
+                return Err(StartError::ClusterRuns { address });
+            }
             identity = Some(restored_identity(options, &archive, locked).await?);
             let everything = Plan {
                 everything: true,
@@ -170,7 +211,9 @@ async fn begin(options: &Arc<NodeOptions>, locked: &LockedDir) -> Result<Begun, 
                     what,
                 });
             }
-            let (mine, told) = join(cluster, &options.cluster_name, options.partitions).await?;
+            let name = &options.cluster_name;
+            let (mine, told) = join(cluster, name, options.partitions, None).await?;
+            note_joined(locked.path(), &told).await?;
             identity = Some(mine);
             joined = Some(told);
         }
@@ -221,26 +264,6 @@ fn no_state_there(dir: &Path) -> Result<(), StartError> {
             name,
             keys,
         }),
-    }
-}
-
-/// Where the repository has nothing to restore, the error names a JSON snapshot that may have the state
-/// store.
-fn with_state(error: StartError, dir: &Path) -> StartError {
-    let StartError::NothingToRestore { repository, why } = error else {
-        return error;
-    };
-    match newest_state(dir) {
-        Ok(None) => StartError::NothingToRestore { repository, why },
-        Ok(Some((name, keys))) => StartError::NothingToRestore {
-            repository,
-            why: format!(
-                "{why}. The state store is in {file}, with {keys} keys: begin a new cluster with \
-                 --bootstrap new, then take it over with `esker state import {file}`",
-                file = dir.join("snapshots").join(name).display()
-            ),
-        },
-        Err(error) => error,
     }
 }
 
@@ -296,210 +319,6 @@ async fn nobody_there(
         repository: archive.shown().to_owned(),
         cluster,
     })
-}
-
-/// The identity that is restored into an empty directory. The repository names it; where it has nothing of
-/// this cluster, the local snapshots that are left name it. Both must be of one cluster, the configured one:
-/// the restored directory is opened under its name, and puts its snapshots there.
-async fn restored_identity(
-    options: &Arc<NodeOptions>,
-    archive: &Archive,
-    locked: &LockedDir,
-) -> Result<Identity, StartError> {
-    let archived = identity_of_cluster(options, archive).await;
-    let of_repository = match archived {
-        Ok(identity) => Ok(identity),
-        Err(nothing @ StartError::NothingToRestore { .. }) => Err(nothing),
-        Err(other) => return Err(other),
-    };
-    let (leaf, path) = (options.clone(), locked.path().to_owned());
-    let left = blocking(move || identity_of_checkpoints(&leaf, &path)).await?;
-    let refused = |what: String| StartError::NothingToRestore {
-        repository: archive.shown().to_owned(),
-        why: format!(
-            "{what}. Move checkpoints/ in {} away if it is not wanted; or correct `cluster-name`, \
-             `snapshots.destination` or `data-dir`. Nothing was changed",
-            locked.path().display()
-        ),
-    };
-    match (of_repository, left) {
-        (Ok(archived), Some(left)) if archived.cluster_id != left.cluster_id => {
-            Err(refused(format!(
-                "it has cluster `{}` with the id {}, and the local snapshots that are left are of a \
-                 cluster with the id {}",
-                archived.cluster_name, archived.cluster_id, left.cluster_id
-            )))
-        }
-        (Ok(archived), _) => Ok(archived),
-        (Err(nothing), None) => {
-            bring_archived_state(locked.path(), &options.cluster_name, archive).await?;
-            let path = locked.path().to_owned();
-            Err(blocking(move || with_state(nothing, &path)).await)
-        }
-        (Err(_), Some(left)) => match archive.check_owner(&left).await {
-            Ok(()) => Ok(left),
-            Err(
-                error @ (esker_repository::Error::OtherCluster { .. }
-                | esker_repository::Error::NotOurs { .. }),
-            ) => Err(refused(format!(
-                "local snapshots are left of a cluster with the id {}, which is to be `{}`, but {error}",
-                left.cluster_id, left.cluster_name
-            ))),
-            Err(
-                error @ (esker_repository::Error::MarkerMissing { .. }
-                | esker_repository::Error::OtherDestination { .. }),
-            ) => Err(StartError::RepositoryUnreadable {
-                repository: archive.shown().to_owned(),
-                why: format!(
-                    "{error}. Mount the disk, or bring the directory or bucket back; if it was \
-                     removed on purpose, delete destination.json in {}",
-                    locked.path().display()
-                ),
-            }),
-            Err(error) => Err(StartError::RepositoryUnreadable {
-                repository: archive.shown().to_owned(),
-                why: error.to_string(),
-            }),
-        },
-    }
-}
-
-/// The identity of the cluster that the newest snapshot in the repository names; a snapshot of the catalog
-/// is preferred.
-async fn identity_of_cluster(
-    options: &NodeOptions,
-    archive: &Archive,
-) -> Result<Identity, StartError> {
-    let mut why = match identity_of_partition(options, archive, 0).await? {
-        Ok(identity) => return Ok(identity),
-        Err(why) => why,
-    };
-    let there = partitions(archive.destination()).await;
-    let there = there.map_err(|e| unreadable(archive, &e))?;
-    for partition in there.into_iter().map(|one| u64::from(one.0)) {
-        if partition == 0 {
-            continue;
-        }
-        match identity_of_partition(options, archive, partition).await? {
-            Ok(identity) => return Ok(identity),
-            Err(also) => why = format!("{why}; {also}"),
-        }
-    }
-    Err(StartError::NothingToRestore {
-        repository: archive.shown().to_owned(),
-        why,
-    })
-}
-
-fn unreadable(archive: &Archive, error: &esker_repository::Error) -> StartError {
-    StartError::RepositoryUnreadable {
-        repository: archive.shown().to_owned(),
-        why: error.to_string(),
-    }
-}
-
-/// The same, for one partition; or why none of its snapshots names the cluster.
-async fn identity_of_partition(
-    options: &NodeOptions,
-    archive: &Archive,
-    partition: u64,
-) -> Result<Result<Identity, String>, StartError> {
-    let nothing = |why: String| StartError::NothingToRestore {
-        repository: archive.shown().to_owned(),
-        why,
-    };
-    let reader = archive.reader(partition);
-    let root = match reader.root().await {
-        Ok(root) => root,
-        Err(error @ esker_repository::Error::NoRoot { .. }) => return Ok(Err(error.to_string())),
-        Err(error) => return Err(unreadable(archive, &error)),
-    };
-    if root.cluster_name != options.cluster_name {
-        return Err(nothing(format!(
-            "it holds snapshots of cluster `{}`, and this is to be `{}`: \
-             correct `cluster-name` or `snapshots.destination`",
-            root.cluster_name, options.cluster_name
-        )));
-    }
-    let mut damaged = Vec::new();
-    for retained in &root.retained_snapshots {
-        let metadata = match reader.describe(&retained.dir()).await {
-            Ok(metadata) => metadata,
-            Err(error) if error.is_damage() => {
-                damaged.push(error.to_string());
-                continue;
-            }
-            Err(error) => return Err(unreadable(archive, &error)),
-        };
-        let (Some(id), Some(partitions)) = (cluster_id(&metadata), metadata.partitions) else {
-            return Err(nothing(format!("{} was not made by a node", retained.path)));
-        };
-        if partitions != options.partitions {
-            return Err(StartError::RestoredPartitions {
-                found: format!("{} has snapshots", archive.shown()),
-                made: partitions,
-                configured: options.partitions,
-            });
-        }
-        let name = &options.cluster_name;
-        return Ok(Ok(Identity::of_cluster(id, name, partitions)));
-    }
-    Ok(Err(match (damaged.is_empty(), partition) {
-        (true, 0) => "no snapshot of the catalog is retained".to_owned(),
-        (true, _) => format!("no snapshot of partition {partition} is retained"),
-        (false, _) => damaged.join("; "),
-    }))
-}
-
-/// The same, from the newest whole checkpoint that is left; `None` if there is none.
-fn identity_of_checkpoints(
-    options: &NodeOptions,
-    path: &Path,
-) -> Result<Option<Identity>, StartError> {
-    let scratch = path.join("scratch");
-    let left = checkpoints_in(&path.join("checkpoints"))?;
-    for dir in left.into_iter().flat_map(|(_, dirs)| dirs) {
-        remove(&scratch)?;
-        let read = lineage_of(&dir, &scratch);
-        remove(&scratch)?;
-        let lineage = match read {
-            Ok(lineage) => lineage,
-            Err(error) if error.is_unreadable() => {
-                return Err(StartError::unreadable(dir.display().to_string(), &error));
-            }
-            Err(error) => {
-                tracing::warn!(%error, dir = %dir.display(), "a local snapshot is damaged");
-                continue;
-            }
-        };
-        if lineage.partitions != options.partitions {
-            return Err(StartError::RestoredPartitions {
-                found: format!("{} has local snapshots", path.display()),
-                made: lineage.partitions,
-                configured: options.partitions,
-            });
-        }
-        let (name, partitions) = (&options.cluster_name, lineage.partitions);
-        return Ok(Some(Identity::of_cluster(
-            &lineage.cluster_id,
-            name,
-            partitions,
-        )));
-    }
-    Ok(None)
-}
-
-/// The lineage of a checkpoint, read by importing it into a scratch database.
-fn lineage_of(dir: &Path, scratch: &Path) -> Result<Lineage, StoreError> {
-    let checkpoint = Checkpoint::open(dir)?;
-    checkpoint.verify()?;
-    let partition = PartitionId(checkpoint.meta.partition);
-    let linked = checkpoint.link_to(&scratch.join("files"))?;
-    let store = Store::open_any(&scratch.join("db"), &StoreOptions::for_inspection())?;
-    store.import(partition, &linked)?;
-    let lineage = store.partition_db(partition).lineage()?;
-    store.close();
-    Ok(lineage)
 }
 
 #[cfg(test)]

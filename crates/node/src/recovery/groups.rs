@@ -7,6 +7,7 @@ use std::time::Instant;
 use esker_partition::command::Outcome;
 use esker_partition::state::{StateReader, state_partition};
 use esker_partition::store::PartitionDb;
+use esker_partition::streams::StreamOptions;
 use esker_partition::{Catalog, CatalogReader, PartitionId, Store, StreamPartition};
 use esker_raft::runtime::SendToPeers;
 use esker_raft::{Group, GroupId, GroupOptions, Lsn, SnapshotSink, StateMachine, Term};
@@ -18,7 +19,9 @@ use super::context::{Context, log_bytes, log_state};
 use super::contradiction::{Witness, put_aside_locals};
 use super::report::RecoveryReport;
 use crate::admission::{Gate, Pace};
+use crate::answer::LOOK_INTERVAL;
 use crate::blocking::blocking;
+use crate::cluster::{Diverged, Replicas};
 use crate::core::{Inner, StreamGroup};
 use crate::data_dir::DataDir;
 use crate::error::StartError;
@@ -27,6 +30,7 @@ use crate::options::NodeOptions;
 use crate::read_budget::ReadBudget;
 use crate::restarts::Restarts;
 use crate::shared_records::SharedScans;
+use crate::shared_ticks::SharedTicks;
 use crate::snapshots::{LocalSnapshots, Rates, ScrubFile, Snapshots};
 use crate::space_account::Space;
 use crate::state::files::Files;
@@ -44,6 +48,7 @@ pub(super) struct Groups {
     catalog_reader: CatalogReader,
     partitions: Vec<StreamGroup>,
     state_reader: StateReader,
+    diverged: Diverged,
     local: Arc<LocalSnapshots>,
     state: StateSources,
     pub loaded: Loaded,
@@ -178,13 +183,17 @@ fn open_all(
     let options = &cx.options;
     let mut open = Opened::default();
     let sink: Arc<dyn SnapshotSink> = local.clone();
-    let catalog = Catalog::open(store)?;
+    let diverged = Diverged::open(cx.data_dir.path(), cx.data_dir.identity.node_id)?;
+    let catalog = Catalog::open_with(store, cx.digests.clone())?;
     let catalog_reader = catalog.reader();
     let catalog = open_group(cx, &catalog_reader.partition_db().clone(), catalog, &sink)?;
     open.groups.push(catalog.clone());
     let mut state_reader = None;
     let mut partitions = Vec::new();
-    let stream_options = options.stream_options();
+    let stream_options = StreamOptions {
+        digests: cx.digests.clone(),
+        ..options.stream_options()
+    };
     let pace = Arc::new(Pace::new(options.append_share()));
     for number in 1..=u64::from(options.partitions) {
         let partition = StreamPartition::open(store, PartitionId(number), stream_options.clone())?;
@@ -201,6 +210,9 @@ fn open_all(
         });
     }
     for (number, group) in (0..).zip(&open.groups) {
+        if let Some(why) = diverged.why(number) {
+            group.condemn(why);
+        }
         // The log is kept whole until it is known what the repository has.
         group.keep_from(group.status().log_start);
         if let Some(held) = local.newest(number) {
@@ -213,6 +225,7 @@ fn open_all(
         catalog_reader,
         partitions,
         state_reader: state_reader.expect("the store's partition is one of those that there are"),
+        diverged,
         local,
         state,
         loaded,
@@ -255,6 +268,7 @@ impl Groups {
             archive,
             raft,
             peers,
+            digests,
             ..
         } = cx;
         let identity = data_dir.identity.clone();
@@ -280,6 +294,7 @@ impl Groups {
             options: NodeOptions::clone(&options),
             raft,
             peers,
+            replicas: Replicas::new(digests, self.diverged),
             store,
             catalog: self.catalog,
             catalog_reader: self.catalog_reader,
@@ -288,6 +303,8 @@ impl Groups {
             stopping: CancellationToken::new(),
             next_session: AtomicU64::new(rand::random_range(1..=u64::MAX / 2)),
             latencies: Default::default(),
+            sampled_latencies: Default::default(),
+            looks: SharedTicks::new(LOOK_INTERVAL),
             snapshots: Snapshots::new(archive, self.local, rates, &identity, scrub_file),
             identity,
             state,

@@ -47,24 +47,6 @@ pub(super) struct DatabaseFacts {
     pub tail: Option<LogTail>,
 }
 
-/// Whether there is any log file: a directory in use always has one.
-pub(super) fn has_log(data_dir: &DataDir) -> Result<bool, StartError> {
-    let dir = data_dir.log();
-    let failed = |e| StartError::unreadable(format!("the log in {}", dir.display()), &e);
-    let files = match std::fs::read_dir(&dir) {
-        Ok(files) => files,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Err(e) => return Err(failed(e)),
-    };
-    for file in files {
-        let path = file.map_err(failed)?.path();
-        if path.extension().is_some_and(|e| e == "raftlog") {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
 /// Opens the log. A damaged one is put aside if the operator accepts that.
 pub(super) fn open_log(
     options: &NodeOptions,
@@ -92,6 +74,10 @@ pub(super) fn open_log(
                 max_log_entries: 0,
                 parallel_snapshots: 1,
                 dir: peers.map(|_| data_dir.raft()),
+                max_snapshot_bytes_per_second: options
+                    .cluster
+                    .as_ref()
+                    .map_or(0, |cluster| cluster.transfer_rate),
                 cluster: cluster_number(&data_dir.identity.cluster_id),
                 ..NodeConfig::new(NodeId(data_dir.identity.node_id), data_dir.path())
             },

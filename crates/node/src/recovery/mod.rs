@@ -1,6 +1,7 @@
 //! From a data directory to running partitions: every source that a start can recover from.
 //!
-//! 1. Lock the directory. Decide what an empty one means ([`directory`], [`acceptance`]).
+//! 1. Lock the directory. Decide what an empty one means ([`directory`], [`acceptance`], [`restored_identity`],
+//!    [`joining`]).
 //! 2. Inspect the log's files, cut a torn tail, open the log. A lost or damaged one ends the start,
 //!    unless the operator accepts the loss.
 //! 3. Open the database, and find out what it has of each partition ([`inspect`]).
@@ -10,12 +11,14 @@
 //!    none is used that the log contradicts ([`contradiction`]). If none connects with the log, the start
 //!    ends and reports what was tried; or, if the operator accepts a loss, the copy that loses least is taken
 //!    and a new lineage begins there ([`plan`], [`loss`], [`database_blocks`], [`last_resort`],
-//!    [`empty_partitions`]).
+//!    [`empty_partitions`]). On a node of a cluster nothing is given up ([`members`]), unless
+//!    the others are ([`survivor`]).
 //! 5. Bring database and log into that state ([`rebuild`], [`rebuild_state`]), open the groups ([`groups`]),
 //!    and replay all partitions at once ([`replay`]).
 //! 6. Damage that is met in any of these steps rules out the source that it was met in, and the start
 //!    begins again at 2 ([`attempts`]).
 //!
+//! A node that joins a cluster takes its partitions from the repository, where that has them ([`archived_replicas`]).
 //! [`report`] is what a recovery did. [`readiness`] prepares a copy while the node runs ([`activity`]), and
 //! [`archived_state`] fetches a JSON snapshot for an empty directory that cannot be restored.
 //!
@@ -29,6 +32,7 @@
 mod acceptance;
 mod activity;
 mod archived_copies;
+mod archived_replicas;
 mod archived_state;
 mod attempts;
 mod candidates;
@@ -39,26 +43,31 @@ mod directory;
 mod empty_partitions;
 mod groups;
 mod inspect;
+mod joining;
 mod last_resort;
 mod local_copies;
 mod loss;
+mod members;
 mod plan;
 mod readiness;
 mod rebuild;
 mod rebuild_state;
 mod replay;
 mod report;
+mod restored_identity;
 mod search;
+mod survivor;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use esker_partition::Store;
 use esker_partition::command::{DropBasin, Kind};
+use esker_partition::digest::ReplicaDigests;
 
 use crate::blocking::blocking;
 use crate::core::Inner;
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, has_log};
 use crate::error::StartError;
 use crate::options::NodeOptions;
 use crate::snapshots::scan_tells;
@@ -72,6 +81,7 @@ use directory::Entered;
 use plan::Plan;
 pub(crate) use readiness::make_ready;
 pub use report::{PartitionRecovery, RecoveryReport};
+pub use survivor::give_up_others;
 
 /// For how long a node that has restarted itself retries a start that cannot read something now, such as the
 /// repository: without the restart, its other partitions would be served.
@@ -102,11 +112,16 @@ pub(crate) async fn recover(options: NodeOptions) -> Result<Arc<Inner>, StartErr
 async fn recover_once(mut options: NodeOptions) -> Result<Arc<Inner>, StartError> {
     let started = Instant::now();
     let (path, said) = (options.data_dir.clone(), options.bootstrap);
-    let explain = |error| acceptance::explain(&path, said, error);
     let attempts = Arc::new(Attempts::default());
     options.store.damage = attempts.met.clone();
     let options = Arc::new(options);
-    let entered = directory::enter(&options).await.map_err(explain)?;
+    let entered = directory::enter(&options).await;
+    let entered = entered.map_err(|error| acceptance::explain(&path, said, error))?;
+    let is_member = entered.data_dir.has_peers() && !entered.data_dir.is_new;
+    let explain = |error| match is_member && !entered.survives {
+        true => members::explain(&path, error),
+        false => acceptance::explain(&path, said, error),
+    };
     loop {
         attempts.begin();
         let mut opened = Opened::default();
@@ -166,7 +181,7 @@ async fn attempt(
     tracing::info!(events, "Replaying {events} log entries of the partitions");
     replay::wait(&inner).await?;
     report.replay = replay.elapsed();
-    serve(&mut inner, options, &forked).await?;
+    serve(&mut inner, options, &forked, entered.survives).await?;
     loaded.recovered(&inner.state.reader);
     note_report(&inner, report, started);
     Ok(inner)
@@ -189,7 +204,7 @@ async fn open_log(
         let Entered {
             data_dir, accepted, ..
         } = &entered;
-        if !data_dir.is_new && !accepted.loss && !inspect::has_log(data_dir)? {
+        if !data_dir.is_new && !accepted.loss && !has_log(&data_dir.log())? {
             return Err(StartError::LogMissing {
                 dir: data_dir.path().to_owned(),
             });
@@ -202,12 +217,22 @@ async fn open_log(
     let (raft, peers, scan, entered) = opening.await?;
     opened.raft = Some(raft.clone());
     let log_bytes = log_bytes(&raft)?;
+    let digests = match &options.cluster {
+        Some(cluster) if peers.is_some() => {
+            ReplicaDigests::new(entered.data_dir.identity.node_id, cluster.check_rate)
+        }
+        _ => ReplicaDigests::default(),
+    };
+    opened.digests = digests.clone();
     let cx = Context {
+        digests,
         store: options.store_in(&entered.data_dir),
         options: options.clone(),
         data_dir: entered.data_dir,
         archive: entered.archive,
         accepted: entered.accepted,
+        joined: entered.lineages,
+        survives: entered.survives,
         attempts: attempts.clone(),
         raft,
         peers,
@@ -230,9 +255,8 @@ struct Database {
 async fn open_database(cx: &Context, plan: &mut Option<Plan>) -> Result<Database, StartError> {
     let is_new_cluster = cx.data_dir.is_new && !plan.as_ref().is_some_and(|plan| plan.everything);
     if is_new_cluster {
-        let leaf = cx.clone();
         return Ok(Database {
-            store: blocking(move || rebuild::create(&leaf)).await?,
+            store: archived_replicas::create(cx).await?,
             forked: Vec::new(),
             damaged: Vec::new(),
             report: RecoveryReport::default(),
@@ -278,7 +302,12 @@ fn note_report(inner: &Inner, mut report: RecoveryReport, started: Instant) {
 }
 
 /// The last steps once everything has been replayed, before requests are served.
-async fn serve(inner: &mut Inner, options: &NodeOptions, forked: &[u64]) -> Result<(), StartError> {
+async fn serve(
+    inner: &mut Inner,
+    options: &NodeOptions,
+    forked: &[u64],
+    survives: bool,
+) -> Result<(), StartError> {
     inner.snapshots.local.remove_stale();
     publish_forked(inner, forked).await;
     match inner.find_unknown_basins() {
@@ -298,6 +327,10 @@ async fn serve(inner: &mut Inner, options: &NodeOptions, forked: &[u64]) -> Resu
     inner.data_dir.finish()?;
     // In this order: a crash in between must leave no acceptance that has effect for another loss.
     acceptance::spend(inner.data_dir.path(), options.bootstrap)?;
+    if survives {
+        inner.data_dir.note_peers(false)?;
+        survivor::remove(inner.data_dir.path())?;
+    }
     Plan::remove(inner.data_dir.path())
 }
 

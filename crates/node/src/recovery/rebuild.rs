@@ -2,6 +2,7 @@
 //!
 //! Each step can be repeated: a crash leaves the plan, and the next start prepares the copies again.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,12 +13,13 @@ use esker_raft::{GroupId, Lsn, Term};
 use esker_repository::Error as RepositoryError;
 
 use super::candidates::Source;
-use super::context::{Context, cluster_init};
+use super::context::{Context, cluster_init, log_state};
 use super::inspect::Facts;
 use super::plan::{Plan, PlannedFork};
 use super::rebuild_state::from_state;
 use super::report::RecoveryReport;
 use super::search::RecoverySource;
+use super::survivor::replay_log;
 use crate::blocking::blocking;
 use crate::data_dir::DataDir;
 use crate::error::StartError;
@@ -31,17 +33,43 @@ pub(super) struct Rebuilt {
     pub took: Duration,
 }
 
-/// Creates the partitions of a new node. Blocking.
-pub(super) fn create(cx: &Context) -> Result<Store, StartError> {
+/// Creates the partitions of a new node, those that are `ready` from their checkpoints; of one that joins, with the
+/// lineages of the groups that there are. Blocking.
+pub(super) fn create(cx: &Context, ready: &BTreeMap<u64, Checkpoint>) -> Result<Store, StartError> {
     let Context { data_dir, raft, .. } = cx;
     let identity = &data_dir.identity;
-    let store = Store::create(&data_dir.db(), &cx.store, &cluster_init(data_dir))?;
+    let (store, init) = (
+        Store::open_any(&data_dir.db(), &cx.store)?,
+        cluster_init(data_dir),
+    );
     for partition in 0..=u64::from(identity.partitions) {
-        if raft.log().tag(GroupId(partition)).is_none() {
-            let id = PartitionId(partition);
-            let lineage = Lineage::first(&identity.cluster_id, identity.partitions, id);
-            begin_log(raft, partition, LogFloor::default(), &lineage)?;
+        let id = PartitionId(partition);
+        match ready.get(&partition) {
+            Some(checkpoint) if store.applied(id)?.is_none() => {
+                // Of a creation that a kill has interrupted, there are column families without a position.
+                store.drop_partition(id)?;
+                store.import(id, checkpoint)?;
+            }
+            _ => store.create_partition(id, &init)?,
         }
+        if raft.log().tag(GroupId(partition)).is_some() {
+            continue;
+        }
+        let first = || Lineage::first(&identity.cluster_id, identity.partitions, id);
+        let joined = cx.joined.get(partition as usize).cloned();
+        let lineage = joined.unwrap_or_else(first);
+        // In this order: a crash in between leaves a log without the partition, and it is done again.
+        let part = store.partition_db(id);
+        let applied = part.applied()?.unwrap_or_default();
+        // One from a checkpoint has its lineage.
+        if applied.lsn == 0 && part.lineage()? != lineage {
+            part.join(&lineage)?;
+        }
+        let start = LogFloor {
+            lsn: Lsn(applied.lsn),
+            term: Term(applied.term),
+        };
+        begin_log(raft, partition, start, &lineage)?;
     }
     Ok(store)
 }
@@ -139,6 +167,9 @@ fn make_partition(
     if source.keeps_database {
         keep_database(cx, store, partition)?;
     }
+    if let Some(after) = source.restarts_log {
+        restart_log(cx, partition, after)?;
+    }
     if let Some(ready) = &source.ready {
         import(cx, store, source, ready)?;
         made.restored_bytes = ready.bytes();
@@ -159,9 +190,29 @@ fn make_partition(
     }
     if let Some(lineage) = &source.adopt {
         let part = store.partition_db(PartitionId(partition));
-        part.fork(lineage, cx.data_dir.identity.node_id)?;
+        // The log begins with this node alone, or, if it waits for its first snapshot, without it.
+        let waits = cx.data_dir.joins
+            && cx.data_dir.has_peers()
+            && log_state(&cx.raft, partition)?.last == Lsn(0);
+        let me = [cx.data_dir.identity.node_id];
+        let voters: &[u64] = if waits { &[] } else { &me };
+        part.fork(lineage, voters)?;
+    }
+    if source.replays_log {
+        replay_log(cx, store, partition)?;
     }
     Ok(made)
+}
+
+/// Restarts the log of a member after a snapshot that covers more than the log has. Before the snapshot is
+/// imported: after a crash in between, the snapshot, or a newer one, connects with the log.
+fn restart_log(cx: &Context, partition: u64, after: LogFloor) -> Result<(), StartError> {
+    let (group, log) = (GroupId(partition), cx.raft.log());
+    if log_state(&cx.raft, partition)?.start == after {
+        return Ok(());
+    }
+    tracing::info!(partition, lsn = %after.lsn, "the log is restarted after a snapshot of the repository");
+    Ok(log.restart_group(group, after).map_err(NodeError::from)?)
 }
 
 /// Keeps the database's files of a partition that the log contradicts, before they are dropped. They are not
@@ -234,7 +285,7 @@ fn make_empty(cx: &Context, store: &Store, partition: u64) -> Result<(), StartEr
 }
 
 /// Removes what was fetched, once the database has it.
-fn remove_fetched(dir: &Path) {
+pub(super) fn remove_fetched(dir: &Path) {
     if dir.exists()
         && let Err(error) = std::fs::remove_dir_all(dir)
     {
@@ -328,7 +379,7 @@ async fn begin_lineage(
                 true => lineage.begin_empty(parent, fork.skipped, id),
                 false => lineage.fork_of_descendant(parent, fork.skipped, &between, id, fork.lsn),
             };
-            part.fork(&lineage, node_id)?;
+            part.fork(&lineage, &[node_id])?;
         }
         let applied = part.applied()?.unwrap_or_default();
         let start = LogFloor {
@@ -336,6 +387,7 @@ async fn begin_lineage(
             term: Term(applied.term),
         };
         begin_log(&leaf.raft, partition, start, &lineage)?;
+        (leaf.raft.remove_snapshots(GroupId(partition))).map_err(StartError::Raft)?;
         match is_noted {
             true => leaf.data_dir.forget_damage(partition),
             false => Ok(()),

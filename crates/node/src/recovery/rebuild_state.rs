@@ -53,7 +53,7 @@ pub(super) fn from_state(
     // The commits that follow in the log get the numbers that they had in that lineage.
     let part = store.partition_db(id);
     let lineage = part.lineage()?.after_forks(checked.header.forks);
-    part.fork(&lineage, data_dir.identity.node_id)?;
+    part.fork(&lineage, &[data_dir.identity.node_id])?;
     let mut rebuild = store.partition_db(id).rebuild_state()?;
     rebuild.commit_forks(checked.header.commit_forks);
     let read = files.read_into(commit_ts, |key, entry| rebuild.entry(key, entry))?;

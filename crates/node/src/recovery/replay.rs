@@ -55,13 +55,21 @@ fn has_others(inner: &Inner, group: &Group<Outcome>) -> bool {
 
 fn is_replayed(inner: &Inner, group: &Group<Outcome>) -> bool {
     let status = group.status();
-    group.is_serving() || (has_others(inner, group) && status.applied >= status.committed)
+    has_diverged(inner, group)
+        || group.is_serving()
+        || (has_others(inner, group) && status.applied >= status.committed)
+}
+
+/// Whether the replica is stopped for good: the node serves what it has of the other partitions.
+fn has_diverged(inner: &Inner, group: &Group<Outcome>) -> bool {
+    inner.replicas.diverged.why(group.id().0).is_some()
 }
 
 fn is_well(inner: &Inner, group: &Group<Outcome>) -> Result<(), StartError> {
     let partition = group.id().0;
     // A cause that may pass is waited for as long as a stall.
     let halted = || group.halted().filter(|halted| !halted.reopens);
+    let halted = || halted().filter(|_| !has_diverged(inner, group));
     match inner.damage(partition).or_else(|| halted().map(|h| h.why)) {
         Some(why) => Err(StartError::Halted { partition, why }),
         None => Ok(()),

@@ -6,6 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use esker_partition::{Checkpoint, Lineage, LineageId, PartitionId, Store};
+use esker_raft::engine::LogFloor;
+use esker_raft::{Lsn, Term};
 use esker_repository::{CurrentRoot, Error as RepositoryError};
 use futures::StreamExt as _;
 
@@ -14,17 +16,15 @@ use super::context::Context;
 use super::contradiction::Witness;
 use super::empty_partitions::{begin_empty, no_copy};
 use super::inspect::{Facts, PartitionFacts};
+use super::members::has_others;
 use super::plan::{Plan, PlannedFork};
 use crate::blocking::blocking;
-use crate::error::StartError;
+use crate::error::{JOIN_AGAIN, StartError};
 
 /// Partitions that are restored at the same time. Each fetches eight files at a time.
 const PARALLEL: usize = 4;
 /// The remedy where the log contradicts copies, and no other copy can be used.
 pub(super) const CONTRADICTED: &str = "What the log contradicts is of another copy of this data directory, or the log is: bring back what belongs together. Or give up what only the log has: keep a copy of this directory, move its log/ away, and start with --bootstrap restore, which goes on from the copy that covers most (database or snapshot) of those that are of the lineage which the repository names, up to where another restore has left it; to restore the repository's snapshots instead, move db/ and checkpoints/ away as well";
-
-/// The remedy on a node of a cluster.
-const OTHERS: &str = "Other nodes have the partition, so nothing is given up here: remove this node with `esker cluster remove`, move its data directory away, and let it join with an empty one";
 
 /// A copy to continue from.
 pub(super) struct RecoverySource {
@@ -43,6 +43,10 @@ pub(super) struct RecoverySource {
     /// Whether the database has files of the partition that the log contradicts: they are put aside, as a
     /// checkpoint.
     pub keeps_database: bool,
+    /// Where the log is restarted, because the copy covers more than a member's log has.
+    pub restarts_log: Option<LogFloor>,
+    /// Whether all that the log has is applied before the lineage begins: see [`super::survivor`].
+    pub replays_log: bool,
 }
 
 /// Finds a source for each partition, and writes down which lineages begin.
@@ -53,10 +57,12 @@ pub(super) async fn find(
 ) -> Result<Vec<RecoverySource>, StartError> {
     let planned: &Plan = plan;
     let store = facts.store.as_ref().ok();
+    let has_others = has_others(cx, facts)?;
     let finding = facts.partitions.iter().map(|facts| {
         let search = Search {
             store,
             planned: planned.forks.get(&facts.partition),
+            has_others,
             ..Search::lossless(cx, facts)
         };
         search.find()
@@ -121,6 +127,8 @@ pub(super) struct Search<'a> {
     pub(super) unreadable: Vec<String>,
     /// Whether a snapshot in the repository is damaged.
     pub(super) damage: bool,
+    /// Whether other nodes may have the partition: see [`super::members`].
+    pub(super) has_others: bool,
 }
 
 /// The lineages of a partition's history that the repository knows, the newest first, each with the last LSN
@@ -149,6 +157,7 @@ impl<'a> Search<'a> {
             tried: Vec::new(),
             unreadable: Vec::new(),
             damage: false,
+            has_others: cx.data_dir.has_peers() && !cx.data_dir.is_new,
         }
     }
 
@@ -158,7 +167,10 @@ impl<'a> Search<'a> {
         // A decision of an earlier start is continued.
         let is_begun = self.planned.is_some_and(|planned| planned.empty);
         let is_named = self.cx.accepted.empty.contains(&partition) && !is_begun;
-        let source = self.search().await?;
+        let source = match self.cx.survives {
+            true => self.survive().await?,
+            false => self.search().await?,
+        };
         match is_named && source.source != Source::Empty {
             true => Err(StartError::CopyLeft {
                 partition,
@@ -168,7 +180,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    async fn search(mut self) -> Result<RecoverySource, StartError> {
+    pub(super) async fn search(mut self) -> Result<RecoverySource, StartError> {
         if let Some(source) = self.database().await? {
             return Ok(source);
         }
@@ -208,13 +220,23 @@ impl<'a> Search<'a> {
             None => Vec::new(),
         };
         for copy in &archived {
-            self.look_for_a_cut(copy);
+            if !self.goes_beyond_log(copy) {
+                self.look_for_a_cut(copy);
+            }
         }
         for copy in &archived {
-            if let Err(why) = connects(self.log.as_ref(), copy) {
+            let restarts_log = self.restart_after(copy);
+            let connects = match restarts_log {
+                Some(_) => Ok(()),
+                None => connects(self.log.as_ref(), copy),
+            };
+            if let Err(why) = connects {
                 self.tried.push(format!("{}: {why}", copy.source));
             } else if let Some(ready) = self.fetch(&repository, copy).await? {
-                return Ok(self.recovery_source(copy, Some(ready), None, true));
+                return Ok(RecoverySource {
+                    restarts_log,
+                    ..self.recovery_source(copy, Some(ready), None, true)
+                });
             }
         }
         if is_whole(self.log.as_ref()) && !self.is_ruled_out(&Source::Log) {
@@ -224,11 +246,11 @@ impl<'a> Search<'a> {
             return Ok(self.recovery_source(&nothing, None, None, root.is_some()));
         }
         self.all_was_read()?;
-        if self.has_others()? {
+        if self.has_others && !self.cx.survives {
             return Err(StartError::NothingUsable {
                 partition: self.facts.partition,
                 tried: self.tried.join("; "),
-                remedy: OTHERS.into(),
+                remedy: JOIN_AGAIN.into(),
             });
         }
         // A copy that reaches beyond the log may be of another copy of this directory: the operator has to
@@ -261,20 +283,6 @@ impl<'a> Search<'a> {
         }
         self.with_a_loss(&repository, root.as_ref(), &locals, &archived)
             .await
-    }
-
-    /// Whether other nodes may have the partition: what is lost here is there, and a lineage of this node alone
-    /// would be a second history beside theirs.
-    fn has_others(&self) -> Result<bool, StartError> {
-        let identity = &self.cx.data_dir.identity;
-        if self.cx.data_dir.is_new || identity.joined {
-            return Ok(!self.cx.data_dir.is_new);
-        }
-        let (Some(store), Ok(_)) = (self.store, &self.facts.database) else {
-            return Ok(false);
-        };
-        let applied = store.applied(PartitionId(self.facts.partition))?;
-        Ok(applied.is_some_and(|it| it.voters != [identity.node_id]))
     }
 
     /// Whether an earlier start has decided to begin a lineage here, after some LSN, and was interrupted. No
@@ -382,6 +390,8 @@ impl<'a> Search<'a> {
             has_root,
             damage: self.damage,
             keeps_database: self.keeps_database && copy.source != Source::Database,
+            restarts_log: None,
+            replays_log: false,
         }
     }
 
@@ -409,145 +419,25 @@ pub(super) fn remove(dir: &Path) -> Result<(), StartError> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-    use std::sync::Arc;
-
-    use super::super::acceptance::Accepted;
-    use super::super::inspect::{self, DatabaseFacts};
-    use super::*;
-    use crate::data_dir::{Identity, LockedDir};
-    use crate::options::NodeOptions;
-    use crate::snapshots::Archive;
-
-    /// The partition of the invented facts: not the state store's.
-    const PARTITION: u64 = 0;
-
-    /// A directory with an empty log, no copies, and an empty repository.
-    fn context(dir: &Path) -> Context {
-        let options = NodeOptions {
-            partitions: 1,
-            ..NodeOptions::new(dir)
-        };
-        let locked = LockedDir::open(dir).unwrap();
-        let data_dir = locked.belonging_to(|| Identity::new("test", 1), 1).unwrap();
-        Context {
-            archive: Archive::open(&options.snapshots, dir).unwrap(),
-            raft: inspect::open_log(&options, &data_dir, false, None).unwrap(),
-            peers: None,
-            store: options.store_in(&data_dir),
-            activity: Arc::default(),
-            accepted: Accepted::default(),
-            attempts: Arc::default(),
-            options: Arc::new(options),
-            data_dir,
-        }
+impl Search<'_> {
+    /// Whether a member's log may end before a copy without having lost anything.
+    pub(super) fn goes_beyond_log(&self, copy: &Candidate) -> bool {
+        self.restart_after(copy).is_some()
     }
 
-    fn lineage(cx: &Context) -> Lineage {
-        let cluster = &cx.data_dir.identity.cluster_id;
-        Lineage::first(cluster, 1, PartitionId(PARTITION))
-    }
-
-    /// A log with the entries after one LSN up to another, and a database at an LSN, if it can be used.
-    fn facts(cx: &Context, log: Option<(u64, u64)>, database: Option<u64>) -> PartitionFacts {
-        let lineage = lineage(cx);
-        let id = lineage.id();
-        let facts_at = |lsn| DatabaseFacts {
-            lsn,
-            term: 1,
-            lineage: id,
-            tail: None,
-        };
-        PartitionFacts {
-            partition: PARTITION,
-            log: log.map(|(start, last)| LogFacts {
-                start,
-                start_term: 1,
-                last,
-                lineage,
-            }),
-            database: database
-                .map(facts_at)
-                .ok_or_else(|| "it is damaged".to_owned()),
-            is_damaged: database.is_none(),
-        }
-    }
-
-    async fn find(cx: &Context, facts: &PartitionFacts) -> Result<RecoverySource, StartError> {
-        let search = Search {
-            // The entries of the log are invented, too.
-            witness: None,
-            ..Search::lossless(cx, facts)
-        };
-        search.find().await
-    }
-
-    #[tokio::test]
-    async fn a_database_that_the_log_goes_on_from_is_used_and_nothing_is_lost() {
-        let dir = tempfile::tempdir().unwrap();
-        let cx = context(dir.path());
-        for lsn in [10, 15, 20] {
-            let found = find(&cx, &facts(&cx, Some((10, 20)), Some(lsn)))
-                .await
-                .unwrap();
-            assert_eq!(found.source, Source::Database);
-            assert_eq!(found.fork, None);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_log_that_goes_back_to_the_beginning_replaces_a_damaged_database() {
-        let dir = tempfile::tempdir().unwrap();
-        let cx = context(dir.path());
-        let found = find(&cx, &facts(&cx, Some((0, 20)), None)).await.unwrap();
-        assert_eq!(found.source, Source::Log);
-        assert_eq!(found.fork, None);
-        // It is not tried again after it was found to be damaged.
-        let (log, why) = (Source::Log, "why".to_owned());
-        cx.attempts.rule_out(PARTITION, log, why);
-        let refused = find(&cx, &facts(&cx, Some((0, 20)), None))
-            .await
-            .err()
-            .unwrap();
-        assert_eq!(refused.code(), "nothing_usable", "{refused}");
-    }
-
-    #[tokio::test]
-    async fn without_a_copy_that_connects_the_start_ends_and_names_what_was_tried() {
-        let dir = tempfile::tempdir().unwrap();
-        let cx = context(dir.path());
-        for (log, database, tried) in [
-            (Some((10, 20)), None, "it is damaged"),
-            (Some((10, 20)), Some(9), "the log begins after 10"),
-            (Some((10, 20)), Some(21), "it was cut or replaced"),
-            (None, Some(15), LOG_IS_LOST),
-        ] {
-            let refused = find(&cx, &facts(&cx, log, database)).await.err().unwrap();
-            assert_eq!(refused.code(), "nothing_usable", "{refused}");
-            assert!(refused.to_string().contains(tried), "{refused}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_partition_begins_empty_only_where_it_is_named_and_no_copy_is_left() {
-        let dir = tempfile::tempdir().unwrap();
-        let accepted = |named: &[u64]| Accepted {
-            loss: true,
-            empty: named.iter().copied().collect::<BTreeSet<_>>(),
-        };
-        let mut cx = context(dir.path());
-        cx.accepted = accepted(&[]);
-        let lost = facts(&cx, None, None);
-        let refused = find(&cx, &lost).await.err().unwrap();
-        assert!(matches!(refused, StartError::NoCopy { .. }), "{refused}");
-        cx.accepted = accepted(&[PARTITION]);
-        let found = find(&cx, &lost).await.unwrap();
-        assert_eq!(found.source, Source::Empty);
-        assert!(found.fork.unwrap().empty);
-        let connected = facts(&cx, Some((10, 20)), Some(15));
-        let refused = find(&cx, &connected).await.err().unwrap();
-        assert!(matches!(refused, StartError::CopyLeft { .. }), "{refused}");
+    /// Where the log is restarted if a member goes on from a snapshot of the repository that covers more than its
+    /// log has; `None` if the copy is another one.
+    pub(super) fn restart_after(&self, copy: &Candidate) -> Option<LogFloor> {
+        let log = self.log.as_ref().filter(|_| self.has_others)?;
+        let is_of_log = log.lineage.id() == copy.lineage;
+        let is_archived = matches!(copy.source, Source::Repository(_));
+        let term = copy.term?;
+        (is_archived && is_of_log && copy.lsn > log.last).then_some(LogFloor {
+            lsn: Lsn(copy.lsn),
+            term: Term(term),
+        })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use esker_partition::digest::Verdict;
 use esker_repository::env::steady_now;
 
 use super::failure::Failure;
@@ -143,7 +144,14 @@ impl Inner {
                     "the server makes a copy ready and restarts itself, unless the problem restart_held_back tells why not",
                 );
             }
-            if let Some(halted) = inner.group(partition).halted() {
+            if let Some(why) = inner.replicas.diverged.why(partition) {
+                problems.add(
+                    "replica_diverged",
+                    Some(partition),
+                    why,
+                    "replace this node: stop it, move its data directory away, and start it again with cluster.join: it takes its own place",
+                );
+            } else if let Some(halted) = inner.group(partition).halted() {
                 problems.add(
                     "partition_halted",
                     Some(partition),
@@ -152,6 +160,28 @@ impl Inner {
                         true => "mend the cause: it is tried again after 1 s to 60 s, and the partition then continues",
                         false => "mend the cause, then start the server again: what was acknowledged is in the log",
                     },
+                );
+            }
+            if let Some(why) = inner.replicas.transfers.wait_for_space(partition) {
+                problems.add(
+                    "replica_waits_for_space",
+                    Some(partition),
+                    why,
+                    "make room on the disk of the data directory: the transfer then goes on by itself, from where it is",
+                );
+            }
+            if let Some(check) = inner.replicas.digests.compared(partition)
+                && check.verdict() == Verdict::Undecided
+            {
+                problems.add(
+                    "replicas_differ",
+                    Some(partition),
+                    format!(
+                        "as of LSN {} the digests of {} replicas differ, and none has a majority: one of them is wrong, and it is not known which",
+                        check.lsn,
+                        check.answers.len()
+                    ),
+                    "bring back the nodes that are gone: the comparison is repeated every minute, and with a majority the wrong replica stops",
                 );
             }
             if let Some(why) = &shortage {

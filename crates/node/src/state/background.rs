@@ -64,6 +64,7 @@ impl Background {
 async fn keep_bounded(inner: Weak<Inner>) {
     let mut pruned = Instant::now();
     while let Some(inner) = inner.upgrade() {
+        inner.follow_term();
         let expired = inner.state.transactions.lock().sweep(Instant::now());
         if expired > 0 {
             metrics::counter!("esker_state_transactions_expired_total").increment(expired as u64);

@@ -22,8 +22,12 @@ pub enum StateError {
         /// Its timeout.
         timeout_ms: u64,
     },
-    /// The transaction was begun on another node, or before this node's last start. Nothing of it happened.
-    #[error("transaction {0} was begun on another run of the server and is lost; begin again")]
+    /// The transaction was begun on a node that has stopped or lost the leadership since, and what was staged in it is
+    /// lost. If its commit was on its way at that time, it may have happened.
+    #[error(
+        "transaction {0} is lost: the server that has begun it was restarted, or no longer leads the state store. If \
+         its commit was sent before, it may have happened: read the keys; else begin again"
+    )]
     TransactionLost(String),
     /// The transaction has something of an agent that the caller is not permitted; nothing happened.
     #[error("the transaction has changes or expectations of agents that are not permitted")]

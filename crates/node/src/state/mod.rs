@@ -43,9 +43,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use esker_partition::command::Outcome;
 use esker_partition::state::command::StateRefusal;
-use esker_partition::state::read::At;
+use esker_partition::state::read::{At, StateView};
 use esker_raft::ProposeError;
+use esker_raft::engine::Role;
 use futures::stream::BoxStream;
+use parking_lot::MutexGuard;
 
 pub use error::StateError;
 use error::unexpected;
@@ -61,7 +63,7 @@ use crate::error::Error;
 use crate::space::SpaceUse;
 use crate::stages::{self, Stage};
 pub(crate) use shared::Shared;
-use transactions::{Committing, check_operation};
+use transactions::{Committing, Transactions, check_operation, is_of_node};
 
 /// Bytes that a commit takes from the budget of bytes in flight beside its own, so that many small commits
 /// count.
@@ -73,6 +75,20 @@ const STATE_STREAM_PATH: u64 = u64::MAX;
 #[derive(Clone)]
 pub struct StateStore {
     inner: Arc<Inner>,
+}
+
+impl Inner {
+    /// Drops transactions that were begun in another term than that in which this node leads the store, if it does.
+    fn follow_term(&self) {
+        // Alone, a node keeps them through whatever elects it again.
+        if self.peers.is_none() {
+            return;
+        }
+        let status = self.state_group().status();
+        let is_serving = status.role == Role::Leader && status.applied_term == status.term;
+        let term = is_serving.then_some(status.term.0);
+        self.state.transactions.lock().follow_term(term);
+    }
 }
 
 impl StateStore {
@@ -99,8 +115,28 @@ impl StateStore {
     /// [`StateError::Exhausted`] with too many transactions open, [`StateError::Stopping`].
     pub fn begin(&self, timeout: Option<Duration>) -> Result<String, StateError> {
         self.takes_changes()?;
-        let mut transactions = self.shared().transactions.lock();
-        transactions.begin(timeout, Instant::now())
+        self.transactions().begin(timeout, Instant::now())
+    }
+
+    /// The open transactions, as of the term in which this node leads.
+    fn transactions(&self) -> MutexGuard<'_, Transactions> {
+        self.inner.follow_term();
+        self.shared().transactions.lock()
+    }
+
+    /// Why a transaction is not open here: it is lost if another node of the cluster has begun it, for the node that
+    /// leads answers requests about it.
+    fn explained(&self, error: StateError) -> StateError {
+        let id = match (error, &self.inner.peers) {
+            (StateError::TransactionNotFound(id), Some(_)) => id,
+            (error, _) => return error,
+        };
+        let (identity, nodes) = (&self.inner.identity, self.inner.catalog_reader.nodes());
+        let mut others = nodes.keys().filter(|node| **node != identity.node_id);
+        match others.any(|node| is_of_node(&id, &identity.cluster_id, *node)) {
+            true => StateError::TransactionLost(id),
+            false => StateError::TransactionNotFound(id),
+        }
     }
 
     /// Stages a write. `value` is a JSON object; `expected` is the version that the key must have when
@@ -108,7 +144,7 @@ impl StateStore {
     ///
     /// # Errors
     ///
-    /// [`StateError::TransactionNotFound`], [`StateError::TransactionExpired`],
+    /// [`StateError::TransactionNotFound`], [`StateError::TransactionLost`], [`StateError::TransactionExpired`],
     /// [`StateError::Invalid`], [`StateError::Exhausted`].
     pub fn write(
         &self,
@@ -138,8 +174,8 @@ impl StateStore {
         expected: Option<u64>,
     ) -> Result<(), StateError> {
         check_operation(&key, value.as_ref())?;
-        let mut transactions = self.shared().transactions.lock();
-        transactions.stage(txn, key, value, expected, Instant::now())
+        let staged = (self.transactions()).stage(txn, key, value, expected, Instant::now());
+        staged.map_err(|error| self.explained(error))
     }
 
     /// Commits a transaction; returns when it is durable and visible. `expected` has further expected
@@ -170,7 +206,9 @@ impl StateStore {
             one.key.check().map_err(StateError::Invalid)?;
         }
         let shared = self.shared();
-        let mut committing = Committing::begin(&shared.transactions, txn, expected, permitted)?;
+        self.inner.follow_term();
+        let begun = Committing::begin(&shared.transactions, txn, expected, permitted);
+        let mut committing = begun.map_err(|error| self.explained(error))?;
         let only_deletes = match committing.command() {
             esker_partition::command::Kind::StateCommit(commit) => {
                 commit.operations.iter().all(|op| op.value.is_none())
@@ -383,6 +421,21 @@ impl StateStore {
             )));
         }
         Ok(())
+    }
+
+    /// Passes the agents after `start_after` (namespace and agent) that have keys, deleted ones included, to `take`,
+    /// in order, until it returns true. Blocking: it reads one key of each.
+    ///
+    /// # Errors
+    ///
+    /// The database could not be read.
+    pub fn agents(
+        &self,
+        start_after: Option<(&str, &str)>,
+        mut take: impl FnMut(String, String) -> bool,
+    ) -> Result<(), StateError> {
+        let read = |view: &StateView<'_>| Ok(view.agents(start_after, &mut take)?);
+        Ok(self.shared().reader.view(read)?)
     }
 
     /// Returns commits in order, in constant memory; without [`Replay::follow`] it ends at the present.

@@ -599,7 +599,7 @@ fn ids_of_basins_are_not_given_out_again_after_a_fork() {
     };
     let part = fixture.reader().partition_db().clone();
     let lineage = part.lineage().unwrap();
-    part.fork(&lineage.fork(LineageId(5), 1), 7).unwrap();
+    part.fork(&lineage.fork(LineageId(5), 1), &[7]).unwrap();
     drop(part);
     fixture.stop_and_open();
     let Outcome::BasinProvisioned(Ok(after)) = fixture.apply(create("after")) else {

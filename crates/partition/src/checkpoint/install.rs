@@ -18,8 +18,8 @@ impl PartitionDb {
     ///
     /// # Errors
     ///
-    /// The files are not a checkpoint of this partition and of the snapshot's position, or of another
-    /// cluster; or they cannot be read, linked or imported now. The partition is as it was.
+    /// The files are not a checkpoint of this partition and of the snapshot's position, of another cluster or
+    /// group, or damaged; or they cannot be read, linked or imported now. The partition is as it was.
     pub(crate) fn import_snapshot(
         &self,
         snapshot: &StoredSnapshot,
@@ -47,6 +47,9 @@ impl PartitionDb {
                 meta.lsn, meta.term, offered.0, offered.1
             )));
         }
+        // The transfer proves that they are the sender's bytes. These checksums are older: they prove that the
+        // sender's disk has not changed them since the checkpoint was made, so damage does not spread.
+        checkpoint.verify()?;
         let ours = self.lineage()?;
         let links = self.store().checkpoints(partition).join(LINKS);
         remove(&links)?;
@@ -59,6 +62,13 @@ impl PartitionDb {
             return Err(bad(format!(
                 "it is of cluster {} with {} partitions, and this one is of cluster {} with {}",
                 theirs.cluster_id, theirs.partitions, ours.cluster_id, ours.partitions
+            )));
+        }
+        if theirs.log_id() != ours.log_id() {
+            return Err(bad(format!(
+                "it is of the group {}, and this one is {}",
+                theirs.log_id(),
+                ours.log_id()
             )));
         }
         let position = next.part().applied()?.map(|a| (a.lsn, a.term));

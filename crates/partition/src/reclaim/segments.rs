@@ -1,9 +1,11 @@
 //! Reclaiming the space of segments, and conversion of batches that an earlier build wrote.
 //!
-//! A segment without rows is dropped whole. When segments hold more than half as many dead bytes as live
-//! ones, the batches that are left in the worst of them are moved to the present segment, a bounded step at
-//! a time; then it has no rows, too. A segment is never moved because of its age, and none while there is
-//! little to gain: batches that are about to be trimmed would be written once more for nothing.
+//! A segment without rows is dropped whole. When segments hold more than [`MAX_GARBAGE`] of the live bytes as
+//! dead ones, the batches that are left in the worst of them are moved to the present segment, a bounded step at
+//! a time; then it has no rows, too. Nothing is moved because of a clock, and nothing while there is
+//! little to gain: batches that are about to be trimmed would be written once more for nothing. For the same
+//! reason, of segments that are nearly equal the newest is moved: streams are trimmed from their beginning, so
+//! what is left in it stays for longest, and the space that it gives back stays free for longest.
 //!
 //! Small segments are joined: a partition that is seldom appended to would otherwise have a file for each of
 //! its flushes, and short rows. Segments of less than a quarter of the largest are in classes, each of four times the size of
@@ -25,6 +27,11 @@ use crate::store::{PartitionBatch, PartitionDb, StoreError};
 
 /// Most bytes that one step moves or converts; a single batch may be larger.
 pub(super) const MAX_STEP_BYTES: u64 = 4 << 20;
+/// Segments may hold so many dead bytes for each live one, as a fraction: less than half, because files that hold
+/// nothing live any more wait for a flush and for the next local snapshot, and are there until then.
+const MAX_GARBAGE: (u64, u64) = (2, 5);
+/// Segments are nearly equal if their shares of dead bytes are at least this part of the largest share.
+const NEARLY: (u128, u128) = (9, 10);
 /// Segments of fewer bytes are joined, if that is a quarter of what a segment may have...
 const SMALL: u64 = 8 << 20;
 /// ...once so many are of one class of sizes.
@@ -99,7 +106,7 @@ impl SegmentReclaimer {
         if self.moving.is_none() {
             let short = self.part.short_space();
             let next = match self.is_worth_it(total) {
-                true => self.worst(&usages, short),
+                true => worst(&usages, short, &self.exhausted),
                 false => None,
             };
             // A join gives no space back, and takes some until it is done.
@@ -135,9 +142,9 @@ impl SegmentReclaimer {
         // What is dropped whole costs nothing.
         let garbage = total.garbage - total.droppable;
         let is_much = |after| garbage >= self.set || (garbage >= LITTLE && quiet >= after);
-        let is_half = garbage > total.live / 2 && is_much(QUIET);
+        let is_over = is_too_much(garbage, total.live) && is_much(QUIET);
         let is_short = self.part.short_space().is_some();
-        is_half || (is_short && is_much(QUIET_IN_NEED))
+        is_over || (is_short && is_much(QUIET_IN_NEED))
     }
 
     fn drop_segments(&mut self, total: Total) -> Result<(), StoreError> {
@@ -165,21 +172,6 @@ impl SegmentReclaimer {
             self.part.begin_flush()?;
         }
         Ok(())
-    }
-
-    /// The segment with the smallest share of live bytes. On a disk with few free bytes, these must be enough
-    /// for what is moved.
-    fn worst(&self, usages: &[(u64, Usage)], free: Option<u64>) -> Option<u64> {
-        let fits = |usage: &Usage| free.is_none_or(|free| usage.live < free / 2);
-        let movable = usages.iter().filter(|(segment, usage)| {
-            let is_left = usage.live > 0 && usage.garbage() > 0;
-            is_left && fits(usage) && !self.exhausted.contains(segment)
-        });
-        // The share, as a fraction of 2^32.
-        let share = |usage: &Usage| (u128::from(usage.live) << 32) / u128::from(usage.bytes.max(1));
-        movable
-            .min_by_key(|(_, usage)| share(usage))
-            .map(|(segment, _)| *segment)
     }
 
     /// A segment that is to be joined with others.
@@ -272,6 +264,33 @@ impl SegmentReclaimer {
         self.unconverted = Some(following(last));
         Ok(Some(last))
     }
+}
+
+/// Whether segments with rows hold more dead bytes than they may for these live ones.
+fn is_too_much(garbage: u64, live: u64) -> bool {
+    let (dead, of) = MAX_GARBAGE;
+    garbage > live / of * dead
+}
+
+/// The segment with the largest share of dead bytes, if it is not exhausted; of those that are nearly equal, the
+/// newest. On a disk with few free bytes, these must be enough for what is moved. `usages` are in order.
+fn worst(usages: &[(u64, Usage)], free: Option<u64>, exhausted: &HashSet<u64>) -> Option<u64> {
+    let fits = |usage: &Usage| free.is_none_or(|free| usage.live < free / 2);
+    let movable = |(segment, usage): &&(u64, Usage)| {
+        let is_left = usage.live > 0 && usage.garbage() > 0;
+        is_left && fits(usage) && !exhausted.contains(segment)
+    };
+    let (part, of) = NEARLY;
+    let shares = usages.iter().filter(movable);
+    let most = shares.map(|(_, usage)| dead_share(usage)).max()?;
+    let mut newest_first = usages.iter().rev().filter(movable);
+    let worst = newest_first.find(|(_, usage)| dead_share(usage) * of >= most * part);
+    worst.map(|(segment, _)| *segment)
+}
+
+/// Dead bytes of a segment, as a fraction of 2^32.
+fn dead_share(usage: &Usage) -> u128 {
+    (u128::from(usage.garbage()) << 32) / u128::from(usage.bytes.max(1))
 }
 
 impl Total {
@@ -394,4 +413,102 @@ fn row_under(
     let row = Row::parse(value).zip(keys::last_of(key));
     let (row, last) = row.ok_or_else(|| part.malformed("a row of batches", &"its length"))?;
     Ok(Some((last, row)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(bytes: u64, live: u64) -> Usage {
+        Usage { bytes, live }
+    }
+
+    #[test]
+    fn the_worst_segment_is_moved_and_the_newest_of_those_that_are_nearly_equal() {
+        let none = HashSet::new();
+        let nearly = [
+            (1, usage(1000, 500)),
+            (2, usage(1000, 520)),
+            (3, usage(1000, 600)),
+            (4, usage(1000, 1000)),
+        ];
+        assert_eq!(worst(&nearly, None, &none), Some(2));
+        assert_eq!(worst(&nearly, None, &HashSet::from([2])), Some(1));
+        let much_worse = [(1, usage(1000, 100)), (2, usage(1000, 500))];
+        assert_eq!(worst(&much_worse, None, &none), Some(1));
+        // What is moved has to fit into the free space.
+        let large = [(1, usage(1000, 10)), (2, usage(10_000, 90))];
+        assert_eq!(worst(&large, Some(100), &none), Some(1));
+        assert_eq!(worst(&large, Some(10), &none), None);
+        // A segment without rows is dropped, and one without dead bytes gives nothing back.
+        let others = [(1, usage(1000, 0)), (2, usage(1000, 1000))];
+        assert_eq!(worst(&others, None, &none), None);
+    }
+
+    /// A part of a segment, and when it is trimmed.
+    type Part = (u64, usize);
+
+    /// Moves and largest garbage for each live byte over some days, for streams that keep their records for so many
+    /// days and get so many bytes a day.
+    fn simulate(streams: &[Part], days: usize) -> (f64, f64) {
+        const WARM_UP: usize = 150;
+        let mut segments: Vec<(u64, u64, Vec<Part>)> = Vec::new();
+        let (mut moved, mut written, mut most) = (0, 0, 0.0_f64);
+        for day in 0..WARM_UP + days {
+            let mut present: Vec<Part> = streams.iter().map(|(b, keep)| (*b, day + keep)).collect();
+            let new: u64 = streams.iter().map(|(bytes, _)| bytes).sum();
+            let live = |parts: &[Part]| -> u64 {
+                let parts = parts.iter().filter(|(_, until)| *until > day);
+                parts.map(|(bytes, _)| bytes).sum()
+            };
+            let mut budget = new;
+            while budget > 0 {
+                segments.retain(|(_, _, parts)| live(parts) > 0);
+                let usages: Vec<_> = segments
+                    .iter()
+                    .map(|(number, bytes, parts)| (*number, usage(*bytes, live(parts))))
+                    .collect();
+                let total = Total::of(&usages);
+                if !is_too_much(total.garbage, total.live + live(&present)) {
+                    break;
+                }
+                let Some(number) = worst(&usages, None, &HashSet::new()) else {
+                    break;
+                };
+                let at = segments.iter().position(|(n, _, _)| *n == number).unwrap();
+                let (_, _, parts) = segments.remove(at);
+                let bytes = live(&parts);
+                present.extend(parts.into_iter().filter(|(_, until)| *until > day));
+                budget = budget.saturating_sub(bytes);
+                if day >= WARM_UP {
+                    moved += bytes;
+                }
+            }
+            let bytes = present.iter().map(|(bytes, _)| bytes).sum();
+            segments.push((day as u64, bytes, present));
+            if day >= WARM_UP {
+                written += new;
+                let all: u64 = segments.iter().map(|(_, bytes, _)| bytes).sum();
+                let live: u64 = segments.iter().map(|(_, _, parts)| live(parts)).sum();
+                most = most.max(all as f64 / live as f64);
+            }
+        }
+        (moved as f64 / written as f64, most)
+    }
+
+    #[test]
+    fn little_is_moved_and_files_stay_below_one_and_a_half_of_what_is_live() {
+        // (streams, most bytes moved for each byte written)
+        let cases: [(&[Part], f64); 4] = [
+            (&[(1000, 20)], 0.0),
+            (&[(500, 10), (500, 30)], 0.2),
+            (&[(333, 5), (333, 15), (333, 40)], 0.4),
+            (&[(900, 10), (100, 100)], 0.6),
+        ];
+        for (streams, most_moved) in cases {
+            let (moved, disk) = simulate(streams, 300);
+            assert!(moved <= most_moved, "{streams:?}: {moved} moved");
+            assert!(disk <= 1.5, "{streams:?}: {disk}");
+        }
+    }
 }

@@ -75,6 +75,14 @@ pub enum StoreError {
         /// RocksDB's message; it names the file.
         why: String,
     },
+    /// It was ended before it was done, because the node stops or lacks space.
+    #[error("{what} of partition {partition} was ended before it was done")]
+    Interrupted {
+        /// The partition.
+        partition: PartitionId,
+        /// The operation.
+        what: &'static str,
+    },
     /// A stored value is not one that this version can have written.
     #[error("the database in {path}, partition {partition}, {what}: {why}")]
     Malformed {
@@ -96,7 +104,9 @@ impl StoreError {
         match self {
             StoreError::Db { source, .. } => is_refusal(source.kind(), source.as_ref()),
             StoreError::Io { source, .. } => source.kind() != std::io::ErrorKind::NotFound,
-            StoreError::NotFlushed { .. } | StoreError::NewerCheckpoint { .. } => true,
+            StoreError::NotFlushed { .. }
+            | StoreError::NewerCheckpoint { .. }
+            | StoreError::Interrupted { .. } => true,
             StoreError::Missing { .. }
             | StoreError::Incomplete { .. }
             | StoreError::Checkpoint { .. }

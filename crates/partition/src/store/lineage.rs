@@ -52,17 +52,27 @@ impl PartitionDb {
         Ok(self.lineage()?.forks)
     }
 
-    /// Begins another lineage where the partition's data ends, with `voter` as the group's only member;
+    /// Takes the lineage with which the log of a group began that there is already. For a partition that was just
+    /// created and has nothing: the group's members send it a snapshot. Durable when this returns.
+    pub fn join(&self, lineage: &Lineage) -> Result<(), StoreError> {
+        let mut batch = self.batch();
+        batch.put(keys::LINEAGE, lineage.to_bytes());
+        batch.write()?;
+        self.note_lineage(lineage.clone());
+        self.flush()
+    }
+
+    /// Begins another lineage where the partition's data ends, with `voters` as the group's only members;
     /// durable when this returns. Nothing else may use the partition meanwhile, and what was opened on it
     /// before must not be used any more.
-    pub fn fork(&self, lineage: &Lineage, voter: u64) -> Result<(), StoreError> {
+    pub fn fork(&self, lineage: &Lineage, voters: &[u64]) -> Result<(), StoreError> {
         let applied = self
             .applied()?
             .ok_or_else(|| self.malformed("the position", &"it is missing"))?;
         let applied = Applied {
             lsn: applied.lsn,
             term: applied.term,
-            voters: vec![voter],
+            voters: voters.to_vec(),
             ..Applied::default()
         };
         let mut batch = self.batch();

@@ -13,6 +13,7 @@ use super::counters::Counters;
 use super::failed::FailedSessions;
 use super::name_index::name_entry;
 use super::options::StreamOptions;
+use crate::digest::DigestsDone;
 use crate::ids::{BasinId, STATE_BASIN_ID, StreamId};
 use crate::keys;
 use crate::lineage::Lineage;
@@ -39,6 +40,8 @@ pub(crate) struct Done {
     pub bytes: u64,
     /// The lineage that has begun.
     pub lineage: Option<Lineage>,
+    /// What the step asks and records of digests.
+    pub digests: DigestsDone,
 }
 
 /// A touched stream, ready to be published.

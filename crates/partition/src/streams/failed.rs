@@ -15,16 +15,8 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::ids::StreamId;
 use crate::keys;
+pub(crate) use crate::keys::REMEMBER_FAILED;
 use crate::store::{PartitionBatch, PartitionDb, StoreError, two_numbers};
-
-/// A refusal is remembered for this many entries of the log: four times as many as a leader has proposals
-/// pending (16 Ki). No append of the session can be further behind the refusal, because the leader
-/// accepts none from the session once it knows of the refusal.
-///
-/// An entry is refused at most once, so a partition remembers at most this many refusals: 25 bytes each
-/// in the database, which makes 1.6 MiB, and some 5 MiB in memory. A change of this number is a change of
-/// the format, because all replicas must refuse the same appends.
-pub(crate) const REMEMBER_FAILED: u64 = 1 << 16;
 
 /// The first refusal of an append session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,6 +22,7 @@ use esker_raft::{
 
 use crate::checkpoint::Capture;
 use crate::command::{Kind, Outcome};
+use crate::digest::ReplicaDigests;
 use crate::ids::PartitionId;
 use crate::keys;
 use crate::reader::Reader;
@@ -43,6 +44,7 @@ pub struct StreamPartition {
     failed: FailedSessions,
     reclaimer: Reclaimer,
     state: Published,
+    digests: ReplicaDigests,
     /// Answers of the steps of a call before the one that failed: the next call has the same entries
     /// again.
     unanswered: Option<Vec<Outcome>>,
@@ -77,6 +79,8 @@ impl StreamPartition {
         let counters = read_counters(&part)?;
         let failed = FailedSessions::load(&part, applied.lsn, remember_failed)?;
         let reclaimer = Reclaimer::open(part.clone(), &options)?;
+        let digests = options.digests.clone();
+        digests.open(&part)?;
         let directory = Arc::new(Directory::open(part.clone(), options)?);
         let state = Published::open(&part)?;
         Ok(StreamPartition {
@@ -87,6 +91,7 @@ impl StreamPartition {
             failed,
             reclaimer,
             state,
+            digests,
             unanswered: None,
         })
     }
@@ -130,7 +135,11 @@ fn read_counters(part: &PartitionDb) -> Result<Counters, StoreError> {
 fn stands_alone(command: &Kind) -> bool {
     matches!(
         command,
-        Kind::StatePrune(_) | Kind::StateImport(_) | Kind::BeginLineage(_)
+        Kind::StatePrune(_)
+            | Kind::StateImport(_)
+            | Kind::BeginLineage(_)
+            | Kind::AskDigest(_)
+            | Kind::NoteDigests(_)
     )
 }
 
@@ -233,7 +242,9 @@ impl StreamPartition {
             self.state.set(meta.clone(), done.commits);
         }
         self.state.forgotten(std::mem::take(&mut done.forgotten));
+        let digests = std::mem::take(&mut done.digests);
         self.directory.publish(done);
+        digests.carry_out(&self.digests, &self.part);
         if self.reclaimer.is_urgent() {
             self.reclaim();
         }

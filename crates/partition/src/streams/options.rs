@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::digest::ReplicaDigests;
 use crate::recent::RecentBudget;
 
 /// How a stream partition treats memory and space.
@@ -18,6 +19,8 @@ pub struct StreamOptions {
     /// Space is reclaimed no sooner than this after it became reclaimable, so that a stream that is
     /// trimmed continually is not visited continually.
     pub reclaim_after: Duration,
+    /// What computes the digests that the log asks for; by default nothing does.
+    pub digests: ReplicaDigests,
 }
 
 impl Default for StreamOptions {
@@ -27,6 +30,7 @@ impl Default for StreamOptions {
             open_streams: 16 * 1024,
             compact_garbage: 64 * 1024 * 1024,
             reclaim_after: Duration::from_secs(1),
+            digests: ReplicaDigests::default(),
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::command::{
     Kind, Mode, Outcome, ProvisionRefusal, ProvisionStream, Provisioned, SetStreamSettings,
     SettingsSet,
 };
+use crate::digest::DigestStep;
 use crate::encryption::{MAX_AES_256_GCM_RECORDS, cipher_number, cipher_of};
 use crate::ids::{BasinId, STATE_BASIN_ID, StreamId};
 use crate::keys;
@@ -69,6 +70,7 @@ pub(crate) struct Step<'a> {
     dropped: Vec<BasinId>,
     archived: Option<Archived>,
     lineage: Option<Lineage>,
+    digests: DigestStep,
     pub(crate) state: StateStep<'a>,
 }
 
@@ -93,6 +95,7 @@ impl<'a> Step<'a> {
             dropped: Vec::new(),
             archived: None,
             lineage: None,
+            digests: DigestStep::default(),
             state: StateStep::new(state),
         }
     }
@@ -108,6 +111,8 @@ impl<'a> Step<'a> {
                 self.archived = self.part.archived_by(&note.lineage, note.lsn, lsn)?;
                 Ok(Outcome::ArchivedNoted)
             }
+            Kind::AskDigest(ask) => Ok(self.digests.ask(lsn.0, ask)),
+            Kind::NoteDigests(note) => Ok(self.digests.note(lsn.0, note)),
             Kind::BeginLineage(begin) => {
                 let begun = self.part.lineage()?.begun_by(&begin, lsn.0 - 1);
                 if let Some(lineage) = &begun {
@@ -157,6 +162,8 @@ impl<'a> Step<'a> {
         if let Some(lineage) = &self.lineage {
             self.batch.put(keys::LINEAGE, lineage.to_bytes());
         }
+        let digests = self.digests.finish(&applied.membership());
+        digests.add_to(&mut self.batch);
         self.failed
             .write(&self.newly_failed, applied.lsn, &mut self.batch);
         if self.counters_changed {
@@ -214,6 +221,7 @@ impl<'a> Step<'a> {
         Ok(Done {
             bytes,
             lineage: self.lineage,
+            digests,
             counters: self.counters,
             touched: published,
             dropped: self.dropped,

@@ -118,6 +118,8 @@ pub enum Event {
         checkpoint: CheckpointId,
         /// Bytes that are there.
         bytes_done: u64,
+        /// The disk here is full: it goes on once there is space.
+        waits_for_space: bool,
     },
     /// The checkpoint is complete, durable and verified.
     SnapshotFetched {
@@ -145,6 +147,12 @@ pub enum Event {
     /// help; another engine, opened on the applied state, hands out the right ones. Answered with
     /// [`Action::Halt`].
     Broken {
+        /// What is wrong.
+        what: String,
+    },
+    /// The host's state is wrong, although log and entries are well: this member is to take part no more.
+    /// Answered with [`Action::Halt`], and no other engine helps.
+    Condemned {
         /// What is wrong.
         what: String,
     },
@@ -258,8 +266,8 @@ pub enum Action {
         /// The term now.
         term: Term,
     },
-    /// The log could not be read, or has entries of a newer version; or the host stepped [`Event::Broken`].
-    /// It is the only action of its step, and the engine emits nothing after it.
+    /// The log could not be read, or has entries of a newer version; or the host stepped [`Event::Broken`]
+    /// or [`Event::Condemned`]. It is the only action of its step, and the engine emits nothing after it.
     /// [`Engine::may_reopen`](super::Engine::may_reopen) returns whether another engine may be opened in
     /// its place.
     Halt {

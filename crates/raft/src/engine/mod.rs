@@ -302,7 +302,8 @@ impl Engine {
             Event::FetchProgress {
                 checkpoint,
                 bytes_done,
-            } => self.fetch_progress(checkpoint, bytes_done),
+                waits_for_space,
+            } => self.fetch_progress(checkpoint, bytes_done, waits_for_space),
             Event::SnapshotFetched { checkpoint } => {
                 self.snapshot_fetched(checkpoint, &mut actions);
             }
@@ -315,6 +316,7 @@ impl Engine {
             Event::InstallFailed { checkpoint } => self.install_failed(checkpoint, &mut actions),
             // The log itself is intact: only what the host was handed does not follow.
             Event::Broken { what } => self.raw.store().fail_for(what, true),
+            Event::Condemned { what } => self.raw.store().fail(what),
         }
         self.fix_election_timeout();
         self.drain_ready(&mut actions);

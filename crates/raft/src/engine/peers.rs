@@ -70,6 +70,7 @@ struct Hold {
 struct Fetching {
     offer: Box<Manifest>,
     bytes_done: u64,
+    waits_for_space: bool,
     installing: bool,
     /// The tick at which progress was last reported.
     reported_at: u64,
@@ -89,6 +90,9 @@ pub struct TransferStatus {
     pub progress: Progress,
     /// The snapshot is complete and being installed.
     pub installing: bool,
+    /// The disk of this member, which fetches, is full: it goes on once there is space. Of another member that is
+    /// not known.
+    pub waits_for_space: bool,
 }
 
 impl Peers {
@@ -117,11 +121,13 @@ impl Peers {
             receiver: *node,
             progress: hold.progress,
             installing: false,
+            waits_for_space: false,
         });
         let mine = self.fetching.iter().map(|fetching| TransferStatus {
             receiver: me,
             progress: fetching.progress(),
             installing: fetching.installing,
+            waits_for_space: fetching.waits_for_space,
         });
         mine.chain(others).collect()
     }

@@ -23,6 +23,35 @@ impl Persisted for Nobody {
     fn persisted(&self, _number: u64) {}
 }
 
+/// Reports whether the thread that calls it has a short time slice.
+#[cfg(target_os = "linux")]
+struct OfWriter(std::sync::mpsc::Sender<Option<bool>>);
+
+#[cfg(target_os = "linux")]
+impl Persisted for OfWriter {
+    fn persisted(&self, _number: u64) {
+        let _ = self.0.send(crate::priority::has_short_time_slice());
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_log_is_written_on_a_thread_with_a_short_time_slice() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = Open::new(dir.path(), &Faults::new());
+    let (tell, told) = std::sync::mpsc::channel();
+    let persist = Persist {
+        number: 1,
+        restart: None,
+        entries: Vec::new(),
+        hard_state: HardState::default(),
+    };
+    let to = Arc::new(OfWriter(tell));
+    open.writer.persist(GroupId(1), persist, to);
+    assert_ne!(told.recv_timeout(WAIT_TIMEOUT).unwrap(), Some(false));
+    open.writer.stop();
+}
+
 /// Small files, so that tests rotate and purge.
 fn config(dir: &Path) -> LogConfig {
     LogConfig {

@@ -31,6 +31,7 @@ use super::{
 };
 use crate::engine::{LogFloor, Persist};
 use crate::ids::GroupId;
+use crate::priority::shorten_time_slice;
 
 /// Pause before a failed write is repeated: short, so that writes resume soon after space is freed, and
 /// long enough not to use a processor.
@@ -120,7 +121,10 @@ impl LogWriter {
                 let writing = log.writing.clone();
                 let notes = log.notes.clone();
                 let max_group = log.config.max_group_size;
-                move || run(&shared, &engine, &writing, &notes, max_group)
+                move || {
+                    shorten_time_slice();
+                    run(&shared, &engine, &writing, &notes, max_group);
+                }
             })?;
         Ok(LogWriter {
             shared,

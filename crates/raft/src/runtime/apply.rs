@@ -15,7 +15,6 @@ use super::snapshot_task::start_snapshot_if_due;
 use super::state_machine::StateMachine;
 use crate::engine::{Committed, Engine, Event, OpenError};
 use crate::ids::Lsn;
-use crate::store::StoreError;
 use crate::transfer::Manifest;
 
 /// Time between two calls of [`StateMachine::maintain`].
@@ -144,14 +143,10 @@ fn install<S: StateMachine>(
     let member = shared.member.as_ref()?;
     let (checkpoint, lsn, term) = (offer.checkpoint, offer.last_included_index, offer.term);
     let fetched = member.store.fetched(checkpoint);
-    // Its files then stay, for the next offer.
-    let unreadable = fetched.as_ref().is_err_and(StoreError::is_unreadable);
     let fetched = fetched.map_err(|e| e.to_string());
     if let Err(error) = fetched.and_then(|s| machine.restore(s).map_err(|e| e.to_string())) {
-        tracing::error!(%lsn, error, "a fetched snapshot cannot be installed");
-        if !unreadable && let Err(error) = member.store.discard_fetch(checkpoint) {
-            tracing::warn!(%error, "the files of a failed install could not be removed");
-        }
+        // Its files stay for the next offer, which verifies them: the disk may have been full.
+        tracing::error!(%lsn, error, "a fetched snapshot cannot be installed; its files are kept");
         shared.step(Event::InstallFailed { checkpoint });
         return None;
     }

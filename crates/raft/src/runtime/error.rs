@@ -33,7 +33,9 @@ pub enum NodeError {
         group: GroupId,
     },
     /// The number of this start could not be read or stored.
-    #[error("the number of this start, in {path}: {why}")]
+    #[error(
+        "the number of this start, in {path}: {why}; a damaged file can be removed: the number then goes on from the clock"
+    )]
     Incarnation {
         /// The file.
         path: std::path::PathBuf,

@@ -20,6 +20,7 @@ use crate::engine::{
 };
 use crate::ids::{GroupId, Lsn, NodeId, Term};
 use crate::message::Envelope;
+use crate::priority::shorten_time_slice;
 use crate::store::StoredSnapshot;
 
 /// Election timeouts within which a change of the membership comes about: it takes two commits, and one
@@ -85,7 +86,10 @@ impl<O: Send + 'static> Group<O> {
             .name(format!("apply-{id}"))
             .spawn({
                 let shared = shared.clone();
-                move || super::apply::run(machine, &shared.apply, &shared)
+                move || {
+                    shorten_time_slice();
+                    super::apply::run(machine, &shared.apply, &shared);
+                }
             })?;
         Ok(Group {
             shared,
@@ -288,6 +292,19 @@ impl<O: Send + 'static> Group<O> {
         self.shared.halted()
     }
 
+    /// Halts the group for good: the host has found that its state is not that of the log. From now on this
+    /// member neither votes nor leads nor applies, takes no snapshot of a peer, and gives no peer one of its
+    /// own. What it has acknowledged stays in its log. Nothing of this is stored: a host that opens the group
+    /// again has to call it again.
+    pub fn condemn(&self, why: String) {
+        let shared = &self.shared;
+        shared.step(Event::Condemned { what: why });
+        if let Some(member) = &shared.member {
+            member.fetches.close();
+            member.snapshot_sender.withdraw(&member.store);
+        }
+    }
+
     /// Why entries cannot be written or applied at the moment, if that is so. The attempts are repeated
     /// without a limit.
     pub fn stall_cause(&self) -> Option<String> {
@@ -300,10 +317,11 @@ impl<O: Send + 'static> Group<O> {
         }
     }
 
-    /// Whether this member leads and has applied everything from before its term.
+    /// Whether this member leads and has applied everything from before its term. One that has halted does not
+    /// lead any more, whatever it was.
     pub fn is_serving(&self) -> bool {
         let status = self.status();
-        status.role == Role::Leader && status.applied_term == status.term
+        status.role == Role::Leader && status.applied_term == status.term && !status.halted
     }
 
     /// Waits until this member leads and has applied everything from before its term: from then on it may

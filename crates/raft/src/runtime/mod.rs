@@ -25,7 +25,7 @@
 //! and carries out the actions before it releases the lock, so actions keep their order.
 //!
 //! Roles of the modules, from the bottom up: `config`, `error`, `state_machine` are what a host sees and
-//! brings. `queue`, `proposals`, `waiters`, `requests`, `counts`, `reopening`, `snapshot_jobs` each hold
+//! brings. `incarnation` numbers the starts. `queue`, `proposals`, `waiters`, `requests`, `counts`, `reopening`, `snapshot_jobs` each hold
 //! one part of a group's state. `snapshot_sender` and `snapshot_receiver` drive the two sides of a
 //! transfer; `member` joins them for one group. `shared` is a group's engine and all of its state; `apply`
 //! and `snapshot_task` are threads that use it; `group` and `node` are the handles of the host.
@@ -38,6 +38,7 @@ mod counts;
 mod error;
 mod group;
 mod in_memory_state;
+mod incarnation;
 mod member;
 mod node;
 mod proposals;

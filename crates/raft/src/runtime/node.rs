@@ -19,6 +19,7 @@ use super::config::{ConfigError, NodeConfig};
 use super::counts::{Unread, UnreadCounts};
 use super::error::NodeError;
 use super::group::Group;
+use super::incarnation::next_incarnation;
 use super::member::{ClusterInit, GroupOptions, Member, Tag, complete_install, make_ready};
 use super::reopening::Reopening;
 use super::shared::{Addressed, SendToPeers, Setup};
@@ -341,6 +342,25 @@ impl Node {
         complete_install(&inner.log, id, &Arc::new(store), applied).map(drop)
     }
 
+    /// Removes the snapshots of a group whose log was begun again, with another lineage: they are of no use, and
+    /// keep files. Before the group is opened. Without effect on a node without a directory of snapshots.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be removed now.
+    pub fn remove_snapshots(&self, id: GroupId) -> Result<(), NodeError> {
+        let Some(dir) = &self.inner.config.dir else {
+            return Ok(());
+        };
+        match std::fs::remove_dir_all(group_dir(dir, id)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(NodeError::Store {
+                group: id,
+                source: error.into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn identity(&self, others: &Others, group: GroupId, lineage: Lineage) -> Identity {
         Identity {
             cluster: self.inner.config.cluster,
@@ -494,31 +514,4 @@ fn purge(inner: &Weak<Inner>, interval: Duration) {
 /// Directory of a group's snapshots.
 fn group_dir(dir: &Path, group: GroupId) -> std::path::PathBuf {
     dir.join(format!("group-{group}"))
-}
-
-/// The number of this start: one more than that of the last one, and durable before any message carries it.
-fn next_incarnation(dir: &Path) -> Result<Incarnation, NodeError> {
-    let path = dir.join("incarnation");
-    let failed = |error: std::io::Error| NodeError::Incarnation {
-        path: path.clone(),
-        why: error.to_string(),
-        unreadable: error.kind() != std::io::ErrorKind::InvalidData,
-    };
-    let count = || -> std::io::Result<u64> {
-        std::fs::create_dir_all(dir)?;
-        let last = match std::fs::read_to_string(&path) {
-            Ok(text) => (text.trim().parse())
-                .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
-            Err(e) => return Err(e),
-        };
-        let next: u64 = last + 1;
-        let temporary = dir.join("incarnation.tmp");
-        std::fs::write(&temporary, next.to_string())?;
-        std::fs::File::open(&temporary)?.sync_all()?;
-        std::fs::rename(&temporary, &path)?;
-        std::fs::File::open(dir)?.sync_all()?;
-        Ok(next)
-    };
-    count().map(Incarnation).map_err(failed)
 }

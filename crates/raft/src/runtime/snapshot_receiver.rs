@@ -26,6 +26,7 @@ use super::counts::Counts;
 use crate::engine::Event;
 use crate::ids::{CheckpointId, NodeId};
 use crate::message::{Chunk, EndReason, Ended, Identity, Payload};
+use crate::priority::{DiskPriority, lower_priority};
 use crate::store::{Partial, SnapshotStore, StoreError};
 use crate::transfer::{
     Held, Manifest, Receiver, ReceiverAction, ReceiverConfig, ReceiverCounts, ReceiverEvent,
@@ -119,6 +120,8 @@ impl Fetches {
         };
         let group = setup.identity.group;
         let begun = self.next_thread(&mut state, format!("fetch-{group}"), move || {
+            // Others wait for what it syncs. The verifier inherits it.
+            lower_priority(DiskPriority::Lowest);
             let span = tracing::info_span!("fetch", %group, %checkpoint, %from);
             let _entered = span.enter();
             let mut fetch = Fetch {
@@ -337,6 +340,7 @@ impl Fetch {
             match error {
                 StoreError::Io(error) if is_full(&error) => {
                     metrics::counter!(FULL_DISK_WAITS).increment(1);
+                    self.report(0, true);
                     self.wait(1)?;
                 }
                 _ => self.note_failure(failures)?,
@@ -399,13 +403,10 @@ impl Fetch {
                 return Err(FetchError::Stopped);
             }
             let ticked = matches!(event, ReceiverEvent::Tick);
-            let bytes_done = receiver.bytes_done();
-            if ticked && reported != Some(bytes_done) {
-                reported = Some(bytes_done);
-                self.setup.host.step(Event::FetchProgress {
-                    checkpoint: self.setup.offer.checkpoint,
-                    bytes_done,
-                });
+            let progress = (receiver.bytes_done(), receiver.waits_for_space());
+            if ticked && reported != Some(progress) {
+                reported = Some(progress);
+                self.report(progress.0, progress.1);
             }
             let mut progress = self.carry_out(receiver, event, partial, verifier);
             self.count(receiver, &mut counted);
@@ -423,6 +424,14 @@ impl Fetch {
                 return progress;
             }
         }
+    }
+
+    fn report(&self, bytes_done: u64, waits_for_space: bool) {
+        self.setup.host.step(Event::FetchProgress {
+            checkpoint: self.setup.offer.checkpoint,
+            bytes_done,
+            waits_for_space,
+        });
     }
 
     /// Adds what the receiver has counted since the last call to the counters of the member.

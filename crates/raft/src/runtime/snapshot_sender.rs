@@ -6,7 +6,8 @@
 //!
 //! The thread also enforces the limit in bytes per second: it waits *before* it reads a chunk, and no other
 //! thread waits for it. A chunk that was read is sent at once, so no chunk waits in memory. A read whose
-//! transfer has ended is skipped, and does not count for the limit.
+//! transfer has ended is skipped, and does not count for the limit. Its priority is low, for the processor and for
+//! the disk: appends go first.
 //!
 //! [`Permit`]: crate::transport::Permit
 
@@ -23,6 +24,7 @@ use tracing::Span;
 use super::rate_limiter::RateLimiter;
 use crate::ids::{CheckpointId, NodeId};
 use crate::message::{EndReason, Ended, Fetch, Identity, Payload};
+use crate::priority::{DiskPriority, lower_priority};
 use crate::store::{SnapshotStore, Stored};
 use crate::transfer::{
     Manifest, ReadError, ReadId, Sender, SenderAction, SenderConfig, SenderCounts, SenderEvent,
@@ -182,7 +184,10 @@ impl SnapshotSender {
             .name("snapshot-reader".to_owned())
             .spawn({
                 let sender = sender.clone();
-                move || sender.run(RateLimiter::new(bytes_per_second))
+                move || {
+                    lower_priority(DiskPriority::Idle);
+                    sender.run(RateLimiter::new(bytes_per_second));
+                }
             })?;
         *sender.thread.lock() = Some(thread);
         Ok(sender)

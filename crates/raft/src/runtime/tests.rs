@@ -8,6 +8,7 @@
 //! - [`reopening`]: groups that have halted, and go on;
 //! - [`members`]: groups of several members, for those that follow;
 //! - [`cluster_init`]: which starts may begin a group, and which may not;
+//! - [`condemning`]: a member whose state is found to be wrong;
 //! - [`installing`]: a state that is replaced by a peer's snapshot, or cannot be;
 //! - [`snapshots`]: hints and requests, what goes on meanwhile, failures;
 //! - [`purging`]: files of the log that no group needs are deleted, or the host does not want that;
@@ -20,6 +21,7 @@
 
 mod answers;
 mod cluster_init;
+mod condemning;
 mod damaged;
 mod faults;
 mod installing;

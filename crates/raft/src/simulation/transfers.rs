@@ -198,11 +198,13 @@ impl World {
         if let Some(fetching) = &self.host(id).fetching {
             let checkpoint = fetching.checkpoint();
             let bytes_done = fetching.receiver.bytes_done();
+            let waits_for_space = fetching.receiver.waits_for_space();
             self.step(
                 id,
                 Event::FetchProgress {
                     checkpoint,
                     bytes_done,
+                    waits_for_space,
                 },
             );
         }

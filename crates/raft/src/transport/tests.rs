@@ -139,6 +139,8 @@ fn a_permit_is_given_back_whether_its_chunk_arrives_or_not() {
 #[cfg(feature = "grpc")]
 mod calls;
 #[cfg(feature = "grpc")]
+mod strangers;
+#[cfg(feature = "grpc")]
 mod tls;
 
 #[cfg(feature = "grpc")]

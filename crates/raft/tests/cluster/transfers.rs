@@ -176,6 +176,10 @@ fn a_full_disk_on_the_receiver_delays_the_fetch_and_not_the_log() {
     let watch = Watch::install(&cluster, usize::MAX);
     cluster.run(behind);
     wait_for("the disk is full", || faults.was_full());
+    wait_for("the status says so", || {
+        let details = cluster.group(behind).details();
+        details.transfers.iter().any(|it| it.waits_for_space)
+    });
     observe_repeatedly("it still takes part", || {
         cluster.write(20, 100);
         let term = cluster.group(cluster.leader()).status().term;

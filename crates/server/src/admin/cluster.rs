@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::Failures;
+pub use super::replicas::{CheckOutcome, ReplicaCheck, ReplicaDigest, ReplicaFetch};
 use super::request::{Body, InPath};
 use super::{Admin, AdminError};
 use crate::auth::Access;
@@ -72,6 +73,19 @@ pub struct ClusterGroup {
     pub leader_name: Option<String>,
     /// What each node that has answered has of it, in order of the nodes' numbers.
     pub replicas: Vec<ClusterReplica>,
+    /// The last comparison of the replicas; absent if there was none yet.
+    pub check: Option<ReplicaCheck>,
+    /// Whether one is under way.
+    pub checking: bool,
+    /// Why the last one came to no end, if so.
+    pub check_failed: Option<String>,
+}
+
+/// A check that was begun.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct CheckBegun {
+    /// The partition.
+    pub partition: u64,
 }
 
 /// What a node has of a partition.
@@ -94,6 +108,8 @@ pub struct ClusterReplica {
     pub lag: Option<u64>,
     /// Why it applies nothing, if so.
     pub halted: Option<String>,
+    /// The snapshot that it fetches; absent if it fetches none.
+    pub fetching: Option<ReplicaFetch>,
 }
 
 /// A change that was made.
@@ -235,16 +251,7 @@ pub(super) async fn transfer_leader(
 ) -> Result<Json<ClusterChange>, AdminError> {
     let granted = access.admin(Effect::Write)?;
     let cluster = cluster(admin.node.open(&granted))?;
-    let partitions = admin.long.len() as u64;
-    if partition >= partitions {
-        return Err(AdminError::listed(
-            "partition_not_found",
-            format!(
-                "there is no partition {partition}: they are 0 to {}",
-                partitions - 1
-            ),
-        ));
-    }
+    known_partition(&admin, partition)?;
     let said = match new.to {
         NodeSaid::Number(number) => number.to_string(),
         NodeSaid::Text(text) => text,
@@ -252,6 +259,46 @@ pub(super) async fn transfer_leader(
     let found = find(&cluster, &said)?;
     cluster.transfer_leader(partition, found.node).await?;
     Ok(Json(found))
+}
+
+/// Compares the replicas of a partition.
+///
+/// Each computes a digest of what it has, as of the same entry of the log, and one that differs from the majority
+/// stops. Answers as soon as that is to begin; `check` in `GET /cluster` shows the result once its `noted_at` has
+/// grown.
+#[utoipa::path(
+    post,
+    path = "/esker/v1/cluster/partitions/{partition}/check",
+    operation_id = "check_replicas",
+    tag = "cluster",
+    params(("partition" = u64, Path, description = "The partition")),
+    responses((status = 200, description = "It is to begin", body = CheckBegun), Failures)
+)]
+pub(super) async fn check(
+    State(admin): State<Admin>,
+    access: Access,
+    InPath(partition): InPath<u64>,
+) -> Result<Json<CheckBegun>, AdminError> {
+    let granted = access.admin(Effect::Write)?;
+    let cluster = cluster(admin.node.open(&granted))?;
+    known_partition(&admin, partition)?;
+    cluster.check(partition).await?;
+    Ok(Json(CheckBegun { partition }))
+}
+
+/// Refuses the number of a partition that there is not.
+fn known_partition(admin: &Admin, partition: u64) -> Result<(), AdminError> {
+    let partitions = admin.long.len() as u64;
+    match partition < partitions {
+        true => Ok(()),
+        false => Err(AdminError::listed(
+            "partition_not_found",
+            format!(
+                "there is no partition {partition}: they are 0 to {}",
+                partitions - 1
+            ),
+        )),
+    }
 }
 
 /// The cluster of this node.
@@ -355,12 +402,17 @@ fn group(of: ClusterPartition, names: &BTreeMap<u64, String>) -> ClusterGroup {
         // The reports are not of one moment.
         lag: end.map(|end| end.saturating_sub(replica.applied)),
         halted: replica.halted.clone(),
+        fetching: replica.fetching.as_ref().map(ReplicaFetch::from),
     });
+    let replicas = replicas.collect();
     ClusterGroup {
+        check: of.check.map(ReplicaCheck::from),
+        checking: of.checks,
+        check_failed: of.check_failed,
         partition: of.partition,
         leader: of.leader,
         leader_name: of.leader.map(name),
-        replicas: replicas.collect(),
+        replicas,
     }
 }
 
@@ -376,6 +428,7 @@ mod tests {
             applied,
             last,
             halted: None,
+            fetching: None,
         };
         let names = BTreeMap::from([(1, "n1".to_owned()), (2, "n2".to_owned())]);
         let mut of = ClusterPartition {
@@ -386,6 +439,9 @@ mod tests {
                 (2, replica("learner", 4, 5)),
                 (3, replica("follower", 13, 13)),
             ]),
+            check: None,
+            checks: false,
+            check_failed: None,
         };
         let shown = group(of.clone(), &names);
         assert_eq!(shown.leader_name.as_deref(), Some("n1"));

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
-use esker_node::{Error, RepositoryError, TokenError};
+use esker_node::{Error, RepositoryError, StateError, TokenError};
 use http::{HeaderName, HeaderValue, StatusCode};
 use s2_api::v1::error::ErrorCode;
 use s2_common::http::extract::HeaderRejection;
@@ -56,6 +56,12 @@ pub const CODES: &[(&str, u16, &str, &str)] = &[
         503,
         "The cluster cannot make the change now, or it is not known whether it did: a partition has no leader, or the leader has not answered.",
         "`esker cluster status` shows whether it was made. Else try again.",
+    ),
+    (
+        "history_begins",
+        404,
+        "The commit, or the version of a key, is below the history of the state store that is kept.",
+        "Ask for the first commit that the message names, or a later one.",
     ),
     (
         "earlier_lineage",
@@ -187,6 +193,11 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "Files of TLS have changed and cannot be used: new connections use what was read before.",
     ),
     (
+        "peer_certificate_not_reloaded",
+        false,
+        "The files of `cluster.certificate` have changed and cannot be used: new connections between nodes use what was read before.",
+    ),
+    (
         "root_token_not_reloaded",
         false,
         "The file of the root token cannot be used: the token that was read before stays.",
@@ -260,6 +271,21 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "partition_halted",
         false,
         "A partition applies nothing: its log could not be read, or is damaged. If the cause may be temporary, the server opens the partition again; the problem states it.",
+    ),
+    (
+        "replica_diverged",
+        false,
+        "The state of this node's replica of a partition is not that of the majority: it is stopped for good, and the node has to be replaced.",
+    ),
+    (
+        "replicas_differ",
+        false,
+        "Replicas of a partition differ, and none has a majority, so it is not known which is wrong.",
+    ),
+    (
+        "replica_waits_for_space",
+        false,
+        "A replica fetches its state from another node, and the disk here is full: it goes on once there is space.",
     ),
 ];
 
@@ -390,6 +416,25 @@ fn repository_code(error: &RepositoryError) -> &'static str {
         RepositoryError::Store { .. } | RepositoryError::Invalid(_) => "store",
         // Variants that were added later have no code of their own yet.
         _ => "store",
+    }
+}
+
+impl From<StateError> for AdminError {
+    fn from(error: StateError) -> AdminError {
+        match &error {
+            StateError::Invalid(_) => AdminError::invalid(error),
+            StateError::HistoryBegins { .. } => AdminError::listed("history_begins", error),
+            StateError::Stopping => {
+                AdminError::new(StatusCode::SERVICE_UNAVAILABLE, "server_draining", error)
+            }
+            StateError::Exhausted(_) | StateError::Unavailable(_) => {
+                AdminError::listed("unavailable", error)
+            }
+            StateError::Storage(_) => {
+                AdminError::new(StatusCode::INTERNAL_SERVER_ERROR, "storage", error)
+            }
+            _ => AdminError::new(StatusCode::INTERNAL_SERVER_ERROR, "other", error),
+        }
     }
 }
 

@@ -7,7 +7,9 @@
 //! | [`access_tokens`] | everything below `/access-tokens` |
 //! | [`basins`] | everything below `/basins/{basin}` |
 //! | [`snapshots`] | everything below `/partitions/{partition}` |
-//! | [`cluster`] | everything below `/cluster` |
+//! | [`cluster`], [`replicas`] | everything below `/cluster` |
+//! | [`state`] | everything below `/state` |
+//! | [`history`] | `GET /history` |
 //! | [`request`] | paths, headers, queries and bodies, and how they are refused |
 //! | [`error`] | codes |
 //!
@@ -22,8 +24,11 @@ pub mod access_tokens;
 pub mod basins;
 pub mod cluster;
 pub mod error;
+pub mod history;
+mod replicas;
 mod request;
 pub mod snapshots;
+pub mod state;
 pub mod status;
 pub mod streams;
 #[cfg(test)]
@@ -42,6 +47,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Guarded;
+use crate::sample_history::History;
 
 pub use error::{AdminError, CODES, PROBLEMS};
 
@@ -60,6 +66,7 @@ pub const BODY: usize = 64 * 1024;
         (name = "streams", description = "Where a stream stands"),
         (name = "access tokens", description = "What the S2 API has no operations for"),
         (name = "cluster", description = "The nodes of the cluster, and who leads what"),
+        (name = "state", description = "What the state store has"),
         (name = "snapshots", description = "The partitions' snapshots in the repository"),
     )
 )]
@@ -71,11 +78,14 @@ struct Admin {
     node: Guarded<Node>,
     /// One permit per partition, for long operations.
     long: Arc<Vec<Arc<Semaphore>>>,
+    /// Turns for reading pages of the state store.
+    pages: state::Turns,
+    history: History,
     document: Arc<str>,
 }
 
 impl Admin {
-    fn new(node: Guarded<Node>, partitions: u64, document: String) -> Admin {
+    fn new(node: Guarded<Node>, partitions: u64, history: History, document: String) -> Admin {
         Admin {
             node,
             long: Arc::new(
@@ -83,6 +93,8 @@ impl Admin {
                     .map(|_| Arc::new(Semaphore::new(1)))
                     .collect(),
             ),
+            pages: state::Turns::default(),
+            history,
             document: document.into(),
         }
     }
@@ -119,13 +131,14 @@ impl Admin {
 pub(crate) fn router<S: Clone + Send + Sync + 'static>(
     node: Guarded<Node>,
     partitions: u64,
+    history: History,
 ) -> Router<S> {
     let (router, document) = open_api().split_for_parts();
     // The document is built from constants, so this cannot fail: a test builds it too.
     let document = document.to_pretty_json().unwrap_or_default();
     router
         .layer(DefaultBodyLimit::max(BODY))
-        .with_state(Admin::new(node, partitions, document))
+        .with_state(Admin::new(node, partitions, history, document))
 }
 
 /// This document.
@@ -161,7 +174,14 @@ fn open_api() -> OpenApiRouter<Admin> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(openapi))
         .routes(routes!(status::status))
+        .routes(routes!(history::history))
         .routes(routes!(streams::position))
+        .routes(routes!(state::status))
+        .routes(routes!(state::agents))
+        .routes(routes!(state::keys))
+        .routes(routes!(state::value))
+        .routes(routes!(state::versions))
+        .routes(routes!(state::commits))
         .routes(routes!(basins::adopt))
         .routes(routes!(access_tokens::confirm))
         .routes(routes!(cluster::show))
@@ -169,6 +189,7 @@ fn open_api() -> OpenApiRouter<Admin> {
         .routes(routes!(cluster::drain))
         .routes(routes!(cluster::activate))
         .routes(routes!(cluster::transfer_leader))
+        .routes(routes!(cluster::check))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::show))
         .routes(routes!(snapshots::diff))

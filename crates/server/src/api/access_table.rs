@@ -13,7 +13,7 @@ use http::{Request, StatusCode, header};
 use s2_common::access::Operation;
 use tower::ServiceExt as _;
 
-use super::{App, Limits, open_routes, v1_routes};
+use super::{AppParts, Limits, open_routes, v1_routes};
 use crate::auth::authority::tests::{Issued, authority, stored};
 use crate::auth::operation::{Effect, name};
 use crate::auth::rules::{GRPC_RULES, RULES, Rule};
@@ -56,14 +56,14 @@ impl World {
         };
         node.tokens().issue(issuer).await.unwrap();
         let limits = Limits::new(&LimitsConfig::default());
-        let app = App::new(
+        let app = AppParts::new(
             node.clone(),
             telemetry::metrics(),
             limits,
             "test:local".parse().unwrap(),
         );
         World {
-            router: super::router(app),
+            router: super::router(app.into()),
             node,
             _dir: dir,
         }

@@ -24,8 +24,10 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::ServiceError;
+use super::begun_body::begun;
 use super::body_budget::{BodyBudget, Claim, Full, MAX_SMALL, of_known_length};
 use crate::client::client;
+use crate::forwarded::is_forwarded;
 use crate::request_guard::{content_type, is_grpc};
 use crate::state::status::{too_large, too_slow, unavailable};
 
@@ -57,6 +59,11 @@ impl Bodies {
         self.timeout + at_min_rate(bytes)
     }
 
+    /// Memory for what is kept of a body of this client; none yet.
+    pub(crate) fn kept(&self, client: Client) -> Kept {
+        Kept(self.budget.claim(client))
+    }
+
     /// Bytes that bodies and frames hold now.
     pub(crate) fn held(&self) -> usize {
         self.budget.claimed()
@@ -65,6 +72,17 @@ impl Bodies {
     /// How many bodies and frames wait for memory now.
     pub(crate) fn waiting(&self) -> usize {
         self.budget.waiting()
+    }
+}
+
+/// Memory for the beginning of a body that another node is sent.
+#[derive(Debug)]
+pub(crate) struct Kept(Claim);
+
+impl Kept {
+    /// Whether there is memory for so many bytes in all, without waiting.
+    pub(crate) fn cover(&mut self, bytes: usize) -> bool {
+        self.0.try_extend(bytes)
     }
 }
 
@@ -117,7 +135,18 @@ pub async fn admit(State(bodies): State<Bodies>, request: Request, next: Next) -
         arriving.endless = is_grpc;
         Body::new(arriving)
     });
-    let response = next.run(request).await;
+    // Of a request of another node, nothing is handled before something of the body has come, if only its end: that
+    // node knows then that nothing has happened if it has passed on nothing. Calls do nothing by themselves before
+    // they have read a message.
+    let is_begun = !is_grpc && is_forwarded(request.extensions());
+    let response = match is_begun {
+        false => next.run(request).await,
+        true => match begun(request).await {
+            Ok(request) => next.run(request).await,
+            // The other node has gone, or what has ended the body is answered below.
+            Err(_) => ServiceError::SlowBody.into_response(),
+        },
+    };
     let ended = {
         let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
         held.claim.release();
@@ -310,6 +339,7 @@ mod tests {
 
     use super::*;
     use crate::api::body_budget::STEP;
+    use crate::forwarded::Forwarded;
 
     const TIMEOUT: Duration = Duration::from_millis(200);
     const KIB: usize = 1024;
@@ -446,5 +476,48 @@ mod tests {
         // A small claim, three quarters of what is shared, and the reserve.
         let (small, shared) = (MAX_SMALL, 768 * KIB);
         assert!(bodies.held() <= small + shared + 1024 * KIB);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_of_another_node_is_handled_once_something_of_its_body_was_admitted() {
+        use axum::{Router, middleware, routing::post};
+        use tower::ServiceExt as _;
+
+        let bodies = Bodies::new(4096 * KIB, 1024 * KIB, TIMEOUT);
+        let seen = bodies.clone();
+        let held = move |body: Body| {
+            // Before anything is read here.
+            let held = seen.held();
+            async move {
+                let read = body.collect().await.map(|body| body.to_bytes().len());
+                format!("{held} {read:?}")
+            }
+        };
+        let router = Router::new()
+            .route("/", post(held))
+            .layer(middleware::from_fn_with_state(bodies.clone(), admit));
+        let ask = async |body: Body, is_forwarded: bool| {
+            let mut request = Request::post("/").body(body).unwrap();
+            if is_forwarded {
+                let wait = Duration::ZERO;
+                request.extensions_mut().insert(Forwarded { wait });
+            }
+            let answer = router.clone().oneshot(request).await.unwrap();
+            let status = answer.status();
+            let text = answer.into_body().collect().await.unwrap().to_bytes();
+            (status.as_u16(), String::from_utf8_lossy(&text).into_owned())
+        };
+        let body = || pieces(2, 10 * KIB, Duration::ZERO);
+        let two = 20 * KIB;
+        assert_eq!(ask(body(), false).await, (200, format!("0 Ok({two})")));
+        let first = MAX_SMALL;
+        assert_eq!(ask(body(), true).await, (200, format!("{first} Ok({two})")));
+        // The end of an empty body is enough; nothing at all is not.
+        let empty = || Body::from_stream(stream::empty::<Result<Bytes, std::io::Error>>());
+        assert_eq!(ask(empty(), true).await, (200, "0 Ok(0)".to_owned()));
+        let never = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+        let (status, text) = ask(never, true).await;
+        assert_eq!(status, 408, "{text}");
+        assert_eq!(bodies.held(), 0);
     }
 }

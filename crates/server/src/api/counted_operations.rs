@@ -9,6 +9,7 @@ use axum::response::Response;
 use http::Method;
 use s2_common::access::Operation;
 
+use crate::forwarded::is_forwarded;
 use crate::usage::Usage;
 
 /// Whose operation a request is.
@@ -50,10 +51,18 @@ fn operation(route: &str, method: &Method) -> Option<(Operation, Scope)> {
     })
 }
 
+fn is_of_metrics(operation: Operation) -> bool {
+    use Operation::{AccountMetrics, BasinMetrics, StreamMetrics};
+    matches!(operation, AccountMetrics | BasinMetrics | StreamMetrics)
+}
+
 /// Counts a request that succeeds.
 pub async fn count(State(usage): State<Usage>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>();
     let counted = route.and_then(|route| operation(route.as_str(), request.method()));
+    // The node that a client asks for metrics asks all others: that is one request.
+    let is_of_all = is_forwarded(request.extensions());
+    let counted = counted.filter(|(operation, _)| !(is_of_all && is_of_metrics(*operation)));
     let Some((operation, scope)) = counted else {
         return next.run(request).await;
     };

@@ -7,6 +7,7 @@
 
 mod access_tokens;
 mod basins;
+mod begun_body;
 mod bodies;
 mod body_budget;
 mod counted_bodies;
@@ -27,6 +28,7 @@ mod streams;
 mod token_scope;
 mod usage_metrics;
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
@@ -39,6 +41,7 @@ use tower_http::compression::predicate::{NotForContentType, Predicate as _, Size
 use tower_http::decompression::RequestDecompressionLayer;
 
 pub use bodies::Bodies;
+pub(crate) use bodies::Kept;
 pub use error::{CODES, ServiceError};
 
 use crate::answers::Answers;
@@ -46,6 +49,8 @@ use crate::auth::Guarded;
 use crate::config::LimitsConfig;
 use crate::forward::{Forwarder, forward};
 use crate::identification::gate;
+use crate::sample_history::History;
+use crate::shared_service::ShareLayer;
 use crate::traces::{self, Traces};
 use crate::usage::Usage;
 use readings::Readings;
@@ -59,9 +64,12 @@ const COMPRESS_ABOVE: u64 = 1024;
 /// Most bytes of the body of a gRPC call: a message and its prefix.
 const MAX_MESSAGE: usize = crate::state::MAX_REQUEST + 5;
 
-/// What handlers need.
+/// What handlers need. It is cloned several times for each request, so that has to be cheap.
 #[derive(Clone)]
-pub struct App {
+pub struct App(Arc<AppParts>);
+
+/// What an [`App`] consists of.
+pub struct AppParts {
     /// The node that does the work.
     pub(crate) node: Guarded<Node>,
     /// Its state store.
@@ -80,6 +88,8 @@ pub struct App {
     pub usage: Usage,
     /// Turns of the requests for that.
     pub(crate) readings: Readings,
+    /// What the node did lately.
+    pub(crate) history: History,
     /// What sends requests to the nodes that answer them; `None` outside of a cluster.
     pub(crate) forwarder: Option<Forwarder>,
 }
@@ -97,16 +107,30 @@ pub struct Limits {
     pub(crate) answers: Answers,
 }
 
-impl App {
+impl Deref for App {
+    type Target = AppParts;
+
+    fn deref(&self) -> &AppParts {
+        &self.0
+    }
+}
+
+impl From<AppParts> for App {
+    fn from(parts: AppParts) -> App {
+        App(Arc::new(parts))
+    }
+}
+
+impl AppParts {
     /// What handlers need. They reach the node with a permission alone.
     pub fn new(
         node: Node,
         metrics: PrometheusHandle,
         limits: Limits,
         location: LocationName,
-    ) -> App {
-        let forwarder = Forwarder::of(&node);
-        App {
+    ) -> AppParts {
+        let forwarder = Forwarder::of(&node, &limits.bodies);
+        AppParts {
             state: Guarded::new(node.state().clone()),
             partitions: u64::from(node.identity().partitions) + 1,
             node: Guarded::new(node),
@@ -116,6 +140,7 @@ impl App {
             location,
             usage: Usage::default(),
             readings: Readings::default(),
+            history: History::default(),
             forwarder,
         }
     }
@@ -197,20 +222,25 @@ fn v1_routes() -> Routes<App> {
 fn finished(router: Router<App>, app: App) -> Router {
     let router = match &app.forwarder {
         // Behind the gate, and before anything that reads a body or holds an answer.
-        Some(forwarder) => {
-            router.route_layer(middleware::from_fn_with_state(forwarder.clone(), forward))
-        }
+        Some(forwarder) => router.route_layer((
+            middleware::from_fn_with_state(forwarder.clone(), forward),
+            ShareLayer,
+        )),
         None => router,
     };
-    router
+    let router = router
         // Every route is behind it.
-        .route_layer(middleware::from_fn(gate))
-        .route_layer(middleware::from_fn(drain_body::read_on))
-        .route_layer(middleware::from_fn(ops::count))
-        .route_layer(middleware::from_fn_with_state(
-            app.traces.clone(),
-            traces::trace,
-        ))
+        .route_layer((middleware::from_fn(gate), ShareLayer))
+        .route_layer((middleware::from_fn(drain_body::read_on), ShareLayer))
+        .route_layer((middleware::from_fn(ops::count), ShareLayer));
+    let router = match app.traces.is_on() {
+        true => router.route_layer((
+            middleware::from_fn_with_state(app.traces.clone(), traces::trace),
+            ShareLayer,
+        )),
+        false => router,
+    };
+    router
         .fallback(ops::no_route)
         .method_not_allowed_fallback(ops::no_method)
         .with_state(app)
@@ -224,31 +254,41 @@ pub fn router(app: App) -> Router {
         .and(NotForContentType::const_new("s2s/proto"));
     let v1 = v1_routes()
         .router
-        .route_layer(middleware::from_fn_with_state(
-            app.usage.clone(),
-            counted_operations::count,
+        .route_layer((
+            middleware::from_fn_with_state(app.usage.clone(), counted_operations::count),
+            ShareLayer,
         ))
-        .route_layer(middleware::from_fn_with_state(
-            answers.clone(),
-            held_answers::hold,
+        .route_layer((
+            middleware::from_fn_with_state(answers.clone(), held_answers::hold),
+            ShareLayer,
         ))
         // The body after decompression is counted, because that is what is held.
-        .route_layer(middleware::from_fn_with_state(
-            app.limits.bodies.clone(),
-            bodies::admit,
+        .route_layer((
+            middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
+            ShareLayer,
         ))
         .route_layer((
             CompressionLayer::new().compress_when(compress),
             RequestDecompressionLayer::new(),
             DefaultBodyLimit::max(app.limits.request_body),
+            ShareLayer,
         ))
-        .route_layer(middleware::map_response(ops::explain_unsupported));
-    let admitted = middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit);
+        .route_layer((
+            middleware::map_response(ops::explain_unsupported),
+            ShareLayer,
+        ));
+    let admitted = (
+        middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
+        ShareLayer,
+    );
     let routes = open_routes().at(Get, "/metrics", ops::metrics);
     let router = routes
         .router
         .nest("/v1", v1)
-        .merge(crate::admin::router(app.node.clone(), app.partitions).route_layer(admitted.clone()))
+        .merge(
+            crate::admin::router(app.node.clone(), app.partitions, app.history.clone())
+                .route_layer(admitted.clone()),
+        )
         .merge(crate::state::router(&app.state, &answers).route_layer(admitted));
     finished(router, app)
 }

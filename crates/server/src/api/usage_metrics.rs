@@ -1,8 +1,10 @@
 //! `/v1/metrics`: usage of the account, of a basin and of a stream.
 
+use std::convert::Infallible;
 use std::time::Instant;
 
-use axum::extract::{FromRequest, Path, Query, State};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, State};
+use http::request::Parts;
 use s2_api::data::Json;
 use s2_api::v1::metrics::{
     AccountMetricSetRequest, BasinMetricSetRequest, MetricSetResponse, StreamMetricSetRequest,
@@ -18,7 +20,37 @@ use s2_common::stream::StreamName;
 use super::{App, ServiceError};
 use crate::auth::Access;
 use crate::client::OfClient;
+use crate::forward::Others;
 use crate::usage::{self, Bounds};
+
+/// The other nodes of the cluster, which are asked as well; none outside of one.
+pub struct Elsewhere(Option<Others>);
+
+impl FromRequestParts<App> for Elsewhere {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Elsewhere, Infallible> {
+        Ok(Elsewhere(Others::of(app.forwarder.as_ref(), parts)))
+    }
+}
+
+impl Elsewhere {
+    /// The metrics of this node, and those of all others that answer.
+    async fn with(self, values: Vec<Metric>) -> Json<MetricSetResponse> {
+        let own = MetricSetResponse::from(MetricsResponse { values });
+        let Some(others) = self.0 else {
+            return Json(own);
+        };
+        let answers = others.answers().await;
+        let theirs = answers.iter().filter_map(|answer| {
+            let parsed = serde_json::from_slice::<MetricSetResponse>(answer);
+            parsed
+                .inspect_err(|error| tracing::debug!(%error, "the metrics of another node"))
+                .ok()
+        });
+        Json(usage::merged(std::iter::once(own).chain(theirs)))
+    }
+}
 
 #[derive(FromRequest)]
 #[from_request(rejection(ServiceError))]
@@ -31,6 +63,7 @@ pub async fn account(
     State(app): State<App>,
     OfClient(client): OfClient,
     access: Access,
+    elsewhere: Elsewhere,
     AccountArgs { request }: AccountArgs,
 ) -> Result<Json<MetricSetResponse>, ServiceError> {
     let granted = access.account(Operation::AccountMetrics)?;
@@ -55,7 +88,7 @@ pub async fn account(
             of.values.retain(|basin| access.sees_basin(basin));
         }
     }
-    Ok(Json(MetricsResponse { values }.into()))
+    Ok(elsewhere.with(values).await)
 }
 
 #[derive(FromRequest)]
@@ -71,6 +104,7 @@ pub async fn basin(
     State(app): State<App>,
     OfClient(client): OfClient,
     access: Access,
+    elsewhere: Elsewhere,
     BasinArgs { basin, request }: BasinArgs,
 ) -> Result<Json<MetricSetResponse>, ServiceError> {
     let granted = access.basin(Operation::BasinMetrics, &basin)?;
@@ -90,7 +124,7 @@ pub async fn basin(
     let readings = app.readings.clone();
     let read = move || usage::basin(&app.usage, &node, &basin, set, bounds);
     let values = readings.run(client, read).await??;
-    Ok(Json(MetricsResponse { values }.into()))
+    Ok(elsewhere.with(values).await)
 }
 
 #[derive(FromRequest)]
@@ -106,6 +140,7 @@ pub async fn stream(
     State(app): State<App>,
     OfClient(client): OfClient,
     access: Access,
+    elsewhere: Elsewhere,
     StreamArgs {
         path: (basin, stream),
         request,
@@ -133,10 +168,5 @@ pub async fn stream(
         let metrics = usage::storage_of_stream(&app.usage, &node, of, bounds, arrived)?;
         Ok::<_, ServiceError>(metrics?)
     });
-    Ok(Json(
-        MetricsResponse {
-            values: values.await??,
-        }
-        .into(),
-    ))
+    Ok(elsewhere.with(values.await??).await)
 }

@@ -106,6 +106,13 @@ pub(crate) const RULES: &[(&str, &str, Rule)] = &[
     ),
     ("GET", "/esker/v1/openapi.json", Valid),
     ("GET", "/esker/v1/status", Admin(Effect::Read)),
+    ("GET", "/esker/v1/history", Admin(Effect::Read)),
+    ("GET", "/esker/v1/state", State(Effect::Read)),
+    ("GET", "/esker/v1/state/agents", State(Effect::Read)),
+    ("GET", "/esker/v1/state/keys", State(Effect::Read)),
+    ("GET", "/esker/v1/state/value", State(Effect::Read)),
+    ("GET", "/esker/v1/state/versions", State(Effect::Read)),
+    ("GET", "/esker/v1/state/commits", State(Effect::Read)),
     (
         "GET",
         "/esker/v1/streams/{stream}/position",
@@ -176,6 +183,11 @@ pub(crate) const RULES: &[(&str, &str, Rule)] = &[
     (
         "POST",
         "/esker/v1/cluster/partitions/{partition}/leader",
+        Admin(Effect::Write),
+    ),
+    (
+        "POST",
+        "/esker/v1/cluster/partitions/{partition}/check",
         Admin(Effect::Write),
     ),
 ];

@@ -25,7 +25,8 @@ pub(super) const RULES: &[&str] = &[
     "`tls.certificate` and `tls.private-key` are set both or neither, and neither beside `tls.self-signed`; \
      `tls.client-ca` and `tls.cleartext-loopback` only with either.",
     "`cluster.peer-listen` must be a loopback address unless `cluster.secret-file` or `cluster.certificate` is set \
-     or `insecure-no-auth` is `true`. Every other key of `cluster` is of use with it only.",
+     or `insecure-no-auth` is `true`; and one of the two must be set where `root-token-file` is. Every other key of \
+     `cluster` is of use with it only.",
     "`cluster.certificate`, `cluster.private-key` and `cluster.ca` are set all or none.",
     "`log.purge-threshold` must be at least `log.segment-size`.",
     "`store.write-buffers-total` must be at least `store.write-buffer`.",
@@ -291,6 +292,20 @@ fn cluster(config: &Config, source: &dyn Fn(&str) -> Source) -> Option<ConfigErr
         return Some(lacks(has, LISTEN, why));
     };
     let is_guarded = cluster.secret_file.is_some() || cluster.certificate.is_some();
+    if !is_guarded && config.root_token_file.is_some() {
+        return Some(ConfigError::Conflict {
+            keys: vec![LISTEN.into(), "root-token-file".into(), "cluster.secret-file".into()],
+            problem: format!(
+                "`root-token-file` ({}) has every request need a token, and `{LISTEN}` ({}) takes requests of nodes \
+                 in the name of their clients: without a secret or certificates, every program of this machine could \
+                 send them as the holder of the root token",
+                source("root-token-file"),
+                source(LISTEN)
+            ),
+            remedy: "set `cluster.secret-file`, or `cluster.certificate`, `cluster.private-key` and `cluster.ca`"
+                .into(),
+        });
+    }
     if !is_guarded && !config.insecure_no_auth && !listen.ip().to_canonical().is_loopback() {
         return Some(ConfigError::Conflict {
             keys: vec![LISTEN.into(), "cluster.secret-file".into()],

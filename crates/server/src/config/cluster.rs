@@ -8,8 +8,10 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::units::{ByteCount, HumanDuration};
+
 /// The cluster (`[cluster]`).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ClusterConfig {
     /// Address on which other nodes of the cluster reach this one. Clients use `listen`. Port 0 takes any free
@@ -62,4 +64,41 @@ pub struct ClusterConfig {
     /// accepted, so no public authority may be named here. Unset, as `certificate`.
     #[schemars(extend("format" = "path"))]
     pub ca: Option<PathBuf>,
+
+    /// Time after which the replicas of each partition are compared again: each node computes a checksum of what it
+    /// has, as of the same entry of the log, and one that differs from the majority stops and is reported. It reads
+    /// every replica whole, at `check-rate`. What is deleted meanwhile stays on the disk until a comparison ends.
+    /// Unset, replicas are compared only on request (`esker cluster check`).
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "365days"))]
+    pub check_interval: Option<HumanDuration>,
+
+    /// Bytes that this node reads in a second for these comparisons, one partition after the other. At the default,
+    /// a day is enough for 1.3 TiB. 0: no limit.
+    #[schemars(extend("x-minimum" = "0B", "x-maximum" = "1TiB"))]
+    pub check_rate: ByteCount,
+
+    /// Bytes of snapshots that this node sends to other nodes in a second, to all of them together, so that they
+    /// leave disk and network to appends. A node that is filled takes at least its bytes divided by this.
+    #[schemars(extend("x-minimum" = "1MiB", "x-maximum" = "1TiB"))]
+    pub transfer_rate: ByteCount,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        ClusterConfig {
+            peer_listen: None,
+            name: None,
+            peer_advertise: None,
+            advertise: None,
+            join: None,
+            zone: None,
+            secret_file: None,
+            certificate: None,
+            private_key: None,
+            ca: None,
+            check_interval: Some(HumanDuration::from_secs(24 * 3600)),
+            check_rate: ByteCount::mib(16),
+            transfer_rate: ByteCount::mib(64),
+        }
+    }
 }

@@ -76,6 +76,11 @@ pub struct Config {
     #[schemars(extend("format" = "origins"))]
     pub allowed_origins: Option<String>,
 
+    /// Serves the console, pages for people, at `/` of `listen`. They show what the access token with which
+    /// somebody signs in may read, and change nothing. Without a `root-token-file` they are served on loopback
+    /// addresses alone.
+    pub console: bool,
+
     /// Name of the cluster. Snapshots carry it, so two clusters that could use the same repository
     /// should have different names.
     #[schemars(extend("format" = "cluster-name"))]
@@ -312,6 +317,7 @@ impl Default for Config {
             insecure_no_auth: false,
             allowed_hosts: None,
             allowed_origins: None,
+            console: true,
             cluster_name: "esker".into(),
             location: "esker:local".parse().expect("it follows the rules"),
             partitions: 8,

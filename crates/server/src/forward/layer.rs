@@ -11,20 +11,25 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::{HeaderValue, StatusCode, Uri, Version};
 use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tower::ServiceExt as _;
 
 use super::Forwarder;
+use super::cut::Cut;
 use super::envelope::{Envelope, MAX_HOPS};
+use super::framing::Framing;
 use super::hop_headers::{NOT_LEADER, SERVED_BY, strip, strip_request};
-use super::incoming::{Cut, Incoming};
+use super::incoming::{Answering, Incoming};
 use super::outgoing::Outgoing;
 use super::peers::{Connection, Leader, Peers};
 use super::series::{self, Open, Outcome};
-use super::service::Forwarded;
 use super::targets::{Place, SILENT, Unplaced, place};
+use crate::answers::AtStall;
 use crate::api::ServiceError;
 use crate::auth::{Access, PeerAddress};
+use crate::client::client;
+use crate::forwarded::{Forwarded, is_forwarded};
 use crate::request_guard::{content_type, is_grpc};
 use crate::state::status;
 
@@ -50,9 +55,30 @@ pub(crate) async fn forward(
         Err(Unplaced::Catalog(why)) => return no_leader(is_call, 0, &why),
     };
     let deadline = Instant::now() + wait;
+    let to_leader = |partition, is_read| Way {
+        forwarder: &forwarder,
+        partition,
+        is_read,
+        is_call,
+        deadline,
+    };
     match place {
         Place::Here => next.run(request).await,
+        Place::Replica(read) => {
+            let leads = peers.leader(read.partition) == Leader::Here;
+            // Another node that has sent it wants the leader's answer.
+            let is_own = !leads && !is_forwarded(request.extensions());
+            // A leader that becomes known then has the rest of the time.
+            let by = Instant::now() + wait / 2;
+            match is_own && read.may_be_answered(peers, by).await {
+                true => read.answered(forwarder.peers.clone(), next.run(request).await),
+                false => to_leader(read.partition, true).go(request, next).await,
+            }
+        }
         Place::AfterReading(partitions) => {
+            if let Some(why) = peers.refusal() {
+                return no_leader(is_call, partitions.start, &not_taken(&why));
+            }
             let read = partitions.map(|partition| async move {
                 let read = timeout_at(deadline, peers.read_index(partition)).await;
                 let read = read.unwrap_or_else(|_| Err(SILENT.to_owned()));
@@ -64,14 +90,7 @@ pub(crate) async fn forward(
             }
         }
         Place::Leader { partition, is_read } => {
-            let way = Way {
-                forwarder: &forwarder,
-                partition,
-                is_read,
-                is_call,
-                deadline,
-            };
-            way.go(request, next).await
+            to_leader(partition, is_read).go(request, next).await
         }
     }
 }
@@ -117,12 +136,16 @@ impl Way<'_> {
         if known == Leader::Here && self.may_answer().await {
             return next.run(request).await;
         }
-        if request.extensions().get::<Forwarded>().is_some() {
+        if is_forwarded(request.extensions()) {
             // Whoever has sent it decides what becomes of it.
             return self.not_leader();
         }
+        if let Some(why) = self.peers().refusal() {
+            return self.unreachable(Some(&not_taken(&why)));
+        }
         let is_session = content_type(request.headers()).is_some_and(|kind| kind == "s2s/proto");
-        let outgoing = Outgoing::new(request);
+        let memory = self.forwarder.bodies.kept(client(request.extensions()));
+        let outgoing = Outgoing::new(request, memory);
         let mut hop = 1;
         let mut hint = None;
         let mut why = None;
@@ -218,6 +241,15 @@ impl Way<'_> {
         };
         // Certainly nothing has happened, or nothing that another attempt makes worse.
         let is_unsent = || self.is_read || outgoing.withdraw();
+        // What the other node may be about to do is waited for: that does not take long.
+        let stopped = async {
+            self.peers().stopping().cancelled().await;
+            match is_unsent() {
+                true => false,
+                false if outgoing.give_up() => is_session || self.is_call,
+                false => std::future::pending().await,
+            }
+        };
         let answer = tokio::select! {
             biased;
             answer = call(connection, request) => answer,
@@ -226,6 +258,12 @@ impl Way<'_> {
                 return if is_unsent() { Sent::Unsent(why) } else { Sent::Lost(why) };
             }
             () = unsent => return Sent::Unsent("it did not take the request in time".to_owned()),
+            may_have_happened = stopped => {
+                return match may_have_happened {
+                    true => Sent::Lost("this node stops".to_owned()),
+                    false => Sent::Answered(Cut::Stopping.answer(self.is_call)),
+                };
+            }
         };
         let mut answer = match answer {
             Ok(answer) => answer,
@@ -248,14 +286,33 @@ impl Way<'_> {
         outgoing.release();
         series::first_byte(begun.elapsed());
         strip(answer.headers_mut());
-        let cut = self.cut(outgoing, node, is_session && !self.is_read);
-        let incomplete: Option<fn(String) -> Status> = match (self.is_call, self.is_read) {
-            (false, _) => None,
-            (true, true) => Some(status::unavailable),
-            (true, false) => Some(status::unknown),
+        let framing = match self.is_call && !self.is_read {
+            // The message alone is not yet an answer to a call that changes something.
+            true => None,
+            false => content_type(answer.headers()).and_then(|kind| Framing::of(&kind)),
         };
-        let answer =
-            answer.map(|body| Incoming::new(body, cut, incomplete, (outgoing.sending(), open)));
+        let stalled = CancellationToken::new();
+        if framing.is_some() {
+            (answer.extensions_mut()).insert(AtStall::Cancel(stalled.clone()));
+        }
+        let is_of_appends = is_session && !self.is_read;
+        let answering = Answering {
+            cut: self.cut(
+                outgoing,
+                node,
+                is_of_appends,
+                framing.is_some().then_some(stalled),
+            ),
+            framing,
+            is_of_appends,
+            incomplete: match (self.is_call, self.is_read) {
+                (false, _) => None,
+                (true, true) => Some(status::unavailable),
+                (true, false) => Some(status::unknown),
+            },
+        };
+        let remote = Some((outgoing.sending(), open));
+        let answer = answer.map(|body| Incoming::new(body, answering, remote));
         Sent::Answered(answer.map(axum::body::Body::new))
     }
 
@@ -280,29 +337,42 @@ impl Way<'_> {
     }
 
     /// When an answer that has begun has to end early. A session of appends ends with the leadership of its node;
-    /// reads of what is committed go on.
+    /// reads of what is committed go on. What consists of messages (`stalled` is there) ends when this node stops
+    /// and when the client takes nothing; any other answer is short.
     fn cut(
         &self,
         outgoing: &Outgoing,
         node: u64,
-        ends_with_leadership: bool,
+        is_of_appends: bool,
+        stalled: Option<CancellationToken>,
     ) -> BoxFuture<'static, Cut> {
         let lease = outgoing.head().extensions.get::<Access>();
         let lease = lease.map(Access::root_lease);
         let ended = async move {
             match lease.flatten() {
-                Some(lease) => Cut(lease.ended().await.to_string()),
+                Some(lease) => lease.ended().await,
                 None => std::future::pending().await,
             }
         };
-        if !ends_with_leadership {
-            return ended.boxed();
-        }
-        let deposed = deposed(self.peers().clone(), self.partition, node);
+        let stopping = self.peers().stopping().clone();
+        let (stopping, stalled) = match stalled {
+            Some(stalled) => (stopping, stalled),
+            // Never.
+            None => (CancellationToken::new(), CancellationToken::new()),
+        };
+        let deposed = is_of_appends.then(|| deposed(self.peers().clone(), self.partition, node));
+        let deposed = async move {
+            match deposed {
+                Some(deposed) => deposed.await,
+                None => std::future::pending().await,
+            }
+        };
         async move {
             tokio::select! {
-                cut = ended => cut,
-                () = deposed => Cut("the node that answers has lost the leadership".to_owned()),
+                error = ended => Cut::NoAccess(error),
+                () = stopping.cancelled() => Cut::Stopping,
+                () = stalled.cancelled() => Cut::Stalled,
+                () = deposed => Cut::Lost("the node that answers has lost the leadership".to_owned()),
             }
         }
         .boxed()
@@ -367,6 +437,10 @@ async fn deposed(peers: Arc<dyn Peers>, partition: u64, node: u64) {
             return;
         }
     }
+}
+
+fn not_taken(why: &str) -> String {
+    format!("the cluster does not take this node ({why}); ask another node")
 }
 
 /// The answer to a request that had no effect, because a partition has no leader that takes it.

@@ -9,8 +9,11 @@
 //! | [`peers`] | what is needed of the cluster |
 //! | [`node_peers`] | the same of the cluster of a running node |
 //! | [`layer`] | the layer that answers here, or sends a request on |
+//! | [`replica`] | reads of a stream that this node answers without leading its partition |
 //! | [`outgoing`] | the request that is sent, again if nothing of it can have happened |
 //! | [`incoming`] | the answer on its way to the client |
+//! | [`cut`], [`framing`] | why an answer ends early, and where in it that is possible |
+//! | [`others`] | the answers of all other nodes to one request |
 //! | [`service`] | requests of other nodes, at the node that gets them |
 //! | [`envelope`] | the header by which a node names the sender of a request |
 //! | [`hop_headers`] | headers that are for one connection alone |
@@ -36,17 +39,22 @@
 //!
 //! # Bounds
 //!
-//! Of a request's body [`outgoing::MAX_KEPT`] bytes are kept until the answer begins, of an answer nothing;
+//! Of a request's body [`outgoing::MAX_KEPT`] bytes are kept until the answer begins, which count against
+//! `limits.request-bodies` and are not kept where that has no memory; of an answer nothing is kept;
 //! beyond that the flow control of both connections stops whoever sends. A request is sent from node to node
 //! [`envelope::MAX_HOPS`] times at most.
 
+mod cut;
 mod envelope;
+mod framing;
 mod hop_headers;
 mod incoming;
 mod layer;
 mod node_peers;
+mod others;
 mod outgoing;
 mod peers;
+mod replica;
 mod series;
 mod service;
 mod targets;
@@ -58,8 +66,10 @@ use std::time::Duration;
 
 use esker_node::Node;
 
+use crate::api::Bodies;
 pub(crate) use layer::forward;
 use node_peers::NodePeers;
+pub(crate) use others::Others;
 use peers::Peers;
 pub(crate) use service::peer_requests;
 
@@ -71,20 +81,23 @@ const LEADER_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct Forwarder {
     peers: Arc<dyn Peers>,
     leader_timeout: Duration,
+    /// Where the beginnings of bodies count that are kept.
+    bodies: Bodies,
 }
 
 impl Forwarder {
     /// For a node; `None` if it is in no cluster, and answers everything itself.
-    pub(crate) fn of(node: &Node) -> Option<Forwarder> {
+    pub(crate) fn of(node: &Node, bodies: &Bodies) -> Option<Forwarder> {
         let peers = NodePeers::of(node)?;
-        Some(Forwarder::with(Arc::new(peers), LEADER_TIMEOUT))
+        Some(Forwarder::with(Arc::new(peers), LEADER_TIMEOUT, bodies))
     }
 
-    fn with(peers: Arc<dyn Peers>, leader_timeout: Duration) -> Forwarder {
+    fn with(peers: Arc<dyn Peers>, leader_timeout: Duration, bodies: &Bodies) -> Forwarder {
         series::register();
         Forwarder {
             peers,
             leader_timeout,
+            bodies: bodies.clone(),
         }
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use esker_node::{Cluster, Node};
+use tokio_util::sync::CancellationToken;
 
 use super::peers::{Connection, Leader, Peers};
 
@@ -37,6 +38,27 @@ impl From<esker_node::Leader> for Leader {
 impl Peers for NodePeers {
     fn node(&self) -> u64 {
         self.cluster.me()
+    }
+
+    fn others(&self) -> Vec<u64> {
+        let nodes = self.cluster.nodes().into_iter().map(|node| node.id);
+        nodes.filter(|node| *node != self.cluster.me()).collect()
+    }
+
+    fn refusal(&self) -> Option<String> {
+        self.cluster.refusal()
+    }
+
+    fn follows(&self, partition: u64) -> bool {
+        self.cluster.follows(partition)
+    }
+
+    async fn has_stream(&self, basin: &str, stream: &str) -> bool {
+        self.node.has_stream(basin, stream).await
+    }
+
+    fn stopping(&self) -> &CancellationToken {
+        self.node.stopping()
     }
 
     fn leader(&self, partition: u64) -> Leader {

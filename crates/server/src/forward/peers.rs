@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
 use tower::util::BoxCloneSyncService;
 
 /// HTTP/2 to a node. It adds what this node identifies itself with.
@@ -28,6 +29,22 @@ pub(crate) enum Leader {
 pub(crate) trait Peers: Send + Sync + 'static {
     /// The id of this node.
     fn node(&self) -> u64;
+
+    /// The other nodes of the cluster, as this node knows them.
+    fn others(&self) -> Vec<u64>;
+
+    /// Why the cluster does not take this node, if it does not: it was removed, for instance.
+    fn refusal(&self) -> Option<String>;
+
+    /// Whether this node has a replica of the partition that follows a leader, so that it gets to know of what is
+    /// committed.
+    fn follows(&self, partition: u64) -> bool;
+
+    /// Whether this node has a stream of this name, as far as it has applied the stream's partition.
+    async fn has_stream(&self, basin: &str, stream: &str) -> bool;
+
+    /// Is cancelled when this node stops.
+    fn stopping(&self) -> &CancellationToken;
 
     /// The leader of a partition, as this node knows it now.
     fn leader(&self, partition: u64) -> Leader;

@@ -28,6 +28,7 @@ const OUTCOMES: [(Outcome, &str); 5] = [
 const REQUESTS: &str = "esker_forward_requests_total";
 const HOPS: &str = "esker_forward_hops_total";
 const SERVED: &str = "esker_forward_served_total";
+const READ_HERE: &str = "esker_forward_read_here_total";
 const BYTES: &str = "esker_forward_bytes_total";
 const OPEN: &str = "esker_forward_open";
 const FIRST_BYTE: &str = "esker_forward_first_byte_seconds";
@@ -62,6 +63,7 @@ pub(super) fn register() {
         metrics::counter!(BYTES, "direction" => direction.label()).increment(0);
     }
     metrics::counter!(SERVED).increment(0);
+    metrics::counter!(READ_HERE).increment(0);
     metrics::gauge!(OPEN).increment(0.0);
 }
 
@@ -77,6 +79,10 @@ pub(super) fn sent(hop: u32) {
 
 pub(super) fn served() {
     metrics::counter!(SERVED).increment(1);
+}
+
+pub(super) fn read_here() {
+    metrics::counter!(READ_HERE).increment(1);
 }
 
 pub(super) fn first_byte(took: Duration) {

@@ -5,10 +5,7 @@
 //! bytes alone.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -16,10 +13,9 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::BodyExt as _;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::{Body as _, Frame};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tower::ServiceExt as _;
 use tower::util::BoxCloneSyncService;
@@ -30,7 +26,8 @@ use super::hop_headers::{SERVED_BY, strip};
 use super::series;
 use crate::api::ServiceError;
 use crate::auth::{Access, AccessError, Authority, PeerAddress, Principal};
-use crate::request_guard::{content_type, is_grpc};
+use crate::forwarded::Forwarded;
+use crate::request_guard::is_grpc;
 use crate::state;
 
 /// What the listener for other nodes does with requests that are not Raft's.
@@ -39,16 +36,6 @@ pub(crate) type PeerRequests = BoxCloneSyncService<
     http::Response<tonic::body::Body>,
     Infallible,
 >;
-
-/// How long a client may take until the first piece of a body. From then on the bounds of bodies hold.
-const FIRST_PIECE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Marks a request that another node has sent.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Forwarded {
-    /// For how long that node still waits for a leader.
-    pub(super) wait: Duration,
-}
 
 /// Answers requests of other nodes with these routes, which have no identification before them. To be called in the
 /// runtime that is to run them.
@@ -164,11 +151,6 @@ impl Served {
         extensions.insert(Forwarded {
             wait: envelope.wait(),
         });
-        let request = match timeout(FIRST_PIECE_TIMEOUT, begun(request)).await {
-            Ok(Ok(request)) => request,
-            // The other node has gone, or the client sends nothing.
-            Ok(Err(_)) | Err(_) => return ServiceError::SlowBody.into_response(),
-        };
         match self.router.clone().oneshot(request).await {
             Ok(answer) => answer,
             Err(never) => match never {},
@@ -189,66 +171,6 @@ impl Served {
                 self.authority.of_claim(&envelope.claim, peer)
             }
             other => other,
-        }
-    }
-}
-
-/// A request of which the first piece has come, or the end of an empty body: before that, nothing is handled, so
-/// the other node knows that nothing has happened if it passed on nothing. Sessions and calls do nothing by
-/// themselves before they have read a piece.
-async fn begun(request: http::Request<Body>) -> Result<http::Request<Body>, axum::Error> {
-    let is_session = content_type(request.headers()).is_some_and(|kind| kind == "s2s/proto");
-    if is_session || is_grpc(request.uri().path()) {
-        return Ok(request);
-    }
-    let (head, mut body) = request.into_parts();
-    let body = match body.frame().await {
-        None => Body::empty(),
-        Some(frame) => {
-            let first = frame?;
-            // The end of a body is a piece without data.
-            match first.data_ref().is_some_and(Bytes::is_empty) && body.is_end_stream() {
-                true => Body::empty(),
-                false => Body::new(Begun {
-                    first: Some(first),
-                    rest: body,
-                }),
-            }
-        }
-    };
-    Ok(http::Request::from_parts(head, body))
-}
-
-/// A body of which the first piece has been read.
-struct Begun {
-    first: Option<Frame<Bytes>>,
-    rest: Body,
-}
-
-impl HttpBody for Begun {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        match self.first.take() {
-            Some(first) => Poll::Ready(Some(Ok(first))),
-            None => Pin::new(&mut self.rest).poll_frame(context),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.rest.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let data = self.first.as_ref().and_then(Frame::data_ref);
-        let first = data.map_or(0, Bytes::len) as u64;
-        match self.rest.size_hint().exact() {
-            Some(rest) => SizeHint::with_exact(first + rest),
-            None => SizeHint::default(),
         }
     }
 }

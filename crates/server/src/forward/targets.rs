@@ -22,6 +22,7 @@ use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_http::decompression::RequestDecompressionLayer;
 
 use super::peers::Peers;
+use super::replica::Read;
 use crate::auth::Access;
 use crate::auth::operation::Effect;
 use crate::auth::rules::Rule;
@@ -40,6 +41,8 @@ pub(crate) enum Target {
     Catalog,
     /// The leader of the partition of the stream that header and path name.
     Stream,
+    /// The node that gets it, from its replica of that partition; the leader, if it has none or the stream is not in it.
+    StreamReplica,
     /// The same of a stream that header and body name.
     NewStream,
     /// The leader of the state store's partition.
@@ -48,7 +51,10 @@ pub(crate) enum Target {
     Partition,
 }
 
-use Target::{Catalog, CatalogState, Here, NewStream, Partition, StateStore, Stream, WholeState};
+use Target::{
+    Catalog, CatalogState, Here, NewStream, Partition, StateStore, Stream, StreamReplica,
+    WholeState,
+};
 
 /// Method, path and target of each route over HTTP.
 pub(crate) const TARGETS: &[(&str, &str, Target)] = &[
@@ -65,13 +71,13 @@ pub(crate) const TARGETS: &[(&str, &str, Target)] = &[
     ("DELETE", "/v1/basins/{basin}", Catalog),
     ("GET", "/v1/streams", WholeState),
     ("POST", "/v1/streams", NewStream),
-    ("GET", "/v1/streams/{stream}", Stream),
+    ("GET", "/v1/streams/{stream}", StreamReplica),
     ("PUT", "/v1/streams/{stream}", Stream),
     ("PATCH", "/v1/streams/{stream}", Stream),
     ("DELETE", "/v1/streams/{stream}", Stream),
-    ("GET", "/v1/streams/{stream}/records", Stream),
+    ("GET", "/v1/streams/{stream}/records", StreamReplica),
     ("POST", "/v1/streams/{stream}/records", Stream),
-    ("GET", "/v1/streams/{stream}/records/tail", Stream),
+    ("GET", "/v1/streams/{stream}/records/tail", StreamReplica),
     ("GET", "/v1/access-tokens", CatalogState),
     ("POST", "/v1/access-tokens", Catalog),
     ("DELETE", "/v1/access-tokens/{id}", Catalog),
@@ -84,6 +90,13 @@ pub(crate) const TARGETS: &[(&str, &str, Target)] = &[
     ("PUT", "/v1/locations/default", Here),
     ("GET", "/esker/v1/openapi.json", Here),
     ("GET", "/esker/v1/status", Here),
+    ("GET", "/esker/v1/history", Here),
+    ("GET", "/esker/v1/state", StateStore),
+    ("GET", "/esker/v1/state/agents", StateStore),
+    ("GET", "/esker/v1/state/keys", StateStore),
+    ("GET", "/esker/v1/state/value", StateStore),
+    ("GET", "/esker/v1/state/versions", StateStore),
+    ("GET", "/esker/v1/state/commits", StateStore),
     // Each node asks the others, and the leaders.
     ("GET", "/esker/v1/cluster", Here),
     ("POST", "/esker/v1/cluster/nodes/{node}/remove", Here),
@@ -92,6 +105,11 @@ pub(crate) const TARGETS: &[(&str, &str, Target)] = &[
     (
         "POST",
         "/esker/v1/cluster/partitions/{partition}/leader",
+        Here,
+    ),
+    (
+        "POST",
+        "/esker/v1/cluster/partitions/{partition}/check",
         Here,
     ),
     ("GET", "/esker/v1/streams/{stream}/position", Stream),
@@ -151,6 +169,8 @@ pub(super) enum Place {
     /// By the leader of a partition. A read changes nothing, so it may be sent again, and the leader has to make
     /// sure that it still leads before it answers.
     Leader { partition: u64, is_read: bool },
+    /// By this node, from its replica, if that has the stream; else by the leader.
+    Replica(Read),
 }
 
 /// Why it is not known where a request is answered.
@@ -225,7 +245,7 @@ pub(super) async fn place(
                 _ => Place::Here,
             }
         }
-        Stream | NewStream => {
+        Stream | StreamReplica | NewStream => {
             let name = match target {
                 NewStream => match named_in_body(request).await {
                     Ok((name, with_body)) => {
@@ -241,8 +261,9 @@ pub(super) async fn place(
                 stream: name.and_then(|name| name.parse().ok()),
                 access: Access::of(request.extensions()).ok(),
             };
-            match named.partition(peers, wait).await? {
-                Some(partition) => leader(partition),
+            match named.found(peers, wait).await? {
+                Some(read) if target == StreamReplica => Place::Replica(read),
+                Some(read) => leader(read.partition),
                 // Names that are none, and basins that do not exist: the handler has the error.
                 None => Place::Here,
             }
@@ -266,22 +287,27 @@ struct Named {
 }
 
 impl Named {
-    /// The partition of the stream, under the name that the node knows it by; `None` if the names are none, or the
+    /// The stream under the name that the node knows it by, and its partition; `None` if the names are none, or the
     /// basin does not exist. A basin that this node does not know may be newer than what it has applied.
-    async fn partition(self, peers: &dyn Peers, wait: Duration) -> Result<Option<u64>, Unplaced> {
+    async fn found(self, peers: &dyn Peers, wait: Duration) -> Result<Option<Read>, Unplaced> {
         let (Some(basin), Some(name), Some(access)) = (self.basin, self.stream, self.access) else {
             return Ok(None);
         };
-        let Ok(name) = access.known_name(name) else {
+        let Ok(stream) = access.known_name(name) else {
             return Ok(None);
         };
-        if let Some(partition) = peers.stream_partition(&basin, &name) {
-            return Ok(Some(partition));
+        let mut partition = peers.stream_partition(&basin, &stream);
+        if partition.is_none() {
+            let read = timeout(wait, peers.read_index(0)).await;
+            let read = read.unwrap_or_else(|_| Err(SILENT.to_owned()));
+            read.map_err(Unplaced::Catalog)?;
+            partition = peers.stream_partition(&basin, &stream);
         }
-        let read = timeout(wait, peers.read_index(0)).await;
-        let read = read.unwrap_or_else(|_| Err(SILENT.to_owned()));
-        read.map_err(Unplaced::Catalog)?;
-        Ok(peers.stream_partition(&basin, &name))
+        Ok(partition.map(|partition| Read {
+            partition,
+            basin,
+            stream,
+        }))
     }
 }
 
@@ -382,6 +408,10 @@ mod tests {
         for (method, path, target) in TARGETS {
             match target {
                 Stream => assert!(path.contains("{stream}"), "{method} {path}"),
+                StreamReplica => {
+                    assert!(path.contains("{stream}"), "{method} {path}");
+                    assert_eq!(*method, "GET", "{path}");
+                }
                 Partition => assert!(path.contains("{partition}"), "{method} {path}"),
                 CatalogState | WholeState => assert_eq!(*method, "GET", "{path}"),
                 _ => {}

@@ -1,5 +1,8 @@
 //! Two nodes and more in one process, with connections of HTTP/2 in memory between them.
 
+mod endings;
+mod replicas;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -31,6 +34,7 @@ use super::hop_headers::{ENVELOPE, SERVED_BY};
 use super::peers::{Connection, Leader, Peers};
 use super::service::{PeerRequests, peer_requests};
 use super::{Forwarder, forward};
+use crate::api::Bodies;
 use crate::auth::authority::tests::{Issued, authority, stored};
 use crate::auth::token::hash;
 use crate::auth::{Access, Authority, Claim, PeerAddress, Principal};
@@ -51,6 +55,11 @@ struct Node {
     has_basin: AtomicBool,
     learns_basin: AtomicBool,
     rounds: AtomicUsize,
+    stopping: CancellationToken,
+    /// Whether the replica here has the stream.
+    has_stream: AtomicBool,
+    /// Why the cluster does not take the node, if so.
+    refusal: Mutex<Option<String>>,
     /// What a round of ReadIndex brings.
     learns: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
@@ -59,6 +68,26 @@ struct Node {
 impl Peers for Node {
     fn node(&self) -> u64 {
         self.id
+    }
+
+    fn others(&self) -> Vec<u64> {
+        self.channels.lock().unwrap().keys().copied().collect()
+    }
+
+    fn refusal(&self) -> Option<String> {
+        self.refusal.lock().unwrap().clone()
+    }
+
+    fn follows(&self, partition: u64) -> bool {
+        self.leader(partition) != Leader::Unknown
+    }
+
+    async fn has_stream(&self, _: &str, _: &str) -> bool {
+        self.has_stream.load(Ordering::SeqCst)
+    }
+
+    fn stopping(&self) -> &CancellationToken {
+        &self.stopping
     }
 
     fn leader(&self, _: u64) -> Leader {
@@ -147,10 +176,14 @@ impl Member {
             has_basin: AtomicBool::new(true),
             learns_basin: AtomicBool::new(false),
             rounds: AtomicUsize::new(0),
+            stopping: CancellationToken::new(),
+            has_stream: AtomicBool::new(false),
+            refusal: Mutex::default(),
             learns: Mutex::default(),
         });
         let handled = Handled::default();
-        let forwarder = Forwarder::with(node.clone(), Duration::from_millis(500));
+        let bodies = Bodies::new(1 << 26, 1 << 22, Duration::from_secs(10));
+        let forwarder = Forwarder::with(node.clone(), Duration::from_millis(500), &bodies);
         let router = Router::new()
             .route("/v1/basins", any(keep))
             .route("/v1/streams", any(keep))

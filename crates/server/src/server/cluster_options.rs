@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use esker_node::{ClusterOptions, PeerTls};
 
-use crate::config::Config;
+use crate::config::{ClusterConfig, Config, HumanDuration};
 
 /// Shortest secret, in characters: 128 bits, written in hexadecimal.
 const MIN_SECRET: usize = 32;
@@ -49,16 +49,7 @@ pub(super) fn cluster_options(config: &Config) -> Result<Option<ClusterOptions>,
         Some(path) => Some(read_secret(path)?),
         None => None,
     };
-    let files = (&cluster.certificate, &cluster.private_key, &cluster.ca);
-    let tls = match files {
-        (Some(certificate), Some(key), Some(ca)) => Some(PeerTls {
-            ca: read_file("ca", ca)?,
-            certificate: read_file("certificate", certificate)?,
-            key: read_file("private-key", key)?,
-            server_name: None,
-        }),
-        _ => None,
-    };
+    let tls = read_certificates(cluster)?;
     let join = cluster.join.as_deref().unwrap_or_default().split(',');
     Ok(Some(ClusterOptions {
         name: cluster.name.clone(),
@@ -76,6 +67,25 @@ pub(super) fn cluster_options(config: &Config) -> Result<Option<ClusterOptions>,
             .collect(),
         secret,
         tls,
+        check_interval: cluster.check_interval.map(HumanDuration::as_duration),
+        check_rate: cluster.check_rate.as_u64(),
+        transfer_rate: cluster.transfer_rate.as_u64(),
+    }))
+}
+
+/// The certificates of nodes, if the configuration has them. Blocking.
+pub(super) fn read_certificates(
+    cluster: &ClusterConfig,
+) -> Result<Option<PeerTls>, ClusterFileError> {
+    let files = (&cluster.certificate, &cluster.private_key, &cluster.ca);
+    let (Some(certificate), Some(key), Some(ca)) = files else {
+        return Ok(None);
+    };
+    Ok(Some(PeerTls {
+        ca: read_file("ca", ca)?,
+        certificate: read_file("certificate", certificate)?,
+        key: read_file("private-key", key)?,
+        server_name: None,
     }))
 }
 

@@ -88,11 +88,6 @@ impl Connections {
         }
     }
 
-    /// Whether connections speak TLS.
-    pub(super) fn has_tls(&self) -> bool {
-        self.tls.is_some()
-    }
-
     /// Serves a connection until it ends.
     pub(super) async fn serve(mut self, stream: TcpStream, peer: PeerAddress, place: Arc<Place>) {
         if !place.is_ordinary() {
@@ -120,8 +115,8 @@ impl Connections {
             stop,
             ..
         } = self;
-        let activity = Arc::new(Activity::default());
-        let service = service(router, peer, activity.clone(), place.clone(), stall_timeout);
+        let activity = Arc::new(Activity::new(stall_timeout));
+        let service = service(router, peer, activity.clone(), place.clone());
         let (stream, cork) = corked(stream);
         let connection = http.serve_connection(TokioIo::new(stream), service);
         let graceful = GracefulShutdown::new();
@@ -212,7 +207,6 @@ fn service(
     peer: PeerAddress,
     activity: Arc<Activity>,
     place: Arc<Place>,
-    stall_timeout: Duration,
 ) -> impl hyper::service::Service<
     http::Request<hyper::body::Incoming>,
     Response = axum::response::Response,
@@ -231,7 +225,7 @@ fn service(
                 true => router.oneshot(request.map(axum::body::Body::new)).await?,
                 false => ServiceError::NoPlace.into_response(),
             };
-            Ok(busy.until_sent(answer, stall_timeout))
+            Ok(busy.until_sent(answer))
         }
     })
 }

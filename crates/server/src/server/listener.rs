@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::middleware::from_fn_with_state;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,7 @@ use crate::forward::Forwarder;
 use crate::identification::{self, Learning};
 use crate::place::Place;
 use crate::request_guard::{self, RequestGuard};
+use crate::shared_service::ShareLayer;
 
 /// Pause after accepting a connection failed, for lack of file descriptors for instance.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -52,28 +54,22 @@ pub(super) fn guarded(
     address: SocketAddr,
 ) -> axum::Router {
     let guard = Arc::new(RequestGuard::new(config, address));
-    let router = router.layer(axum::middleware::from_fn_with_state(
-        authority.clone(),
-        identification::identify,
+    let router = router.layer((
+        from_fn_with_state(authority.clone(), identification::identify),
+        ShareLayer,
     ));
     let router = match forwarder {
-        Some(forwarder) => router.layer(axum::middleware::from_fn_with_state(
-            Learning::new(authority, forwarder),
-            identification::learn,
+        Some(forwarder) => router.layer((
+            from_fn_with_state(Learning::new(authority, forwarder), identification::learn),
+            ShareLayer,
         )),
         None => router,
     };
-    let router = router.layer(axum::middleware::from_fn_with_state(
-        guard,
-        request_guard::check,
-    ));
+    let router = router.layer((from_fn_with_state(guard, request_guard::check), ShareLayer));
     // Around everything that refuses: a page may read why it was refused.
     match Cors::new(config) {
         None => router,
-        Some(cors) => router.layer(axum::middleware::from_fn_with_state(
-            Arc::new(cors),
-            cors::answer,
-        )),
+        Some(cors) => router.layer((from_fn_with_state(Arc::new(cors), cors::answer), ShareLayer)),
     }
 }
 

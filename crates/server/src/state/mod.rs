@@ -43,6 +43,7 @@ pub use status::CODES;
 
 use crate::answers::Answers;
 use crate::auth::Guarded;
+use crate::shared_service::ShareLayer;
 
 /// Most bytes of a request. A commit is at most one record, 1 MiB of JSON; as a message it is several
 /// times larger.
@@ -78,9 +79,9 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>(
         .route(&all_of(STATEHOUSE), any_service(statehouse))
         .route(&all_of(STATE), any_service(state))
         .merge(scans)
-        .route_layer(middleware::from_fn_with_state(
-            answers.clone(),
-            layer::watched,
+        .route_layer((
+            middleware::from_fn_with_state(answers.clone(), layer::watched),
+            ShareLayer,
         ))
 }
 

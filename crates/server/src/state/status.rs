@@ -49,8 +49,8 @@ pub const CODES: &[(&str, &str, &str, &str)] = &[
     (
         "transaction_lost",
         "ABORTED",
-        "The transaction was begun on another run of the server, or on a node that is gone. Nothing of it happened.",
-        "Begin again.",
+        "What was staged in the transaction is lost: the server that has begun it was restarted, or no longer leads the state store. A commit that was on its way at that time may have happened.",
+        "If a commit was sent, read the keys; else begin again.",
     ),
     (
         "version_mismatch",
@@ -63,12 +63,6 @@ pub const CODES: &[(&str, &str, &str, &str)] = &[
         "RESOURCE_EXHAUSTED",
         "A limit was reached: of open transactions, of a transaction, a commit, a request or an answer.",
         "The message names the limit. Commit or abort what is open; write less in one transaction; read by pages (`Scan`).",
-    ),
-    (
-        "history_begins",
-        "OUT_OF_RANGE",
-        "What is asked for is below the history that `state.keep-versions`, `state.keep-history` and `state.keep-history-age` keep.",
-        "Begin at the commit or version that message and details name.",
     ),
     (
         "snapshot_not_found",
@@ -106,6 +100,7 @@ pub const CODES: &[(&str, &str, &str, &str)] = &[
 pub const SHARED_CODES: &[(&str, &str)] = &[
     ("invalid", "INVALID_ARGUMENT"),
     ("unavailable", "UNAVAILABLE"),
+    ("history_begins", "OUT_OF_RANGE"),
     ("server_draining", "UNAVAILABLE"),
     ("other", "UNKNOWN"),
     ("storage", "INTERNAL"),
@@ -246,7 +241,7 @@ pub(crate) fn too_large() -> Status {
 }
 
 /// The status of an answer for which there is no memory now.
-pub(super) fn refused(error: Exhausted) -> Status {
+pub(crate) fn refused(error: Exhausted) -> Status {
     match error {
         // As at a stop, the client may retry at once.
         Exhausted::Stalled => made(

@@ -75,6 +75,11 @@ impl Traces {
         }))))
     }
 
+    /// Whether any request may be traced.
+    pub(crate) fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
     fn running(&self) -> Option<&Running> {
         self.0.as_deref()
     }

@@ -9,13 +9,15 @@
 //! | `sampler` | sizes of streams and basins over time; forgetting; saving |
 //! | `shared_readings` | sizes that requests have read, shared between them |
 //! | `query` | ranges of requests, and the metrics within them |
+//! | `merged` | the answers of several nodes as one |
 //!
 //! Handlers count what they serve, in memory. Sizes are read every minute by a task. A file in the data
 //! directory keeps the measurements; it is written every five minutes and when the server stops, so a crash
 //! loses what was measured since. Measurements are of this server alone, and are no part of what is
-//! replicated.
+//! replicated; in a cluster, whoever is asked asks the others too.
 
 mod file;
+mod merged;
 mod meters;
 mod query;
 mod sampler;
@@ -32,6 +34,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use s2_common::access::Operation;
 
+pub(crate) use merged::merged;
 pub(crate) use query::{Bounds, account, basin, storage_of_stream};
 pub(crate) use sampler::run;
 

@@ -36,6 +36,7 @@ enum Operation {
     Verify,
     Prune,
     Adopt,
+    TransferLeader,
 }
 
 const OPERATIONS: &[Operation] = &[
@@ -51,13 +52,14 @@ const OPERATIONS: &[Operation] = &[
     Operation::Verify,
     Operation::Prune,
     Operation::Adopt,
+    Operation::TransferLeader,
 ];
 
 impl Operation {
     fn is_admin(self) -> bool {
         matches!(
             self,
-            Operation::Verify | Operation::Prune | Operation::Adopt
+            Operation::Verify | Operation::Prune | Operation::Adopt | Operation::TransferLeader
         )
     }
 
@@ -79,6 +81,10 @@ impl Operation {
             ),
             Operation::Prune => (Method::POST, "/esker/v1/partitions/{partition}/prune"),
             Operation::Adopt => (Method::POST, "/esker/v1/basins/{basin}/adopt"),
+            Operation::TransferLeader => (
+                Method::POST,
+                "/esker/v1/cluster/partitions/{partition}/leader",
+            ),
         }
     }
 
@@ -135,6 +141,8 @@ impl Operation {
             }),
             // No basin has an id this high.
             Operation::Adopt => json!({"id": u64::MAX - rng.random_range(0..9)}),
+            // The server is in no cluster.
+            Operation::TransferLeader => json!({"to": "n1"}),
         }
     }
 }

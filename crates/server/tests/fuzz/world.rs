@@ -10,7 +10,7 @@ use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
 use esker_node::{Node, NodeOptions, StoreOptions};
-use esker_server::api::{self, App, Limits};
+use esker_server::api::{self, AppParts, Limits};
 use esker_server::config::Config;
 use esker_server::{identification, telemetry};
 use http::{HeaderMap, Request, Response};
@@ -71,8 +71,8 @@ impl World {
     async fn open(directory: TempDir) -> World {
         let node = Node::start(options(directory.path())).await.unwrap();
         let location = "fuzz:local".parse().unwrap();
-        let app = App::new(node.clone(), telemetry::metrics(), limits(), location);
-        let router = identification::without_authentication(api::router(app), &node);
+        let app = AppParts::new(node.clone(), telemetry::metrics(), limits(), location);
+        let router = identification::without_authentication(api::router(app.into()), &node);
         World {
             node,
             router,

@@ -3,6 +3,8 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`server`] | a real `esker server` process: start, kill, stop, its log |
+//! | [`cluster`] | several of them that form a cluster |
+//! | [`peer_links`] | the ways between them, each of which can be cut |
 //! | [`http`] | raw requests over HTTP/1.1 and HTTP/2 with prior knowledge |
 //! | [`frames`] | frames of sessions |
 //! | [`events`] | server-sent events |
@@ -17,17 +19,20 @@
     reason = "a panic fails the test"
 )]
 
+pub mod cluster;
 pub mod codec;
 pub mod events;
 pub mod frames;
 pub mod history;
 pub mod http;
+pub mod peer_links;
 pub mod sdk;
 pub mod server;
 pub mod tls;
 
 use std::time::{Duration, Instant};
 
+pub use cluster::Cluster;
 pub use http::{Http, Transport};
 pub use server::{Server, Setup};
 pub use testkit::wait::SOON;

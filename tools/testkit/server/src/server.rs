@@ -76,6 +76,18 @@ impl Setup {
         self
     }
 
+    /// The value of this key of the configuration, if it was set.
+    pub fn setting(&self, key: &str) -> Option<&str> {
+        let settings = self
+            .set
+            .iter()
+            .filter_map(|setting| setting.split_once('='));
+        settings
+            .filter(|(name, _)| *name == key)
+            .map(|it| it.1)
+            .next()
+    }
+
     /// With these keys of the configuration.
     pub fn set_all(self, settings: &[String]) -> Setup {
         let set = |setup: Setup, setting: &String| setup.set(setting);

@@ -94,7 +94,7 @@ impl Fixture {
         let part = self.reader().partition_db().clone();
         let lsn = self.catalog().applied().0;
         let lineage = part.lineage().unwrap().fork(LineageId(id), lsn);
-        part.fork(&lineage, 7).unwrap();
+        part.fork(&lineage, &[7]).unwrap();
         drop(part);
         self.stop_and_open();
     }

@@ -7,7 +7,7 @@ use super::{At, StateDigest, StateDigester, StateReadError};
 use crate::ids::StreamId;
 use crate::keys;
 use crate::lineage::GAP;
-use crate::state::names::{after, prefix_names};
+use crate::state::names::{after, agent_names, prefix_names};
 use crate::state::{StateEntry, StateKey, StateMeta};
 use crate::store::{Applied, Db, PartitionDb, RawIterator, StoreError};
 use crate::stream::StreamState;
@@ -212,6 +212,33 @@ impl StateView<'_> {
         }
         it.status()
             .map_err(|e| self.part.error("reading keys", e))?;
+        Ok(())
+    }
+
+    /// Passes the agents after `start_after` that have keys, deleted ones included, to `take`, in order, until it
+    /// returns true. It reads one key of each.
+    pub fn agents(
+        &self,
+        start_after: Option<(&str, &str)>,
+        take: &mut dyn FnMut(String, String) -> bool,
+    ) -> Result<(), StoreError> {
+        let generation = self.meta.generation;
+        let beyond = |namespace: &str, agent: &str| {
+            keys::state_key(generation, &after(&agent_names(namespace, agent)))
+        };
+        let [(begin, end), _] = keys::state_generation(generation);
+        let from = start_after.map_or(begin, |(namespace, agent)| beyond(namespace, agent));
+        let mut it = self.iterate(&from, &end, true);
+        it.seek_to_first();
+        while let Some((key, _)) = self.entry_of(&it)? {
+            let next = beyond(&key.namespace, &key.agent_id);
+            if take(key.namespace, key.agent_id) {
+                break;
+            }
+            it.seek(next);
+        }
+        it.status()
+            .map_err(|e| self.part.error("reading agents", e))?;
         Ok(())
     }
 

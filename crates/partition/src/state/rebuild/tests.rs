@@ -62,7 +62,7 @@ impl Snapshot {
         let mut it = Fixture::new();
         let part = it.partition_db();
         let lineage = part.lineage().unwrap().after_forks(forks);
-        part.fork(&lineage, 7).unwrap();
+        part.fork(&lineage, &[7]).unwrap();
         let mut rebuild = part.rebuild_state().unwrap();
         rebuild.commit_forks(self.commit_forks);
         for (key, entry) in &self.entries {

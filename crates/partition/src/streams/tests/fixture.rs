@@ -212,7 +212,8 @@ impl Fixture {
         let linked = checkpoint.link_to(&directory.path().join("links")).unwrap();
         store.import(PARTITION, &linked).unwrap();
         let log = self.log[..checkpoint.meta.lsn as usize].to_vec();
-        let machine = StreamPartition::open(&store, PARTITION, self.options.clone()).unwrap();
+        let (options, window) = (self.options.clone(), self.remember_failed);
+        let machine = StreamPartition::remembering(&store, PARTITION, options, window).unwrap();
         Fixture {
             directory,
             options: self.options.clone(),
@@ -226,7 +227,7 @@ impl Fixture {
     pub fn fork(&mut self, id: u128) {
         let lineage = self.partition_db().lineage().unwrap();
         let next = lineage.fork(LineageId(id), self.applied());
-        self.partition_db().fork(&next, 7).unwrap();
+        self.partition_db().fork(&next, &[7]).unwrap();
         self.stop_and_open();
     }
 
@@ -302,6 +303,14 @@ impl Fixture {
             self.machine().apply(entries, &mut outcomes).unwrap();
         }
         outcomes
+    }
+
+    /// Applies the next `count` entries of the log as one step.
+    pub fn replay_some(&mut self, count: usize) {
+        let from = self.applied() as usize;
+        let to = self.log.len().min(from + count);
+        let entries = self.log[from..to].to_vec();
+        self.machine().apply(&entries, &mut Vec::new()).unwrap();
     }
 
     /// Applies raw commands as one step. If it fails, they are not in the log.

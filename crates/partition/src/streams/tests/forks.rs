@@ -275,7 +275,7 @@ fn a_lineage_of_which_nothing_is_left_is_listed_with_what_the_copy_has_of_the_st
     let lsn = partition.applied();
     let between = [LineageId(2)];
     let next = lineage.fork_of_descendant(LineageId(3), 2, &between, LineageId(4), lsn);
-    partition.partition_db().fork(&next, 7).unwrap();
+    partition.partition_db().fork(&next, &[7]).unwrap();
     partition.stop_and_open();
     let seq = 8 + GAP;
     let parents: Vec<_> = listed(&partition, "s")[1..].to_vec();

@@ -519,3 +519,53 @@ proptest! {
         run.assert_as_the_model_says();
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 60,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    /// Members apply one log, each in steps of its own, with flushes, crashes and reclaiming of its own, from
+    /// the beginning or from a snapshot: a digest that depended on any of that would stop healthy members.
+    #[test]
+    fn members_of_one_log_have_one_digest_however_they_have_applied_it(
+        events in prop::collection::vec(event(), 1..30),
+        step in 1usize..9,
+        upkeep in prop::collection::vec(0u8..4, 1..20),
+        snapshot in any::<Index>(),
+    ) {
+        let mut run = Run::new();
+        let taken = snapshot.index(events.len());
+        let mut checkpoint = None;
+        for (at, event) in events.iter().enumerate() {
+            run.happen(event);
+            if at == taken {
+                checkpoint = Some(run.partition.checkpoint());
+            }
+        }
+        let digest = |of: &Fixture| of.partition_db().digest().unwrap();
+        let expected = digest(&run.partition);
+
+        let mut other = Fixture::remembering(eager(), REMEMBER_FAILED);
+        other.take_log(&run.partition);
+        let mut upkeep = upkeep.iter().cycle();
+        while other.applied() < run.partition.applied() {
+            other.replay_some(step);
+            match upkeep.next() {
+                Some(0) => other.flush(),
+                Some(1) => other.machine().maintain(),
+                Some(2) => other.reopen(),
+                _ => {}
+            }
+        }
+        prop_assert_eq!(digest(&other), expected);
+        other.maintain_all();
+        prop_assert_eq!(digest(&other), expected, "after space was reclaimed");
+
+        let mut late = run.partition.imported(&checkpoint.unwrap());
+        late.catch_up(&run.partition);
+        prop_assert_eq!(digest(&late), expected, "from a snapshot");
+    }
+}

@@ -254,10 +254,15 @@ fn a_snapshot_that_is_not_what_was_offered_changes_nothing() {
     let mut wrong = snapshot.clone();
     wrong.data = esker_raft::SnapshotData::Bytes(vec![1]);
     refused(wrong, "no files", &mut follower);
-    // Another cluster's, and one that lacks a file.
+    // Another cluster's, another group's, one that is damaged, and one that lacks a file.
     let mut other = Fixture::of_cluster("another cluster");
     other.create("s");
     refused(snapshot_of(&mut other), "another cluster", &mut follower);
+    let mut other = Fixture::new();
+    other.create("s");
+    other.fork(9);
+    other.create("t");
+    refused(snapshot_of(&mut other), "of the group", &mut follower);
     let esker_raft::SnapshotData::Files(dir) = &snapshot.data else {
         unreachable!()
     };
@@ -265,8 +270,15 @@ fn a_snapshot_that_is_not_what_was_offered_changes_nothing() {
     let file = std::fs::read_dir(&dir)
         .unwrap()
         .map(|file| file.unwrap().path())
-        .find(|path| path.extension().is_some_and(|end| end == "sst"));
-    std::fs::remove_file(file.unwrap()).unwrap();
+        .find(|path| path.extension().is_some_and(|end| end == "sst"))
+        .unwrap();
+    let mut damaged = std::fs::read(&file).unwrap();
+    damaged[10] ^= 1;
+    // It is a link to a file of the leader's database, which is not changed.
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, damaged).unwrap();
+    refused(snapshot.clone(), "the checksum of", &mut follower);
+    std::fs::remove_file(&file).unwrap();
     refused(snapshot, "missing", &mut follower);
     let _: &mut StreamPartition = follower.machine();
 }

@@ -253,7 +253,7 @@ fn a_fork_leaves_one_voter_and_nobody_else() {
     partition.apply_entries(&step);
     let part = partition.partition_db();
     let lineage = part.lineage().unwrap();
-    part.fork(&lineage, 12).unwrap();
+    part.fork(&lineage, &[12]).unwrap();
     let alone = Membership {
         voters: vec![NodeId(12)],
         ..Membership::default()

@@ -107,6 +107,7 @@ impl Engine {
         self.peers.fetching = Some(Fetching {
             offer,
             bytes_done: 0,
+            waits_for_space: false,
             installing: false,
             reported_at: self.ticks,
         });
@@ -126,9 +127,15 @@ impl Engine {
             && self.raw.raft.raft_log.match_term(lsn.0, term.0)
     }
 
-    pub(in crate::engine) fn fetch_progress(&mut self, checkpoint: CheckpointId, bytes_done: u64) {
+    pub(in crate::engine) fn fetch_progress(
+        &mut self,
+        checkpoint: CheckpointId,
+        bytes_done: u64,
+        waits_for_space: bool,
+    ) {
         if let Some(fetching) = self.fetching(checkpoint) {
             fetching.bytes_done = bytes_done;
+            fetching.waits_for_space = waits_for_space;
         }
     }
 
@@ -235,7 +242,8 @@ impl Engine {
     ) {
         if self.fetching(checkpoint).is_some_and(|f| f.installing) {
             self.counters.fetches_failed += 1;
-            self.end_fetch(EndReason::NotInstalled, actions);
+            // Its files stay for the next offer.
+            self.peers.left = self.end_fetch(EndReason::NotInstalled, actions);
         }
     }
 

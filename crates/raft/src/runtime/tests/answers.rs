@@ -295,3 +295,21 @@ fn the_observer_of_a_proposal_is_called_once_it_is_durable_and_before_it_is_answ
     assert!(propose("c").is_err());
     assert_eq!(committed.load(Ordering::SeqCst), 2, "refused, not called");
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_clients_wait_for_is_applied_on_a_thread_with_a_short_time_slice() {
+    let (_keep, dir) = scratch();
+    let host = Host::start(&dir, &Faults::new(), &[Store::default()]);
+    let (tell, told) = std::sync::mpsc::channel();
+    let attached = Attached {
+        guard: None,
+        observer: Some(Box::new(move || {
+            let _ = tell.send(crate::priority::has_short_time_slice());
+        })),
+    };
+    let waiting = host.groups[0].propose_with("a".into(), attached).unwrap();
+    answer(waiting).unwrap();
+    assert_ne!(told.recv_timeout(WAIT_TIMEOUT).unwrap(), Some(false));
+    host.stop();
+}

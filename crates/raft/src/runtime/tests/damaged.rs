@@ -65,6 +65,26 @@ fn a_number_of_starts_that_is_damaged_is_not_taken_for_unreadable() {
 }
 
 #[test]
+fn a_member_whose_number_of_starts_is_lost_is_heard_by_the_others() {
+    let mut members = Members::start(&[1, 2, 3]);
+    members.write(3);
+    let away = members.follower();
+    members.end(away);
+    std::fs::remove_file(members.data_dir(away).join("raft/incarnation")).unwrap();
+    members.run(away);
+    members.assert_agreed();
+    // Without it there is no majority.
+    let other = members.follower();
+    let other = if other == away {
+        6 - away - members.leader()
+    } else {
+        other
+    };
+    members.end(other);
+    members.write(3);
+}
+
+#[test]
 fn a_snapshot_that_cannot_be_restored_takes_nothing_with_it() {
     let mut members = Members::start(&[1]);
     let dir = members.snapshots_dir(1);

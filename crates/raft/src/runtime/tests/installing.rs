@@ -42,6 +42,7 @@ fn entries_that_wait_while_an_install_fails_are_applied() {
     begin_install(&mut members, behind);
 
     refuse_offers(&members);
+    let fetched = members.group(behind).counters().bytes_fetched;
     knobs.held.store(false, Ordering::SeqCst);
     wait_for("the install fails", || {
         members.group(behind).counters().engine.fetches_failed == 1
@@ -53,8 +54,9 @@ fn entries_that_wait_while_an_install_fails_are_applied() {
 
     members.network.filter(None);
     members.assert_agreed();
-    let received = members.group(behind).counters().engine.snapshots_received;
-    assert_eq!(received, 1, "the next offer was installed");
+    let counters = members.group(behind).counters();
+    assert_eq!(counters.engine.snapshots_received, 1, "the next offer");
+    assert_eq!(counters.bytes_fetched, fetched, "nothing was fetched again");
 }
 
 #[test]

@@ -11,15 +11,14 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use super::codec::Outgoing;
+use super::connector::Dial;
 use super::queued::Queued;
-use super::{
-    CONNECTION_WINDOW, Credentials, KEEP_ALIVE_INTERVAL, MAX_BATCH, MESSAGES, STREAM_WINDOW, chain,
-    tls,
-};
+use super::tls::{self, Tls};
+use super::{Credentials, MAX_BATCH, MESSAGES, chain};
 use crate::ids::NodeId;
 use crate::message::{Envelope, MAX_ENVELOPE_BYTES};
 use crate::transport::{Inbox, MAX_QUEUED_BYTES, Permit};
@@ -28,8 +27,6 @@ use crate::transport::{Inbox, MAX_QUEUED_BYTES, Permit};
 const MIN_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// ...up to this: a peer that is back is connected within this time.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Longest time for opening a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A stream that was open for this long does not count as a failure.
 const STABLE_AFTER: Duration = Duration::from_secs(5);
 
@@ -39,7 +36,7 @@ pub(super) struct Opening {
     pub node: NodeId,
     pub path: &'static str,
     pub credentials: Credentials,
-    pub tls: Option<ClientTlsConfig>,
+    pub tls: Option<Arc<Tls>>,
     pub inbox: Weak<dyn Inbox>,
 }
 
@@ -220,30 +217,7 @@ async fn stream(
     }
 }
 
-async fn connect(address: &str, tls: Option<ClientTlsConfig>) -> Result<Channel, Broken> {
-    let endpoint = endpoint(address, tls).map_err(|why| Broken::for_good(&why))?;
-    endpoint.connect().await.map_err(|e| Broken::by(&e))
-}
-
-/// How a node at an address is connected to; or what is wrong with the address.
-pub(super) fn endpoint(address: &str, tls: Option<ClientTlsConfig>) -> Result<Endpoint, String> {
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    let url = match address.split_once("://") {
-        None => format!("{scheme}://{address}"),
-        Some((same, _)) if same.eq_ignore_ascii_case(scheme) => address.to_owned(),
-        // With TLS configured, no address may lead to a connection without it.
-        Some(_) => return Err(format!("the address has to begin with {scheme}://")),
-    };
-    let mut endpoint = Endpoint::from_shared(url).map_err(|e| chain(&e))?;
-    if let Some(tls) = tls {
-        endpoint = endpoint.tls_config(tls).map_err(|e| chain(&e))?;
-    }
-    Ok(endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_INTERVAL)
-        .keep_alive_while_idle(true))
+async fn connect(address: &str, tls: Option<Arc<Tls>>) -> Result<Channel, Broken> {
+    let dial = Dial::to(address, tls).map_err(|why| Broken::for_good(&why))?;
+    dial.connect().await.map_err(|e| Broken::by(&e))
 }

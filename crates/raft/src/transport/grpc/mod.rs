@@ -25,7 +25,9 @@
 mod calls;
 mod claim;
 mod codec;
+mod connector;
 mod link;
+mod listener;
 mod queued;
 mod requests;
 mod service;
@@ -41,7 +43,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use super::{Inbox, MAX_QUEUED_CHUNKS, MAX_QUEUED_MESSAGES, Permit, Transport};
 use crate::ids::NodeId;
@@ -49,6 +50,7 @@ use crate::message::Envelope;
 use calls::Answers;
 pub use calls::{CallAnswer, CallError, Calls, MAX_CALL_BYTES};
 pub use claim::{Admission, Claim, Gatekeeper, Refusal};
+use connector::Dial;
 use link::Link;
 pub use requests::{ChannelError, PeerBody, PeerChannel, PeerRequests};
 use requests::{Channels, Requests};
@@ -64,14 +66,18 @@ const SECRET: &str = "esker-cluster-secret";
 
 /// Number of threads: one may wait for an engine's lock and one for a disk, and heartbeats still pass.
 const THREADS: usize = 3;
-/// Flow-control window of a stream, in bytes: a few chunks, for throughput on a network with some latency.
-const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
-/// The same for a connection, which has one stream.
+/// Flow-control window of a stream, in bytes: a chunk, for throughput on a network with some latency. A request of the
+/// host whose body is not read holds as much.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+/// The same for a connection for messages, which has one stream.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// The same for all requests of the host on a connection: 64 of them whose data is not taken hold up no other.
-const REQUESTS_WINDOW: u32 = 64 * STREAM_WINDOW;
-/// The same for the answer to one of them: 1,024 whose clients take nothing hold up no other.
-const ANSWER_WINDOW: u32 = REQUESTS_WINDOW / 1024;
+/// The same for the bodies of all requests of the host on a connection: 64 of them that are not read hold up no
+/// other, and this is the most that they hold.
+const BODIES_WINDOW: u32 = 64 * STREAM_WINDOW;
+/// The same for the answer to a request of the host.
+const ANSWER_WINDOW: u32 = 256 * 1024;
+/// The same for all answers on a connection: 1,024 whose clients take nothing hold up no other.
+const ANSWERS_WINDOW: u32 = 1024 * ANSWER_WINDOW;
 /// Requests of the host that one connection may have open.
 const MAX_REQUESTS: u32 = 65_536;
 /// Requests of the host that may be cancelled before this node has seen them, at one time. Clients that go away
@@ -133,7 +139,7 @@ pub struct GrpcTransport {
     address: SocketAddr,
     credentials: Credentials,
     gatekeeper: Option<Arc<dyn Gatekeeper>>,
-    tls: Option<Tls>,
+    tls: Option<Arc<Tls>>,
     requests: Requests,
     answers: Answers,
     channels: Channels,
@@ -157,6 +163,7 @@ impl GrpcTransport {
     pub fn bind(listen: SocketAddr, config: GrpcConfig) -> io::Result<GrpcTransport> {
         let tls = config.tls.as_ref().map(Tls::new).transpose();
         let tls = tls.map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+        let tls = tls.map(Arc::new);
         let listener = std::net::TcpListener::bind(listen)?;
         listener.set_nonblocking(true)?;
         Ok(GrpcTransport {
@@ -187,6 +194,18 @@ impl GrpcTransport {
     /// What this node claims to be.
     pub fn claim(&self) -> Option<Claim> {
         self.credentials.claim
+    }
+
+    /// Uses other certificates for new connections, accepted ones and others. Connections that are open stay.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them; or the transport was created without TLS. Nothing changes then.
+    pub fn set_tls(&self, config: &TlsConfig) -> Result<(), TlsError> {
+        match &self.tls {
+            Some(tls) => tls.replace(config),
+            None => Err(TlsError::Off),
+        }
     }
 
     /// Sets or changes the address of a node: `host:port`, or a URL.
@@ -253,12 +272,12 @@ impl GrpcTransport {
     }
 
     fn channel_to(&self, address: &str) -> Result<PeerChannel, String> {
-        let client = self.tls.as_ref().map(|tls| tls.client.clone());
-        let endpoint = link::endpoint(address, client)?
+        let mut dial = Dial::to(address, self.tls.clone())?;
+        dial.endpoint = (dial.endpoint)
             .initial_stream_window_size(ANSWER_WINDOW)
-            .initial_connection_window_size(REQUESTS_WINDOW);
+            .initial_connection_window_size(ANSWERS_WINDOW);
         Ok(PeerChannel::new(
-            endpoint.connect_lazy(),
+            dial.connect_lazy(),
             self.credentials.clone(),
         ))
     }
@@ -284,7 +303,7 @@ impl GrpcTransport {
                     node: to,
                     path,
                     credentials: self.credentials.clone(),
-                    tls: self.tls.as_ref().map(|tls| tls.client.clone()),
+                    tls: self.tls.clone(),
                     inbox: inbox.clone(),
                 };
                 Link::open(runtime, opening, address, queued)
@@ -322,12 +341,12 @@ pub async fn call_at(
     let refused = |e: String| CallError::Refused(format!("the address {address}: {e}"));
     let tls = config.tls.as_ref().map(Tls::new).transpose();
     let tls = tls.map_err(|e| CallError::Refused(e.to_string()))?;
-    let endpoint = link::endpoint(address, tls.map(|tls| tls.client)).map_err(refused)?;
+    let dial = Dial::to(address, tls.map(Arc::new)).map_err(refused)?;
     let credentials = Credentials {
         secret: config.secret.clone(),
         claim: config.claim,
     };
-    let channel = PeerChannel::new(endpoint.connect_lazy(), credentials);
+    let channel = PeerChannel::new(dial.connect_lazy(), credentials);
     calls::call(channel, name, body, longest).await
 }
 
@@ -349,19 +368,15 @@ impl Transport for GrpcTransport {
             self.requests.clone(),
             self.answers.clone(),
         );
-        let mut server = Server::builder();
-        if let Some(tls) = &self.tls {
-            let with_tls = server.tls_config(tls.server.clone());
-            server = with_tls.map_err(io::Error::other)?;
-        }
+        let tls = self.tls.clone();
         let entered = runtime.enter();
-        let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?);
+        let listener = tokio::net::TcpListener::from_std(listener)?;
         drop(entered);
-        let incoming = incoming.with_nodelay(Some(true));
         runtime.spawn(async move {
-            let served = server
+            let incoming = listener::arrivals(listener, tls);
+            let served = Server::builder()
                 .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(REQUESTS_WINDOW)
+                .initial_connection_window_size(BODIES_WINDOW)
                 .max_concurrent_streams(MAX_REQUESTS)
                 .http2_max_pending_accept_reset_streams(Some(MAX_CANCELLED_REQUESTS))
                 .http2_max_header_list_size(MAX_HEAD_BYTES)

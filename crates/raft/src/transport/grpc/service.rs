@@ -6,21 +6,25 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::server::{ClientStreamingService, Grpc};
-use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::calls::{Answers, CALL};
 use super::claim::{Admission, Claim, Gatekeeper};
 use super::codec::Incoming;
+use super::listener::Arrival;
 use super::requests::Requests;
 use super::{CHUNKS, MESSAGES, SECRET};
 use crate::message::MAX_ENVELOPE_BYTES;
 use crate::transport::Inbox;
+
+/// Longest time of a call: whoever waits for it has a shorter one.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Answer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -63,9 +67,8 @@ impl PeerService {
         };
         let refused = |refusal: super::Refusal| Status::permission_denied(refusal.0);
         let claim = Claim::take_from(request.headers_mut()).map_err(refused)?;
-        let tls = (request.extensions()).get::<TlsConnectInfo<TcpConnectInfo>>();
-        let certificates = tls.and_then(TlsConnectInfo::peer_certs);
-        let certificate = certificates.as_ref().and_then(|all| all.first());
+        let arrival = request.extensions().get::<Arrival>();
+        let certificate = arrival.and_then(|arrival| arrival.certificate.as_ref());
         let path = request.uri().path();
         let kept = gatekeeper.admit(&claim, what, path, certificate);
         let kept = kept.map_err(refused)?;
@@ -103,8 +106,13 @@ impl Service<http::Request<Body>> for PeerService {
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        let refuse =
-            |status: Status| -> Self::Future { Box::pin(async { Ok(status.into_http()) }) };
+        let arrival = request.extensions().get::<Arrival>().cloned();
+        let refuse = |status: Status| -> Self::Future {
+            if let Some(arrival) = &arrival {
+                arrival.visit.refuse();
+            }
+            Box::pin(async { Ok(status.into_http()) })
+        };
         if !self.admits(&request) {
             let refused = Status::unauthenticated("the cluster secret is missing or wrong");
             return refuse(refused);
@@ -117,6 +125,12 @@ impl Service<http::Request<Body>> for PeerService {
             Ok(kept) => kept,
             Err(status) => return refuse(status),
         };
+        if arrival.as_ref().is_some_and(|it| !it.visit.admit()) {
+            return refuse(Status::resource_exhausted(
+                "too many connections of nodes are open here",
+            ));
+        }
+        request.extensions_mut().remove::<Arrival>();
         match what {
             Admission::Messages => {
                 let inbox = self.inbox.clone();
@@ -132,9 +146,12 @@ impl Service<http::Request<Body>> for PeerService {
                 let answers = self.answers.clone();
                 let from = request.extensions().get().copied();
                 Box::pin(async move {
-                    let answer = answers.answer(from, request).await;
+                    let answer = answers.answer(from, request);
+                    let answer = tokio::time::timeout(CALL_TIMEOUT, answer).await;
                     drop(kept);
-                    Ok(answer)
+                    Ok(answer.unwrap_or_else(|_| {
+                        Status::deadline_exceeded("the call took too long").into_http()
+                    }))
                 })
             }
             Admission::Request => match self.requests.get() {

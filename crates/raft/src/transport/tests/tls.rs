@@ -232,3 +232,77 @@ fn mistakes_in_certificates_are_reported_when_the_transport_is_created() {
     let name = refusal(&|tls| tls.server_name = Some("no name".to_owned()));
     assert_eq!(name, TlsError::ServerName("no name".to_owned()));
 }
+
+#[test]
+fn new_certificates_are_used_for_new_connections_and_bad_ones_change_nothing() {
+    let (before, after) = (Authority::new(), Authority::new());
+    let one = with(before.node("127.0.0.1"));
+    let two = with(before.node("127.0.0.1"));
+    let three = with(after.node("127.0.0.1"));
+    let _hears = started(&one);
+    let heard_two = started(&two);
+    let heard_three = started(&three);
+    one.set_peer(NodeId(2), two.address().to_string());
+    send_until(&heard_two, &one, 2);
+    three.set_peer(NodeId(2), two.address().to_string());
+    speak_in_vain(&three, &heard_three, 2);
+
+    let mut bad = after.node("127.0.0.1");
+    bad.key = after.node("127.0.0.1").key;
+    assert!(matches!(two.set_tls(&bad), Err(TlsError::Key(_))));
+    speak_in_vain(&three, &heard_three, 2);
+    two.set_tls(&after.node("127.0.0.1")).unwrap();
+    heard_two.messages.lock().clear();
+    send_until(&heard_two, &three, 2);
+    // The connection of before stays.
+    heard_two.messages.lock().clear();
+    send_until(&heard_two, &one, 2);
+    // What it connects to from now on gets the new one.
+    two.set_peer(NodeId(3), three.address().to_string());
+    send_until(&heard_three, &two, 3);
+}
+
+#[test]
+fn a_node_whose_certificate_has_expired_since_its_start_is_not_heard() {
+    use std::io::{Read as _, Write as _};
+
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+
+    let authority = Authority::new();
+    let two = with(authority.node("127.0.0.1"));
+    let _hears = started(&two);
+    // What the node answers to the beginning of a connection with this certificate.
+    let answer = |tls: TlsConfig| -> std::io::Result<usize> {
+        let mut roots = rustls::RootCertStore::empty();
+        let ca = CertificateDer::from_pem_slice(&tls.ca).unwrap();
+        roots.add(ca).unwrap();
+        let chain = vec![CertificateDer::from_pem_slice(&tls.certificate).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(&tls.key).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let mut connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut socket = std::net::TcpStream::connect(two.address()).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .unwrap();
+        let mut stream = rustls::Stream::new(&mut connection, &mut socket);
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")?;
+        stream.read(&mut [0; 9])
+    };
+    assert_eq!(answer(authority.node("127.0.0.1")).unwrap(), 9);
+    let mut params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let refused = answer(authority.sign(params)).unwrap_err();
+    assert!(
+        refused.to_string().contains("CertificateExpired"),
+        "{refused}"
+    );
+}

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use crate::auth::{Access, Guarded};
+use crate::sample_history::History;
 
 use super::{Admin, AdminError, BODY, PROBLEMS, open_api};
 
@@ -44,7 +45,7 @@ impl World {
         options.snapshots.destination = Some(shown(&dir.path().join("backups")));
         let node = Node::start(options).await.unwrap();
         World {
-            router: super::router(Guarded::new(node.clone()), 3)
+            router: super::router(Guarded::new(node.clone()), 3, History::default())
                 .layer(Extension(Access::unrestricted())),
             node,
             dir,
@@ -72,6 +73,17 @@ impl World {
             .node
             .provision_stream(BASIN, name, &config, &Create::Ensure);
         made.await.unwrap();
+    }
+
+    /// Commits a value of a key of the agent `n`, `a`.
+    async fn commit(&self, key: &str, value: &'static str) {
+        let store = self.node.state();
+        let txn = store.begin(None).unwrap();
+        let value = bytes::Bytes::from_static(value.as_bytes());
+        let key = esker_node::state::StateKey::new("n", "a", key);
+        store.write(&txn, key, value, None).unwrap();
+        let client = esker_node::Client::default();
+        store.commit(&txn, vec![], client, None).await.unwrap();
     }
 
     async fn ask(&self, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
@@ -150,6 +162,7 @@ async fn every_documented_operation_answers_as_its_schema_says() {
     let created = world.post("/partitions/1/snapshots", json!({})).await;
     let new = created["snapshot"].as_str().unwrap();
     world.stream("a/b").await;
+    world.commit("k", r#"{"a":1}"#).await;
     let mut called = BTreeSet::new();
     for (id, method, path) in operations(&document) {
         let filled = path
@@ -161,14 +174,25 @@ async fn every_documented_operation_answers_as_its_schema_says() {
         let asked: Vec<(String, Value)> = match id.as_str() {
             "openapi"
             | "status"
+            | "history"
+            | "state_status"
+            | "state_agents"
+            | "state_commits"
             | "list_snapshots"
             | "create_snapshot"
             | "show_snapshot"
             | "prove_snapshot"
             | "stream_position"
             | "confirm_access_tokens" => vec![(filled, json!({}))],
+            "state_keys" => vec![(format!("{filled}?namespace=n&agent=a"), json!({}))],
+            "state_value" | "state_versions" => {
+                let of = format!("{filled}?namespace=n&agent=a&key=k");
+                let absent = format!("{filled}?namespace=n&agent=a&key=absent");
+                vec![(of, json!({})), (absent, json!({}))]
+            }
             // This node is in no cluster. The success is shown with three nodes, end to end.
-            "cluster" | "remove_node" | "drain_node" | "activate_node" | "transfer_leader" => {
+            "cluster" | "remove_node" | "drain_node" | "activate_node" | "transfer_leader"
+            | "check_replicas" => {
                 let path = filled.replace("{node}", "n1");
                 let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
                 let body = r#"{"to": "n1"}"#;
@@ -219,7 +243,7 @@ async fn every_documented_operation_answers_as_its_schema_says() {
         }
         called.insert(id);
     }
-    assert_eq!(called.len(), 18, "{called:?}");
+    assert_eq!(called.len(), 26, "{called:?}");
     world.stop().await;
 }
 
@@ -370,7 +394,12 @@ async fn a_plan_is_carried_out_while_its_generation_holds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_takes_long_runs_once_a_partition_and_goes_on_when_nobody_waits() {
     let world = World::new().await;
-    let admin = Admin::new(Guarded::new(world.node.clone()), 3, String::new());
+    let admin = Admin::new(
+        Guarded::new(world.node.clone()),
+        3,
+        History::default(),
+        String::new(),
+    );
     let (finish, finished) = tokio::sync::oneshot::channel::<()>();
     let (begin, begun) = tokio::sync::oneshot::channel();
     let (tell, told) = tokio::sync::oneshot::channel();
@@ -441,6 +470,7 @@ fn every_problem_that_a_node_reports_is_listed() {
     assert_eq!(advice, BTreeSet::from(esker_node::ADVICE));
     reported.extend(crate::tls::PROBLEMS);
     reported.insert(crate::auth::root_token_reload::NOT_RELOADED);
+    reported.insert(crate::server::peer_certificates::NOT_RELOADED);
     let listed: BTreeSet<_> = PROBLEMS.iter().map(|(code, ..)| *code).collect();
     assert!(reported.len() > 10, "{reported:?}");
     assert_eq!(reported, listed);

@@ -273,6 +273,30 @@ fn an_address_for_other_nodes_is_refused_without_a_secret_unless_it_is_a_loopbac
 }
 
 #[test]
+fn where_requests_need_a_token_nodes_need_a_secret_or_certificates_on_loopback_too() {
+    let local = "cluster.peer-listen=127.0.0.1:7170";
+    let with_tokens = [local, "root-token-file=root-token"];
+    let refused = from_set(&with_tokens).expect_err("any program could claim the root token");
+    assert_says(
+        &refused,
+        "config_conflict",
+        &[
+            "root-token-file",
+            local.split('=').next().unwrap(),
+            "cluster.secret-file",
+        ],
+    );
+    let secret = "cluster.secret-file=s";
+    from_set(&[&with_tokens[..], &[secret]].concat()).expect("a secret");
+    let files = [
+        "cluster.certificate=c",
+        "cluster.private-key=k",
+        "cluster.ca=a",
+    ];
+    from_set(&[&with_tokens[..], &files].concat()).expect("certificates");
+}
+
+#[test]
 fn keys_of_the_cluster_are_of_no_use_without_an_address_for_other_nodes() {
     let refused = from_set(&["cluster.join=a:1"]).expect_err("no address");
     assert!(

@@ -1,10 +1,8 @@
 //! A stream is linearizable: it is one log for all clients at any time.
 //!
 //! Many clients append (with and without an expected sequence number), request the tail and read, all at
-//! once, and record the moments of requests and answers. The [`checker`] then searches for an order of events
+//! once, and record the moments of requests and answers. The checker then searches for an order of events
 //! that explains all answers.
-
-mod checker;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,9 +12,9 @@ use rand::{Rng as _, SeedableRng as _};
 use s2_sdk::S2Stream;
 use s2_sdk::error::{AppendConditionFailed, AppendError, ReadError};
 
+use crate::support::history::linearizability::{Answer, Event, check};
 use crate::support::sdk;
 use crate::support::{Server, Setup};
-use checker::{Answer, Event, check};
 
 const CLIENTS: u64 = 8;
 const OPERATIONS: u64 = 250;

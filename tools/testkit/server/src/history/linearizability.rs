@@ -1,22 +1,23 @@
-//! Checks whether one order of events explains all answers.
+//! Checks whether one order of events explains all answers of a stream.
 //!
-//! The stream is a log, so the order of its appends is known: their positions. What is not known is the
-//! moment at which each took effect: it lies between its request and its answer, after the append before it
-//! and before the append after it. An answer that names the tail `v` means that at some moment between its
-//! request and its answer exactly the first `v` appends had taken effect. So every answer is a bound on
-//! moments:
+//! The stream is a log, so the order of its appends is known: their positions. The moment at which each took effect
+//! lies between its request and its answer, after the append before it and before the append after it ([`Moments`]).
+//! An answer that names the tail `v` means that at some moment between its request and its answer exactly the first
+//! `v` appends had taken effect. So every answer is a bound on moments:
 //!
-//! - append `p` took effect no earlier than its request and no later than its answer;
+//! - append `p` took effect no earlier than its request and no later than its answer; if its answer was lost, it took
+//!   effect at any moment after its request, or never;
 //! - tail `v`, requested at `a` and answered at `b`: append `v − 1` took effect no later than `b`,
 //!   append `v` no earlier than `a`;
 //! - a record read at position `p`: append `p` took effect no later than the answer.
 //!
-//! Two passes over the positions show whether these bounds can be met in the order of positions: the earliest
-//! possible moments from the front, the latest from the back. (For a tail, meeting both of its bounds is
-//! enough: the later of `a` and the moment of append `v − 1` is a moment that fits.)
+//! (For a tail, meeting both of its bounds is enough: the later of `a` and the moment of append `v − 1` is a moment
+//! that fits.)
 
 use std::collections::HashMap;
 use std::time::Duration;
+
+use super::moments::Moments;
 
 /// An answer to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +37,16 @@ pub enum Answer {
         id: u64,
         /// The tail.
         tail: u64,
+    },
+    /// Its append of record `id` was refused for another reason than the tail, such as that nobody leads.
+    NotMade {
+        /// The record.
+        id: u64,
+    },
+    /// Whether its append of record `id` has taken effect, or ever will, is not known.
+    Unknown {
+        /// The record.
+        id: u64,
     },
     /// The tail is this.
     Tail {
@@ -61,6 +72,7 @@ impl Answer {
             | Answer::Refused { tail, .. }
             | Answer::Tail { tail } => Some(*tail),
             Answer::Read { from, ids, .. } => Some(from + ids.len() as u64),
+            Answer::NotMade { .. } | Answer::Unknown { .. } => None,
         }
     }
 }
@@ -76,44 +88,32 @@ pub struct Event {
     pub answer: Answer,
 }
 
-/// Bounds on the moment when an append took effect.
-#[derive(Clone, Copy)]
-struct Moment {
-    earliest: Duration,
-    latest: Duration,
-}
-
 /// Checks a history against the records that the stream held afterwards, by position.
 ///
 /// # Errors
 ///
 /// Why no order explains it.
 pub fn check(events: &[Event], contents: &[u64]) -> Result<(), String> {
-    let mut moments = vec![
-        Moment {
-            earliest: Duration::ZERO,
-            latest: Duration::MAX,
-        };
-        contents.len()
-    ];
-    check_contents(events, contents)?;
-    let mut no_earlier = |at: u64, asked: Duration| {
-        if let Some(moment) = index(at).and_then(|at| moments.get_mut(at)) {
-            moment.earliest = moment.earliest.max(asked);
-        }
-    };
+    let mut moments = Moments::new(contents.len());
+    let places = check_contents(events, contents)?;
     for event in events {
         match event.answer {
-            Answer::Appended { at, .. } => no_earlier(at, event.asked),
-            Answer::Refused { tail, .. } | Answer::Tail { tail } => no_earlier(tail, event.asked),
-            Answer::Read { reached, .. } => {
-                if let Some(tail) = reached {
-                    no_earlier(tail, event.asked);
+            Answer::Appended { at, .. } => moments.no_earlier(at, event.asked),
+            Answer::Refused { tail, .. } | Answer::Tail { tail } => {
+                moments.no_earlier(tail, event.asked);
+            }
+            Answer::Unknown { id } => {
+                if let Some(at) = places.get(&id) {
+                    moments.no_earlier(*at as u64, event.asked);
                 }
             }
+            Answer::Read { reached, .. } => {
+                if let Some(tail) = reached {
+                    moments.no_earlier(tail, event.asked);
+                }
+            }
+            Answer::NotMade { .. } => {}
         }
-    }
-    for event in events {
         let seen = match &event.answer {
             Answer::Appended { at, tail, .. } => {
                 if tail <= at {
@@ -123,31 +123,13 @@ pub fn check(events: &[Event], contents: &[u64]) -> Result<(), String> {
             }
             answer => answer.tail_seen().unwrap_or(0),
         };
-        let Some(last) = seen.checked_sub(1) else {
-            continue;
-        };
-        let Some(moment) = index(last).and_then(|at| moments.get_mut(at)) else {
+        if let Some(last) = seen.checked_sub(1)
+            && !moments.no_later(last, event.answered)
+        {
             return Err(format!("a tail of which nothing is there: {event:?}"));
-        };
-        moment.latest = moment.latest.min(event.answered);
-    }
-    let mut earliest = Duration::ZERO;
-    for moment in &mut moments {
-        earliest = earliest.max(moment.earliest);
-        moment.earliest = earliest;
-    }
-    let mut latest = Duration::MAX;
-    for (at, moment) in moments.iter_mut().enumerate().rev() {
-        latest = latest.min(moment.latest);
-        if moment.earliest > latest {
-            return Err(format!(
-                "the append at {at} can have taken effect no earlier than {:?} and no later than \
-                 {latest:?}",
-                moment.earliest
-            ));
         }
     }
-    Ok(())
+    moments.solve().map(drop)
 }
 
 fn index(at: u64) -> Option<usize> {
@@ -155,8 +137,8 @@ fn index(at: u64) -> Option<usize> {
 }
 
 /// Checks that appended records are at their acknowledged positions, once; that refused ones are absent; and
-/// that what was read is what the stream holds.
-fn check_contents(events: &[Event], contents: &[u64]) -> Result<(), String> {
+/// that what was read is what the stream holds. Returns where each record is.
+fn check_contents(events: &[Event], contents: &[u64]) -> Result<HashMap<u64, usize>, String> {
     let mut places: HashMap<u64, usize> = HashMap::new();
     for (at, id) in contents.iter().enumerate() {
         if let Some(before) = places.insert(*id, at) {
@@ -173,11 +155,12 @@ fn check_contents(events: &[Event], contents: &[u64]) -> Result<(), String> {
                     return Err(format!("{event:?}, and it is at {place:?}"));
                 }
             }
-            Answer::Refused { id, .. } => {
+            Answer::Refused { id, .. } | Answer::NotMade { id } => {
                 if let Some(at) = places.get(id) {
                     return Err(format!("{event:?}, and it is at {at}"));
                 }
             }
+            Answer::Unknown { id } => asked_for += usize::from(places.contains_key(id)),
             Answer::Tail { .. } => {}
             Answer::Read { from, ids, reached } => {
                 let from = index(*from).unwrap_or(usize::MAX);
@@ -193,11 +176,11 @@ fn check_contents(events: &[Event], contents: &[u64]) -> Result<(), String> {
     }
     if asked_for != contents.len() {
         return Err(format!(
-            "{asked_for} appends were acknowledged, {} records are there",
+            "{asked_for} appends were acknowledged or may have been made, {} records are there",
             contents.len()
         ));
     }
-    Ok(())
+    Ok(places)
 }
 
 #[cfg(test)]
@@ -279,6 +262,28 @@ mod tests {
     }
 
     #[test]
+    fn an_append_whose_answer_was_lost_may_be_there_once_from_its_request_on() {
+        let unknown = |asked, id| event(asked, asked + 1, Answer::Unknown { id });
+        fine([unknown(60, 99)]);
+        // It takes effect long after its client has given up.
+        let events = [appended(0, 10, 10, 0), unknown(20, 11), tail(50, 60, 1)];
+        assert_eq!(check(&events, &[10, 11]), Ok(()));
+        // Not before it was sent, and not once more.
+        let events = [appended(0, 10, 10, 0), unknown(20, 11), tail(15, 16, 2)];
+        assert!(check(&events, &[10, 11]).is_err());
+        let events = [appended(0, 10, 10, 0), unknown(20, 11)];
+        assert!(check(&events, &[10, 11, 11]).is_err());
+        // It does not go away.
+        let events = [
+            appended(0, 10, 10, 0),
+            unknown(20, 11),
+            tail(30, 31, 2),
+            tail(32, 33, 1),
+        ];
+        assert!(check(&events, &[10, 11]).is_err());
+    }
+
+    #[test]
     fn an_acknowledged_append_that_is_not_there_is_found() {
         faulty([appended(60, 70, 13, 3)]);
     }
@@ -304,6 +309,8 @@ mod tests {
     #[test]
     fn a_refused_record_that_is_there_is_found() {
         faulty([refused(60, 70, 12, 3)]);
+        faulty([event(60, 70, Answer::NotMade { id: 12 })]);
+        fine([event(60, 70, Answer::NotMade { id: 99 })]);
     }
 
     #[test]

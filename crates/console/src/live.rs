@@ -1,0 +1,148 @@
+//! What changes while somebody looks, as server-sent events.
+//!
+//! An answer renders a part of a page every [`INTERVAL`], less often if that takes long, and sends it if it differs from what was sent before. It
+//! renders when the connection takes more, so a browser that takes nothing holds one rendering at most, and the
+//! listener ends its connection after `limits.stall-timeout`. It ends with the session, and when the server stops.
+
+use std::convert::Infallible;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
+
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse as _, Response};
+use futures::stream::{self, Stream};
+use http::StatusCode;
+use maud::Markup;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::access::Watch;
+use crate::api_client::{ApiError, Caller};
+use crate::layout::PageError;
+use crate::{Console, MAX_VIEWERS};
+
+/// How often a part is rendered.
+pub const INTERVAL: Duration = Duration::from_secs(2);
+/// A part that takes longer to render is rendered less often: one browser costs at most a hundredth of a core.
+const SHARE: u32 = 100;
+/// The longest time between two: a node that does not answer makes a rendering take two seconds, without work.
+const MAX_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a comment is sent when nothing changes: so that a connection that is gone is noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Too many look.
+#[derive(Debug)]
+pub struct NoPlace;
+
+impl From<NoPlace> for Response {
+    fn from(_: NoPlace) -> Response {
+        let why = format!("{MAX_VIEWERS} live pages are open; close one of them");
+        (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+    }
+}
+
+/// A place among those who look.
+pub struct Place {
+    console: Console,
+    watch: Watch,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Place {
+    /// A place, or the answer that there is none.
+    pub fn take(console: Console, watch: Watch) -> Result<Place, NoPlace> {
+        let place = console.viewers.clone().try_acquire_owned();
+        let place = place.map_err(|_| NoPlace)?;
+        Ok(Place {
+            console,
+            watch,
+            _place: place,
+        })
+    }
+
+    /// Waits; false if the answer has to end.
+    pub async fn wait(&self, time: Duration) -> bool {
+        let stopped = self.console.stop.cancelled();
+        let over = tokio::time::timeout(time, stopped).await.is_ok();
+        !over && self.watch.is_on(&self.console)
+    }
+
+    /// What requests are sent with.
+    pub fn parts(&self) -> (&Console, &Caller) {
+        (&self.console, &self.watch.caller)
+    }
+}
+
+/// An event with HTML for the page.
+pub fn part(name: &str, markup: &Markup) -> Event {
+    // Markup has no carriage returns: a field of an event cannot hold one.
+    Event::default()
+        .event(name)
+        .data(markup.0.replace('\r', ""))
+}
+
+/// The event for a part that cannot be rendered; whether it is the last one.
+pub fn failed(error: &PageError) -> (Event, bool) {
+    let is_over = matches!(error, PageError::Api(ApiError::Unauthenticated));
+    let name = if is_over { "signed-out" } else { "failed" };
+    let (_, why) = error.explained();
+    let why = why.replace(['\r', '\n'], " ");
+    (Event::default().event(name).data(why), is_over)
+}
+
+fn hash(markup: &Markup) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    markup.0.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// An answer of such events.
+pub fn answer(events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static) -> Response {
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+    Sse::new(events).keep_alive(keep_alive).into_response()
+}
+
+/// The answer that renders a part again and again.
+pub fn repeat<R, F>(place: Place, render: R) -> Response
+where
+    R: Fn(Console, Caller) -> F + Send + 'static,
+    F: Future<Output = Result<Markup, PageError>> + Send,
+{
+    struct State<R> {
+        place: Place,
+        render: R,
+        sent: Option<u64>,
+        wait: Duration,
+        is_over: bool,
+    }
+    let state = State {
+        place,
+        render,
+        sent: None,
+        wait: Duration::ZERO,
+        is_over: false,
+    };
+    answer(stream::unfold(state, |mut it| async move {
+        loop {
+            if it.is_over || !it.place.wait(it.wait).await {
+                return None;
+            }
+            let (console, caller) = it.place.parts();
+            let began = tokio::time::Instant::now();
+            let rendered = (it.render)(console.clone(), caller.clone()).await;
+            it.wait = (began.elapsed() * SHARE).clamp(INTERVAL, MAX_INTERVAL);
+            let event = match rendered {
+                Ok(markup) if it.sent == Some(hash(&markup)) => continue,
+                Ok(markup) => {
+                    it.sent = Some(hash(&markup));
+                    part("part", &markup)
+                }
+                Err(error) => {
+                    let (event, is_over) = failed(&error);
+                    it.is_over = is_over;
+                    event
+                }
+            };
+            return Some((Ok(event), it));
+        }
+    }))
+}

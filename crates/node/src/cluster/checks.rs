@@ -1,0 +1,419 @@
+//! Digests of a partition's replicas, compared through the log; a replica that differs is stopped.
+//!
+//! ```text
+//!  leader ──AskDigest──▶ log ──▶ each member computes its digest as of that entry, beside what it applies
+//!  leader ──(call)─────▶ members: their digests
+//!  leader ──NoteDigests▶ log ──▶ each member compares its own with that of the majority
+//!                                └▶ it differs: noted in `diverged.json`, leadership given away, stopped
+//! ```
+//!
+//! Nobody stops another member: each decides about itself, by what the log has recorded. So a member that was
+//! away, or whose digest takes longer, comes to the same end later. See `docs/design/0008-compared-digests.md`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use esker_partition::command::{AskDigest, Kind, MemberDigest, NodeState, NoteDigests, Outcome};
+use esker_partition::digest::{Compared, DIGEST_FORMAT, OwnDigest, Verdict};
+use esker_raft::NodeId;
+use esker_raft::transport::grpc::CallError;
+
+use super::peers::Peers;
+use super::wire::{AskedDigest, DIGEST, DigestOf, GROUPS, GroupsOf, READS_DIGESTS};
+use crate::blocking::blocking;
+use crate::clock::now_ms;
+use crate::core::Inner;
+
+/// How often a due check is looked for.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often replicas that have diverged, and transfers, are looked at.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// How often members are asked for digests that they compute.
+const ASK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a member may take to answer.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a check waits for members that do not answer, or have not applied the entry. They compare
+/// themselves when they come back.
+const ABSENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a check waits for digests. At the default rate that is enough for 56 GiB; larger ones come later,
+/// and are compared then by the members themselves.
+const DIGEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+/// How long a partition that was never checked is led before it is, at most.
+const FIRST_CHECK: Duration = Duration::from_secs(10 * 60);
+/// How soon a check is made again that has shown a difference and not who is wrong, or that came to no end.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
+/// How often another node is asked who leads what has halted here.
+const LEADERS_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the transfer of a leadership may take.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Makes the checks of the partitions that this node leads, one at a time, until the node stops.
+pub(crate) async fn run(inner: Arc<Inner>) {
+    let Some(peers) = inner.peers.clone() else {
+        return;
+    };
+    let stopping = inner.stopping.clone();
+    let mut led_since = HashMap::new();
+    let mut not_before = HashMap::new();
+    let mut counted = 0;
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = inner.replicas.checks.wake.notified() => {}
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+        }
+        let read = inner.replicas.digests.bytes_read();
+        metrics::counter!("esker_digest_read_bytes_total").increment(read - counted);
+        counted = read;
+        for partition in 0..=u64::from(inner.options.partitions) {
+            if !inner.group(partition).is_serving() {
+                led_since.remove(&partition);
+                if inner.replicas.checks.take(partition) {
+                    note_failure(&inner, partition, "another node leads by now".to_owned());
+                }
+                continue;
+            }
+            let since = *led_since.entry(partition).or_insert_with(Instant::now);
+            let may_be_due = not_before
+                .get(&partition)
+                .is_none_or(|at| *at <= Instant::now());
+            let is_wanted = inner.replicas.checks.is_wanted(partition);
+            if !(is_wanted || may_be_due && is_due(&inner, partition, since)) {
+                continue;
+            }
+            *inner.replicas.checks.under_way.lock() = Some(partition);
+            inner.replicas.checks.take(partition);
+            let checked = tokio::select! {
+                () = stopping.cancelled() => return,
+                checked = check(&inner, &peers, partition) => checked,
+            };
+            match checked {
+                Ok(compared) => {
+                    not_before.remove(&partition);
+                    inner.replicas.checks.failed.lock().remove(&partition);
+                    report(partition, &compared);
+                }
+                Err(why) => {
+                    not_before.insert(partition, Instant::now() + REPEAT_INTERVAL);
+                    note_failure(&inner, partition, why);
+                }
+            }
+            *inner.replicas.checks.under_way.lock() = None;
+        }
+    }
+}
+
+fn note_failure(inner: &Inner, partition: u64, why: String) {
+    tracing::debug!(partition, why, "digests were not compared");
+    metrics::counter!("esker_digest_comparisons_total", "outcome" => "failed").increment(1);
+    inner.replicas.checks.failed.lock().insert(partition, why);
+}
+
+fn report(partition: u64, compared: &Compared) {
+    let (lsn, replicas) = (compared.lsn, compared.answers.len());
+    let outcome = match compared.verdict() {
+        Verdict::Equal => {
+            tracing::info!(partition, lsn, replicas, "digests of replicas are equal");
+            "equal"
+        }
+        Verdict::Diverged(nodes) => {
+            tracing::error!(
+                partition,
+                lsn,
+                ?nodes,
+                "replicas have diverged from the majority: they stop, and have to be replaced"
+            );
+            "diverged"
+        }
+        Verdict::Undecided => {
+            tracing::error!(
+                partition,
+                lsn,
+                replicas,
+                "digests of replicas differ, and none has a majority: bring back the nodes that are gone"
+            );
+            "undecided"
+        }
+    };
+    metrics::counter!("esker_digest_comparisons_total", "outcome" => outcome).increment(1);
+}
+
+/// Whether a partition that this node has led since then is to be checked without being asked.
+fn is_due(inner: &Inner, partition: u64, since: Instant) -> bool {
+    let options = inner.options.cluster.as_ref();
+    let Some(interval) = options.and_then(|options| options.check_interval) else {
+        return false;
+    };
+    if inner.group(partition).membership().members().count() < 2 {
+        return false;
+    }
+    let Some(last) = inner.replicas.digests.compared(partition) else {
+        return since.elapsed() >= interval.min(FIRST_CHECK);
+    };
+    let pause = match last.verdict() {
+        Verdict::Undecided => interval.min(REPEAT_INTERVAL),
+        _ => interval,
+    };
+    let pause = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+    // A time in the future comes from a clock that was ahead.
+    now_ms().abs_diff(last.at_ms) >= pause
+}
+
+/// Has the digests of a partition's replicas computed and recorded.
+async fn check(inner: &Inner, peers: &Peers, partition: u64) -> Result<Compared, String> {
+    let group = inner.group(partition);
+    let members: BTreeSet<u64> = group.membership().members().map(|node| node.0).collect();
+    if members.len() < 2 {
+        return Err("the partition has one replica, so there is nothing to compare".to_owned());
+    }
+    let nodes = inner.catalog_reader.nodes();
+    let reads = |node: &u64| {
+        let known = nodes.get(node);
+        known.is_some_and(|known| known.reads_format >= READS_DIGESTS)
+    };
+    if let Some(node) = members.iter().find(|node| !reads(node)) {
+        return Err(format!(
+            "node {node} runs a release that compares no digests: upgrade it"
+        ));
+    }
+    let ask = Kind::AskDigest(AskDigest {
+        format: DIGEST_FORMAT,
+    });
+    let asked = inner.execute(group, ask).await.map_err(|e| e.to_string())?;
+    let Outcome::DigestAsked(lsn) = asked else {
+        return Err(format!("the answer was {asked:?}"));
+    };
+    let answers = gather(inner, peers, AskedDigest { partition, lsn }, &members).await?;
+    if answers.len() < 2 {
+        return Err(format!(
+            "of {} replicas, {} had a digest as of LSN {lsn}: look at `esker cluster status` for nodes that do not \
+             answer, and at the logs of the others",
+            members.len(),
+            answers.len()
+        ));
+    }
+    let answers = answers.into_iter().map(|(node, digest)| MemberDigest {
+        node,
+        digest: digest.to_be_bytes().to_vec(),
+    });
+    let note = Kind::NoteDigests(NoteDigests {
+        lsn,
+        at_ms: now_ms(),
+        answers: answers.collect(),
+    });
+    inner
+        .execute(group, note)
+        .await
+        .map_err(|e| e.to_string())?;
+    let compared = inner.replicas.digests.compared(partition);
+    compared.ok_or_else(|| "the comparison was not recorded".to_owned())
+}
+
+/// The digests of the members that have one in time.
+async fn gather(
+    inner: &Inner,
+    peers: &Peers,
+    asked: AskedDigest,
+    members: &BTreeSet<u64>,
+) -> Result<BTreeMap<u64, u128>, String> {
+    let mut answers = BTreeMap::new();
+    let mut waiting = members.clone();
+    let begun = Instant::now();
+    loop {
+        let asking = waiting
+            .iter()
+            .map(|node| async move { (*node, digest_of(inner, peers, *node, asked).await) });
+        let mut computes = false;
+        let said = futures::future::join_all(asking).await;
+        for (node, said) in said {
+            match said {
+                Ok(DigestOf::Computed { digits }) => {
+                    waiting.remove(&node);
+                    // What is no number counts as no answer.
+                    if let Ok(digest) = u128::from_str_radix(&digits, 16) {
+                        answers.insert(node, digest);
+                    }
+                }
+                Ok(DigestOf::Unknown) => {
+                    waiting.remove(&node);
+                }
+                Ok(DigestOf::Computing) => computes = true,
+                Ok(DigestOf::Behind) | Err(_) => {}
+            }
+        }
+        let longest = match computes {
+            true => DIGEST_TIMEOUT,
+            false => ABSENT_TIMEOUT,
+        };
+        if waiting.is_empty() || begun.elapsed() >= longest {
+            return Ok(answers);
+        }
+        if !inner.group(asked.partition).is_serving() {
+            return Err("another node leads by now".to_owned());
+        }
+        tokio::time::sleep(ASK_INTERVAL).await;
+    }
+}
+
+async fn digest_of(
+    inner: &Inner,
+    peers: &Peers,
+    node: u64,
+    asked: AskedDigest,
+) -> Result<DigestOf, CallError> {
+    if node == peers.me() {
+        return inner.own_digest(asked);
+    }
+    let unreadable = |e: serde_json::Error| CallError::Refused(e.to_string());
+    let body = serde_json::to_vec(&asked).map_err(unreadable)?;
+    let transport = &peers.transport;
+    let answer = transport.call(NodeId(node), DIGEST, body.into(), ASK_TIMEOUT);
+    serde_json::from_slice(&answer.await?).map_err(unreadable)
+}
+
+impl Inner {
+    /// The digest of the replica here.
+    pub(crate) fn own_digest(&self, asked: AskedDigest) -> Result<DigestOf, CallError> {
+        if asked.partition > u64::from(self.options.partitions) {
+            return Err(CallError::Refused(format!(
+                "there is no partition {}",
+                asked.partition
+            )));
+        }
+        let own = self.replicas.digests.own(asked.partition, asked.lsn);
+        Ok(match own {
+            OwnDigest::Computing => DigestOf::Computing,
+            OwnDigest::Computed(digest) => DigestOf::Computed {
+                digits: format!("{digest:032x}"),
+            },
+            OwnDigest::Unknown => {
+                let group = self.group(asked.partition);
+                // One that has halted never gets there.
+                match group.status().applied.0 < asked.lsn && group.halted().is_none() {
+                    true => DigestOf::Behind,
+                    false => DigestOf::Unknown,
+                }
+            }
+        })
+    }
+
+    /// Wants a check of a partition that this node leads.
+    pub(crate) fn want_check(&self, partition: u64) -> Result<(), CallError> {
+        if partition > u64::from(self.options.partitions) {
+            return Err(CallError::Refused(format!(
+                "there is no partition {partition}"
+            )));
+        }
+        if !self.group(partition).is_serving() {
+            return Err(CallError::Unavailable(format!(
+                "this node does not lead partition {partition} any more"
+            )));
+        }
+        self.replicas.checks.want(partition);
+        Ok(())
+    }
+}
+
+/// Stops replicas here that have diverged, and follows what replicas fetch, until the node stops.
+pub(crate) async fn watch(inner: Arc<Inner>) {
+    let Some(peers) = inner.peers.clone() else {
+        return;
+    };
+    let stopping = inner.stopping.clone();
+    let mut asked_at = None;
+    while tokio::time::timeout(WATCH_INTERVAL, stopping.cancelled())
+        .await
+        .is_err()
+    {
+        let me = NodeId(inner.identity.node_id);
+        for group in inner.groups() {
+            let has_diverged = inner.replicas.diverged.why(group.id().0).is_some();
+            let partition = group.id().to_string();
+            metrics::gauge!("esker_partition_diverged", "partition" => partition)
+                .set(f64::from(u8::from(has_diverged)));
+            let details = group.details();
+            let mine = details.transfers.iter().find(|it| it.receiver == me);
+            let now = Instant::now();
+            inner.replicas.transfers.sample(group.id().0, mine, now);
+        }
+        stop_diverged(&inner).await;
+        let now = Instant::now();
+        if asked_at.is_none_or(|at| now.duration_since(at) >= LEADERS_INTERVAL) {
+            find_leaders(&inner, &peers).await;
+            asked_at = Some(now);
+        }
+    }
+}
+
+/// Finds out from another node who leads the partitions whose replicas here have halted: requests for them go
+/// there.
+async fn find_leaders(inner: &Inner, peers: &Peers) {
+    let halted = inner.groups().filter(|group| group.halted().is_some());
+    let halted: Vec<u64> = halted.map(|group| group.id().0).collect();
+    let mut leaders = BTreeMap::new();
+    if !halted.is_empty() {
+        let nodes = peers.directory.all();
+        let others = nodes.values().filter(|node| {
+            node.id != peers.me() && matches!(node.state, NodeState::Active | NodeState::Draining)
+        });
+        for node in others {
+            let transport = &peers.transport;
+            let asked = transport.call(NodeId(node.id), GROUPS, Bytes::new(), ASK_TIMEOUT);
+            let Ok(answer) = asked.await else {
+                continue;
+            };
+            let Ok(answer) = serde_json::from_slice::<GroupsOf>(&answer) else {
+                continue;
+            };
+            for partition in &halted {
+                let of = answer.groups.get(*partition as usize);
+                let leader = of.and_then(|of| of.leader);
+                if let Some(leader) = leader.filter(|leader| *leader != peers.me()) {
+                    leaders.insert(*partition, leader);
+                }
+            }
+            break;
+        }
+    }
+    inner.replicas.set_leaders_elsewhere(leaders);
+}
+
+/// Stops the replicas here that have diverged. Their data stays as it is, for whoever looks for the cause.
+async fn stop_diverged(inner: &Arc<Inner>) {
+    for group in inner.groups() {
+        let partition = group.id().0;
+        let replicas = &inner.replicas;
+        let found = replicas.digests.divergence(partition);
+        let Some(found) = found.filter(|_| replicas.diverged.why(partition).is_none()) else {
+            continue;
+        };
+        let (noting, others) = (inner.clone(), found.others.clone());
+        let noted = blocking(move || noting.replicas.diverged.note(partition, &found)).await;
+        if let Err(error) = noted {
+            tracing::error!(
+                partition,
+                %error,
+                "a replica that has diverged is stopped, and would take part again after a restart: do not restart \
+                 this node"
+            );
+        }
+        for node in others {
+            if !group.is_serving() {
+                break;
+            }
+            let transfer = group.transfer_leadership(NodeId(node));
+            if tokio::time::timeout(TRANSFER_TIMEOUT, transfer)
+                .await
+                .is_err()
+            {
+                tracing::warn!(partition, node, "the leadership was not taken over in time");
+            }
+        }
+        let why = replicas.diverged.why(partition).unwrap_or_default();
+        tracing::error!(partition, why, "a replica has diverged and is stopped");
+        let group = group.clone();
+        blocking(move || group.condemn(why)).await;
+    }
+}

@@ -1,0 +1,75 @@
+//! What this node knows of its replicas beyond what their groups know.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use esker_partition::digest::ReplicaDigests;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
+
+use super::divergence::Diverged;
+use super::transfers::Transfers;
+
+/// What this node knows of its replicas.
+pub(crate) struct Replicas {
+    /// The digests that the logs ask for.
+    pub digests: ReplicaDigests,
+    /// Those that must not take part.
+    pub diverged: Diverged,
+    /// What they fetch.
+    pub transfers: Transfers,
+    /// The checks of digests that this node is to make where it leads.
+    pub checks: Checks,
+    /// Who leads the partitions whose replicas here have halted, as other nodes say.
+    elsewhere: RwLock<BTreeMap<u64, u64>>,
+}
+
+impl Replicas {
+    pub fn new(digests: ReplicaDigests, diverged: Diverged) -> Replicas {
+        Replicas {
+            digests,
+            diverged,
+            transfers: Transfers::default(),
+            checks: Checks::default(),
+            elsewhere: RwLock::default(),
+        }
+    }
+
+    /// Who leads a partition whose replica here has halted and learns of no leader, if another node has told.
+    pub fn leader_elsewhere(&self, partition: u64) -> Option<u64> {
+        self.elsewhere.read().get(&partition).copied()
+    }
+
+    pub fn set_leaders_elsewhere(&self, leaders: BTreeMap<u64, u64>) {
+        *self.elsewhere.write() = leaders;
+    }
+}
+
+/// The checks of digests that this node is to make where it leads: one at a time.
+#[derive(Default)]
+pub(crate) struct Checks {
+    /// Partitions whose check an operator wants.
+    wanted: Mutex<BTreeSet<u64>>,
+    /// The partition that is being checked.
+    pub under_way: Mutex<Option<u64>>,
+    /// Why the last check of a partition came to no end, if so.
+    pub failed: Mutex<BTreeMap<u64, String>>,
+    pub wake: Notify,
+}
+
+impl Checks {
+    /// Wants a check as soon as none is under way.
+    pub fn want(&self, partition: u64) {
+        self.failed.lock().remove(&partition);
+        self.wanted.lock().insert(partition);
+        self.wake.notify_one();
+    }
+
+    pub fn is_wanted(&self, partition: u64) -> bool {
+        self.wanted.lock().contains(&partition)
+    }
+
+    /// A check begins, or cannot.
+    pub fn take(&self, partition: u64) -> bool {
+        self.wanted.lock().remove(&partition)
+    }
+}

@@ -1,0 +1,150 @@
+//! Whether other nodes have replicas, and how a member that lost its log begins again under a new number.
+//!
+//! A member that lost its log has forgotten votes and acknowledgements. It must never vote again under its
+//! number, so its directory gets the identity of another node. Nothing of it is deleted: log, database and
+//! checkpoints are put aside in `damaged/`, and `node.json` last but one. After a crash in between, `node.json` is
+//! still that of the old node and the log is still missing, so the next start begins again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::damage::put_aside_in;
+use super::files::{io, is_there, sync_dir, write_durably};
+use super::identity::{Identity, write_identity};
+use super::{DataDir, LockedDir};
+use crate::error::StartError;
+
+/// What the cluster has told a node that joins, until the directory is complete.
+const JOINED: &str = "joined.json";
+
+/// What belongs to the old number, and is put aside.
+const OF_OLD_NODE: [&str; 5] = ["db", "checkpoints", "raft", "log", "restore"];
+
+impl DataDir {
+    /// Whether other nodes may have replicas of the partitions: then nothing is given up here, because a lineage
+    /// that begins on this node alone would be a second history beside theirs.
+    pub fn has_peers(&self) -> bool {
+        *self.peers.lock()
+    }
+
+    /// Notes whether other nodes may have replicas of the partitions; durable when this returns. Blocking.
+    pub fn note_peers(&self, has_peers: bool) -> Result<(), StartError> {
+        let mut noted = self.peers.lock();
+        if *noted == has_peers {
+            return Ok(());
+        }
+        self.check_in_place(&self.path)?;
+        let identity = Identity {
+            has_peers: Some(has_peers),
+            ..self.identity.clone()
+        };
+        let name = if self.is_new {
+            "node.json.new"
+        } else {
+            "node.json"
+        };
+        write_identity(&self.path.join(name), &identity)?;
+        *noted = has_peers;
+        Ok(())
+    }
+}
+
+impl LockedDir {
+    /// The identity of a node that has lost its log, and of whose partitions other nodes have replicas: it must
+    /// not serve under its number again.
+    ///
+    /// # Errors
+    ///
+    /// Whether there is a log cannot be read now.
+    pub fn member_without_log(&self) -> Result<Option<&Identity>, StartError> {
+        match self.member() {
+            Some(member) => Ok((!has_log(&self.path.join("log"))?).then_some(member)),
+            None => Ok(None),
+        }
+    }
+
+    /// The identity, if the directory is complete and other nodes may have replicas of its partitions.
+    pub fn member(&self) -> Option<&Identity> {
+        let complete = self.found.as_ref().filter(|(_, is_new)| !is_new);
+        let identity = complete.map(|(identity, _)| identity);
+        identity.filter(|identity| identity.may_have_peers())
+    }
+
+    /// Gives the directory of a node that lost its log the identity of a new node, and puts aside what belongs to
+    /// the old one. Blocking.
+    pub fn begin_again(&mut self, identity: Identity) -> Result<(), StartError> {
+        let old = match &self.found {
+            Some((old, _)) => old.node_id,
+            None => return Ok(()),
+        };
+        for what in OF_OLD_NODE {
+            let from = self.path.join(what);
+            if is_there(&from)? {
+                let aside = put_aside_in(&self.path, &from, what)?;
+                tracing::warn!(
+                    node = old,
+                    aside = %aside.display(),
+                    "{what}/ of the node that lost its log was put aside; remove it when you no longer want it"
+                );
+            }
+        }
+        for partition in 0..=u64::from(identity.partitions) {
+            let note = self
+                .path
+                .join("damaged")
+                .join(format!("partition-{partition}"));
+            remove(&note)?;
+        }
+        remove(&self.path.join("restore.json"))?;
+        write_identity(&self.path.join("node.json.new"), &identity)?;
+        let before = self.path.join("node.json");
+        put_aside_in(&self.path, &before, &format!("node-{old}.json"))?;
+        self.found = Some((identity, true));
+        Ok(())
+    }
+}
+
+/// Whether a directory has any file of a log: that of a node in use always has one.
+pub(crate) fn has_log(dir: &Path) -> Result<bool, StartError> {
+    let failed = |e| StartError::unreadable(format!("the log in {}", dir.display()), &e);
+    let files = match fs::read_dir(dir) {
+        Ok(files) => files,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(failed(e)),
+    };
+    for file in files {
+        let path = file.map_err(failed)?.path();
+        if path.extension().is_some_and(|e| e == "raftlog") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Writes down what the cluster has told, for a start after a crash. Durable when this returns.
+pub(crate) fn write_joined(dir: &Path, told: &[u8]) -> Result<(), StartError> {
+    write_durably(&dir.join(JOINED), told)
+}
+
+/// What an earlier start was told by the cluster, if it did not complete the directory; and the file.
+pub(crate) fn read_joined(dir: &Path) -> Result<Option<(Vec<u8>, PathBuf)>, StartError> {
+    let path = dir.join(JOINED);
+    match fs::read(&path) {
+        Ok(told) => Ok(Some((told, path))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(StartError::unreadable(path.display().to_string(), &e)),
+    }
+}
+
+/// Removes it: the directory is complete.
+pub(super) fn remove_joined(dir: &Path) -> Result<(), StartError> {
+    remove(&dir.join(JOINED))
+}
+
+fn remove(path: &Path) -> Result<(), StartError> {
+    match fs::remove_file(path) {
+        Ok(()) => path.parent().map_or(Ok(()), sync_dir),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(io("removing", path)(source)),
+    }
+}

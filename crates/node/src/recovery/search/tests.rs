@@ -1,0 +1,192 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::super::acceptance::Accepted;
+use super::super::inspect::{self, DatabaseFacts};
+use super::*;
+use crate::data_dir::{Identity, LockedDir};
+use crate::options::NodeOptions;
+use crate::snapshots::Archive;
+
+/// The partition of the invented facts: not the state store's.
+const PARTITION: u64 = 0;
+
+/// A directory with an empty log, no copies, and an empty repository.
+fn context(dir: &Path) -> Context {
+    let options = NodeOptions {
+        partitions: 1,
+        ..NodeOptions::new(dir)
+    };
+    let locked = LockedDir::open(dir).unwrap();
+    let data_dir = locked.belonging_to(|| Identity::new("test", 1), 1).unwrap();
+    Context {
+        archive: Archive::open(&options.snapshots, dir).unwrap(),
+        raft: inspect::open_log(&options, &data_dir, false, None).unwrap(),
+        peers: None,
+        digests: Default::default(),
+        store: options.store_in(&data_dir),
+        activity: Arc::default(),
+        accepted: Accepted::default(),
+        joined: Arc::default(),
+        survives: false,
+        attempts: Arc::default(),
+        options: Arc::new(options),
+        data_dir,
+    }
+}
+
+fn lineage(cx: &Context) -> Lineage {
+    let cluster = &cx.data_dir.identity.cluster_id;
+    Lineage::first(cluster, 1, PartitionId(PARTITION))
+}
+
+/// A log with the entries after one LSN up to another, and a database at an LSN, if it can be used.
+fn facts(cx: &Context, log: Option<(u64, u64)>, database: Option<u64>) -> PartitionFacts {
+    let lineage = lineage(cx);
+    let id = lineage.id();
+    let facts_at = |lsn| DatabaseFacts {
+        lsn,
+        term: 1,
+        lineage: id,
+        tail: None,
+    };
+    PartitionFacts {
+        partition: PARTITION,
+        log: log.map(|(start, last)| LogFacts {
+            start,
+            start_term: 1,
+            last,
+            lineage,
+        }),
+        database: database
+            .map(facts_at)
+            .ok_or_else(|| "it is damaged".to_owned()),
+        is_damaged: database.is_none(),
+    }
+}
+
+async fn find(cx: &Context, facts: &PartitionFacts) -> Result<RecoverySource, StartError> {
+    let search = Search {
+        // The entries of the log are invented, too.
+        witness: None,
+        ..Search::lossless(cx, facts)
+    };
+    search.find().await
+}
+
+#[tokio::test]
+async fn a_database_that_the_log_goes_on_from_is_used_and_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let cx = context(dir.path());
+    for lsn in [10, 15, 20] {
+        let found = find(&cx, &facts(&cx, Some((10, 20)), Some(lsn)))
+            .await
+            .unwrap();
+        assert_eq!(found.source, Source::Database);
+        assert_eq!(found.fork, None);
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_goes_back_to_the_beginning_replaces_a_damaged_database() {
+    let dir = tempfile::tempdir().unwrap();
+    let cx = context(dir.path());
+    let found = find(&cx, &facts(&cx, Some((0, 20)), None)).await.unwrap();
+    assert_eq!(found.source, Source::Log);
+    assert_eq!(found.fork, None);
+    // It is not tried again after it was found to be damaged.
+    let (log, why) = (Source::Log, "why".to_owned());
+    cx.attempts.rule_out(PARTITION, log, why);
+    let refused = find(&cx, &facts(&cx, Some((0, 20)), None))
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(refused.code(), "nothing_usable", "{refused}");
+}
+
+#[tokio::test]
+async fn without_a_copy_that_connects_the_start_ends_and_names_what_was_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    let cx = context(dir.path());
+    for (log, database, tried) in [
+        (Some((10, 20)), None, "it is damaged"),
+        (Some((10, 20)), Some(9), "the log begins after 10"),
+        (Some((10, 20)), Some(21), "it was cut or replaced"),
+        (None, Some(15), LOG_IS_LOST),
+    ] {
+        let refused = find(&cx, &facts(&cx, log, database)).await.err().unwrap();
+        assert_eq!(refused.code(), "nothing_usable", "{refused}");
+        assert!(refused.to_string().contains(tried), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_partition_begins_empty_only_where_it_is_named_and_no_copy_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let accepted = |named: &[u64]| Accepted {
+        loss: true,
+        empty: named.iter().copied().collect::<BTreeSet<_>>(),
+    };
+    let mut cx = context(dir.path());
+    cx.accepted = accepted(&[]);
+    let lost = facts(&cx, None, None);
+    let refused = find(&cx, &lost).await.err().unwrap();
+    assert!(matches!(refused, StartError::NoCopy { .. }), "{refused}");
+    cx.accepted = accepted(&[PARTITION]);
+    let found = find(&cx, &lost).await.unwrap();
+    assert_eq!(found.source, Source::Empty);
+    assert!(found.fork.unwrap().empty);
+    let connected = facts(&cx, Some((10, 20)), Some(15));
+    let refused = find(&cx, &connected).await.err().unwrap();
+    assert!(matches!(refused, StartError::CopyLeft { .. }), "{refused}");
+}
+#[tokio::test]
+async fn a_member_gives_nothing_up_whatever_is_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cx = context(dir.path());
+    cx.accepted.loss = true;
+    cx.data_dir.finish().unwrap();
+    cx.data_dir.note_peers(true).unwrap();
+    for (log, database) in [(Some((10, 20)), Some(9)), (None, Some(15)), (None, None)] {
+        let refused = find(&cx, &facts(&cx, log, database)).await.err().unwrap();
+        assert_eq!(refused.code(), "nothing_usable", "{refused}");
+        assert!(refused.to_string().contains("cluster.join"), "{refused}");
+    }
+    // What loses nothing is used as ever.
+    let found = find(&cx, &facts(&cx, Some((0, 20)), None)).await.unwrap();
+    assert_eq!(found.source, Source::Log);
+    assert_eq!(found.fork, None);
+}
+
+#[tokio::test]
+async fn a_members_log_may_end_before_a_snapshot_of_the_repository_and_not_before_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cx = context(dir.path());
+    cx.data_dir.finish().unwrap();
+    let id = lineage(&cx).id();
+    let facts = facts(&cx, Some((10, 20)), None);
+    let name = "lsn_00000000000000000025-snap_12JWcp9hiXocBv2yCYk5v5q";
+    let archived = esker_repository::SnapshotDir::parse(name).unwrap();
+    let copy = |source, lineage, lsn| Candidate {
+        term: Some(3),
+        ..Candidate::at(source, lineage, lsn)
+    };
+    let beyond = copy(Source::Repository(archived.clone()), id, 25);
+    let restarts = |cx: &Context, copy: &Candidate| {
+        let after = Search::lossless(cx, &facts).restart_after(copy);
+        after.map(|after| (after.lsn.0, after.term.0))
+    };
+    assert_eq!(
+        restarts(&cx, &beyond),
+        None,
+        "a node that is alone has all entries"
+    );
+    cx.data_dir.note_peers(true).unwrap();
+    assert_eq!(restarts(&cx, &beyond), Some((25, 3)));
+    let within = copy(Source::Repository(archived.clone()), id, 20);
+    let other = copy(Source::Repository(archived), LineageId(77), 25);
+    let local = copy(Source::Local("x".into()), id, 25);
+    for copy in [within, other, local] {
+        assert_eq!(restarts(&cx, &copy), None, "{copy:?}");
+    }
+}

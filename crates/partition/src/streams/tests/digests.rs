@@ -1,0 +1,260 @@
+//! Members compare the digests that the log asks for, and one whose state differs is found.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use esker_raft::{Committed, Lsn, Membership, NodeId, Term};
+
+use super::fixture::*;
+use crate::command::{AskDigest, Kind, MemberDigest, NoteDigests, Outcome};
+use crate::digest::{DIGEST_FORMAT, OwnDigest, ReplicaDigests, Verdict};
+use crate::ids::StreamId;
+use crate::streams::StreamOptions;
+
+const PARTITION: u64 = 1;
+
+/// A member of a group of three, and its digests.
+struct Member {
+    id: u64,
+    fixture: Fixture,
+    digests: ReplicaDigests,
+}
+
+impl Member {
+    fn new(id: u64, bytes_per_second: u64) -> Member {
+        let digests = ReplicaDigests::new(id, bytes_per_second);
+        let mut fixture = Fixture::with(StreamOptions {
+            digests: digests.clone(),
+            ..eager()
+        });
+        let voters = Membership {
+            voters: [1, 2, 3].map(NodeId).to_vec(),
+            ..Membership::default()
+        };
+        fixture.apply_entries(&[Committed {
+            lsn: Lsn(1),
+            term: Term(1),
+            command: None,
+            membership: Some(Arc::new(voters)),
+            checksum: 0,
+        }]);
+        Member {
+            id,
+            fixture,
+            digests,
+        }
+    }
+
+    fn group() -> [Member; 3] {
+        [1, 2, 3].map(|id| Member::new(id, 0))
+    }
+
+    /// The digest as of an entry, once it is known.
+    fn own(&self, lsn: u64) -> OwnDigest {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            match self.digests.own(PARTITION, lsn) {
+                OwnDigest::Computing if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                own => return own,
+            }
+        }
+    }
+
+    fn answer(&self, lsn: u64) -> Option<MemberDigest> {
+        match self.own(lsn) {
+            OwnDigest::Computed(digest) => Some(MemberDigest {
+                node: self.id,
+                digest: digest.to_be_bytes().to_vec(),
+            }),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.digests.close();
+    }
+}
+
+fn ask() -> Kind {
+    Kind::AskDigest(AskDigest {
+        format: DIGEST_FORMAT,
+    })
+}
+
+/// All apply the commands, each in steps of another size.
+fn all_apply(members: &mut [Member], commands: &[Kind]) {
+    for member in members {
+        let step = member.id as usize;
+        for commands in commands.chunks(step) {
+            member.fixture.step(commands.to_vec());
+        }
+    }
+}
+
+/// Asks for a digest amid appends. Returns the LSN of the entry.
+fn compare(members: &mut [Member], stream: StreamId) -> u64 {
+    let append = |text: &'static str| Kind::Append(bodies(stream, 2_000, [text]));
+    let asked_at = members[0].fixture.applied() + 3;
+    let commands = [append("a"), append("b"), ask(), append("c"), append("d")];
+    all_apply(members, &commands);
+    asked_at
+}
+
+/// Records the answers of these members with all of them.
+fn note(members: &mut [Member], lsn: u64, of: &[usize]) {
+    let answers = of.iter().filter_map(|at| members[*at].answer(lsn));
+    let note = Kind::NoteDigests(NoteDigests {
+        lsn,
+        at_ms: 5,
+        answers: answers.collect(),
+    });
+    all_apply(members, &[note]);
+}
+
+/// All append a record, and one of them stores another one instead.
+fn diverge(members: &mut [Member], at: usize, stream: StreamId) {
+    let append = Kind::Append(bodies(stream, 2_000, ["original"]));
+    all_apply(members, &[append]);
+    let part = members[at].fixture.partition_db();
+    let (first, mut value) = batches_of(&part, stream).remove(0);
+    *value.last_mut().unwrap() ^= 1;
+    damage_batch(&part, stream, first, Some(&value[..]));
+}
+
+fn create_all(members: &mut [Member]) -> StreamId {
+    let created = members.iter_mut().map(|it| it.fixture.create("stream"));
+    created.last().unwrap()
+}
+
+#[test]
+fn members_that_have_applied_the_same_have_equal_digests_as_of_the_entry_that_asks() {
+    let mut members = Member::group();
+    let stream = create_all(&mut members);
+    let lsn = compare(&mut members, stream);
+    let own: Vec<_> = members.iter().map(|member| member.own(lsn)).collect();
+    assert!(matches!(own[0], OwnDigest::Computed(_)), "{own:?}");
+    assert!(own.iter().all(|other| *other == own[0]), "{own:?}");
+    let now = members[0].fixture.partition_db().digest().unwrap();
+    assert_ne!(own[0], OwnDigest::Computed(now.digest), "more is applied");
+
+    note(&mut members, lsn, &[0, 1, 2]);
+    for member in &mut members {
+        let compared = member.digests.compared(PARTITION).unwrap();
+        assert_eq!((compared.lsn, compared.answers.len()), (lsn, 3));
+        assert_eq!(compared.verdict(), Verdict::Equal);
+        assert_eq!(member.digests.divergence(PARTITION), None);
+        // The next start has the last comparison.
+        member.fixture.reopen();
+        assert_eq!(member.digests.compared(PARTITION), Some(compared));
+    }
+}
+
+#[test]
+fn a_member_whose_state_differs_finds_that_itself_and_the_others_do_not_mind() {
+    let mut members = Member::group();
+    let stream = create_all(&mut members);
+    diverge(&mut members, 1, stream);
+    let lsn = compare(&mut members, stream);
+    // Two answers that differ decide nothing.
+    note(&mut members, lsn, &[0, 1]);
+    let compared = members[0].digests.compared(PARTITION).unwrap();
+    assert_eq!(compared.verdict(), Verdict::Undecided);
+    for member in &members {
+        assert_eq!(member.digests.divergence(PARTITION), None);
+    }
+    // The third one does.
+    note(&mut members, lsn, &[0, 1, 2]);
+    let compared = members[0].digests.compared(PARTITION).unwrap();
+    assert_eq!(compared.verdict(), Verdict::Diverged(vec![2]));
+    let diverged = members[1].digests.divergence(PARTITION).unwrap();
+    assert_eq!((diverged.lsn, &diverged.others[..]), (lsn, &[1, 3][..]));
+    assert_ne!(diverged.own, diverged.right);
+    for well in [0, 2] {
+        assert_eq!(members[well].digests.divergence(PARTITION), None);
+    }
+}
+
+#[test]
+fn a_member_that_did_not_answer_compares_itself_with_the_others() {
+    let mut members = Member::group();
+    let stream = create_all(&mut members);
+    diverge(&mut members, 2, stream);
+    let lsn = compare(&mut members, stream);
+    members[2].own(lsn);
+    note(&mut members, lsn, &[0, 1]);
+    let compared = members[0].digests.compared(PARTITION).unwrap();
+    assert_eq!(compared.verdict(), Verdict::Equal, "of those that answered");
+    assert!(members[2].digests.divergence(PARTITION).is_some());
+}
+
+#[test]
+fn a_digest_that_takes_long_holds_up_no_apply_and_no_stop() {
+    // A byte in a second: it ends with the stop alone.
+    let mut member = Member::new(1, 1);
+    let stream = member.fixture.create("stream");
+    for _ in 0..3 {
+        let large = append(stream, 2_000, vec![rec("x".repeat(900_000))]);
+        member.fixture.append(large).unwrap();
+    }
+    let asked = member.fixture.apply(ask());
+    let Outcome::DigestAsked(lsn) = asked else {
+        panic!("{asked:?}");
+    };
+    for _ in 0..10 {
+        member
+            .fixture
+            .append(bodies(stream, 2_000, ["goes on"]))
+            .unwrap();
+    }
+    assert_eq!(member.digests.own(PARTITION, lsn), OwnDigest::Computing);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while member.digests.bytes_read() == 0 {
+        assert!(Instant::now() < deadline, "nothing is read");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    member.digests.close();
+    assert_eq!(member.own(lsn), OwnDigest::Unknown);
+    // None is begun any more.
+    let asked = member.fixture.apply(ask());
+    assert_eq!(asked, Outcome::DigestAsked(lsn + 11));
+    assert_eq!(member.own(lsn + 11), OwnDigest::Unknown);
+}
+
+#[test]
+fn a_digest_ends_where_the_disk_lacks_space() {
+    let mut member = Member::new(1, 0);
+    let stream = member.fixture.create("stream");
+    for _ in 0..2 {
+        let large = append(stream, 2_000, vec![rec("x".repeat(900_000))]);
+        member.fixture.append(large).unwrap();
+    }
+    member
+        .fixture
+        .reader()
+        .partition_db()
+        .note_free_space(Some(1));
+    let Outcome::DigestAsked(lsn) = member.fixture.apply(ask()) else {
+        panic!("another answer");
+    };
+    assert_eq!(member.own(lsn), OwnDigest::Unknown);
+    member.fixture.reader().partition_db().note_free_space(None);
+    let Outcome::DigestAsked(lsn) = member.fixture.apply(ask()) else {
+        panic!("another answer");
+    };
+    assert!(matches!(member.own(lsn), OwnDigest::Computed(_)));
+}
+
+#[test]
+fn a_digest_of_another_build_is_not_computed() {
+    let mut member = Member::new(1, 0);
+    let format = DIGEST_FORMAT + 1;
+    let asked = member.fixture.apply(Kind::AskDigest(AskDigest { format }));
+    let Outcome::DigestAsked(lsn) = asked else {
+        panic!("{asked:?}");
+    };
+    assert_eq!(member.digests.own(PARTITION, lsn), OwnDigest::Unknown);
+}

@@ -1,0 +1,101 @@
+//! What is shown of the replicas of a partition: comparisons of them, and what they fetch.
+
+use esker_node::cluster::{self, Check, Fetching};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+/// A comparison of the replicas of a partition, as of one entry of its log.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct ReplicaCheck {
+    /// LSN of the entry as of which they were compared.
+    pub lsn: u64,
+    /// LSN of the entry that recorded the comparison.
+    pub noted_at: u64,
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// What it has shown.
+    pub outcome: CheckOutcome,
+    /// The digest of each replica that was compared.
+    pub digests: Vec<ReplicaDigest>,
+    /// The numbers of the nodes whose replica differs from the majority; it is stopped.
+    pub diverged: Vec<u64>,
+}
+
+/// The digest of a replica.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct ReplicaDigest {
+    /// The node's number.
+    pub node: u64,
+    /// 32 hexadecimal digits.
+    pub digest: String,
+}
+
+/// What a comparison has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckOutcome {
+    /// All that were compared are equal.
+    Equal,
+    /// Some differ from the majority.
+    Diverged,
+    /// They differ, and none has a majority.
+    Undecided,
+}
+
+/// A snapshot that a replica fetches from another node.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct ReplicaFetch {
+    /// The number of the node that sends it.
+    pub from: u64,
+    /// The last LSN that it covers.
+    pub lsn: u64,
+    /// Bytes that are there.
+    pub bytes_done: u64,
+    /// Bytes in all. Files that the node has already count as there from the beginning.
+    pub bytes_total: u64,
+    /// Bytes in a second, lately.
+    pub bytes_per_second: u64,
+    /// The disk of the node is full: it goes on once there is space.
+    pub waits_for_space: bool,
+    /// Everything is there, and replaces the state of the replica.
+    pub installing: bool,
+}
+
+impl From<Check> for ReplicaCheck {
+    fn from(check: Check) -> ReplicaCheck {
+        let nanos = i128::from(check.at_ms) * 1_000_000;
+        // A time beyond the calendar comes from a clock that is no clock.
+        let at = OffsetDateTime::from_unix_timestamp_nanos(nanos);
+        let digests = check.digests.into_iter();
+        ReplicaCheck {
+            lsn: check.lsn,
+            noted_at: check.noted_at,
+            at: at.unwrap_or(OffsetDateTime::UNIX_EPOCH),
+            outcome: match check.outcome {
+                cluster::CheckOutcome::Equal => CheckOutcome::Equal,
+                cluster::CheckOutcome::Diverged => CheckOutcome::Diverged,
+                cluster::CheckOutcome::Undecided => CheckOutcome::Undecided,
+            },
+            digests: digests
+                .map(|(node, digest)| ReplicaDigest { node, digest })
+                .collect(),
+            diverged: check.diverged,
+        }
+    }
+}
+
+impl From<&Fetching> for ReplicaFetch {
+    fn from(fetching: &Fetching) -> ReplicaFetch {
+        ReplicaFetch {
+            from: fetching.from,
+            lsn: fetching.lsn,
+            bytes_done: fetching.bytes_done,
+            bytes_total: fetching.bytes_total,
+            bytes_per_second: fetching.bytes_per_second,
+            waits_for_space: fetching.waits_for_space,
+            installing: fetching.is_installing,
+        }
+    }
+}

@@ -1,0 +1,625 @@
+//! `/state`: what the state store has, for people who look at it. Programs use the state service.
+//!
+//! Listings have no values, only their sizes; a value is read alone. Each answer is a page of bounded size. Who
+//! may read an agent's keys through the state service may read them here, and nothing else of the store.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use bytes::Bytes;
+use esker_node::state::{ReadAt, Replay, Scan, StateKey, StateRead};
+use esker_node::{StateError, StateStore};
+use futures::TryStreamExt as _;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use tokio::sync::Semaphore;
+use utoipa::{IntoParams, ToSchema};
+
+use super::error::Failures;
+use super::request::InQuery;
+use super::{Admin, AdminError};
+use crate::auth::Access;
+use crate::auth::access::Granted;
+use crate::auth::operation::Effect;
+use crate::timestamp::timestamp;
+
+/// Entries of a page, unless the request has a limit.
+const DEFAULT_LIMIT: usize = 100;
+/// Most entries of a page.
+const MAX_LIMIT: usize = 1000;
+/// Most agents that are examined for a page: a token may be permitted few of many.
+const MAX_EXAMINED: usize = 10_000;
+/// Most bytes of names and values that are read for a page; only the sizes of values are returned.
+const MAX_PAGE_BYTES: usize = 16 << 20;
+/// Most operations of commits on a page, beyond which it ends after the commit: a commit has at most 10,000.
+const MAX_PAGE_OPERATIONS: usize = 2000;
+/// Pages that are read at a time; more wait.
+const MAX_READING: usize = 4;
+
+/// Bounds how many pages are read at a time.
+#[derive(Clone)]
+pub(super) struct Turns(Arc<Semaphore>);
+
+impl Default for Turns {
+    fn default() -> Turns {
+        Turns(Arc::new(Semaphore::new(MAX_READING)))
+    }
+}
+
+impl Turns {
+    /// Runs a read on a thread that may wait for a disk.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<T, AdminError> + Send + 'static,
+    ) -> Result<T, AdminError> {
+        // It is never closed.
+        let turn = self.0.clone().acquire_owned().await;
+        let reading = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            read()
+        });
+        // A panic in it has been reported by the panic hook; an end of the runtime is a stop.
+        reading
+            .await
+            .unwrap_or_else(|_| Err(StateError::Stopping.into()))
+    }
+}
+
+/// The state store as of now.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct StoreStatus {
+    /// The newest commit; 0 if there was none.
+    pub commit_ts: u64,
+    /// The first commit that is kept: earlier ones cannot be replayed, and states before it cannot be read.
+    pub history_begins: u64,
+    /// Keys, deleted ones included.
+    pub keys: u64,
+    /// Open transactions.
+    pub open_transactions: u64,
+    /// Bytes that they hold.
+    pub open_transaction_bytes: u64,
+    /// The commit of the newest JSON snapshot.
+    pub newest_snapshot: Option<u64>,
+    /// Commits since then.
+    pub commits_since_snapshot: u64,
+    /// Why the last JSON snapshot failed, if it did.
+    pub last_failure: Option<String>,
+}
+
+/// Agents of the store.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Agents {
+    /// In the order of namespaces, then of agents.
+    pub agents: Vec<Agent>,
+    /// Where the next page begins, in `after_namespace` and `after_agent`; absent if there is none.
+    pub next: Option<Agent>,
+}
+
+/// An agent.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Agent {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its id.
+    pub agent: String,
+}
+
+/// Keys of an agent.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Keys {
+    /// The commit as of which they were read.
+    pub commit_ts: u64,
+    /// In their order, without deleted ones.
+    pub keys: Vec<Key>,
+    /// Where the next page begins, in `after`; absent if there is none.
+    pub next: Option<String>,
+}
+
+/// A key.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Key {
+    /// Its name.
+    pub key: String,
+    /// Its version.
+    pub version: u64,
+    /// The commit that wrote it.
+    pub commit_ts: u64,
+    /// Bytes of the value, as JSON.
+    pub bytes: u64,
+}
+
+/// A key's value.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+pub struct Value {
+    /// Whether the key exists; otherwise it was never written, or is deleted.
+    pub exists: bool,
+    /// The value, a JSON object.
+    #[schema(value_type = Option<Object>)]
+    pub value: Option<Box<RawValue>>,
+    /// Its version, or that of the deletion; 0 if it was never written.
+    pub version: u64,
+    /// The commit that wrote it.
+    pub commit_ts: u64,
+}
+
+/// Versions of a key.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Versions {
+    /// The newest first.
+    pub versions: Vec<Version>,
+    /// Where the next page begins, in `before`; absent if there is none, or earlier ones are not kept.
+    pub next: Option<u64>,
+}
+
+/// A version of a key.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Version {
+    /// Its number.
+    pub version: u64,
+    /// The commit that wrote it.
+    pub commit_ts: u64,
+    /// Whether it is a deletion.
+    pub deleted: bool,
+    /// Bytes of the value, as JSON.
+    pub bytes: u64,
+}
+
+/// Commits of the store.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Commits {
+    /// The newest commit of the store.
+    pub newest: u64,
+    /// In the order in which they happened.
+    pub commits: Vec<Commit>,
+    /// Where the next page begins, in `start`; absent if there is none.
+    pub next: Option<u64>,
+}
+
+/// A commit.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Commit {
+    /// Its place in the order of commits.
+    pub commit_ts: u64,
+    /// The transaction.
+    pub txn_id: String,
+    /// When the server received it.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// What it wrote and deleted, in its order.
+    pub operations: Vec<CommitOperation>,
+}
+
+/// An operation of a commit.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct CommitOperation {
+    /// The namespace.
+    pub namespace: String,
+    /// The agent.
+    pub agent: String,
+    /// The key.
+    pub key: String,
+    /// The version that the key got.
+    pub version: u64,
+    /// Whether it is a deletion.
+    pub deleted: bool,
+    /// Bytes of the value, as JSON.
+    pub bytes: u64,
+}
+
+/// Which agents.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WhichAgents {
+    /// Only agents after this one, with its namespace.
+    after_namespace: Option<String>,
+    /// Only agents after this one.
+    after_agent: Option<String>,
+    /// Most agents to return, 1 to 1000; 100 by default.
+    limit: Option<usize>,
+}
+
+/// Which keys.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WhichKeys {
+    /// The namespace.
+    namespace: String,
+    /// The agent.
+    agent: String,
+    /// What the names begin with.
+    prefix: Option<String>,
+    /// Only keys after this one.
+    after: Option<String>,
+    /// The commit as of which to read; the newest by default.
+    commit_ts: Option<u64>,
+    /// Most keys to return, 1 to 1000; 100 by default.
+    limit: Option<usize>,
+}
+
+/// Which value.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WhichValue {
+    /// The namespace.
+    namespace: String,
+    /// The agent.
+    agent: String,
+    /// The key.
+    key: String,
+    /// The version to read; not together with `commit_ts`.
+    version: Option<u64>,
+    /// The commit as of which to read; the newest by default.
+    commit_ts: Option<u64>,
+}
+
+/// Which versions.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WhichVersions {
+    /// The namespace.
+    namespace: String,
+    /// The agent.
+    agent: String,
+    /// The key.
+    key: String,
+    /// Only versions below this one.
+    before: Option<u64>,
+    /// Most versions to return, 1 to 1000; 100 by default.
+    limit: Option<usize>,
+}
+
+/// Which commits.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WhichCommits {
+    /// The first commit; by default, the page ends with the newest one.
+    start: Option<u64>,
+    /// Most commits to return, 1 to 1000; 100 by default.
+    limit: Option<usize>,
+    /// Only operations on keys of this namespace and `agent`.
+    namespace: Option<String>,
+    /// Only operations on keys of this agent.
+    agent: Option<String>,
+}
+
+impl Admin {
+    fn store(&self, granted: &Granted) -> StateStore {
+        self.node.open(granted).state().clone()
+    }
+}
+
+/// Where the state store stands.
+#[utoipa::path(
+    get,
+    path = "/esker/v1/state",
+    operation_id = "state_status",
+    tag = "state",
+    responses((status = 200, description = "As of now", body = StoreStatus), Failures)
+)]
+pub(super) async fn status(
+    State(admin): State<Admin>,
+    access: Access,
+) -> Result<Json<StoreStatus>, AdminError> {
+    let store = admin.store(&access.any_state(Effect::Read)?);
+    let status = admin.pages.read(move || Ok(store.status()?)).await?;
+    Ok(Json(StoreStatus {
+        commit_ts: status.commit_ts,
+        history_begins: status.history_begins,
+        keys: status.keys,
+        open_transactions: status.open_transactions,
+        open_transaction_bytes: status.open_transaction_bytes,
+        newest_snapshot: status.newest_snapshot,
+        commits_since_snapshot: status.commits_since_snapshot,
+        last_failure: status.last_failure,
+    }))
+}
+
+/// The agents that have keys, deleted ones included.
+///
+/// A token sees those that it may read. The page may be empty and have a next one: the store has many agents
+/// that the token may not read.
+#[utoipa::path(
+    get,
+    path = "/esker/v1/state/agents",
+    operation_id = "state_agents",
+    tag = "state",
+    params(WhichAgents),
+    responses((status = 200, description = "A page", body = Agents), Failures)
+)]
+pub(super) async fn agents(
+    State(admin): State<Admin>,
+    access: Access,
+    InQuery(which): InQuery<WhichAgents>,
+) -> Result<Json<Agents>, AdminError> {
+    let store = admin.store(&access.any_state(Effect::Read)?);
+    let limit = limit(which.limit)?;
+    let after = match (which.after_namespace, which.after_agent) {
+        (None, None) => None,
+        (Some(namespace), Some(agent)) => Some((namespace, agent)),
+        _ => {
+            return Err(AdminError::invalid(
+                "after_namespace and after_agent go together",
+            ));
+        }
+    };
+    let read = move || {
+        let mut found = Agents {
+            agents: Vec::new(),
+            next: None,
+        };
+        let (mut examined, mut last) = (0, None);
+        let after = after
+            .as_ref()
+            .map(|(namespace, agent)| (&**namespace, &**agent));
+        store.agents(after, |namespace, agent| {
+            // There is one more than the page has.
+            if found.agents.len() == limit || examined == MAX_EXAMINED {
+                found.next = last.take();
+                return true;
+            }
+            examined += 1;
+            let one = Agent { namespace, agent };
+            last = Some(one.clone());
+            let permitted = access.agent(Effect::Read, &one.namespace, &one.agent);
+            if permitted.is_ok() {
+                found.agents.push(one);
+            }
+            false
+        })?;
+        Ok(found)
+    };
+    Ok(Json(admin.pages.read(read).await?))
+}
+
+/// The keys of an agent, without deleted ones, all as of one commit.
+#[utoipa::path(
+    get,
+    path = "/esker/v1/state/keys",
+    operation_id = "state_keys",
+    tag = "state",
+    params(WhichKeys),
+    responses((status = 200, description = "A page", body = Keys), Failures)
+)]
+pub(super) async fn keys(
+    State(admin): State<Admin>,
+    access: Access,
+    InQuery(which): InQuery<WhichKeys>,
+) -> Result<Json<Keys>, AdminError> {
+    let granted = access.agent(Effect::Read, &which.namespace, &which.agent)?;
+    let store = admin.store(&granted);
+    let limit = limit(which.limit)?;
+    let read = move || {
+        let commit_ts = which.commit_ts.unwrap_or_else(|| store.commit_ts());
+        let scan = Scan {
+            namespace: which.namespace,
+            agent_id: which.agent,
+            prefix: which.prefix.unwrap_or_default(),
+            at: Some(commit_ts),
+            keys_only: false,
+            after: which.after,
+            // One more shows whether there is a next page.
+            limit: Some(limit + 1),
+            max_bytes: MAX_PAGE_BYTES,
+        };
+        let (mut keys, mut bytes, mut has_more) = (Vec::<Key>::new(), 0, false);
+        store.visit(&scan, |entry| {
+            bytes += entry.key.len() + entry.value.len();
+            has_more = keys.len() == limit || (bytes > MAX_PAGE_BYTES / 2 && !keys.is_empty());
+            if !has_more {
+                keys.push(Key {
+                    key: entry.key,
+                    version: entry.version,
+                    commit_ts: entry.commit_ts,
+                    bytes: entry.value.len() as u64,
+                });
+            }
+            !has_more
+        })?;
+        let next = keys
+            .last()
+            .filter(|_| has_more)
+            .map(|last| last.key.clone());
+        Ok(Keys {
+            commit_ts,
+            keys,
+            next,
+        })
+    };
+    Ok(Json(admin.pages.read(read).await?))
+}
+
+/// The value of a key: now, of a version, or as of a commit.
+#[utoipa::path(
+    get,
+    path = "/esker/v1/state/value",
+    operation_id = "state_value",
+    tag = "state",
+    params(WhichValue),
+    responses((status = 200, description = "Also if there is no such key", body = Value), Failures)
+)]
+pub(super) async fn value(
+    State(admin): State<Admin>,
+    access: Access,
+    InQuery(which): InQuery<WhichValue>,
+) -> Result<Json<Value>, AdminError> {
+    let granted = access.agent(Effect::Read, &which.namespace, &which.agent)?;
+    let store = admin.store(&granted);
+    let at = match (which.version, which.commit_ts) {
+        (None, None) => ReadAt::Latest,
+        (Some(version), None) => ReadAt::Version(version),
+        (None, Some(commit_ts)) => ReadAt::Commit(commit_ts),
+        (Some(_), Some(_)) => {
+            return Err(AdminError::invalid(
+                "version and commit_ts exclude each other",
+            ));
+        }
+    };
+    let key = StateKey::new(which.namespace, which.agent, which.key);
+    let read = admin.pages.read(move || Ok(store.get(&key, at)?)).await?;
+    Ok(Json(Value {
+        exists: read.value.is_some(),
+        value: read.value.as_ref().map(json).transpose()?,
+        version: read.version,
+        commit_ts: read.commit_ts,
+    }))
+}
+
+/// The versions of a key that are kept, the newest first.
+#[utoipa::path(
+    get,
+    path = "/esker/v1/state/versions",
+    operation_id = "state_versions",
+    tag = "state",
+    params(WhichVersions),
+    responses((status = 200, description = "A page", body = Versions), Failures)
+)]
+pub(super) async fn versions(
+    State(admin): State<Admin>,
+    access: Access,
+    InQuery(which): InQuery<WhichVersions>,
+) -> Result<Json<Versions>, AdminError> {
+    let granted = access.agent(Effect::Read, &which.namespace, &which.agent)?;
+    let store = admin.store(&granted);
+    let limit = limit(which.limit)?;
+    let key = StateKey::new(which.namespace, which.agent, which.key);
+    let read = move || {
+        let newest = store.get(&key, ReadAt::Latest)?.version;
+        let first = which
+            .before
+            .map_or(newest, |it| it.saturating_sub(1).min(newest));
+        let mut found = Versions {
+            versions: Vec::new(),
+            next: None,
+        };
+        let mut bytes = 0;
+        for version in (1..=first).rev() {
+            if found.versions.len() == limit || bytes > MAX_PAGE_BYTES {
+                found.next = Some(version + 1);
+                break;
+            }
+            let read = match store.get(&key, ReadAt::Version(version)) {
+                Ok(read) => read,
+                // Earlier ones are not kept.
+                Err(StateError::HistoryBegins { .. }) => break,
+                Err(error) => return Err(error.into()),
+            };
+            // A number that was passed over.
+            if read.version != version {
+                continue;
+            }
+            let size = size(&read);
+            bytes += size;
+            found.versions.push(Version {
+                version,
+                commit_ts: read.commit_ts,
+                deleted: read.value.is_none(),
+                bytes: size as u64,
+            });
+        }
+        Ok(found)
+    };
+    Ok(Json(admin.pages.read(read).await?))
+}
+
+/// Commits, in the order in which they happened, without values.
+#[utoipa::path(
+    get,
+    path = "/esker/v1/state/commits",
+    operation_id = "state_commits",
+    tag = "state",
+    params(WhichCommits),
+    responses((status = 200, description = "A page", body = Commits), Failures)
+)]
+pub(super) async fn commits(
+    State(admin): State<Admin>,
+    access: Access,
+    InQuery(which): InQuery<WhichCommits>,
+) -> Result<Json<Commits>, AdminError> {
+    let limit = limit(which.limit)?;
+    let (granted, agent) = match (which.namespace, which.agent) {
+        (None, None) => (access.whole_state(Effect::Read)?, None),
+        (Some(namespace), Some(agent)) => {
+            let granted = access.agent(Effect::Read, &namespace, &agent)?;
+            (granted, Some((namespace, agent)))
+        }
+        _ => return Err(AdminError::invalid("namespace and agent go together")),
+    };
+    let store = admin.store(&granted);
+    let newest = store.commit_ts();
+    let begins = {
+        let store = store.clone();
+        let status = admin.pages.read(move || Ok(store.status()?)).await?;
+        status.history_begins
+    };
+    let last_page = newest.saturating_sub(limit as u64 - 1).max(begins);
+    let start = which.start.unwrap_or(last_page);
+    let mut found = Commits {
+        newest,
+        commits: Vec::new(),
+        next: None,
+    };
+    if start > newest {
+        return Ok(Json(found));
+    }
+    let mut events = store.replay(Replay {
+        agent,
+        start: Some(start),
+        end: Some(newest),
+        follow: false,
+    })?;
+    let mut operations = 0;
+    while let Some(event) = events.try_next().await? {
+        if found.commits.len() == limit || operations >= MAX_PAGE_OPERATIONS {
+            found.next = Some(event.commit_ts);
+            break;
+        }
+        operations += event.operations.len();
+        found.commits.push(Commit {
+            commit_ts: event.commit_ts,
+            txn_id: event.txn_id,
+            at: timestamp(event.at_ms).map_err(AdminError::invalid)?,
+            operations: event.operations.into_iter().map(Into::into).collect(),
+        });
+    }
+    Ok(Json(found))
+}
+
+impl From<esker_node::state::Operation> for CommitOperation {
+    fn from(of: esker_node::state::Operation) -> CommitOperation {
+        CommitOperation {
+            namespace: of.key.namespace,
+            agent: of.key.agent_id,
+            key: of.key.key,
+            version: of.version,
+            deleted: of.value.is_none(),
+            bytes: of.value.map_or(0, |value| value.len() as u64),
+        }
+    }
+}
+
+fn size(read: &StateRead) -> usize {
+    read.value.as_ref().map_or(0, Bytes::len)
+}
+
+/// A stored value, as it is.
+fn json(value: &Bytes) -> Result<Box<RawValue>, AdminError> {
+    serde_json::from_slice(value).map_err(|error| {
+        AdminError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "storage",
+            format!("the stored value is not JSON: {error}"),
+        )
+    })
+}
+
+fn limit(said: Option<usize>) -> Result<usize, AdminError> {
+    match said.unwrap_or(DEFAULT_LIMIT) {
+        limit @ 1..=MAX_LIMIT => Ok(limit),
+        other => Err(AdminError::invalid(format!(
+            "limit {other} is not between 1 and {MAX_LIMIT}"
+        ))),
+    }
+}

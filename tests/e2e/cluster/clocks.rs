@@ -1,0 +1,105 @@
+//! Clocks that jump, forwards and back, on each node by itself. No decision of the cluster may rest on them: elections
+//! and leases count ticks of a clock that only goes on, and timestamps of records never decrease.
+//!
+//! The clocks are those of `libfaketime`; where it is not installed, the test prints that and passes.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::writer::{Writer, caught_up, create, has_all, stream};
+use crate::support::{Cluster, Setup, eventually, sdk};
+
+/// Where Debian and others install the library.
+const LIBRARIES: [&str; 3] = [
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib64/faketime/libfaketimeMT.so.1",
+];
+
+/// Sets a node's clock off by this; it is read once a second.
+fn set_off(file: &Path, by: &str) {
+    std::fs::write(file, format!("{by}\n")).unwrap();
+}
+
+fn file(dir: &tempfile::TempDir, at: usize) -> PathBuf {
+    dir.path().join(format!("clock-{at}"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_that_jump_move_no_leader_lose_no_append_and_turn_no_timestamp_back() {
+    let library = LIBRARIES.iter().find(|path| Path::new(path).exists());
+    let Some(library) = library else {
+        eprintln!("SKIPPED: libfaketime is not installed");
+        return;
+    };
+    let clocks = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::empty(&Setup::default().partitions(1));
+    for at in 0..3 {
+        let clock = file(&clocks, at);
+        set_off(&clock, "+0");
+        let with_clock = |setup: Setup| {
+            setup
+                .variable("LD_PRELOAD", library)
+                .variable("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap())
+                .variable("FAKETIME_CACHE_DURATION", "1")
+                .variable("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        };
+        cluster.add(with_clock).await;
+    }
+    cluster.voting().await;
+    create(&cluster, 0, "orders").await;
+    cluster.lead(1, 0).await;
+    let first = of_last_record(&cluster, "before").await;
+    let terms = terms(&cluster).await;
+    let writer = Writer::start(&cluster, "orders", 1);
+    writer.goes_on(20).await;
+    // An hour, so that nothing expires.
+    set_off(&file(&clocks, 0), "+1h");
+    set_off(&file(&clocks, 1), "-1h");
+    eventually("the clock of the leader has jumped", async || {
+        let now = of_last_record(&cluster, "after").await;
+        (now > first + 3_000_000).then_some(())
+    })
+    .await;
+    writer.goes_on(20).await;
+    assert_eq!(self::terms(&cluster).await, terms, "nobody has campaigned");
+
+    // A leader with an earlier clock takes over, and the other clock goes back.
+    cluster.kill(0);
+    writer.goes_on(20).await;
+    let leader = cluster.leader_of(1, 1).await;
+    assert_ne!(leader, 0);
+    set_off(&file(&clocks, 0), "-1h");
+    set_off(&file(&clocks, leader), "-2h");
+    cluster.restart(0).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    writer.goes_on(20).await;
+    let written = writer.finish().await;
+    caught_up(&cluster, 1).await;
+    for at in cluster.all() {
+        has_all(&cluster, at, "orders", written.next).await;
+    }
+    let records = sdk::read_all(&stream(&cluster, 1, "orders")).await;
+    let times: Vec<u64> = records.iter().map(|record| record.timestamp).collect();
+    assert!(times.is_sorted(), "timestamps never decrease: {times:?}");
+}
+
+/// Appends a record to a stream of its own, and returns its timestamp.
+async fn of_last_record(cluster: &Cluster, name: &str) -> u64 {
+    let name = format!("{name}-{}", rand::random::<u32>());
+    let basin = cluster.client(0).basin(sdk::basin_name("test-basin"));
+    let stream = sdk::stream(&basin, &name).await;
+    let ack = sdk::append(&stream, ["now"]).await;
+    ack.start.timestamp
+}
+
+/// The term of each partition.
+async fn terms(cluster: &Cluster) -> Vec<u64> {
+    let view = cluster.view(2).await.unwrap();
+    let partitions = view["partitions"].as_array().unwrap();
+    let term = |of: &serde_json::Value| {
+        let replicas = of["replicas"].as_array().unwrap().iter();
+        replicas.filter_map(|it| it["term"].as_u64()).max().unwrap()
+    };
+    partitions.iter().map(term).collect()
+}

@@ -1,0 +1,255 @@
+//! Replicas are compared under load, and one whose disk has another byte stops.
+
+use std::path::Path;
+
+use rust_rocksdb::{DBWithThreadMode, IteratorMode, MultiThreaded, Options};
+use serde_json::{Value, json};
+use testkit::process::esker;
+
+use super::writer::{Writer, caught_up, create, has_all};
+use crate::support::http::Http;
+use crate::support::{Cluster, Setup, eventually};
+
+/// The last comparison of a partition, as a node shows it.
+async fn last_check(cluster: &Cluster, at: usize, partition: u64) -> Option<Value> {
+    let view = cluster.view(at).await.ok()?;
+    let of = view["partitions"].as_array()?;
+    let of = of.iter().find(|of| of["partition"] == partition)?;
+    of["check"].is_object().then(|| of["check"].clone())
+}
+
+/// Has a partition compared by way of a node. Returns the result.
+async fn check(cluster: &Cluster, at: usize, partition: u64) -> Value {
+    let noted = |check: Option<Value>| check.map_or(0, |it| it["noted_at"].as_u64().unwrap());
+    let before = noted(last_check(cluster, at, partition).await);
+    let path = format!("partitions/{partition}/check");
+    eventually("a comparison begins", async || {
+        let answer = cluster.change(at, &path, &json!({})).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+    eventually("the comparison is done", async || {
+        let check = last_check(cluster, at, partition).await?;
+        (noted(Some(check.clone())) > before).then_some(check)
+    })
+    .await
+}
+
+/// Changes the last byte of a batch of a partition in the database of a node that does not run.
+fn change_a_byte(data_dir: &Path, partition: u64) {
+    let (options, db) = (Options::default(), data_dir.join("db"));
+    let names = DBWithThreadMode::<MultiThreaded>::list_cf(&options, &db).unwrap();
+    let open = DBWithThreadMode::<MultiThreaded>::open_cf(&options, &db, &names).unwrap();
+    let prefix = format!("partition-{partition}");
+    let is_it = |name: &&String| {
+        let rest = name
+            .strip_prefix(&prefix)
+            .and_then(|it| it.strip_suffix("-segments"));
+        rest.is_some_and(|number| number.is_empty() || number.starts_with('.'))
+    };
+    let name = names.iter().rfind(is_it).unwrap();
+    let cf = open.cf_handle(name).unwrap();
+    let first = open.iterator_cf(&cf, IteratorMode::Start).next();
+    let (key, value) = first.expect("a batch").unwrap();
+    let mut value = value.to_vec();
+    *value.last_mut().unwrap() ^= 1;
+    open.put_cf(&cf, key, value).unwrap();
+    open.flush_cf(&cf).unwrap();
+}
+
+async fn problems(http: &Http) -> Vec<String> {
+    let status = http.get("/esker/v1/status").send().await.json();
+    let problems = status["problems"].as_array().unwrap().iter();
+    problems
+        .map(|it| it["code"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+async fn ready_code(http: &Http) -> Option<String> {
+    let answer = http.get("/health/ready").try_send().await.ok()?;
+    let reasons = answer.json()["reasons"].as_array()?.clone();
+    Some(reasons.first()?["code"].as_str()?.to_owned())
+}
+
+async fn metric(http: &Http, name: &str) -> Option<f64> {
+    let metrics = http.get("/metrics").try_send().await.ok()?.text();
+    let line = metrics.lines().find(|line| line.starts_with(name))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_are_equal_again_and_again_while_streams_are_written_and_nodes_restart() {
+    let setup = Setup::default()
+        .partitions(2)
+        .set("cluster.check-interval=1s")
+        .set("log.flush-after=64KiB");
+    let mut cluster = Cluster::start(&setup).await;
+    create(&cluster, 0, "orders").await;
+    let writer = Writer::start(&cluster, "orders", 0);
+    for at in [1, 2] {
+        writer.goes_on(100).await;
+        cluster.kill(at);
+        writer.goes_on(50).await;
+        cluster.restart(at).await;
+        cluster.voting().await;
+    }
+    let mut seen = Vec::new();
+    for partition in 0..=2 {
+        let mut checks = Vec::new();
+        eventually("a partition is compared three times more", async || {
+            let check = last_check(&cluster, 0, partition).await?;
+            if !checks.contains(&check) {
+                checks.push(check);
+            }
+            (checks.len() >= 4).then_some(())
+        })
+        .await;
+        seen.extend(checks);
+    }
+    let equal = |check: &&Value| check["outcome"] == "equal";
+    assert!(seen.iter().all(|check| equal(&check)), "{seen:#?}");
+    let whole = seen
+        .iter()
+        .filter(|check| check["digests"].as_array().unwrap().len() == 3);
+    assert!(whole.count() >= 6, "{seen:#?}");
+    let written = writer.finish().await;
+    caught_up(&cluster, 0).await;
+    // On request, as the command shows it.
+    let url = cluster.server(1).url().to_owned();
+    let run = tokio::task::spawn_blocking(move || {
+        let mut command = esker();
+        command.args(["cluster", "check", "--json", "--server", &url]);
+        command.output().unwrap()
+    });
+    let output = run.await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for of in printed["partitions"].as_array().unwrap() {
+        assert_eq!(of["check"]["outcome"], "equal", "{printed:#}");
+    }
+    for at in 0..3 {
+        has_all(&cluster, at, "orders", written.next).await;
+        let log = cluster.server(at).log().join("\n");
+        assert!(!log.contains("diverged"), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_with_another_byte_stops_for_good_and_the_others_go_on() {
+    let setup = Setup::default().partitions(1).set("log.flush-after=64KiB");
+    let mut cluster = Cluster::start(&setup).await;
+    create(&cluster, 0, "orders").await;
+    let writer = Writer::start(&cluster, "orders", 0);
+    writer.goes_on(100).await;
+    caught_up(&cluster, 0).await;
+    let written = writer.finish().await;
+    assert_eq!(check(&cluster, 0, 1).await["outcome"], "equal");
+    cluster.stop(2).await;
+    change_a_byte(cluster.server(2).data_dir(), 1);
+    cluster.restart(2).await;
+    cluster.voting().await;
+    // The wrong one leads.
+    cluster.lead(1, 2).await;
+
+    let checked = check(&cluster, 0, 1).await;
+    assert_eq!(checked["outcome"], "diverged", "{checked:#}");
+    assert_eq!(checked["diverged"].as_array().unwrap().len(), 1);
+    let wrong = cluster.server(2).http1();
+    eventually("the node says that it has stopped", async || {
+        (ready_code(&wrong).await? == "replica_diverged").then_some(())
+    })
+    .await;
+    assert!(
+        problems(&wrong)
+            .await
+            .contains(&"replica_diverged".to_owned())
+    );
+    eventually("the metric shows it", async || {
+        let shown = metric(&wrong, "esker_partition_diverged{partition=\"1\"}").await?;
+        (shown == 1.0).then_some(())
+    })
+    .await;
+    cluster
+        .server(2)
+        .logged("a replica has diverged and is stopped")
+        .await;
+
+    // The others serve what was written before, and go on.
+    eventually("another node leads", async || {
+        (cluster.leader_of(1, 0).await != 2).then_some(())
+    })
+    .await;
+    let writer = Writer::start_at(&cluster, "orders", 1, written.next);
+    writer.goes_on(50).await;
+    // The catalog of the node that has stopped one replica is well, and follows.
+    assert_eq!(check(&cluster, 0, 0).await["outcome"], "equal");
+
+    cluster.kill(2);
+    cluster.restart(2).await;
+    writer.goes_on(50).await;
+    let wrong = cluster.server(2).http1();
+    let code = eventually("it is stopped again", async || ready_code(&wrong).await).await;
+    assert_eq!(code, "replica_diverged");
+    let written = writer.finish().await;
+    // By way of the node whose replica is stopped, too: it passes requests on.
+    for at in 0..3 {
+        has_all(&cluster, at, "orders", written.next).await;
+    }
+    for at in 0..2 {
+        assert_eq!(ready_code(&cluster.server(at).http1()).await, None);
+    }
+    let view = cluster.view(0).await.unwrap();
+    let replicas = view["partitions"][1]["replicas"].as_array().unwrap();
+    let halted = replicas.iter().filter(|it| it["halted"].is_string());
+    assert_eq!(halted.count(), 1, "{view:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_answers_that_differ_nobody_stops_until_the_third_has_come() {
+    let setup = Setup::default().partitions(1).set("log.flush-after=64KiB");
+    let mut cluster = Cluster::start(&setup).await;
+    create(&cluster, 0, "orders").await;
+    let writer = Writer::start(&cluster, "orders", 0);
+    writer.goes_on(50).await;
+    caught_up(&cluster, 0).await;
+    let written = writer.finish().await;
+    cluster.stop(2).await;
+    change_a_byte(cluster.server(2).data_dir(), 1);
+    cluster.stop(1).await;
+    cluster.restart(2).await;
+    eventually("two nodes have a leader", async || {
+        let ready = ready_code(&cluster.server(0).http1()).await;
+        (cluster.leader_of(1, 0).await != 1 && ready.is_none()).then_some(())
+    })
+    .await;
+    let checked = check(&cluster, 0, 1).await;
+    assert_eq!(checked["outcome"], "undecided", "{checked:#}");
+    for at in [0, 2] {
+        let http = cluster.server(at).http1();
+        assert!(
+            problems(&http)
+                .await
+                .contains(&"replicas_differ".to_owned())
+        );
+        assert_eq!(ready_code(&http).await, None, "n{at} goes on");
+    }
+    cluster.restart(1).await;
+    caught_up(&cluster, 0).await;
+    let checked = check(&cluster, 0, 1).await;
+    assert_eq!(checked["outcome"], "diverged", "{checked:#}");
+    let wrong = cluster.server(2).http1();
+    eventually("the wrong one has stopped", async || {
+        (ready_code(&wrong).await? == "replica_diverged").then_some(())
+    })
+    .await;
+    eventually("another node leads", async || {
+        (cluster.leader_of(1, 0).await != 2).then_some(())
+    })
+    .await;
+    let writer = Writer::start_at(&cluster, "orders", 0, written.next);
+    writer.goes_on(20).await;
+    let written = writer.finish().await;
+    for at in 0..2 {
+        has_all(&cluster, at, "orders", written.next).await;
+    }
+}

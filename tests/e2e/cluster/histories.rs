@@ -1,0 +1,310 @@
+//! A stream is one log for all clients at any time, also while the nodes that lead it are killed and paused.
+//!
+//! Clients append (with and without conditions), ask for the tail and read, each by way of a node at random, and note
+//! the moments of requests and answers; then a checker searches for an order of events that explains all answers.
+//! Others fence the stream against each other: no append may be there under a token that another one has replaced.
+//!
+//! `ESKER_CLUSTER_ROUNDS` is the number of faults, for a soak.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+use rustix::process::Signal;
+use s2_sdk::S2Stream;
+use s2_sdk::error::{AppendConditionFailed, AppendError, ReadError};
+use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord, FencingToken};
+
+use super::writer::{create, stream};
+use crate::support::history::linearizability::{Answer, Event, check};
+use crate::support::{Cluster, Setup, sdk};
+
+const CLIENTS: u64 = 6;
+/// Faults, unless `ESKER_CLUSTER_ROUNDS` has another number.
+const ROUNDS: u64 = 6;
+
+/// What clients share.
+struct Shared {
+    began: Instant,
+    stop: AtomicBool,
+    /// Numbers of records, each used once.
+    next: AtomicU64,
+}
+
+impl Shared {
+    fn id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// One client's operations. Each node is reached by a client of its own.
+async fn client(streams: Vec<S2Stream>, shared: Arc<Shared>, seed: u64) -> Vec<Event> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut events = Vec::new();
+    let mut believed_tail = 0;
+    while shared.goes_on() {
+        let stream = streams.choose(&mut rng).unwrap();
+        let asked = shared.began.elapsed();
+        let answer = match rng.random_range(0..10) {
+            0..5 => {
+                let id = shared.id();
+                let input = sdk::input([id.to_string()]).with_match_seq_num(believed_tail);
+                Some(append(stream, input, id).await)
+            }
+            5 => {
+                let id = shared.id();
+                Some(append(stream, sdk::input([id.to_string()]), id).await)
+            }
+            6..8 => {
+                let tail = stream.check_tail().await.ok();
+                tail.map(|tail| Answer::Tail { tail: tail.seq_num })
+            }
+            _ => {
+                let from = believed_tail.saturating_sub(rng.random_range(0..4));
+                read(stream, from).await
+            }
+        };
+        let answered = shared.began.elapsed();
+        let Some(answer) = answer else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        if let Some(tail) = answer.tail_seen() {
+            believed_tail = believed_tail.max(tail);
+        }
+        events.push(Event {
+            asked,
+            answered,
+            answer,
+        });
+        let pause = rng.random_range(0..3000);
+        tokio::time::sleep(Duration::from_micros(pause)).await;
+    }
+    events
+}
+
+async fn append(stream: &S2Stream, input: AppendInput, id: u64) -> Answer {
+    match stream.append(input).await {
+        Ok(ack) => Answer::Appended {
+            id,
+            at: ack.start.seq_num,
+            tail: ack.tail.seq_num,
+        },
+        Err(AppendError::ConditionFailed(AppendConditionFailed::SeqNumMismatch(tail))) => {
+            Answer::Refused { id, tail }
+        }
+        Err(error) if error.has_no_side_effects() => Answer::NotMade { id },
+        Err(_) => Answer::Unknown { id },
+    }
+}
+
+async fn read(stream: &S2Stream, from: u64) -> Option<Answer> {
+    match stream.read(sdk::from_seq(from, 50)).await {
+        Ok(batch) => Some(Answer::Read {
+            from,
+            ids: sdk::bodies(&batch.records)
+                .iter()
+                .map(|body| body.parse().unwrap())
+                .collect(),
+            reached: batch.tail.map(|tail| tail.seq_num),
+        }),
+        Err(ReadError::ReadUnwritten(tail)) => Some(Answer::Tail { tail: tail.seq_num }),
+        Err(_) => None,
+    }
+}
+
+/// Fences the stream, and appends under its token until another client has fenced it.
+async fn fencer(streams: Vec<S2Stream>, shared: Arc<Shared>, seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    while shared.goes_on() {
+        let token = format!("token-{}", shared.id());
+        let parsed: FencingToken = token.parse().unwrap();
+        let fence: AppendRecord = CommandRecord::fence(parsed.clone()).into();
+        let fence = AppendRecordBatch::try_from_iter([fence]).unwrap();
+        let stream = streams.choose(&mut rng).unwrap();
+        if stream.append(AppendInput::new(fence)).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        }
+        for number in 0..rng.random_range(2..20) {
+            let stream = streams.choose(&mut rng).unwrap();
+            let input = sdk::input([format!("{token} {number}")]);
+            match stream
+                .append(input.with_fencing_token(parsed.clone()))
+                .await
+            {
+                Ok(_) => {}
+                Err(AppendError::ConditionFailed(_)) => break,
+                // It may be made later, or never.
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+}
+
+/// A record of the stream that is fenced.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Fenced {
+    By(String),
+    Appended { under: String, body: String },
+}
+
+/// Checks that each append is there once, under the token that was in force at its place.
+fn check_fences(records: &[Fenced]) -> Result<usize, String> {
+    let mut token = "";
+    let mut seen = HashSet::new();
+    for (at, record) in records.iter().enumerate() {
+        match record {
+            Fenced::By(new) => token = new,
+            Fenced::Appended { under, .. } if under != token => {
+                return Err(format!("{at}: {record:?}, and the token is {token}"));
+            }
+            Fenced::Appended { .. } => {}
+        }
+        if !seen.insert(record) {
+            return Err(format!("{at}: {record:?} is there twice"));
+        }
+    }
+    Ok(seen.len())
+}
+
+async fn fenced(stream: &S2Stream) -> Vec<Fenced> {
+    let records = sdk::read_all(stream).await;
+    let records = records.iter().map(|record| {
+        let body = String::from_utf8(record.body.to_vec()).unwrap();
+        match record.is_command_record() {
+            true => Fenced::By(body),
+            false => {
+                let (under, _) = body.split_once(' ').unwrap();
+                let under = under.to_owned();
+                Fenced::Appended { under, body }
+            }
+        }
+    });
+    records.collect()
+}
+
+/// The same stream by way of each node.
+fn by_each(cluster: &Cluster, name: &str) -> Vec<S2Stream> {
+    let by = |at: usize| {
+        let basin = cluster
+            .server(at)
+            .sdk()
+            .basin(sdk::basin_name("test-basin"));
+        basin.stream(sdk::stream_name(name))
+    };
+    cluster.all().map(by).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_order_of_events_explains_every_answer_although_leaders_are_lost() {
+    let rounds = std::env::var("ESKER_CLUSTER_ROUNDS");
+    let rounds: u64 = rounds.map_or(ROUNDS, |rounds| rounds.parse().unwrap());
+    // A history of many faults takes long to read and to check: new streams begin now and then.
+    for (part, first) in (0..rounds).step_by(ROUNDS as usize).enumerate() {
+        lose_leaders(part, ROUNDS.min(rounds - first)).await;
+    }
+}
+
+async fn lose_leaders(part: usize, faults: u64) {
+    let seed: u64 = rand::random();
+    println!("part {part}, seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut cluster = Cluster::start(&Setup::default().partitions(1)).await;
+    create(&cluster, 0, "orders").await;
+    let basin = cluster.client(0).basin(sdk::basin_name("test-basin"));
+    sdk::stream(&basin, "fenced").await;
+    let shared = Arc::new(Shared {
+        began: Instant::now(),
+        stop: AtomicBool::new(false),
+        next: AtomicU64::new(0),
+    });
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|number| {
+            let streams = by_each(&cluster, "orders");
+            tokio::spawn(client(streams, shared.clone(), seed ^ number))
+        })
+        .collect();
+    let fencers: Vec<_> = (0..3)
+        .map(|number| {
+            let streams = by_each(&cluster, "fenced");
+            tokio::spawn(fencer(streams, shared.clone(), seed ^ (100 + number)))
+        })
+        .collect();
+    for fault in 0..faults {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(200..1200))).await;
+        let asked = rng.random_range(0..3);
+        let leader = cluster.leader_of(1, asked).await;
+        if fault % 2 == 0 {
+            cluster.kill(leader);
+            tokio::time::sleep(Duration::from_millis(rng.random_range(0..3000))).await;
+            cluster.restart(leader).await;
+        } else {
+            cluster.signal(leader, Signal::STOP);
+            let paused = rng.random_range(1500..3000);
+            tokio::time::sleep(Duration::from_millis(paused)).await;
+            cluster.signal(leader, Signal::CONT);
+        }
+    }
+    cluster.leader_of(1, 0).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    shared.stop.store(true, Ordering::Relaxed);
+    let mut events = Vec::new();
+    for client in clients {
+        events.extend(client.await.unwrap());
+    }
+    for fencer in fencers {
+        fencer.await.unwrap();
+    }
+    let contents = sdk::read_all(&stream(&cluster, 0, "orders")).await;
+    let contents: Vec<u64> = sdk::bodies(&contents)
+        .iter()
+        .map(|body| body.parse().unwrap())
+        .collect();
+    let count = |which: fn(&Answer) -> bool| events.iter().filter(|e| which(&e.answer)).count();
+    let appended = count(|a| matches!(a, Answer::Appended { .. }));
+    let refused = count(|a| matches!(a, Answer::Refused { .. }));
+    let unknown = count(|a| matches!(a, Answer::Unknown { .. }));
+    println!(
+        "{appended} appended, {refused} refused, {unknown} unknown, of {}",
+        events.len()
+    );
+    assert!(appended > 100, "{appended} of {} appended", events.len());
+    assert!(refused > 20, "{refused} of {} refused", events.len());
+    if let Err(why) = check(&events, &contents) {
+        panic!("part {part}, seed {seed}: {why}");
+    }
+    match check_fences(&fenced(&stream(&cluster, 1, "fenced")).await) {
+        Ok(records) => assert!(records > 20, "{records} records under tokens"),
+        Err(why) => panic!("part {part}, seed {seed}: {why}"),
+    }
+}
+
+#[test]
+fn an_append_under_a_token_that_was_replaced_and_one_that_is_there_twice_are_found() {
+    let by = |token: &str| Fenced::By(token.to_owned());
+    let appended = |under: &str, number: u32| Fenced::Appended {
+        under: under.to_owned(),
+        body: format!("{under} {number}"),
+    };
+    let good = [
+        by("a"),
+        appended("a", 0),
+        by("b"),
+        appended("b", 0),
+        appended("b", 1),
+    ];
+    assert_eq!(check_fences(&good), Ok(5));
+    let late = [by("a"), by("b"), appended("a", 0)];
+    assert!(check_fences(&late).is_err());
+    let twice = [by("a"), appended("a", 0), appended("a", 0)];
+    assert!(check_fences(&twice).is_err());
+}

@@ -1,0 +1,29 @@
+//! Three nodes, and what may happen to one of them.
+//!
+//! | module | what it shows |
+//! |---|---|
+//! | [`guide`] | each path of the guide to clusters |
+//! | [`histories`] | one order of events for all answers, while leaders are killed |
+//! | [`partitions`] | networks that carry messages one way, or not at all |
+//! | [`disks`] | a full disk and one that hangs, on one node |
+//! | [`clocks`] | clocks that jump |
+//! | [`names`] | names of nodes that cannot be resolved, or that change |
+//! | [`tokens`] | access tokens on all nodes |
+//! | [`clients`] | the official clients by way of any node |
+//! | [`digests`] | replicas are compared, and one that differs stops |
+//! | [`transfers`] | what is sent to a node that was left behind, across restarts and on a full disk |
+//! | [`sources`] | where a node gets what it lacks |
+//! | [`writer`] | a writer across failures, and what it knows |
+
+mod clients;
+mod clocks;
+mod digests;
+mod disks;
+mod guide;
+mod histories;
+mod names;
+mod partitions;
+mod sources;
+mod tokens;
+mod transfers;
+mod writer;

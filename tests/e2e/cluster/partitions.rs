@@ -1,0 +1,137 @@
+//! Networks that carry messages one way, or not at all.
+//!
+//! A way that is cut carries nothing, and its connections stay open ([`crate::support::peer_links`]).
+
+use std::time::Duration;
+
+use s2_sdk::S2Stream;
+
+use super::writer::{Follower, Writer, caught_up, create, has_all};
+use crate::support::peer_links::Way;
+use crate::support::{Cluster, Setup, sdk};
+
+/// Longer than two election timeouts: whoever hears nobody has noticed it.
+const LONG: Duration = Duration::from_secs(4);
+
+async fn cluster() -> Cluster {
+    let cluster = Cluster::linked(&Setup::default().partitions(1))
+        .with_three()
+        .await;
+    create(&cluster, 0, "orders").await;
+    cluster
+}
+
+/// The ways from some nodes to others.
+fn ways(from: &[usize], to: &[usize]) -> Vec<Way> {
+    from.iter()
+        .flat_map(|from| to.iter().map(|to| (*from, *to)))
+        .collect()
+}
+
+/// Asks a node that is cut off for the tail, without a retry: it refuses, or waits, or its answer is current.
+async fn is_not_stale(stream: &S2Stream, acked: u64, context: &str) {
+    let asked = tokio::time::timeout(Duration::from_secs(3), stream.check_tail()).await;
+    if let Ok(Ok(tail)) = asked {
+        assert!(
+            tail.seq_num >= acked,
+            "{context}: {} of {acked} records",
+            tail.seq_num
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_in_any_direction_is_replaced_and_answers_nothing_stale() {
+    let cluster = cluster().await;
+    let follower = Follower::start(&cluster, "orders");
+    let mut next = 0;
+    for round in ["it is heard by nobody", "it hears nobody", "both"] {
+        let leader = cluster.leader_of(1, 0).await;
+        let others: Vec<usize> = cluster.all().filter(|at| *at != leader).collect();
+        let cut = match round {
+            "it is heard by nobody" => ways(&[leader], &others),
+            "it hears nobody" => ways(&others, &[leader]),
+            _ => [ways(&[leader], &others), ways(&others, &[leader])].concat(),
+        };
+        let context = format!("n{leader} led; {round}");
+        println!("{context}");
+        cluster.links().cut(cut);
+        let writer = Writer::start_at(&cluster, "orders", others[0], next);
+        writer.goes_on(20).await;
+        next = writer.finish().await.next;
+        assert_ne!(cluster.leader_of(1, others[0]).await, leader, "{context}");
+        let basin = cluster
+            .server(leader)
+            .sdk()
+            .basin(sdk::basin_name("test-basin"));
+        let of_old = basin.stream(sdk::stream_name("orders"));
+        is_not_stale(&of_old, next, &context).await;
+        cluster.links().heal();
+        caught_up(&cluster, others[1]).await;
+        for at in cluster.all() {
+            has_all(&cluster, at, "orders", next).await;
+        }
+    }
+    follower.finish(next).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_do_not_reach_each_other_but_a_third_one_do_not_disturb_appends() {
+    let cluster = cluster().await;
+    cluster.lead(1, 0).await;
+    let writer = Writer::start(&cluster, "orders", 2);
+    writer.goes_on(20).await;
+    let term = term(&cluster).await;
+    // The leader and one of its followers; the third node reaches both.
+    cluster.links().cut([(0, 1), (1, 0)]);
+    tokio::time::sleep(LONG).await;
+    writer.goes_on(20).await;
+    cluster.links().heal();
+    caught_up(&cluster, 2).await;
+    writer.goes_on(20).await;
+    let written = writer.finish().await;
+    assert_eq!(cluster.leader_of(1, 2).await, 0);
+    assert_eq!(self::term(&cluster).await, term, "nobody has campaigned");
+    assert_eq!(written.unknown, 0, "no append is in doubt");
+    has_all(&cluster, 1, "orders", written.next).await;
+}
+
+async fn term(cluster: &Cluster) -> u64 {
+    let view = cluster.view(2).await.unwrap();
+    let of = view["partitions"].as_array().unwrap().iter();
+    let of = of.clone().find(|of| of["partition"] == 1).unwrap();
+    let replicas = of["replicas"].as_array().unwrap().iter();
+    replicas.filter_map(|it| it["term"].as_u64()).max().unwrap()
+}
+
+/// A leader that is paused believes that it leads when it goes on; so do the connections of its clients.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_stopped_for_a_while_and_goes_on_answers_nothing_stale() {
+    use rustix::process::Signal;
+
+    let cluster = cluster().await;
+    let mut next = 0;
+    for _ in 0..2 {
+        let leader = cluster.leader_of(1, 0).await;
+        let other = (leader + 1) % 3;
+        let basin = cluster
+            .server(leader)
+            .sdk()
+            .basin(sdk::basin_name("test-basin"));
+        let of_old = basin.stream(sdk::stream_name("orders"));
+        of_old.check_tail().await.unwrap();
+        cluster.signal(leader, Signal::STOP);
+        let writer = Writer::start_at(&cluster, "orders", other, next);
+        writer.goes_on(20).await;
+        next = writer.finish().await.next;
+        // The request is there when it goes on.
+        let asked = tokio::spawn(async move {
+            is_not_stale(&of_old, next, "paused").await;
+        });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        cluster.signal(leader, Signal::CONT);
+        asked.await.unwrap();
+        caught_up(&cluster, other).await;
+    }
+    has_all(&cluster, 2, "orders", next).await;
+}

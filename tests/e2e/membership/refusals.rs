@@ -1,0 +1,160 @@
+//! What would make a second history beside that of the cluster, or serve under a number that another process or
+//! nobody has: it is refused, with what to do.
+
+use std::fs;
+
+use serde_json::json;
+
+use super::{Nodes, copy, number_of};
+use crate::support::{Setup, eventually};
+
+fn restore(setup: &Setup) -> Setup {
+    setup.clone().bootstrap("restore")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_has_had_peers_begins_no_history_of_its_own() {
+    let mut nodes = Nodes::three().await;
+    nodes.create(0).await;
+    nodes.append(0, "a").await;
+    // The first node has not joined.
+    nodes.servers[0].kill();
+    let data = nodes.data(0);
+    let before = fs::read(data.join("node.json")).unwrap();
+    let log = nodes.directory.path().join("log-aside");
+    fs::rename(data.join("log"), &log).unwrap();
+    let (code, said) = restore(&nodes.setups[0]).start_refused(&data).await;
+    assert!(code != 0 && said.contains("[member_lost_log]"), "{said}");
+    // Without the database there is no membership to read.
+    let database = nodes.directory.path().join("db-aside");
+    fs::rename(data.join("db"), &database).unwrap();
+    let (code, said) = restore(&nodes.setups[0]).start_refused(&data).await;
+    assert!(code != 0 && said.contains("[member_lost_log]"), "{said}");
+    assert!(!data.join("log").exists());
+    // Nor does it without a listener for the others, or as another cluster.
+    fs::rename(&log, data.join("log")).unwrap();
+    fs::rename(&database, data.join("db")).unwrap();
+    let alone = Setup::default().partitions(2).set("logs.level=info");
+    let (code, said) = alone.start_refused(&data).await;
+    assert!(code != 0 && said.contains("[peers_not_heard]"), "{said}");
+    let (code, said) = nodes.setups[0]
+        .clone()
+        .bootstrap("new")
+        .start_refused(&data)
+        .await;
+    assert!(code != 0 && said.contains("[data_dir_not_empty]"), "{said}");
+    // Nothing was changed: it goes on as the node that it was, whatever it is told to accept.
+    nodes.setups[0] = restore(&nodes.setups[0]);
+    nodes.restart(0).await;
+    nodes.have_voters(0, 3).await;
+    assert_eq!(fs::read(data.join("node.json")).unwrap(), before);
+    nodes.append(0, "b").await;
+    nodes.have(1, &["a", "b"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_alone_again_may_accept_a_loss() {
+    let mut nodes = Nodes::first().await;
+    nodes.create(0).await;
+    nodes.append(0, "a").await;
+    nodes.put_snapshots().await;
+    let other = nodes.join().await;
+    nodes.have_voters(0, 1).await;
+    nodes.servers[other].kill();
+    let number = number_of(&nodes.data(other));
+    let removed = nodes.servers[0].http1();
+    let path = format!("/esker/v1/cluster/nodes/{number}/remove");
+    removed
+        .post(&path)
+        .json(&json!({}))
+        .send()
+        .await
+        .expect(200);
+    eventually("the node knows that it is alone", async || {
+        let identity = fs::read_to_string(nodes.data(0).join("node.json")).ok()?;
+        identity.contains("\"has_peers\": false").then_some(())
+    })
+    .await;
+    nodes.servers[0].kill();
+    fs::remove_dir_all(nodes.data(0).join("log")).unwrap();
+    nodes.setups[0] = restore(&nodes.setups[0]);
+    nodes.restart(0).await;
+    nodes.append(0, "b").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_data_directory_and_its_copy_only_one_belongs_to_the_cluster() {
+    let mut nodes = Nodes::three().await;
+    nodes.create(0).await;
+    nodes.append(0, "a").await;
+    let copied = nodes.directory.path().join("copy");
+    nodes.servers[2].kill();
+    copy(&nodes.data(2), &copied);
+    nodes.restart(2).await;
+    let numbers = nodes.have_voters(0, 3).await;
+    let ports = nodes.join_ports();
+    let setup = nodes.setups[2].clone().listen(&ports.0).set(&ports.1);
+    let twin = setup.start(&copied).await;
+    nodes.setups.push(setup);
+    nodes.servers.push(twin);
+    // Its partitions may have halted before: the others count on what only the directory in use has.
+    nodes.servers[3].logged("another process").await;
+    nodes.not_ready(3, "not_ready").await;
+    // The cluster goes on with the one that was there, and the copy serves nothing.
+    assert_eq!(nodes.have_voters(0, 3).await, numbers);
+    nodes.append(2, "b").await;
+    nodes.have(2, &["a", "b"]).await;
+    let read = nodes.servers[3].http1();
+    let read = read.get("/v1/basins").send().await;
+    assert!(read.status.is_server_error(), "{}", read.text());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_node_that_comes_back_is_told_and_serves_nothing() {
+    let mut nodes = Nodes::three().await;
+    nodes.create(0).await;
+    nodes.append(0, "a").await;
+    let removed = number_of(&nodes.data(2));
+    nodes.servers[2].kill();
+    let http = nodes.servers[0].http1();
+    let path = format!("/esker/v1/cluster/nodes/{removed}/remove");
+    eventually("the node is removed", async || {
+        let asked = http.post(&path).json(&json!({})).try_send().await.ok()?;
+        (asked.status == 200).then_some(())
+    })
+    .await;
+    nodes.have_voters(0, 2).await;
+    nodes.append(0, "b").await;
+    nodes.restart(2).await;
+    let why = nodes.not_ready(2, "refused_by_cluster").await;
+    assert!(why.contains("removed"), "{why}");
+    let read = nodes.servers[2].http1();
+    let read = read.get("/v1/basins").send().await;
+    assert!(read.status.is_server_error(), "{}", read.text());
+    assert_eq!(nodes.have_voters(0, 2).await.len(), 2);
+    // What to do is what it was told: an empty directory joins.
+    nodes.servers[2].kill();
+    fs::remove_dir_all(nodes.data(2)).unwrap();
+    nodes.restart(2).await;
+    nodes.have_voters(0, 3).await;
+    nodes.have(2, &["a", "b"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_restored_beside_a_cluster_that_runs() {
+    let mut nodes = Nodes::three().await;
+    nodes.create(0).await;
+    nodes.append(0, "a").await;
+    nodes.put_snapshots().await;
+    nodes.servers[2].kill();
+    fs::remove_dir_all(nodes.data(2)).unwrap();
+    let setup = restore(&nodes.setups[2]);
+    let (code, said) = setup.start_refused(&nodes.data(2)).await;
+    assert!(code != 0 && said.contains("[cluster_runs]"), "{said}");
+    // Once it is given up, it is restored.
+    nodes.servers[0].kill();
+    nodes.servers[1].kill();
+    nodes.setups[2] = setup;
+    nodes.restart(2).await;
+    nodes.have(2, &["a"]).await;
+}

@@ -1,0 +1,268 @@
+//! The listener for nodes of a cluster: who is let in, what strangers cost, and certificates that change.
+
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::http::{Http, Transport};
+use crate::support::tls::Authority;
+use crate::support::{Server, Setup, eventually, sdk};
+use testkit::ports::free_port;
+use testkit_server::Cluster;
+
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+const SECRET: &str = "a-secret-of-a-test-that-nobody-guesses";
+
+/// A file of a secret.
+fn secret(dir: &Path, name: &str, text: &str) -> String {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = dir.join(name);
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    format!("cluster.secret-file={}", path.display())
+}
+
+/// A node that listens to others at a port.
+fn node(name: &str, port: u16) -> Setup {
+    let listen = format!("127.0.0.1:{}", free_port().unwrap());
+    Setup::default()
+        .listen(&listen)
+        .set(&format!("cluster.name={name}"))
+        .set(&format!("cluster.peer-listen=127.0.0.1:{port}"))
+}
+
+fn joins(setup: Setup, port: u16) -> Setup {
+    setup.set(&format!("cluster.join=127.0.0.1:{port}"))
+}
+
+/// Waits until a node is ready.
+async fn ready(server: &Server) {
+    eventually("the node is ready", async || {
+        let health = server.http1().get("/health/ready").try_send().await.ok()?;
+        (health.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_with_another_secret_is_refused_and_one_of_another_cluster_stays_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let right = secret(dir.path(), "right", SECRET);
+    let wrong = secret(
+        dir.path(),
+        "wrong",
+        "another-secret-of-a-test-of-this-length",
+    );
+    let port = free_port().unwrap();
+    let first = node("n0", port).set(&right);
+    let first = first.start(&dir.path().join("n0")).await;
+    ready(&first).await;
+
+    let second = joins(node("n1", free_port().unwrap()), port);
+    let at = dir.path().join("n1");
+    let (code, said) = second.clone().set(&wrong).start_refused(&at).await;
+    assert_ne!(code, 0);
+    assert!(
+        said.contains("join_refused") && said.contains("secret is missing or wrong"),
+        "{said}"
+    );
+
+    // What has begun a cluster of its own goes on in that one, whatever it is to join.
+    let own = node("n2", free_port().unwrap()).set(&right);
+    let at = dir.path().join("n2");
+    let mut other = own.start(&at).await;
+    ready(&other).await;
+    let id = async |server: &Server| {
+        let status = server.http1().get("/esker/v1/status").send().await;
+        status.json()["cluster_id"].clone()
+    };
+    let before = id(&other).await;
+    other.stop().await;
+    other.restart(&joins(own, port)).await;
+    ready(&other).await;
+    assert_eq!(id(&other).await, before);
+    assert_ne!(id(&first).await, before);
+    // It registers itself soon after its start, and nobody else does.
+    eventually("the first node is the only one", async || {
+        let view = first.http1().get("/esker/v1/cluster").send().await.json();
+        let nodes = view["nodes"].as_array().unwrap().len();
+        assert!(nodes <= 1, "{view}");
+        (nodes == 1).then_some(())
+    })
+    .await;
+    ready(&first).await;
+}
+
+#[tokio::test]
+async fn nobody_speaks_in_the_name_of_clients_but_nodes_of_the_cluster() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port().unwrap();
+    let setup = node("n0", port).set(&secret(dir.path(), "secret", SECRET));
+    let server = setup.start(&dir.path().join("n0")).await;
+    ready(&server).await;
+    let status = server.http1().get("/esker/v1/status").send().await.json();
+    let id = status["cluster_id"]
+        .as_str()
+        .expect("an id")
+        .replace('-', "");
+    let peers = Http::new(&format!("127.0.0.1:{port}"), Transport::Http2);
+    let ask = async |secret: Option<&str>, cluster: &str, node: &str| {
+        let mut request = peers
+            .get("/v1/basins")
+            .header("esker-cluster", cluster)
+            .header("esker-node", node)
+            .header("esker-process", &"1".repeat(32))
+            .header("esker-forwarded", "e30");
+        if let Some(secret) = secret {
+            request = request.header("esker-cluster-secret", secret);
+        }
+        let answer = request.send().await;
+        let code = answer.header("grpc-status").map(str::to_owned);
+        let said = answer.header("grpc-message").unwrap_or_default().to_owned();
+        (code, said)
+    };
+    const UNAUTHENTICATED: &str = "16";
+    const DENIED: &str = "7";
+    let (code, _) = ask(None, &id, "1").await;
+    assert_eq!(code.as_deref(), Some(UNAUTHENTICATED));
+    let (code, _) = ask(Some("x"), &id, "1").await;
+    assert_eq!(code.as_deref(), Some(UNAUTHENTICATED));
+    let (code, said) = ask(Some(SECRET), &"7".repeat(32), "1").await;
+    assert_eq!(code.as_deref(), Some(DENIED));
+    assert!(said.contains("belongs"), "{said}");
+    let (code, said) = ask(Some(SECRET), &id, "1").await;
+    assert_eq!(code.as_deref(), Some(DENIED));
+    assert!(said.contains("registered"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_connections_of_strangers_cost_little_and_keep_no_node_out() {
+    const ALL: usize = 10_000;
+    let mut nodes = Cluster::start(&Setup::default()).await;
+    let basin = sdk::basin(&nodes.client(0), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    sdk::append(&stream, ["before"]).await;
+    let view = nodes
+        .server(0)
+        .http1()
+        .get("/esker/v1/cluster")
+        .send()
+        .await;
+    let view: Value = view.json();
+    let addresses: Vec<String> = view["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|node| node["peer_address"].as_str().unwrap().to_owned())
+        .collect();
+    let before: Vec<u64> = (0..3).map(|at| nodes.server(at).resident_bytes()).collect();
+    let opening = tokio::task::spawn_blocking(move || {
+        let mut open = Vec::new();
+        for number in 0..ALL {
+            let address = &addresses[number % addresses.len()];
+            // What the kernel does not take now is one less.
+            open.extend(TcpStream::connect(address).ok());
+        }
+        open
+    });
+    // While they come, a node is started again, and the others go on.
+    nodes.server_mut(2).stop().await;
+    nodes.restart(2).await;
+    let open = opening.await.unwrap();
+    assert!(open.len() > ALL / 2, "{} were opened", open.len());
+    for at in 0..3 {
+        let basin = nodes.client(at).basin(sdk::basin_name("test-basin"));
+        let stream = basin.stream(sdk::stream_name("orders"));
+        sdk::append(&stream, [format!("by {at}")]).await;
+        ready(nodes.server(at)).await;
+    }
+    for (at, before) in before.into_iter().enumerate().take(2) {
+        let more = nodes.server(at).resident_bytes().saturating_sub(before);
+        assert!(more < 128 << 20, "{more} bytes more");
+    }
+    drop(open);
+    assert_eq!(sdk::read_all(&stream).await.len(), 4);
+}
+
+/// The files of a node's certificate.
+struct Files(PathBuf);
+
+impl Files {
+    fn new(dir: &Path, name: &str) -> Files {
+        let dir = dir.join(name);
+        std::fs::create_dir(&dir).unwrap();
+        Files(dir)
+    }
+
+    fn write(&self, of: &Authority, validity: Duration) {
+        let issued = of.issue(validity);
+        std::fs::write(self.0.join("certificate"), &issued.certificate).unwrap();
+        std::fs::write(self.0.join("key"), &issued.key).unwrap();
+        std::fs::write(self.0.join("ca"), of.certificate()).unwrap();
+    }
+
+    fn of(&self, setup: Setup) -> Setup {
+        let file = |key: &str, name: &str| format!("cluster.{key}={}", self.0.join(name).display());
+        setup
+            .set(&file("certificate", "certificate"))
+            .set(&file("private-key", "key"))
+            .set(&file("ca", "ca"))
+    }
+}
+
+#[tokio::test]
+async fn new_certificates_of_nodes_are_used_without_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (Authority::new(), Authority::new());
+    let port = free_port().unwrap();
+    let (of_first, of_second) = (
+        Files::new(dir.path(), "files0"),
+        Files::new(dir.path(), "files1"),
+    );
+    of_first.write(&old, YEAR);
+    of_second.write(&old, YEAR);
+    let first = of_first.of(node("n0", port));
+    let first = first.start(&dir.path().join("n0")).await;
+    let setup = of_second.of(joins(node("n1", free_port().unwrap()), port));
+    let mut second = setup.start(&dir.path().join("n1")).await;
+    ready(&second).await;
+
+    // A key that does not fit is reported, and changes nothing.
+    std::fs::write(of_first.0.join("key"), old.issue(YEAR).key).unwrap();
+    let problem = first.problem("peer_certificate_not_reloaded").await;
+    assert!(
+        problem.contains("belongs to another certificate"),
+        "{problem}"
+    );
+    ready(&second).await;
+
+    of_first.write(&new, YEAR);
+    first
+        .logged("The certificate of this node was read again")
+        .await;
+    // This one reads the new files at its start, and could not speak with what was there before.
+    of_second.write(&new, YEAR);
+    second.stop().await;
+    second.restart(&setup).await;
+    ready(&second).await;
+    let basin = sdk::basin(&second.persistent_sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    sdk::append(&stream, ["by way of the second"]).await;
+}
+
+#[tokio::test]
+async fn a_node_does_not_start_with_a_certificate_that_has_expired() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = Files::new(dir.path(), "files");
+    files.write(&Authority::new(), Duration::ZERO);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let setup = files.of(node("n0", free_port().unwrap()));
+    let (code, said) = setup.start_refused(&dir.path().join("n0")).await;
+    assert_ne!(code, 0);
+    assert!(
+        said.contains("peer_certificate") && said.contains("expired"),
+        "{said}"
+    );
+}
