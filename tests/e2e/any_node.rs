@@ -114,7 +114,7 @@ async fn a_transaction_is_at_one_node_whichever_is_asked_and_ends_with_its_leade
     let read = state(&nodes, 2).get_state(get).await.unwrap();
     assert!(read.into_inner().exists);
 
-    // The node that holds it is killed; any other says so.
+    // The node that holds it is killed; any other one reports that.
     let partition = partition(&nodes, "esker-state", "default").await;
     let txn = begin(&nodes, 0).await;
     state(&nodes, 1).write(write(&txn, "lost")).await.unwrap();

@@ -79,7 +79,7 @@ pub struct Rate {
     pub cores: f64,
 }
 
-/// The work of one client, which counts what it has done until it is told to stop.
+/// The work of one client, which counts what it has done until it is stopped.
 pub type Work = std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
 /// What clients share.

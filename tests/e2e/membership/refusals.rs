@@ -43,7 +43,7 @@ async fn a_node_that_has_had_peers_begins_no_history_of_its_own() {
         .start_refused(&data)
         .await;
     assert!(code != 0 && said.contains("[data_dir_not_empty]"), "{said}");
-    // Nothing was changed: it goes on as the node that it was, whatever it is told to accept.
+    // Nothing was changed: it goes on as the node that it was, whatever it is to accept.
     nodes.setups[0] = restore(&nodes.setups[0]);
     nodes.restart(0).await;
     nodes.have_voters(0, 3).await;

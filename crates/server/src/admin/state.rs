@@ -4,6 +4,7 @@
 //! may read an agent's keys through the state service may read them here, and nothing else of the store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use utoipa::{IntoParams, ToSchema};
 
 use super::error::Failures;
@@ -36,6 +38,8 @@ const MAX_EXAMINED: usize = 10_000;
 const MAX_PAGE_BYTES: usize = 16 << 20;
 /// Most operations of commits on a page, beyond which it ends after the commit: a commit has at most 10,000.
 const MAX_PAGE_OPERATIONS: usize = 2000;
+/// How long one more waits for its turn.
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pages that are read at a time; more wait.
 const MAX_READING: usize = 4;
 
@@ -55,8 +59,16 @@ impl Turns {
         &self,
         read: impl FnOnce() -> Result<T, AdminError> + Send + 'static,
     ) -> Result<T, AdminError> {
-        // It is never closed.
-        let turn = self.0.clone().acquire_owned().await;
+        let turn = timeout(TURN_TIMEOUT, self.0.clone().acquire_owned()).await;
+        let turn = turn.map_err(|_| {
+            AdminError::listed(
+                "unavailable",
+                format!(
+                    "{MAX_READING} pages of the state store are being read, and none has ended for {} s: try again",
+                    TURN_TIMEOUT.as_secs()
+                ),
+            )
+        })?;
         let reading = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             read()
@@ -265,7 +277,7 @@ pub(super) struct WhichVersions {
     agent: String,
     /// The key.
     key: String,
-    /// Only versions below this one.
+    /// Only versions below this one, which is one of the key.
     before: Option<u64>,
     /// Most versions to return, 1 to 1000; 100 by default.
     limit: Option<usize>,
@@ -486,38 +498,33 @@ pub(super) async fn versions(
     let limit = limit(which.limit)?;
     let key = StateKey::new(which.namespace, which.agent, which.key);
     let read = move || {
-        let newest = store.get(&key, ReadAt::Latest)?.version;
-        let first = which
-            .before
-            .map_or(newest, |it| it.saturating_sub(1).min(newest));
+        let newest = store.get(&key, ReadAt::Latest)?;
+        let mut next = match which.before {
+            Some(before) if before <= newest.version => {
+                let named = kept(store.get(&key, ReadAt::Version(before)))?;
+                named.map_or(Ok(None), |named| earlier(&store, &key, &named))?
+            }
+            _ => (newest.version > 0).then_some(newest),
+        };
         let mut found = Versions {
             versions: Vec::new(),
             next: None,
         };
         let mut bytes = 0;
-        for version in (1..=first).rev() {
+        while let Some(read) = next {
             if found.versions.len() == limit || bytes > MAX_PAGE_BYTES {
-                found.next = Some(version + 1);
+                found.next = found.versions.last().map(|last| last.version);
                 break;
-            }
-            let read = match store.get(&key, ReadAt::Version(version)) {
-                Ok(read) => read,
-                // Earlier ones are not kept.
-                Err(StateError::HistoryBegins { .. }) => break,
-                Err(error) => return Err(error.into()),
-            };
-            // A number that was passed over.
-            if read.version != version {
-                continue;
             }
             let size = size(&read);
             bytes += size;
             found.versions.push(Version {
-                version,
+                version: read.version,
                 commit_ts: read.commit_ts,
                 deleted: read.value.is_none(),
                 bytes: size as u64,
             });
+            next = earlier(&store, &key, &read)?;
         }
         Ok(found)
     };
@@ -598,6 +605,36 @@ impl From<esker_node::state::Operation> for CommitOperation {
             bytes: of.value.map_or(0, |value| value.len() as u64),
         }
     }
+}
+
+/// What was read; `None` if there is no such version, or it is not kept.
+fn kept(read: Result<StateRead, StateError>) -> Result<Option<StateRead>, AdminError> {
+    match read {
+        Ok(read) => Ok((read.version > 0).then_some(read)),
+        Err(StateError::HistoryBegins { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The version of a key before another one. After a restore with a loss, numbers go on 2^40 higher: the gap is
+/// passed by the commit.
+fn earlier(
+    store: &StateStore,
+    key: &StateKey,
+    version: &StateRead,
+) -> Result<Option<StateRead>, AdminError> {
+    let (number, commit) = (
+        version.version.saturating_sub(1),
+        version.commit_ts.saturating_sub(1),
+    );
+    if number == 0 {
+        return Ok(None);
+    }
+    if let Some(read) = kept(store.get(key, ReadAt::Version(number)))? {
+        return Ok(Some(read));
+    }
+    let read = kept(store.get(key, ReadAt::Commit(commit)))?;
+    Ok(read.filter(|read| read.version < version.version))
 }
 
 fn size(read: &StateRead) -> usize {
