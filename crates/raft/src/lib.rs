@@ -46,7 +46,7 @@ pub mod transfer;
 pub mod transport;
 
 pub use engine::{
-    Action, Committed, Engine, Event, Membership, MembershipChange, RejectReason, Role,
+    Action, Committed, Engine, Event, Membership, MembershipChange, RejectReason, Role, VoterChange,
 };
 pub use ids::{CheckpointId, ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeId, Term};
 pub use message::Envelope;

@@ -462,6 +462,12 @@ const SECTIONS: &[Section] = &[
                 PARTITION,
                 "1 if the state of the replica here is not that of the majority of the nodes: it is stopped, and the node has to be replaced.",
             ),
+            gauge(
+                "esker_partition_members_wait_seconds",
+                "seconds",
+                PARTITION,
+                "In a cluster, on the node that leads the partition: for how long the members of the partition have not been those that they should be, for example because a node does not catch up; 0 if they are. `esker cluster status` has the reason.",
+            ),
             counter(
                 "esker_digest_comparisons_total",
                 "comparisons",

@@ -43,9 +43,18 @@ async fn a_survivor_goes_on_alone_with_all_that_it_has_and_others_join_it() {
     nodes.append(1, "d").await;
     assert_eq!(nodes.have_voters(1, 1).await, [number].into());
     assert!(!nodes.data(1).join("recover.json").exists());
-    // What was given up has no majority, and does not serve.
+    // What was given up does not serve, and says why: one of the nodes that it asks is gone, and the other one tells.
     nodes.restart(2).await;
-    nodes.not_ready(2, "no_leader").await;
+    let why = nodes.not_ready(2, "refused_by_cluster").await;
+    assert!(
+        why.contains("was removed") && why.contains("an empty one"),
+        "{why}"
+    );
+    let shown = nodes.shown(2).await.unwrap();
+    assert!(
+        shown["refused"].as_str().unwrap().contains("was removed"),
+        "{shown}"
+    );
     nodes.servers[2].kill();
     // Its machine joins with an empty directory, and so does another one.
     for at in [2, 0] {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use axum::extract::{Query, State};
 use axum::response::Response;
 use esker_server::admin::cluster::{
-    ClusterGroup, ClusterMember, ClusterReplica, ClusterView, MemberState,
+    ClusterGroup, ClusterMember, ClusterReplica, ClusterView, GroupMembers, MemberState,
 };
 use maud::{Markup, html};
 use serde::Deserialize;
@@ -135,6 +135,7 @@ fn render(view: &ClusterView, which: &Which) -> Markup {
                 thead { tr {
                     th scope="col" { "Partition" }
                     @for it in &view.nodes { th scope="col" { (it.name) } }
+                    th scope="col" { "Members" }
                 } }
                 tbody {
                     @for group in groups.iter().skip(number * PAGE).take(PAGE) { (row(group, &view.nodes)) }
@@ -186,6 +187,24 @@ fn row(group: &ClusterGroup, nodes: &[ClusterMember]) -> Markup {
                     },
                 }
             }
+            td { @if let Some(of) = &group.members { (members(of, nodes)) } }
+        }
+    }
+}
+
+/// What is under way with the members of a partition, and what it waits for.
+fn members(of: &GroupMembers, nodes: &[ClusterMember]) -> Markup {
+    let name = |id: &u64| {
+        let node = nodes.iter().find(|node| node.node == *id);
+        node.map_or_else(|| id.to_string(), |node| node.name.clone())
+    };
+    let names = |ids: &[u64]| ids.iter().map(name).collect::<Vec<_>>().join(", ");
+    html! {
+        @if !of.voters_before.is_empty() {
+            "voters change from " (names(&of.voters_before)) " to " (names(&of.voters)) ". "
+        }
+        @if let Some(waits) = &of.waits {
+            span.bad[waits.problem] { "for " (waits.seconds) " s: " (waits.why) }
         }
     }
 }

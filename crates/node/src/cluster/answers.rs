@@ -1,7 +1,7 @@
 //! The answers to what other nodes ask of this one.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use esker_partition::MAX_NODES;
@@ -100,7 +100,8 @@ fn refused(refusal: NodeRefusal, nodes: &Nodes) -> CallError {
     };
     CallError::Refused(match refusal {
         NodeRefusal::Removed => {
-            "this node was removed from the cluster: move its data directory away, and let it join with an empty one"
+            "this node was removed from the cluster, and its number is never used again: move its data directory away, \
+             and start it with an empty one and `cluster.join` to join again"
                 .to_owned()
         }
         NodeRefusal::NameTaken(id) => format!(
@@ -291,7 +292,10 @@ impl Inner {
         };
         let command = match change {
             ChangeCluster::Remove { node } => {
-                self.check_removal(node)?;
+                if !self.catalog.is_serving() {
+                    return Err(not_leader(&self.catalog));
+                }
+                self.check_removal(node).await?;
                 set(node, NodeState::Removed)
             }
             ChangeCluster::Drain { node } => set(node, NodeState::Draining),
@@ -305,60 +309,6 @@ impl Inner {
             return Err(not_leader(&self.catalog));
         }
         self.propose_node(command).await
-    }
-
-    /// Refuses to remove a node without which a group that this node leads would lose its majority. Groups that
-    /// other nodes lead are checked there before the member is removed from them.
-    pub(super) fn check_removal(&self, node: u64) -> Result<(), CallError> {
-        let nodes = self.catalog_reader.nodes();
-        let Some(known) = nodes.get(&node) else {
-            return Err(refused(NodeRefusal::Unknown, &nodes));
-        };
-        let others = nodes.values().filter(|other| {
-            other.id != node && matches!(other.state, NodeState::Active | NodeState::Draining)
-        });
-        if others.count() == 0 {
-            return Err(CallError::Refused(format!(
-                "{} is the only node that has everything: it is not removed",
-                known.name
-            )));
-        }
-        for group in self.groups().filter(|group| group.is_serving()) {
-            let details = group.details();
-            let voters = &details.membership.voters;
-            if !voters.contains(&NodeId(node)) {
-                continue;
-            }
-            // A voter that is gone is not yet out of the group: it would be counted as one that agrees.
-            let leaving = voters.iter().find(|voter| {
-                let state = nodes.get(&voter.0).map(|node| node.state);
-                voter.0 != node && state == Some(NodeState::Removed)
-            });
-            if let Some(leaving) = leaving {
-                return Err(CallError::Unavailable(format!(
-                    "node {leaving} is still being removed from partition {}: try again when that is done",
-                    group.id()
-                )));
-            }
-            let left: Vec<_> = voters.iter().filter(|voter| voter.0 != node).collect();
-            let live = left.iter().filter(|voter| {
-                ***voter == details.id
-                    || details.peers.iter().any(|peer| {
-                        peer.id == ***voter && peer.heard_ticks_ago.is_some_and(|ago| ago < 50)
-                    })
-            });
-            let live = live.count();
-            if live <= left.len() / 2 {
-                return Err(CallError::Refused(format!(
-                    "partition {} would lose its majority without {}: of its other {} voters {live} are in \
-                     contact. Bring them back first",
-                    group.id(),
-                    known.name,
-                    left.len(),
-                )));
-            }
-        }
-        Ok(())
     }
 
     async fn transfer_leader(&self, partition: u64, to: u64) -> Result<(), CallError> {
@@ -382,6 +332,8 @@ impl Inner {
 
     /// What this node knows of its groups.
     pub(crate) fn own_groups(&self) -> GroupsOf {
+        let now = Instant::now();
+        let numbers = |ids: &[NodeId]| ids.iter().map(|id| id.0).collect();
         let of = |group: &Group<Outcome>| {
             let (details, partition) = (group.details(), group.id().0);
             let members = &details.membership;
@@ -403,6 +355,10 @@ impl Inner {
                 committed: details.committed.0,
                 last: details.last.0,
                 halted: group.halted().map(|halted| halted.why),
+                voters: numbers(&members.voters),
+                voters_before: numbers(&members.voters_outgoing),
+                learners: numbers(&members.learners),
+                waits: self.replicas.waiting.of(partition, now),
                 fetching: self.replicas.transfers.of(partition),
                 check: self.replicas.digests.compared(partition).map(Check::from),
                 checks: *self.replicas.checks.under_way.lock() == Some(partition),

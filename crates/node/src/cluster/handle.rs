@@ -15,6 +15,7 @@ use esker_raft::transport::grpc::{
 
 use super::peers::Peers;
 use super::transfers::Fetching;
+use super::waiting::ChangeWait;
 use super::wire::{CHANGE, ChangeCluster, Check, GROUPS, GroupOf, GroupsOf};
 use crate::core::Inner;
 use crate::error::Error;
@@ -70,6 +71,8 @@ impl From<CallError> for ClusterError {
 pub struct ClusterStatus {
     /// The number of the node that reports.
     pub me: u64,
+    /// Why the other nodes do not take it, if they do not.
+    pub refused: Option<String>,
     /// The nodes, in order of their numbers; removed ones are not there.
     pub nodes: Vec<NodeStatusOf>,
     /// The partitions, the catalog first.
@@ -102,6 +105,23 @@ pub struct ClusterPartition {
     pub checks: bool,
     /// Why the last one came to no end, if so.
     pub check_failed: Option<String>,
+    /// Who belongs to it, as its leader reports; `None` if no leader has answered.
+    pub members: Option<Members>,
+}
+
+/// Who belongs to a partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// The nodes that vote.
+    pub voters: Vec<u64>,
+    /// While a change of the voters is under way: those before it, who have to agree as well.
+    pub voters_before: Vec<u64>,
+    /// The nodes that have replicas and do not vote.
+    pub learners: Vec<u64>,
+    /// Why these are not the members that the catalog wants, if they are not.
+    pub waits: Option<ChangeWait>,
+    /// The term of the leader that reports it.
+    term: u64,
 }
 
 /// What a node has of a partition.
@@ -289,6 +309,7 @@ impl Cluster {
         let reports = futures::future::join_all(asked).await;
         let mut status = ClusterStatus {
             me: self.peers.me(),
+            refused: self.refusal(),
             nodes: Vec::new(),
             partitions: (0..=u64::from(self.inner.options.partitions))
                 .map(|partition| ClusterPartition {
@@ -302,6 +323,7 @@ impl Cluster {
                     check: None,
                     checks: false,
                     check_failed: None,
+                    members: None,
                 })
                 .collect(),
         };
@@ -312,6 +334,17 @@ impl Cluster {
             };
             let leads = groups.iter().filter(|group| group.role == "leader").count();
             for (of, group) in status.partitions.iter_mut().zip(groups) {
+                // A leader of an earlier release does not say who belongs to it.
+                let before = of.members.as_ref().map_or(0, |members| members.term);
+                if group.role == "leader" && !group.voters.is_empty() && group.term >= before {
+                    of.members = Some(Members {
+                        voters: group.voters,
+                        voters_before: group.voters_before,
+                        learners: group.learners,
+                        waits: group.waits,
+                        term: group.term,
+                    });
+                }
                 let replica = Replica {
                     role: group.role,
                     term: group.term,

@@ -5,6 +5,7 @@ use esker_partition::digest::{Compared, Verdict};
 use serde::{Deserialize, Serialize};
 
 use super::transfers::Fetching;
+use super::waiting::ChangeWait;
 
 /// A node joins, or reports that an address of it has changed.
 pub(crate) const JOIN: &str = "join";
@@ -277,6 +278,18 @@ pub(crate) struct GroupOf {
     /// Why the last comparison that it was to make came to no end, if so.
     #[serde(default)]
     pub check_failed: Option<String>,
+    /// The numbers of the nodes that vote. Earlier releases do not say.
+    #[serde(default)]
+    pub voters: Vec<u64>,
+    /// While a change of the voters is under way: those before it, who have to agree as well.
+    #[serde(default)]
+    pub voters_before: Vec<u64>,
+    /// The numbers of the nodes that have replicas and do not vote.
+    #[serde(default)]
+    pub learners: Vec<u64>,
+    /// Why the members are not those that the catalog wants, if this node leads and they are not.
+    #[serde(default)]
+    pub waits: Option<ChangeWait>,
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
-pub use crate::membership::{ChangeRefused, Membership, MembershipChange};
+pub use crate::membership::{ChangeRefused, Membership, MembershipChange, VoterChange};
 pub use config::{Config, OpenError};
 pub(crate) use event::entry_checksum;
 pub use event::{

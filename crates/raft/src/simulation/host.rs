@@ -31,6 +31,8 @@ pub struct Host {
     pub period: u64,
     /// Numbers the starts of its process.
     pub boot: u64,
+    /// Entries above it are not archived, and have to stay in the log.
+    pub archived: Lsn,
     /// Only while the process runs.
     pub engine: Option<Engine>,
     /// The membership that it was founded with.
@@ -90,6 +92,7 @@ impl Host {
             config,
             period,
             boot: 0,
+            archived: Lsn(u64::MAX),
             engine: None,
             bootstrap: membership,
             log: Log::default(),
@@ -204,6 +207,10 @@ impl World {
         self.note(|| format!("{id} opens at {}", state.at.lsn));
         let verdict = self.oracle.state(id, &state, "restarted");
         self.judge(verdict);
+        if !self.is(Mutant::ForgetArchived) {
+            let lsn = self.host(id).archived;
+            self.step(id, Event::KeepFrom { lsn });
+        }
         for stored in self.host(id).stored.clone() {
             let found = SenderEvent::Found(Box::new(stored.manifest));
             self.sender(id, found);
@@ -447,6 +454,14 @@ impl World {
             let durable = host.durable.at.lsn;
             return self.judge(Err(format!(
                 "{id} lets its log go up to {}, and its state is durable up to {durable}",
+                floor.lsn
+            )));
+        }
+        // What was archived before does not come back to the log.
+        if floor.lsn > host.archived {
+            let archived = host.archived;
+            return self.judge(Err(format!(
+                "{id} lets its log go up to {}, and it is archived up to {archived}",
                 floor.lsn
             )));
         }

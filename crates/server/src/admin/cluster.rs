@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::Failures;
-pub use super::replicas::{CheckOutcome, ReplicaCheck, ReplicaDigest, ReplicaFetch};
+pub use super::replicas::{
+    CheckOutcome, GroupMembers, MembersWait, ReplicaCheck, ReplicaDigest, ReplicaFetch,
+};
 use super::request::{Body, InPath};
 use super::{Admin, AdminError};
 use crate::auth::Access;
@@ -21,6 +23,10 @@ use crate::auth::operation::Effect;
 pub struct ClusterView {
     /// The number of the node that answers.
     pub node: u64,
+    /// Why the other nodes do not take the node that answers; absent if they do. What it shows is then as of when it
+    /// last belonged to the cluster.
+    #[serde(default)]
+    pub refused: Option<String>,
     /// The nodes, in order of their numbers.
     pub nodes: Vec<ClusterMember>,
     /// The partitions, the catalog first.
@@ -73,6 +79,9 @@ pub struct ClusterGroup {
     pub leader_name: Option<String>,
     /// What each node that has answered has of it, in order of the nodes' numbers.
     pub replicas: Vec<ClusterReplica>,
+    /// Who belongs to it; absent if its leader has not answered.
+    #[serde(default)]
+    pub members: Option<GroupMembers>,
     /// The last comparison of the replicas; absent if there was none yet.
     pub check: Option<ReplicaCheck>,
     /// Whether one is under way.
@@ -161,7 +170,8 @@ pub(super) async fn show(
 /// Removes a node from the cluster, for good.
 ///
 /// Its number is never used again: to bring the machine back, it joins with an empty data directory. Refused where
-/// a partition would lose its majority.
+/// a partition would lose its majority: all nodes are asked for that now, and more than half of the other voters of
+/// each partition have to answer.
 #[utoipa::path(
     post,
     path = "/esker/v1/cluster/nodes/{node}/remove",
@@ -377,6 +387,7 @@ impl From<ClusterStatus> for ClusterView {
         let partitions = status.partitions.into_iter();
         ClusterView {
             node: status.me,
+            refused: status.refused,
             nodes: nodes.collect(),
             partitions: partitions.map(|of| group(of, &names)).collect(),
         }
@@ -406,6 +417,7 @@ fn group(of: ClusterPartition, names: &BTreeMap<u64, String>) -> ClusterGroup {
     });
     let replicas = replicas.collect();
     ClusterGroup {
+        members: of.members.map(GroupMembers::from),
         check: of.check.map(ReplicaCheck::from),
         checking: of.checks,
         check_failed: of.check_failed,
@@ -442,6 +454,7 @@ mod tests {
             check: None,
             checks: false,
             check_failed: None,
+            members: None,
         };
         let shown = group(of.clone(), &names);
         assert_eq!(shown.leader_name.as_deref(), Some("n1"));

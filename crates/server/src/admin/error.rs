@@ -287,6 +287,16 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         false,
         "A replica fetches its state from another node, and the disk here is full: it goes on once there is space.",
     ),
+    (
+        "members_wait",
+        false,
+        "The members of a partition that this node leads have not been those that they should be for half a minute: a node does not catch up, or a change has no majority.",
+    ),
+    (
+        "refused_by_cluster",
+        false,
+        "The other nodes do not take this one: it was removed, or another process runs with a copy of its data directory.",
+    ),
 ];
 
 /// What is answered when something fails.
