@@ -128,7 +128,7 @@ impl Way<'_> {
         &self.forwarder.peers
     }
 
-    async fn go(&self, request: Request, next: Next) -> Response {
+    async fn go(mut self, request: Request, next: Next) -> Response {
         let known = self.peers().leader(self.partition);
         let leads = known == Leader::Here && self.may_answer().await;
         let is_session = content_type(request.headers()).is_some_and(|kind| kind == "s2s/proto");
@@ -180,6 +180,11 @@ impl Way<'_> {
                         let answer = next.clone().run(request).await;
                         if !is_not_proposed(answer.extensions()) {
                             return answer;
+                        }
+                        if why.is_none() {
+                            // However long it was here, the wait for the new leader begins now.
+                            let deadline = Instant::now() + self.forwarder.leader_timeout;
+                            self.deadline = self.deadline.max(deadline);
                         }
                         why = Some("this node has given the leadership away".to_owned());
                     }
