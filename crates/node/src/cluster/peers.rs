@@ -20,6 +20,8 @@ use crate::error::StartError;
 /// This node among the others.
 pub(crate) struct Peers {
     options: ClusterOptions,
+    /// The secrets of now: the one that this node presents, and others that it accepts.
+    secrets: Mutex<(Option<String>, Vec<String>)>,
     cluster_name: String,
     me: u64,
     pub transport: Arc<GrpcTransport>,
@@ -32,6 +34,8 @@ pub(crate) struct Peers {
 pub(crate) fn credentials(options: &ClusterOptions, claim: Claim) -> GrpcConfig {
     GrpcConfig {
         secret: options.secret.clone(),
+        other_secrets: options.other_secrets.clone(),
+        advertise: options.peer_address.clone(),
         tls: options.tls.clone(),
         claim: Some(claim),
         ..GrpcConfig::default()
@@ -77,6 +81,7 @@ impl Peers {
             })?;
         Ok(Peers {
             options: options.clone(),
+            secrets: Mutex::new((options.secret.clone(), options.other_secrets.clone())),
             cluster_name: identity.cluster_name.clone(),
             me: identity.node_id,
             transport: Arc::new(transport),
@@ -122,7 +127,22 @@ impl Peers {
 
     /// What this node presents to a node of which only the address is known.
     pub fn credentials(&self, claim: Claim) -> GrpcConfig {
-        credentials(&self.options, claim)
+        let (secret, other_secrets) = self.secrets.lock().clone();
+        GrpcConfig {
+            secret,
+            other_secrets,
+            ..credentials(&self.options, claim)
+        }
+    }
+
+    /// Presents another secret from now on, and accepts these others as well. Returns false, and changes nothing, if
+    /// this node was started without a secret.
+    pub fn set_secrets(&self, secret: String, others: Vec<String>) -> bool {
+        let is_on = self.transport.set_secrets(secret.clone(), others.clone());
+        if is_on {
+            *self.secrets.lock() = (Some(secret), others);
+        }
+        is_on
     }
 
     /// How this node registers.

@@ -324,6 +324,12 @@ impl<O: Send + 'static> Group<O> {
         status.role == Role::Leader && status.applied_term == status.term && !status.halted
     }
 
+    /// Whether this member leads and takes no proposals for a moment, because it is giving the leadership to another
+    /// member.
+    pub fn is_transferring(&self) -> bool {
+        self.shared.engine.lock().is_transferring()
+    }
+
     /// Waits until this member leads and has applied everything from before its term: from then on it may
     /// serve. Also returns if the group halts or stops. Waits without a limit in time.
     pub async fn wait_until_serving(&self) {

@@ -337,6 +337,7 @@ impl<O: Send + 'static> Shared<O> {
             };
             (self.counters_of(&engine), gauges)
         };
+        self.counts.publish_refusals(&counters.engine.refused);
         counts::publish(self.id, &counters, &gauges);
     }
 

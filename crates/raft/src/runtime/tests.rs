@@ -12,6 +12,7 @@
 //! - [`installing`]: a state that is replaced by a peer's snapshot, or cannot be;
 //! - [`snapshots`]: hints and requests, what goes on meanwhile, failures;
 //! - [`purging`]: files of the log that no group needs are deleted, or the host does not want that;
+//! - [`foreign`]: messages in the name of another node than that of their connection;
 //! - [`fetching`]: fetches that cannot go on, or need not;
 //! - [`keeping`]: which snapshots stay, and for how long;
 //! - [`serving`]: sending snapshots no faster than allowed;
@@ -24,6 +25,8 @@ mod cluster_init;
 mod condemning;
 mod damaged;
 mod faults;
+#[cfg(feature = "grpc")]
+mod foreign;
 mod installing;
 mod keeping;
 mod machine;

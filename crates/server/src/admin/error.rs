@@ -198,6 +198,21 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "The files of `cluster.certificate` have changed and cannot be used: new connections between nodes use what was read before.",
     ),
     (
+        "peer_certificate_expires_soon",
+        true,
+        "The certificate of this node for other nodes (`cluster.certificate`) expires within 14 days.",
+    ),
+    (
+        "peer_certificate_expired",
+        false,
+        "The certificate of this node for other nodes (`cluster.certificate`) has expired, or is not valid yet: they refuse new connections.",
+    ),
+    (
+        "cluster_secret_not_reloaded",
+        false,
+        "The file of `cluster.secret-file` has changed and cannot be used: the secrets that were read before stay.",
+    ),
+    (
         "root_token_not_reloaded",
         false,
         "The file of the root token cannot be used: the token that was read before stays.",

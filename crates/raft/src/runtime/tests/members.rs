@@ -66,6 +66,11 @@ pub struct Members {
 }
 
 impl Members {
+    /// A state machine of a member.
+    pub fn machine() -> impl crate::StateMachine<Output = usize> {
+        InMemory::new(Lines(Arc::default()))
+    }
+
     /// They found the group, and run.
     pub fn start(ids: &[u64]) -> Members {
         Members::start_with(ids, |_| {})
