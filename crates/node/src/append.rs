@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use esker_partition::command::{Append, AppendRefusal, Kind, Outcome};
 use esker_partition::encryption::{self, MAX_OVERHEAD};
-use esker_raft::ProposeError;
+use esker_raft::{ProposeError, Sequence};
 use parking_lot::Mutex;
 use s2_common::record::{CommandRecord, MeteredSize as _, Record, StreamPosition};
 use s2_common::stream::{AppendInput, AppendRecordBatch};
@@ -159,6 +159,7 @@ impl StreamHandle {
             budget: Arc::new(Semaphore::new(inflight)),
             inflight,
             unanswered: Arc::default(),
+            sequence: Arc::default(),
         }
     }
 
@@ -245,6 +246,7 @@ impl StreamHandle {
             &self.partition.group,
             Kind::Append(append).into_bytes(),
             Some(Box::new((admitted, of_session))),
+            session.map(|session| session.sequence.clone()),
         )?;
         Ok(PendingAppend {
             handle: self.clone(),
@@ -295,6 +297,9 @@ pub struct AppendSession {
     budget: Arc<Semaphore>,
     inflight: usize,
     unanswered: Arc<Unanswered>,
+    /// After one of its appends that was refused before it was in the log, none is accepted. Those that are refused
+    /// when they are applied are remembered by the partition.
+    sequence: Arc<Sequence>,
 }
 
 impl AppendSession {

@@ -248,7 +248,7 @@ impl StateStore {
         // If the client disconnects from here on, the transaction is not opened again.
         committing.proposed();
         let group = self.inner.state_group();
-        let answered = match stages::propose(group, bytes, Some(Box::new(permits))) {
+        let answered = match stages::propose(group, bytes, Some(Box::new(permits)), None) {
             Ok(answer) => match self.inner.answer_in_time(group, answer).await {
                 Ok(answered) => answered,
                 Err(why) => return Err(StateError::Unknown(why)),

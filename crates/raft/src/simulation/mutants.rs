@@ -36,6 +36,8 @@ pub enum Mutant {
     ForgetBeforeInstalled,
     /// A read is answered from the applied state, without the engine.
     ReadAtOnce,
+    /// A proposal counts as superseded as soon as its host leads and has another entry in its place.
+    SupersedeAtOnce,
 }
 
 /// Fails unless one of the first `within` seeds detects the mutant, with a message that contains `by`.
@@ -125,4 +127,9 @@ fn forgetting_what_an_install_is_to_cover_before_it_has_succeeded_is_caught() {
 #[test]
 fn reading_the_applied_state_without_the_engine_is_caught() {
     is_caught(Mutant::ReadAtOnce, 20, "a read of");
+}
+
+#[test]
+fn taking_for_superseded_what_another_leader_may_commit_is_caught() {
+    is_caught(Mutant::SupersedeAtOnce, 4000, "was superseded");
 }
