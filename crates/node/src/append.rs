@@ -22,7 +22,6 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::admission::{ADMISSION_TIMEOUT, Caller, admit, in_time, unless_stopping};
 use crate::blocking::{MAX_INLINE, blocking};
-use crate::clock::now_ms;
 use crate::error::{Error, changeable, unexpected};
 use crate::space::SpaceUse;
 use crate::stages::{self, Stage};
@@ -179,6 +178,7 @@ impl StreamHandle {
                 "the log is full: appends are refused until a snapshot is archived".to_owned(),
             ));
         }
+        inner.clocks_compared().await;
         let metered = input.records.metered_size();
         let longer = match self.stream.cipher {
             None => 0,
@@ -234,7 +234,7 @@ impl StreamHandle {
         if self.node.is_draining() {
             return Err(Error::Stopping);
         }
-        let mut append = Append::new(self.stream.id, records, now_ms());
+        let mut append = Append::new(self.stream.id, records, inner.stamp_ms());
         append.match_seq_num = match_seq_num;
         append.fencing_token = fencing_token.map(|t| t.to_string());
         if let Some(session) = session {

@@ -462,6 +462,12 @@ const SECTIONS: &[Section] = &[
                 PARTITION,
                 "1 if the state of the replica here is not that of the majority of the nodes: it is stopped, and the node has to be replaced.",
             ),
+            gauge(
+                "esker_clock_ahead_seconds",
+                "seconds",
+                &[],
+                "How far the clock of this node is ahead of the time that a majority of the nodes have; below 0 if it is behind. While too few clocks are known, the last value stays. Two right clocks differ by less than a minute.",
+            ),
             counter(
                 "esker_digest_comparisons_total",
                 "comparisons",

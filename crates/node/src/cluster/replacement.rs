@@ -140,6 +140,7 @@ mod tests {
             hops: 0,
             replaces,
             of_cluster: None,
+            clock_ms: None,
         }
     }
 

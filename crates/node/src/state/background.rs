@@ -21,7 +21,7 @@ use super::import::is_unchecked;
 use super::inventory::Found;
 use super::types::{StateOptions, StateSnapshot};
 use crate::blocking::blocking;
-use crate::clock::{now_ms, now_ms_for_ages};
+use crate::clock::now_ms;
 use crate::core::Inner;
 use crate::signal::pause;
 
@@ -358,7 +358,10 @@ fn kept_from(inner: &Inner, options: &StateOptions, bound: u64) -> Result<u64, S
         from = from.min(stream.view().state.before_tail(commits) + 1);
     }
     if let Some(age) = options.keep_history_age {
-        let now = now_ms_for_ages();
+        // Without a time to compute ages with, nothing is too old.
+        let Some(now) = inner.ms_for_ages() else {
+            return Ok(begins);
+        };
         let oldest = now.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         let by_age = inner
             .state
@@ -419,7 +422,7 @@ async fn prune(inner: &Arc<Inner>) -> Result<(), String> {
                 false => 0,
             },
             history_below: if history { to } else { 0 },
-            at_ms: now_ms(),
+            at_ms: inner.stamp_ms(),
         };
         match inner
             .execute(inner.state_group(), Kind::StatePrune(command))

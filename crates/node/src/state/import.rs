@@ -30,7 +30,6 @@ use super::error::{FileError, StateError, unexpected};
 use super::files::{self, Written};
 use super::types::{ImportSummary, ValueCheck};
 use crate::blocking::blocking;
-use crate::clock::now_ms;
 use crate::core::Inner;
 
 /// Most bytes of one command.
@@ -339,7 +338,7 @@ async fn propose(inner: &Inner, id: u64, step: ImportStep) -> Result<u64, StateE
     let command = Kind::StateImport(StateImport {
         id,
         step: Some(step),
-        at_ms: now_ms(),
+        at_ms: inner.stamp_ms(),
     });
     let outcome =
         inner

@@ -207,8 +207,10 @@ impl StateStore {
         }
         let shared = self.shared();
         self.inner.follow_term();
+        self.inner.clocks_compared().await;
         let begun = Committing::begin(&shared.transactions, txn, expected, permitted);
         let mut committing = begun.map_err(|error| self.explained(error))?;
+        committing.stamp(self.inner.stamp_ms());
         let only_deletes = match committing.command() {
             esker_partition::command::Kind::StateCommit(commit) => {
                 commit.operations.iter().all(|op| op.value.is_none())
