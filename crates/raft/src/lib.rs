@@ -54,7 +54,8 @@ pub use message::Envelope;
 pub use runtime::{
     ApplyError, Attached, Capture, ChangeError, ClusterInit, ConfigError, Group, GroupCounters,
     GroupOptions, GroupStatus, Guard, Halted, InMemory, InMemoryState, Node, NodeConfig as Config,
-    NodeError, Observer, ProposeError, RemoveFiles, SnapshotData, SnapshotDir, SnapshotError,
-    SnapshotSink, StateMachine, StoredSnapshot, UnreadCounts, Writing, capture_clone,
+    NodeError, Observer, ProposeError, RemoveFiles, Sequence, SnapshotData, SnapshotDir,
+    SnapshotError, SnapshotSink, StateMachine, StoredSnapshot, UnreadCounts, Writing,
+    capture_clone,
 };
 pub use transport::Transport;

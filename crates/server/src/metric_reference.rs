@@ -480,6 +480,12 @@ const SECTIONS: &[Section] = &[
                 PARTITION,
                 "In a cluster, on the node that leads the partition: for how long the members of the partition have not been those that they should be, for example because a node does not catch up; 0 if they are. `esker cluster status` has the reason.",
             ),
+            gauge(
+                "esker_clock_ahead_seconds",
+                "seconds",
+                &[],
+                "How far the clock of this node is ahead of the time that a majority of the nodes have; below 0 if it is behind. While too few clocks are known, the last value stays. Two right clocks differ by less than a minute.",
+            ),
             counter(
                 "esker_digest_comparisons_total",
                 "comparisons",

@@ -15,8 +15,8 @@ use tokio::runtime::Handle;
 use super::directory::Nodes;
 use super::peers::{Peers, cluster_number};
 use super::wire::{
-    CHANGE, ChangeCluster, Check, DIGEST, GROUPS, GroupOf, GroupsOf, JOIN, Join, Joined, Peer,
-    to_hex,
+    CHANGE, CLOCK, ChangeCluster, Check, DIGEST, GROUPS, GroupOf, GroupsOf, JOIN, Join, Joined,
+    Peer, to_hex,
 };
 use crate::clock::now_ms;
 use crate::core::Inner;
@@ -57,6 +57,7 @@ impl Calls for Answers {
                 JOIN => answer(&inner.register(read(&body)?, from).await?),
                 CHANGE => answer(&inner.change_cluster(read(&body)?).await?),
                 GROUPS => answer(&inner.own_groups()),
+                CLOCK => answer(&inner.own_clock()),
                 DIGEST => answer(&inner.own_digest(read(&body)?)?),
                 _ => Err(CallError::Refused(format!(
                     "there is no call {name}: a node of another release may have sent it"
@@ -171,6 +172,10 @@ impl Inner {
         if !self.catalog.is_serving() {
             self.note_address(peers, &join, from);
             return self.pass_on(&join).await;
+        }
+        let is_new = !self.catalog_reader.nodes().contains_key(&join.id);
+        if let Some(clock_ms) = join.clock_ms.filter(|_| is_new) {
+            self.clock_of_joining(clock_ms)?;
         }
         self.remove_replaced(&join).await?;
         let state = match peers.me() == join.id {

@@ -10,10 +10,12 @@ use esker_raft::transport::grpc::{CallError, Claim, GrpcConfig, GrpcTransport};
 use esker_raft::{ClusterId, NodeId};
 use parking_lot::Mutex;
 
+use super::clocks::Clocks;
 use super::directory::{Directory, Nodes};
 use super::gatekeeper::Gate;
 use super::options::ClusterOptions;
 use super::wire::{Join, Peer, READS_FORMAT};
+use crate::clock::now_ms;
 use crate::data_dir::Identity;
 use crate::error::StartError;
 
@@ -26,6 +28,7 @@ pub(crate) struct Peers {
     me: u64,
     pub transport: Arc<GrpcTransport>,
     pub directory: Arc<Directory>,
+    pub clocks: Clocks,
     /// Why the cluster does not take this node, if it does not.
     refused: Mutex<Option<String>>,
 }
@@ -86,6 +89,7 @@ impl Peers {
             me: identity.node_id,
             transport: Arc::new(transport),
             directory,
+            clocks: Clocks::default(),
             refused: Mutex::default(),
         })
     }
@@ -216,5 +220,6 @@ pub(crate) fn registration(
         hops: 0,
         replaces: None,
         of_cluster: None,
+        clock_ms: Some(now_ms()),
     }
 }

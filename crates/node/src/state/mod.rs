@@ -207,8 +207,10 @@ impl StateStore {
         }
         let shared = self.shared();
         self.inner.follow_term();
+        self.inner.clocks_compared().await;
         let begun = Committing::begin(&shared.transactions, txn, expected, permitted);
         let mut committing = begun.map_err(|error| self.explained(error))?;
+        committing.stamp(self.inner.stamp_ms());
         let only_deletes = match committing.command() {
             esker_partition::command::Kind::StateCommit(commit) => {
                 commit.operations.iter().all(|op| op.value.is_none())
@@ -248,7 +250,7 @@ impl StateStore {
         // If the client disconnects from here on, the transaction is not opened again.
         committing.proposed();
         let group = self.inner.state_group();
-        let answered = match stages::propose(group, bytes, Some(Box::new(permits))) {
+        let answered = match stages::propose(group, bytes, Some(Box::new(permits)), None) {
             Ok(answer) => match self.inner.answer_in_time(group, answer).await {
                 Ok(answered) => answered,
                 Err(why) => return Err(StateError::Unknown(why)),

@@ -54,6 +54,13 @@ pub(crate) struct Touched {
     batches: Vec<StoredBatch>,
 }
 
+impl Touched {
+    /// Whether the settings are still those by which something is due. Commands of earlier builds name none.
+    fn has_settings(&self, version: Option<u64>) -> bool {
+        version.is_none_or(|version| version == self.settings_version)
+    }
+}
+
 pub(crate) struct Step<'a> {
     pub(crate) part: &'a PartitionDb,
     directory: &'a Directory,
@@ -541,7 +548,9 @@ impl<'a> Step<'a> {
         let id = StreamId(command.stream);
         match self.touch(id)? {
             Some(stream)
-                if stream.state.is_empty() && stream.state.active_ms == command.since_ms =>
+                if stream.state.is_empty()
+                    && stream.state.active_ms == command.since_ms
+                    && stream.has_settings(command.if_settings_version) =>
             {
                 self.remove(id)
             }
@@ -560,7 +569,9 @@ impl<'a> Step<'a> {
     }
 
     fn expire(&mut self, command: &Expire) -> Result<(), StoreError> {
-        if let Some(stream) = self.touch(StreamId(command.stream))? {
+        if let Some(stream) = self.touch(StreamId(command.stream))?
+            && stream.has_settings(command.if_settings_version)
+        {
             let state = &mut stream.state;
             if state.trim_to(command.up_to.min(state.tail_seq)) {
                 state.active_ms = state.active_ms.max(command.at_ms);

@@ -2,6 +2,7 @@
 //!
 //! - [`machine`]: a state machine that remembers commands, and a store that survives it;
 //! - [`answers`]: who is answered what, and when;
+//! - [`sequences`]: proposals whose order counts;
 //! - [`restart`]: what is there after a restart; compaction, purge, stop;
 //! - [`damaged`]: snapshots that rot where they are stored;
 //! - [`faults`]: full disks, failed syncs, damaged logs, state machines that cannot apply;
@@ -35,6 +36,7 @@ mod power;
 mod purging;
 mod reopening;
 mod restart;
+mod sequences;
 mod snapshot_receiver;
 mod snapshot_sender;
 mod snapshots;

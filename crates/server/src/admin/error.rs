@@ -233,6 +233,16 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "The machine's clock has jumped ahead, less than a day ago: ages after which something is deleted do not follow it.",
     ),
     (
+        "clock_differs",
+        false,
+        "The clock of this node differs by more than a minute from the time that a majority of the nodes have. Nothing is deleted for its age by the later of the two.",
+    ),
+    (
+        "clocks_unknown",
+        false,
+        "The clocks of a majority of the nodes are not known to this node: in the partitions that it leads, nothing is deleted for its age.",
+    ),
+    (
         "snapshot_from_future",
         true,
         "The newest snapshot is from the future: a clock was ahead, or is behind.",
