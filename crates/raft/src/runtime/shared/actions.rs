@@ -44,6 +44,7 @@ impl<O: Send + 'static> Shared<O> {
                 Action::Compact { floor } => self.writer.compact(self.id, floor),
                 Action::Became { role, leader, term } => {
                     tracing::debug!(group = %self.id, ?role, ?leader, %term, "role changed");
+                    self.note_leader(engine);
                     if role == Role::Leader {
                         self.waiters.supersede(engine.last(), term);
                     }
