@@ -45,7 +45,6 @@ use esker_partition::command::Outcome;
 use esker_partition::state::command::StateRefusal;
 use esker_partition::state::read::{At, StateView};
 use esker_raft::ProposeError;
-use esker_raft::engine::Role;
 use futures::stream::BoxStream;
 use parking_lot::MutexGuard;
 
@@ -84,9 +83,7 @@ impl Inner {
         if self.peers.is_none() {
             return;
         }
-        let status = self.state_group().status();
-        let is_serving = status.role == Role::Leader && status.applied_term == status.term;
-        let term = is_serving.then_some(status.term.0);
+        let term = self.state_group().serving_term().map(|term| term.0);
         self.state.transactions.lock().follow_term(term);
     }
 }

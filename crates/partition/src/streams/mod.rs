@@ -206,7 +206,8 @@ impl StreamPartition {
             &self.failed,
             &self.state,
             self.counters,
-        );
+        )
+        .with_room_for(entries);
         for (entry, command) in entries.iter().zip(commands) {
             assert!(
                 entry.lsn.0 > self.applied.lsn,

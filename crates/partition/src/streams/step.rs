@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use esker_raft::{Lsn, Term};
+use esker_raft::{Committed, Lsn, Term};
 use prost::Message as _;
 use s2_common::config::{StreamConfig, TimestampingMode};
 use s2_common::encryption::EncryptionAlgorithm;
@@ -34,6 +34,9 @@ use crate::state::Published as PublishedState;
 use crate::state::step::StateStep;
 use crate::store::{Applied, PartitionBatch, PartitionDb, StoreError};
 use crate::stream::{Change, Stream, StreamMeta, StreamState};
+
+/// Bytes that a command writes beyond its own: the keys of a batch and of its row, the state of its stream.
+const WRITTEN_WITH_COMMAND: usize = 256;
 
 /// A stream that the step has touched.
 pub(crate) struct Touched {
@@ -105,6 +108,14 @@ impl<'a> Step<'a> {
             digests: DigestStep::default(),
             state: StateStep::new(state),
         }
+    }
+
+    /// Makes room for the writes of these entries. To be called before any is applied.
+    pub fn with_room_for(mut self, entries: &[Committed]) -> Self {
+        let commands = entries.iter().filter_map(|entry| entry.command.as_ref());
+        let bytes = commands.map(|command| command.len() + WRITTEN_WITH_COMMAND);
+        self.batch = self.part.batch_with_room(bytes.sum());
+        self
     }
 
     /// Applies the command of the entry at `lsn`, which was proposed in `term`.

@@ -255,7 +255,7 @@ impl<O: Send + 'static> Group<O> {
 
     /// The leader, if known.
     pub fn leader(&self) -> Option<NodeId> {
-        self.shared.engine.lock().leader()
+        self.shared.leader()
     }
 
     /// Who belongs to the group.
@@ -344,8 +344,15 @@ impl<O: Send + 'static> Group<O> {
     /// Whether this member leads and has applied everything from before its term. One that has halted does not
     /// lead any more, whatever it was.
     pub fn is_serving(&self) -> bool {
-        let status = self.status();
-        status.role == Role::Leader && status.applied_term == status.term && !status.halted
+        self.serving_term().is_some() && self.shared.halted().is_none()
+    }
+
+    /// The term in which this member leads, if it has applied everything from before it. Like [`Group::leader`] and
+    /// [`Group::is_serving`], it is as of the last change of the leader, and waits for no thread that works for the
+    /// group: these three may be called for each request.
+    pub fn serving_term(&self) -> Option<Term> {
+        let term = self.shared.leading_term()?;
+        (self.shared.applied.borrow().1 == term).then_some(term)
     }
 
     /// Whether this member leads and takes no proposals for a moment, because it is giving the leadership to another

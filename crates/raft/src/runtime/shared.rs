@@ -48,6 +48,11 @@ pub(super) struct Shared<O> {
     pub(super) counts: Counts,
     /// Ticks for which a proposal has waited here while another member led.
     waited_without_lead: AtomicU64,
+    /// The leader, as of the engine's last step; 0 if none is known. Requests look at it: they do not wait for the
+    /// engine's lock.
+    leader: AtomicU64,
+    /// The term in which this member leads; 0 if it does not. As `leader`.
+    leading_term: AtomicU64,
     /// Last applied entry and its term. Tasks that wait for progress subscribe to it.
     pub(super) applied: watch::Sender<(Lsn, Term)>,
     pub(super) apply_stalled: AtomicBool,
@@ -73,6 +78,8 @@ pub struct Halted {
 impl<O: Send + 'static> Shared<O> {
     pub(super) fn new(setup: Setup) -> Arc<Shared<O>> {
         let applied = setup.engine.applied();
+        let leader = setup.engine.leader().map_or(0, |leader| leader.0);
+        let leading_term = setup.engine.leading_term().map_or(0, |term| term.0);
         Arc::new_cyclic(|this| Shared {
             id: setup.id,
             node: setup.node,
@@ -90,6 +97,8 @@ impl<O: Send + 'static> Shared<O> {
             requests: Requests::default(),
             counts: Counts::default(),
             waited_without_lead: AtomicU64::new(0),
+            leader: AtomicU64::new(leader),
+            leading_term: AtomicU64::new(leading_term),
             applied: watch::Sender::new((applied, Term(0))),
             apply_stalled: AtomicBool::new(false),
             stall_cause: Mutex::default(),
@@ -269,6 +278,7 @@ impl<O: Send + 'static> Shared<O> {
     pub(super) fn replace_engine(&self, new: Engine, first: Vec<Event>) {
         let mut engine = self.engine.lock();
         *engine = new;
+        self.note_leader(&engine);
         self.proposals.restart();
         self.requests.reopen();
         *self.halted.lock() = None;
@@ -290,6 +300,26 @@ impl<O: Send + 'static> Shared<O> {
             Some(Halted { why, reopens }) => ProposeError::Halted { why, reopens },
             None => ProposeError::stopping(),
         }
+    }
+
+    /// The leader, if known.
+    pub(super) fn leader(&self) -> Option<NodeId> {
+        let leader = self.leader.load(Ordering::Acquire);
+        (leader != 0).then_some(NodeId(leader))
+    }
+
+    /// The term in which this member leads, if it does.
+    pub(super) fn leading_term(&self) -> Option<Term> {
+        let term = self.leading_term.load(Ordering::Acquire);
+        (term != 0).then_some(Term(term))
+    }
+
+    /// Notes who leads, for those who look at it without the engine's lock.
+    fn note_leader(&self, engine: &Engine) {
+        let leader = engine.leader().map_or(0, |leader| leader.0);
+        let leading_term = engine.leading_term().map_or(0, |term| term.0);
+        self.leader.store(leader, Ordering::Release);
+        self.leading_term.store(leading_term, Ordering::Release);
     }
 
     pub(super) fn membership(&self) -> Membership {

@@ -11,6 +11,7 @@
 //! - [`cluster_init`]: which starts may begin a group, and which may not;
 //! - [`condemning`]: a member whose state is found to be wrong;
 //! - [`installing`]: a state that is replaced by a peer's snapshot, or cannot be;
+//! - [`leading`]: what is known of who leads;
 //! - [`snapshots`]: hints and requests, what goes on meanwhile, failures;
 //! - [`purging`]: files of the log that no group needs are deleted, or the host does not want that;
 //! - [`foreign`]: messages in the name of another node than that of their connection;
@@ -30,6 +31,7 @@ mod faults;
 mod foreign;
 mod installing;
 mod keeping;
+mod leading;
 mod machine;
 mod members;
 mod power;

@@ -44,6 +44,7 @@ impl<O: Send + 'static> Shared<O> {
                 Action::Compact { floor } => self.writer.compact(self.id, floor),
                 Action::Became { role, leader, term } => {
                     tracing::debug!(group = %self.id, ?role, ?leader, %term, "role changed");
+                    self.note_leader(engine);
                     self.requests.leader_is(leader);
                     // Wakes those who wait for a leader.
                     self.applied.send_modify(|_| {});
