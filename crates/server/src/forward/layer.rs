@@ -23,6 +23,7 @@ use super::hop_headers::{NOT_LEADER, SERVED_BY, strip, strip_request};
 use super::incoming::{Answering, Incoming};
 use super::outgoing::Outgoing;
 use super::peers::{Connection, Leader, Peers};
+use super::replica;
 use super::series::{self, Open, Outcome};
 use super::targets::{Place, SILENT, Unplaced, place};
 use crate::answers::AtStall;
@@ -35,10 +36,6 @@ use crate::state::status;
 
 /// Pause before another attempt at a leader that could not be reached, or that does not lead.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// How often the leader of a partition is looked at while another node has a request.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a node that has lost its leadership has for its answers to what it got before.
-const LOST_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Answers a request, here or at the node that leads what it is about.
 pub(crate) async fn forward(
@@ -71,7 +68,11 @@ pub(crate) async fn forward(
             // A leader that becomes known then has the rest of the time.
             let by = Instant::now() + wait / 2;
             match is_own && read.may_be_answered(peers, by).await {
-                true => read.answered(forwarder.peers.clone(), next.run(request).await),
+                true => {
+                    series::read_here();
+                    let answer = next.run(request).await;
+                    replica::answered(&forwarder.contacts, read.partition, answer)
+                }
                 false => to_leader(read.partition, true).go(request, next).await,
             }
         }
@@ -134,7 +135,7 @@ impl Way<'_> {
     async fn go(&self, request: Request, next: Next) -> Response {
         let known = self.peers().leader(self.partition);
         if known == Leader::Here && self.may_answer().await {
-            return next.run(request).await;
+            return self.answer_here(request, next).await;
         }
         if is_forwarded(request.extensions()) {
             // Whoever has sent it decides what becomes of it.
@@ -161,7 +162,7 @@ impl Way<'_> {
                 Leader::Here => {
                     if self.may_answer().await {
                         return match outgoing.into_request() {
-                            Some(request) => next.run(request).await,
+                            Some(request) => self.answer_here(request, next).await,
                             None => self.unreachable(why.as_deref()),
                         };
                     }
@@ -202,6 +203,16 @@ impl Way<'_> {
         }
     }
 
+    /// The answer of this node, which leads.
+    async fn answer_here(&self, request: Request, next: Next) -> Response {
+        let may_last = self.is_read && (!self.is_call || lasts(request.uri().path()));
+        let answer = next.run(request).await;
+        match may_last {
+            true => replica::answered(&self.forwarder.contacts, self.partition, answer),
+            false => answer,
+        }
+    }
+
     /// Whether this node, which leads as far as it knows, may answer: for a read, a majority has to confirm it.
     async fn may_answer(&self) -> bool {
         if !self.is_read {
@@ -224,7 +235,7 @@ impl Way<'_> {
         let open = Open::begin();
         let begun = Instant::now();
         let known = self.peers().leader(self.partition);
-        let deposed = deposed(self.peers().clone(), self.partition, node);
+        let deposed = self.forwarder.contacts.deposed(self.partition, node);
         let unsent = async {
             loop {
                 sleep(RETRY_PAUSE).await;
@@ -360,7 +371,7 @@ impl Way<'_> {
             // Never.
             None => (CancellationToken::new(), CancellationToken::new()),
         };
-        let deposed = is_of_appends.then(|| deposed(self.peers().clone(), self.partition, node));
+        let deposed = is_of_appends.then(|| self.forwarder.contacts.deposed(self.partition, node));
         let deposed = async move {
             match deposed {
                 Some(deposed) => deposed.await,
@@ -423,20 +434,10 @@ async fn call(
     })
 }
 
-/// Is done when a node has not been the leader of a partition for [`LOST_TIMEOUT`], as far as this node knows. If it
-/// was named by another node, this one may not know of it yet.
-async fn deposed(peers: Arc<dyn Peers>, partition: u64, node: u64) {
-    let mut since = None;
-    let known = peers.leader(partition);
-    loop {
-        sleep(LOOK_INTERVAL).await;
-        let leader = peers.leader(partition);
-        if leader == Leader::At(node) || leader == known {
-            since = None;
-        } else if since.get_or_insert_with(Instant::now).elapsed() >= LOST_TIMEOUT {
-            return;
-        }
-    }
+/// Whether the answer of this gRPC method may last until the client ends it.
+fn lasts(path: &str) -> bool {
+    let method = path.rsplit('/').next();
+    method.is_some_and(|method| ["Watch", "Replay"].contains(&method))
 }
 
 fn not_taken(why: &str) -> String {

@@ -10,6 +10,7 @@
 //! | [`node_peers`] | the same of the cluster of a running node |
 //! | [`layer`] | the layer that answers here, or sends a request on |
 //! | [`replica`] | reads of a stream that this node answers without leading its partition |
+//! | [`contact`] | whether this node is in contact with a partition's leader, and who that is |
 //! | [`outgoing`] | the request that is sent, again if nothing of it can have happened |
 //! | [`incoming`] | the answer on its way to the client |
 //! | [`cut`], [`framing`] | why an answer ends early, and where in it that is possible |
@@ -44,6 +45,7 @@
 //! beyond that the flow control of both connections stops whoever sends. A request is sent from node to node
 //! [`envelope::MAX_HOPS`] times at most.
 
+mod contact;
 mod cut;
 mod envelope;
 mod framing;
@@ -67,6 +69,7 @@ use std::time::Duration;
 use esker_node::Node;
 
 use crate::api::Bodies;
+use contact::Contacts;
 pub(crate) use layer::forward;
 use node_peers::NodePeers;
 pub(crate) use others::Others;
@@ -80,6 +83,7 @@ const LEADER_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(crate) struct Forwarder {
     peers: Arc<dyn Peers>,
+    contacts: Arc<Contacts>,
     leader_timeout: Duration,
     /// Where the beginnings of bodies count that are kept.
     bodies: Bodies,
@@ -95,6 +99,7 @@ impl Forwarder {
     fn with(peers: Arc<dyn Peers>, leader_timeout: Duration, bodies: &Bodies) -> Forwarder {
         series::register();
         Forwarder {
+            contacts: Contacts::new(peers.clone()),
             peers,
             leader_timeout,
             bodies: bodies.clone(),
