@@ -747,6 +747,12 @@ const SECTIONS: &[Section] = &[
                 &[],
                 "Exports that run now.",
             ),
+            gauge(
+                "esker_state_imports_running",
+                "imports",
+                &[],
+                "Imports that are sent or take effect now.",
+            ),
             counter(
                 "esker_state_snapshots_total",
                 "snapshots",

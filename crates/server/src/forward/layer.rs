@@ -23,6 +23,7 @@ use super::hop_headers::{NOT_LEADER, SERVED_BY, strip, strip_request};
 use super::incoming::{Answering, Incoming};
 use super::outgoing::Outgoing;
 use super::peers::{Connection, Leader, Peers, RETRY_PAUSE, read_index_by};
+use super::replica;
 use super::series::{self, Open, Outcome};
 use super::targets::{Place, Unplaced, place};
 use crate::answers::AtStall;
@@ -33,10 +34,6 @@ use crate::forwarded::{Forwarded, is_forwarded, is_not_proposed};
 use crate::request_guard::{content_type, is_grpc};
 use crate::state::status;
 
-/// How often the leader of a partition is looked at while another node has a request.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a node that has lost its leadership has for its answers to what it got before.
-const LOST_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Answers a request, here or at the node that leads what it is about.
 pub(crate) async fn forward(
@@ -69,7 +66,11 @@ pub(crate) async fn forward(
             // A leader that becomes known then has the rest of the time.
             let by = Instant::now() + wait / 2;
             match is_own && read.may_be_answered(peers, by).await {
-                true => read.answered(forwarder.peers.clone(), next.run(request).await),
+                true => {
+                    series::read_here();
+                    let answer = next.run(request).await;
+                    replica::answered(&forwarder.contacts, read.partition, answer)
+                }
                 false => to_leader(read.partition, true).go(request, next).await,
             }
         }
@@ -134,7 +135,7 @@ impl Way<'_> {
         let is_session = content_type(request.headers()).is_some_and(|kind| kind == "s2s/proto");
         let is_repeated = !self.is_read && !self.is_call && !is_session;
         if leads && !is_repeated {
-            return next.run(request).await;
+            return self.answer_here(request, next).await;
         }
         if is_forwarded(request.extensions()) {
             // Whoever has sent it decides what becomes of it.
@@ -170,7 +171,7 @@ impl Way<'_> {
                     if std::mem::take(&mut is_confirmed) || self.may_answer().await {
                         if !is_repeated {
                             return match outgoing.into_request() {
-                                Some(request) => next.run(request).await,
+                                Some(request) => self.answer_here(request, next).await,
                                 None => self.unreachable(why.as_deref()),
                             };
                         }
@@ -228,6 +229,16 @@ impl Way<'_> {
         }
     }
 
+    /// The answer of this node, which leads.
+    async fn answer_here(&self, request: Request, next: Next) -> Response {
+        let may_last = self.is_read && (!self.is_call || lasts(request.uri().path()));
+        let answer = next.run(request).await;
+        match may_last {
+            true => replica::answered(&self.forwarder.contacts, self.partition, answer),
+            false => answer,
+        }
+    }
+
     /// Whether this node, which leads as far as it knows, may answer: for a read, a majority has to confirm it, and
     /// nothing is proposed while the leadership moves.
     async fn may_answer(&self) -> bool {
@@ -251,7 +262,7 @@ impl Way<'_> {
         let open = Open::begin();
         let begun = Instant::now();
         let known = self.peers().leader(self.partition);
-        let deposed = deposed(self.peers().clone(), self.partition, node);
+        let deposed = self.forwarder.contacts.deposed(self.partition, node);
         let unsent = async {
             loop {
                 sleep(RETRY_PAUSE).await;
@@ -387,7 +398,7 @@ impl Way<'_> {
             // Never.
             None => (CancellationToken::new(), CancellationToken::new()),
         };
-        let deposed = is_of_appends.then(|| deposed(self.peers().clone(), self.partition, node));
+        let deposed = is_of_appends.then(|| self.forwarder.contacts.deposed(self.partition, node));
         let deposed = async move {
             match deposed {
                 Some(deposed) => deposed.await,
@@ -450,20 +461,10 @@ async fn call(
     })
 }
 
-/// Is done when a node has not been the leader of a partition for [`LOST_TIMEOUT`], as far as this node knows. If it
-/// was named by another node, this one may not know of it yet.
-async fn deposed(peers: Arc<dyn Peers>, partition: u64, node: u64) {
-    let mut since = None;
-    let known = peers.leader(partition);
-    loop {
-        sleep(LOOK_INTERVAL).await;
-        let leader = peers.leader(partition);
-        if leader == Leader::At(node) || leader == known {
-            since = None;
-        } else if since.get_or_insert_with(Instant::now).elapsed() >= LOST_TIMEOUT {
-            return;
-        }
-    }
+/// Whether the answer of this gRPC method may last until the client ends it.
+fn lasts(path: &str) -> bool {
+    let method = path.rsplit('/').next();
+    method.is_some_and(|method| ["Watch", "Replay"].contains(&method))
 }
 
 fn not_taken(why: &str) -> String {

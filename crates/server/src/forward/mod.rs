@@ -10,6 +10,7 @@
 //! | [`node_peers`] | the same of the cluster of a running node |
 //! | [`layer`] | the layer that answers here, or sends a request on |
 //! | [`replica`] | reads of a stream that this node answers without leading its partition |
+//! | [`contact`] | whether this node is in contact with a partition's leader, and who that is |
 //! | [`outgoing`] | the request that is sent, again if nothing of it can have happened |
 //! | [`incoming`] | the answer on its way to the client |
 //! | [`cut`], [`framing`] | why an answer ends early, and where in it that is possible |
@@ -49,6 +50,7 @@
 //! no memory. Of an answer nothing is kept; beyond that the flow control of both connections stops whoever sends. A
 //! request is sent from node to node [`envelope::MAX_HOPS`] times at most. [`MAX_WAITING`] requests wait for a leader.
 
+mod contact;
 mod cut;
 mod envelope;
 mod framing;
@@ -74,6 +76,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::api::Bodies;
+use contact::Contacts;
 pub(crate) use layer::forward;
 use node_peers::NodePeers;
 pub(crate) use others::Others;
@@ -90,6 +93,7 @@ const MAX_WAITING: usize = 8192;
 #[derive(Clone)]
 pub(crate) struct Forwarder {
     peers: Arc<dyn Peers>,
+    contacts: Arc<Contacts>,
     leader_timeout: Duration,
     /// Places of requests that wait for a leader.
     waiting: Arc<Semaphore>,
@@ -107,6 +111,7 @@ impl Forwarder {
     fn with(peers: Arc<dyn Peers>, leader_timeout: Duration, bodies: &Bodies) -> Forwarder {
         series::register();
         Forwarder {
+            contacts: Contacts::new(peers.clone()),
             peers,
             leader_timeout,
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),
