@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use axum::extract::{Query, State};
 use axum::response::Response;
 use esker_server::admin::cluster::{
-    ClusterGroup, ClusterMember, ClusterReplica, ClusterView, GroupMembers, MemberState, ReplicaFetch,
+    ClusterGroup, ClusterMember, ClusterReplica, ClusterView, GroupMembers, MemberState,
+    ReplicaFetch,
 };
 use maud::{Markup, html};
 use serde::Deserialize;

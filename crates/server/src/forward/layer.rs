@@ -34,7 +34,6 @@ use crate::forwarded::{Forwarded, is_forwarded, is_not_proposed};
 use crate::request_guard::{content_type, is_grpc};
 use crate::state::status;
 
-
 /// Answers a request, here or at the node that leads what it is about.
 pub(crate) async fn forward(
     State(forwarder): State<Forwarder>,
