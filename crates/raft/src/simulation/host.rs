@@ -30,6 +30,9 @@ pub struct Source {
     pub length: u32,
 }
 
+/// What became of a proposal, by its ticket: the number of the command and its LSN, or why it failed.
+pub type Answered = (u64, Result<(u64, u64), ProposeError>);
+
 /// A proposal that was accepted.
 pub struct Asked {
     lsn: Lsn,
@@ -143,7 +146,7 @@ impl Host {
     }
 
     /// The proposals that were answered since the last call.
-    pub fn take_answered(&mut self) -> Vec<(u64, Result<(u64, u64), ProposeError>)> {
+    pub fn take_answered(&mut self) -> Vec<Answered> {
         let mut answered = Vec::new();
         self.asked
             .retain(|ticket, asked| match asked.outcome.try_recv() {
