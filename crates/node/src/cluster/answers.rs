@@ -194,7 +194,7 @@ impl Inner {
                 }
             },
         };
-        self.propose_node(Kind::RegisterNode(RegisterNode {
+        let command = RegisterNode {
             id: join.id,
             name: join.name,
             peer_address: join.peer_address,
@@ -205,9 +205,58 @@ impl Inner {
             reads_format: join.reads_format,
             max_nodes: MAX_NODES as u64,
             incarnation,
-        }))
-        .await?;
+        };
+        self.register_known(peers, command).await?;
         self.joined()
+    }
+
+    /// Registers a node. If it is a node of the cluster, and the catalog has its new address for another one, that one
+    /// has moved as well, or has gone: nodes may exchange their addresses. Then the other one is registered where it
+    /// was seen last. If it was not seen elsewhere, the node goes on and tries again: the others find it where it is.
+    async fn register_known(&self, peers: &Peers, command: RegisterNode) -> Result<(), CallError> {
+        let nodes = self.catalog_reader.nodes();
+        let known = nodes.get(&command.id);
+        let is_known = known.is_some_and(|node| node.state != NodeState::Removed);
+        let set = self.set_node(Kind::RegisterNode(command.clone())).await?;
+        match set {
+            Ok(()) => Ok(()),
+            Err(NodeRefusal::AddressTaken(other)) if is_known => {
+                if self.make_way(peers, &nodes, other).await? {
+                    return self.propose_node(Kind::RegisterNode(command)).await;
+                }
+                Err(CallError::Unavailable(format!(
+                    "the catalog has this address for node {other}, which was not seen elsewhere yet"
+                )))
+            }
+            Err(refusal) => Err(refused(refusal, &self.catalog_reader.nodes())),
+        }
+    }
+
+    /// Registers a node at the address where it was seen last, if that is not the one that the catalog has. Returns
+    /// whether that was done.
+    async fn make_way(&self, peers: &Peers, nodes: &Nodes, other: u64) -> Result<bool, CallError> {
+        let Some(node) = nodes.get(&other) else {
+            return Ok(false);
+        };
+        let Some(seen) = peers.transport.moved_to(NodeId(other)) else {
+            return Ok(false);
+        };
+        // As a URL, it is no other node's: the catalog may have that address for a third one, which has moved, too. The
+        // node registers by itself, in the form of its configuration, once it may.
+        let seen = seen.split_once("://").map_or(&*seen, |(_, rest)| rest);
+        let command = Kind::RegisterNode(RegisterNode {
+            id: other,
+            name: node.name.clone(),
+            peer_address: format!("{}://{seen}", peers.scheme()),
+            client_address: node.client_address.clone(),
+            zone: node.zone.clone(),
+            state: node.state.into(),
+            at_ms: now_ms(),
+            reads_format: node.reads_format,
+            max_nodes: MAX_NODES as u64,
+            incarnation: Vec::new(),
+        });
+        Ok(self.set_node(command).await?.is_ok())
     }
 
     /// What a node learns that has joined.
@@ -279,9 +328,13 @@ impl Inner {
     }
 
     pub(super) async fn propose_node(&self, command: Kind) -> Result<(), CallError> {
+        let set = self.set_node(command).await?;
+        set.map_err(|refusal| refused(refusal, &self.catalog_reader.nodes()))
+    }
+
+    async fn set_node(&self, command: Kind) -> Result<Result<(), NodeRefusal>, CallError> {
         match self.execute(&self.catalog, command).await.map_err(failed)? {
-            Outcome::NodeSet(Ok(())) => Ok(()),
-            Outcome::NodeSet(Err(refusal)) => Err(refused(refusal, &self.catalog_reader.nodes())),
+            Outcome::NodeSet(set) => Ok(set),
             other => Err(failed(crate::error::unexpected(&other))),
         }
     }

@@ -119,6 +119,14 @@ impl Peers {
         self.me
     }
 
+    /// What URLs of peer addresses begin with.
+    pub fn scheme(&self) -> &'static str {
+        match self.options.tls {
+            Some(_) => "https",
+            None => "http",
+        }
+    }
+
     /// The name of the cluster.
     pub fn cluster_name(&self) -> &str {
         &self.cluster_name

@@ -255,7 +255,11 @@ impl GrpcTransport {
         if let Some(links) = state.links.get(&node) {
             links.iter().for_each(|link| link.set_address(&address));
         }
-        state.peers.insert(node, address);
+        let before = state.peers.insert(node, address.clone());
+        drop(state);
+        if before.is_none_or(|before| before != address) {
+            self.whereabouts.note_set(node);
+        }
     }
 
     /// The address of a node, if it is known.
@@ -267,6 +271,14 @@ impl GrpcTransport {
     pub fn answers_as(&self, node: NodeId) -> Option<NodeId> {
         let address = self.peer(node)?;
         self.whereabouts.stranger_at(node, &address)
+    }
+
+    /// Where a node has shown last that it is there, if that is another address than the one that is set.
+    pub fn moved_to(&self, node: NodeId) -> Option<String> {
+        let address = self.peer(node)?;
+        self.whereabouts
+            .seen_at(node)
+            .filter(|seen| *seen != address)
     }
 
     /// What answers the requests of other nodes that are not messages between members. Until this is set they
@@ -305,14 +317,15 @@ impl GrpcTransport {
     ///
     /// The node has no address, or its address is not one. A channel is used within a runtime.
     pub fn channel(&self, node: NodeId) -> Result<PeerChannel, ChannelError> {
-        let Some(mut address) = self.peer(node) else {
+        let Some(set) = self.peer(node) else {
             return Err(ChannelError::Unknown(node));
         };
-        if self.whereabouts.stranger_at(node, &address).is_some()
-            && let Some(found) = self.whereabouts.found_beside(node, &address)
-        {
-            address = found;
-        }
+        let found = || {
+            self.whereabouts.stranger_at(node, &set)?;
+            self.whereabouts.found_beside(node, &set)
+        };
+        let seen = self.whereabouts.seen_at(node).or_else(found);
+        let address = seen.unwrap_or(set);
         self.channels
             .of(node, &address, || self.channel_to(node, &address))
             .map_err(|why| ChannelError::Address { address, why })

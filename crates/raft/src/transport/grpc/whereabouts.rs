@@ -32,6 +32,8 @@ struct Noted {
     strangers: BTreeMap<NodeId, (String, NodeId)>,
     /// Where a node was found.
     found: BTreeMap<NodeId, String>,
+    /// Where a node has shown last that it is there.
+    seen: BTreeMap<NodeId, String>,
 }
 
 impl Whereabouts {
@@ -55,6 +57,17 @@ impl Whereabouts {
         if noted.strangers.get(&node).is_some_and(|it| it.0 == address) {
             noted.strangers.remove(&node);
         }
+        insert(&mut noted.seen, node, address.to_owned());
+    }
+
+    /// Another address was set for a node: where it was seen may be outdated.
+    pub fn note_set(&self, node: NodeId) {
+        self.noted.lock().seen.remove(&node);
+    }
+
+    /// Where a node has shown last that it is there, since its address was set.
+    pub fn seen_at(&self, node: NodeId) -> Option<String> {
+        self.noted.lock().seen.get(&node).cloned()
     }
 
     /// An address that was set for a node, and the other one that answers there.
@@ -76,6 +89,7 @@ impl Whereabouts {
         let mut noted = self.noted.lock();
         noted.strangers.remove(&node);
         noted.found.remove(&node);
+        noted.seen.remove(&node);
     }
 }
 
@@ -100,6 +114,9 @@ mod tests {
         assert!(whereabouts.stranger_at(NodeId(2), "a:1").is_some());
         whereabouts.note_right(NodeId(2), "a:1");
         assert_eq!(whereabouts.stranger_at(NodeId(2), "a:1"), None);
+        assert_eq!(whereabouts.seen_at(NodeId(2)).as_deref(), Some("a:1"));
+        whereabouts.note_set(NodeId(2));
+        assert_eq!(whereabouts.seen_at(NodeId(2)), None);
         whereabouts.note_found(NodeId(2), "b:1");
         assert_eq!(whereabouts.found_beside(NodeId(2), "b:1"), None);
         assert_eq!(
