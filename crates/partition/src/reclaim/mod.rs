@@ -17,6 +17,10 @@
 //! however short that time was. So what is reclaimable and not yet rewritten stays below the sum of
 //! `max(set, live)` and `set / 2`. While files are rewritten, at most `max(set, live)` bytes are written
 //! beside that; beyond it, [`PartitionDb::reclaim_is_behind`] holds, and appends wait.
+//!
+//! What is moved is uploaded with the next snapshot. While appends go on, moves are paid for by what is written: a
+//! snapshot that covers `written` bytes uploads `2 × written` and two steps at most, some 8 MiB. It is more only
+//! while more is dead in segments than live, which is the bound of the disk, and on a disk that is nearly full.
 
 mod garbage;
 mod segments;
@@ -73,8 +77,8 @@ pub(crate) struct Reclaimer {
     segments: SegmentReclaimer,
     /// Bytes written, less those that were moved.
     unmoved: u64,
-    /// When something was last written.
-    written: Instant,
+    /// When something was last appended.
+    appended: Instant,
     compact_garbage: u64,
     reclaim_after: Duration,
     compacting: Arc<AtomicBool>,
@@ -108,7 +112,7 @@ impl Reclaimer {
             garbage: Garbage::none(),
             segments: SegmentReclaimer::open(part.clone(), options.compact_garbage)?,
             unmoved: 0,
-            written: Instant::now(),
+            appended: Instant::now(),
             compact_garbage: options.compact_garbage,
             reclaim_after: options.reclaim_after,
             compacting: Arc::new(AtomicBool::new(false)),
@@ -156,13 +160,16 @@ impl Reclaimer {
         }
     }
 
-    /// Counts written bytes.
-    pub fn note_written(&mut self, bytes: u64) {
+    /// Counts written bytes. Without appends they are those of expiries and deletions, after which there is more to move,
+    /// and which must not keep it from being moved.
+    pub fn note_written(&mut self, bytes: u64, appended: bool) {
         if !self.queue.is_empty() {
             self.unvisited += bytes;
         }
         self.unmoved += bytes;
-        self.written = Instant::now();
+        if appended {
+            self.appended = Instant::now();
+        }
         if self.compacting.load(Ordering::Acquire) {
             self.beside += bytes;
             if self.beside > self.most_beside {
@@ -214,7 +221,7 @@ impl Reclaimer {
 
     fn work_on_segments(&mut self) -> Result<(), StoreError> {
         let is_short = self.part.short_space().is_some();
-        let may_move = is_short || may_move(self.unmoved, self.written.elapsed(), REST);
+        let may_move = is_short || may_move(self.unmoved, self.appended.elapsed(), REST);
         let done = self.segments.work(may_move);
         if done.is_err() {
             // Without this, every step would retry it.

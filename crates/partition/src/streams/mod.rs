@@ -235,7 +235,9 @@ impl StreamPartition {
         self.failed.written(&done.failed, self.applied.lsn);
         self.reclaimer.mark(&done.to_reclaim);
         self.reclaimer.add_garbage(done.garbage);
-        self.reclaimer.note_written(done.bytes);
+        let mut touched = done.touched.iter();
+        let appended = touched.any(|it| !it.change.batches.is_empty());
+        self.reclaimer.note_written(done.bytes, appended);
         for basin in &done.dropped {
             self.reclaimer.mark_basin(*basin);
         }
