@@ -21,7 +21,7 @@ use super::report::RecoveryReport;
 use super::search::RecoverySource;
 use super::survivor::replay_log;
 use crate::blocking::blocking;
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, is_there};
 use crate::error::StartError;
 use crate::snapshots::lineage_id;
 
@@ -95,7 +95,9 @@ pub(super) async fn rebuild(
 ) -> Result<Rebuilt, StartError> {
     let started = Instant::now();
     let leaf = cx.clone();
-    let store = blocking(move || open_store(&leaf, facts)).await?;
+    let keep = sources.iter().filter(|source| source.keeps_files);
+    let keep: Vec<u64> = keep.map(|source| source.partition).collect();
+    let store = blocking(move || open_store(&leaf, facts, &keep)).await?;
     let mut report = RecoveryReport::default();
     let mut forked = Vec::new();
     for source in sources {
@@ -128,14 +130,20 @@ pub(super) async fn rebuild(
     })
 }
 
-/// Opens the database without its damaged partitions; an empty one, if it cannot be used.
-fn open_store(cx: &Context, facts: Facts) -> Result<Store, StartError> {
+/// Opens the database without its damaged partitions, of some of which the files are kept; an empty one, if it
+/// cannot be used.
+fn open_store(cx: &Context, facts: Facts, keep: &[u64]) -> Result<Store, StartError> {
     let data_dir = &cx.data_dir;
+    if let Ok(store) = &facts.store {
+        for partition in keep {
+            keep_files(data_dir, store, *partition)?;
+        }
+    }
     match facts.store {
         Ok(store) if facts.to_drop.is_empty() => Ok(store),
         Ok(store) => without(store, &facts.to_drop, data_dir, &cx.store),
         Err(why) => {
-            if data_dir.db().exists() {
+            if is_there(&data_dir.db())? {
                 let aside = data_dir.put_aside("db")?;
                 tracing::warn!(
                     why,
@@ -232,6 +240,22 @@ fn keep_database(cx: &Context, store: &Store, partition: u64) -> Result<(), Star
     Ok(())
 }
 
+/// Keeps what is left of a damaged partition's files, before they are dropped for a copy that may have less.
+fn keep_files(data_dir: &DataDir, store: &Store, partition: u64) -> Result<(), StartError> {
+    let to = data_dir.place_aside(&format!("db-partition-{partition}"))?;
+    let part = store.partition_db(PartitionId(partition));
+    let files = part.link_what_is_left(&to)?;
+    if files > 0 {
+        tracing::warn!(
+            partition,
+            files,
+            aside = %to.display(),
+            "the damaged files of the partition were put aside: they may have what no copy has; remove them when you no longer want them"
+        );
+    }
+    Ok(())
+}
+
 /// Replaces the database's files of a partition with those of a checkpoint.
 fn import(
     cx: &Context,
@@ -272,7 +296,7 @@ fn make_empty(cx: &Context, store: &Store, partition: u64) -> Result<(), StartEr
     store.drop_partition(PartitionId(partition))?;
     store.create_partition(PartitionId(partition), &cluster_init(data_dir))?;
     let checkpoints = data_dir.checkpoints().join(partition.to_string());
-    if checkpoints.exists() {
+    if is_there(&checkpoints)? {
         let name = format!("checkpoints-{partition}");
         let aside = data_dir.put_aside_as(&checkpoints, &name)?;
         tracing::warn!(

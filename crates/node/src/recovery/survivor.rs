@@ -6,6 +6,10 @@
 //! lineage begins then, with this node as the only member, because acknowledged entries may be missing. The
 //! lineages keep out the nodes that were given up, and so does the catalog, for which they count as removed.
 //!
+//! What this node itself has lost is another matter. A log that is damaged, missing or cut, and a database that does
+//! not connect with it, end the start as on a node that is alone, unless `--bootstrap restore` accepts that loss too.
+//! So does a snapshot that may have more and cannot be read now.
+//!
 //! The decisions are written down as those of every loss (`restore.json`), so a start after a crash continues with
 //! the same lineages. `recover.json` goes once the node serves.
 
@@ -14,13 +18,13 @@ use std::path::{Path, PathBuf};
 
 use esker_partition::command::Outcome;
 use esker_partition::streams::StreamPartition;
-use esker_partition::{Catalog, LineageId, PartitionId, Store};
+use esker_partition::{Catalog, PartitionId, Store};
 use esker_raft::{GroupId, Lsn, StateMachine};
 use esker_repository::Error as RepositoryError;
 use serde::Serialize;
 
 use super::context::{Context, log_state};
-use super::plan::PlannedFork;
+use super::lineage_after_log::forked;
 use super::search::{RecoverySource, Search};
 use crate::data_dir::{LockedDir, now_rfc3339, sync_dir, write_durably};
 use crate::error::StartError;
@@ -121,6 +125,7 @@ impl Search<'_> {
                 let Some(after) = self.restart_after(&copy) else {
                     continue;
                 };
+                self.all_was_read_beyond(copy.lsn)?;
                 if let Some(ready) = self.fetch(&repository, &copy).await? {
                     let source = RecoverySource {
                         restarts_log: Some(after),
@@ -131,9 +136,11 @@ impl Search<'_> {
             }
         }
         let source = self.search().await?;
-        let Some(log) = facts.log.as_ref().filter(|_| source.fork.is_none()) else {
+        let log = self.log.clone();
+        let Some(log) = log.filter(|_| source.fork.is_none()) else {
             return Ok(source);
         };
+        self.all_was_read_beyond(log.last)?;
         if log.last == 0 {
             return Err(StartError::NothingUsable {
                 partition: facts.partition,
@@ -143,35 +150,13 @@ impl Search<'_> {
                         .into(),
             });
         }
+        self.begins_with_whole(&source).await?;
         let source = RecoverySource {
             has_root,
             replays_log: true,
             ..source
         };
         Ok(forked(source, log.lineage.id(), log.last, planned))
-    }
-}
-
-/// The source, with a lineage that begins after `lsn`: the one that an earlier start has decided on, if it is the
-/// same.
-fn forked(
-    source: RecoverySource,
-    parent: LineageId,
-    lsn: u64,
-    planned: Option<&PlannedFork>,
-) -> RecoverySource {
-    let same = planned.filter(|p| p.parent() == Some(parent) && p.lsn == lsn);
-    let fork = same.cloned().unwrap_or_else(|| PlannedFork {
-        lineage: LineageId(rand::random()).to_string(),
-        parent: parent.to_string(),
-        lsn,
-        skipped: 0,
-        between: Vec::new(),
-        empty: false,
-    });
-    RecoverySource {
-        fork: Some(fork),
-        ..source
     }
 }
 
