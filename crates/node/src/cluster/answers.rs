@@ -213,6 +213,7 @@ impl Inner {
     /// Registers a node. If it is a node of the cluster, and the catalog has its new address for another one, that one
     /// has moved as well, or has gone: nodes may exchange their addresses. Then the other one is registered where it
     /// was seen last. If it was not seen elsewhere, the node goes on and tries again: the others find it where it is.
+    /// It is refused if the other one was seen at that address.
     async fn register_known(&self, peers: &Peers, command: RegisterNode) -> Result<(), CallError> {
         let nodes = self.catalog_reader.nodes();
         let known = nodes.get(&command.id);
@@ -223,6 +224,10 @@ impl Inner {
             Err(NodeRefusal::AddressTaken(other)) if is_known => {
                 if self.make_way(peers, &nodes, other).await? {
                     return self.propose_node(Kind::RegisterNode(command)).await;
+                }
+                if peers.transport.is_at_its_address(NodeId(other)) {
+                    let taken = NodeRefusal::AddressTaken(other);
+                    return Err(refused(taken, &self.catalog_reader.nodes()));
                 }
                 Err(CallError::Unavailable(format!(
                     "the catalog has this address for node {other}, which was not seen elsewhere yet"

@@ -273,6 +273,12 @@ impl GrpcTransport {
         self.whereabouts.stranger_at(node, &address)
     }
 
+    /// Whether a node has shown that it is at the address that is set, and no other one has since.
+    pub fn is_at_its_address(&self, node: NodeId) -> bool {
+        let address = self.peer(node);
+        address.is_some() && self.whereabouts.seen_at(node) == address
+    }
+
     /// Where a node has shown last that it is there, if that is another address than the one that is set.
     pub fn moved_to(&self, node: NodeId) -> Option<String> {
         let address = self.peer(node)?;

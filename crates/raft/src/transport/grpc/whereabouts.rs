@@ -41,6 +41,9 @@ impl Whereabouts {
     pub fn note_stranger(&self, node: NodeId, address: &str, answers: NodeId) {
         let mut noted = self.noted.lock();
         insert(&mut noted.strangers, node, (address.to_owned(), answers));
+        if noted.seen.get(&node).is_some_and(|seen| seen == address) {
+            noted.seen.remove(&node);
+        }
     }
 
     /// A node may be found at this address.
@@ -115,6 +118,9 @@ mod tests {
         whereabouts.note_right(NodeId(2), "a:1");
         assert_eq!(whereabouts.stranger_at(NodeId(2), "a:1"), None);
         assert_eq!(whereabouts.seen_at(NodeId(2)).as_deref(), Some("a:1"));
+        whereabouts.note_stranger(NodeId(2), "a:1", NodeId(3));
+        assert_eq!(whereabouts.seen_at(NodeId(2)), None);
+        whereabouts.note_right(NodeId(2), "a:1");
         whereabouts.note_set(NodeId(2));
         assert_eq!(whereabouts.seen_at(NodeId(2)), None);
         whereabouts.note_found(NodeId(2), "b:1");
