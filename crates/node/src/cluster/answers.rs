@@ -222,7 +222,7 @@ impl Inner {
         match set {
             Ok(()) => Ok(()),
             Err(NodeRefusal::AddressTaken(other)) if is_known => {
-                if self.make_way(peers, &nodes, other).await? {
+                if self.register_where_seen(peers, &nodes, other).await? {
                     return self.propose_node(Kind::RegisterNode(command)).await;
                 }
                 if peers.transport.is_at_its_address(NodeId(other)) {
@@ -239,7 +239,12 @@ impl Inner {
 
     /// Registers a node at the address where it was seen last, if that is not the one that the catalog has. Returns
     /// whether that was done.
-    async fn make_way(&self, peers: &Peers, nodes: &Nodes, other: u64) -> Result<bool, CallError> {
+    async fn register_where_seen(
+        &self,
+        peers: &Peers,
+        nodes: &Nodes,
+        other: u64,
+    ) -> Result<bool, CallError> {
         let Some(node) = nodes.get(&other) else {
             return Ok(false);
         };
