@@ -20,7 +20,7 @@ const BEGINNING: Duration = Duration::from_secs(60);
 impl Search<'_> {
     /// The copy that loses least.
     pub(super) async fn with_a_loss(
-        mut self,
+        &mut self,
         repository: &Repository,
         root: Option<&CurrentRoot>,
         locals: &[Checkpoint],

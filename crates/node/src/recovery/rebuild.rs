@@ -20,6 +20,7 @@ use super::rebuild_state::from_state;
 use super::report::RecoveryReport;
 use super::search::RecoverySource;
 use super::survivor::replay_log;
+use super::uncommitted::replay_rest;
 use crate::blocking::blocking;
 use crate::data_dir::DataDir;
 use crate::error::StartError;
@@ -94,6 +95,10 @@ pub(super) async fn rebuild(
     plan: &Plan,
 ) -> Result<Rebuilt, StartError> {
     let started = Instant::now();
+    if cx.survives {
+        // Of all partitions, before anything here is changed: where a root cannot be swapped, this node is what it was.
+        begin_in_repository(cx, &sources).await?;
+    }
     let leaf = cx.clone();
     let store = blocking(move || open_store(&leaf, facts)).await?;
     let mut report = RecoveryReport::default();
@@ -109,7 +114,8 @@ pub(super) async fn rebuild(
         report.restored_bytes += made.restored_bytes;
         report.state_commits += made.state_commits;
         if let Some(fork) = &source.fork {
-            begin_lineage(cx, &store, &source, fork).await?;
+            let begun = begin_lineage(cx, &store, &source, fork).await;
+            begun.map_err(|error| with_begun(error, &forked))?;
             forked.push(partition);
         }
         if source.source != Source::Database || source.fork.is_some() {
@@ -198,8 +204,10 @@ fn make_partition(
         let voters: &[u64] = if waits { &[] } else { &me };
         part.fork(lineage, voters)?;
     }
-    if source.replays_log {
-        replay_log(cx, store, partition)?;
+    if source.replays_log
+        && let Some(fork) = &source.fork
+    {
+        replay_log(cx, store, partition, fork.lsn)?;
     }
     Ok(made)
 }
@@ -348,8 +356,71 @@ fn without(
     })
 }
 
+/// Begins the lineages of a survivor in the repository.
+///
+/// # Errors
+///
+/// A root could not be swapped, or is of another lineage by now. Nothing of this node was changed; the error names the
+/// partitions whose roots were swapped before.
+async fn begin_in_repository(cx: &Context, sources: &[RecoverySource]) -> Result<(), StartError> {
+    let mut begun = Vec::new();
+    for source in sources {
+        let Some(fork) = &source.fork else {
+            continue;
+        };
+        let swapped = swap_root(cx, source, fork).await;
+        swapped.map_err(|error| with_begun(error, &begun))?;
+        if source.has_root {
+            begun.push(source.partition);
+        }
+    }
+    Ok(())
+}
+
+/// The error, with the partitions whose lineages have begun before.
+fn with_begun(error: StartError, partitions: &[u64]) -> StartError {
+    match error {
+        StartError::LineageNotBegun {
+            partition,
+            repository,
+            why,
+            ..
+        } => StartError::LineageNotBegun {
+            partition,
+            repository,
+            why,
+            begun: partitions.to_vec(),
+        },
+        other => other,
+    }
+}
+
+fn malformed_plan(cx: &Context, partition: u64) -> StartError {
+    StartError::BadIdentity {
+        path: cx.data_dir.path().join("restore.json"),
+        why: format!("the lineages of partition {partition}"),
+    }
+}
+
+/// Begins a lineage in the repository, if that has the partition.
+async fn swap_root(
+    cx: &Context,
+    source: &RecoverySource,
+    fork: &PlannedFork,
+) -> Result<(), StartError> {
+    let partition = source.partition;
+    let ids = fork.id().zip(fork.parent());
+    let (id, parent) = ids.ok_or_else(|| malformed_plan(cx, partition))?;
+    if !source.has_root {
+        return Ok(());
+    }
+    let archive = cx.archive.clone();
+    blocking(move || archive.begin_to_write()).await?;
+    fork_root(cx, partition, parent, fork.lsn, id).await
+}
+
 /// Begins a lineage: first in the repository, so that of two restores at once one fails; then in the
-/// database; then in the log.
+/// database; then in the log. That of a survivor has begun in the repository already.
 async fn begin_lineage(
     cx: &Context,
     store: &Store,
@@ -357,19 +428,15 @@ async fn begin_lineage(
     fork: &PlannedFork,
 ) -> Result<(), StartError> {
     let partition = source.partition;
-    let malformed = || StartError::BadIdentity {
-        path: cx.data_dir.path().join("restore.json"),
-        why: format!("the lineages of partition {partition}"),
-    };
+    let malformed = || malformed_plan(cx, partition);
     let (id, parent) = fork.id().zip(fork.parent()).ok_or_else(malformed)?;
     let between = fork.between().ok_or_else(malformed)?;
-    if source.has_root {
-        let archive = cx.archive.clone();
-        blocking(move || archive.begin_to_write()).await?;
-        fork_root(cx, partition, parent, fork.lsn, id).await?;
+    if !cx.survives {
+        swap_root(cx, source, fork).await?;
     }
     let (leaf, store, fork) = (cx.clone(), store.clone(), fork.clone());
     let is_noted = matches!(source.source, Source::State(_) | Source::Empty);
+    let replays_log = source.replays_log;
     blocking(move || {
         let node_id = leaf.data_dir.identity.node_id;
         let part = store.partition_db(PartitionId(partition));
@@ -380,6 +447,9 @@ async fn begin_lineage(
                 false => lineage.fork_of_descendant(parent, fork.skipped, &between, id, fork.lsn),
             };
             part.fork(&lineage, &[node_id])?;
+        }
+        if replays_log {
+            replay_rest(&leaf, &store, partition)?;
         }
         let applied = part.applied()?.unwrap_or_default();
         let start = LogFloor {
@@ -421,9 +491,11 @@ async fn fork_root(
             repository: archive.shown().to_owned(),
             why: error.to_string(),
         },
-        other => StartError::RepositoryUnreadable {
+        other => StartError::LineageNotBegun {
+            partition,
             repository: archive.shown().to_owned(),
             why: other.to_string(),
+            begun: Vec::new(),
         },
     })
 }
