@@ -176,12 +176,11 @@ impl Nodes {
 
     /// Makes a node lead a partition.
     async fn lead(&self, partition: usize, at: usize) {
-        let node = number_of(&self.data(at));
         let what = format!("node {at} leads partition {partition}");
         eventually(&what, async || {
             let shown = self.shown(at).await?;
             let of = &shown["partitions"].as_array()?[partition];
-            if of["leader"] == node {
+            if of["leader_name"] == format!("n{at}") {
                 return Some(());
             }
             let path = format!("/esker/v1/cluster/partitions/{partition}/leader");

@@ -240,6 +240,7 @@ async fn a_survivor_with_a_replica_that_differs_goes_on_with_what_others_have_pu
         log.contains("goes on from what another node has put"),
         "{log}"
     );
+    nodes.servers[0].kill();
     nodes.restart(0).await;
     nodes.have(0, &["a", "b", "c"]).await;
 }
