@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`rejoin`] | a node that lost its log or its disk joins again under a new number |
 //! | [`refusals`] | what would make a second history, and is refused |
+//! | [`voters`] | how votes move, and what keeps them from it |
 //! | [`lineages`] | nodes that join after a loss; snapshots of the repository at a member's start |
 //! | [`survivor`] | a node that goes on alone, after the others were lost for good |
 
@@ -12,6 +13,7 @@ mod lineages;
 mod refusals;
 mod rejoin;
 mod survivor;
+mod voters;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -198,12 +198,7 @@ async fn check(inner: &Inner, peers: &Peers, partition: u64) -> Result<Compared,
     if members.len() < 2 {
         return Err("the partition has one replica, so there is nothing to compare".to_owned());
     }
-    let nodes = inner.catalog_reader.nodes();
-    let reads = |node: &u64| {
-        let known = nodes.get(node);
-        known.is_some_and(|known| known.reads_format >= READS_DIGESTS)
-    };
-    if let Some(node) = members.iter().find(|node| !reads(node)) {
+    if let Some(node) = inner.member_not_reading(partition, READS_DIGESTS) {
         return Err(format!(
             "node {node} runs a release that compares no digests: upgrade it"
         ));

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::DataDir;
-use super::files::{io, sync_dir, write_durably};
+use super::files::{io, is_there, or_absent, sync_dir, write_durably};
 use crate::error::StartError;
 
 /// Reported as damage of a partition's database until its new lineage has begun.
@@ -22,11 +22,8 @@ impl DataDir {
     /// damaged.
     pub fn known_damage(&self, partition: u64) -> Result<Option<String>, StartError> {
         let path = self.damage(partition);
-        match fs::read(&path) {
-            Ok(why) => Ok(Some(String::from_utf8_lossy(&why).into_owned())),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(StartError::unreadable(path.display().to_string(), &e)),
-        }
+        let why = or_absent(fs::read(&path), &path)?;
+        Ok(why.map(|why| String::from_utf8_lossy(&why).into_owned()))
     }
 
     /// Notes durably, for the next start, that a partition's database must not be used.
@@ -60,6 +57,13 @@ impl DataDir {
     /// Moves a directory to `damaged/`, under this name and a number; returns the new path.
     pub fn put_aside_as(&self, from: &Path, name: &str) -> Result<PathBuf, StartError> {
         put_aside_in(&self.path, from, name)
+    }
+
+    /// The path for something that is put aside under this name and a number; creates its parent directory.
+    pub fn place_aside(&self, name: &str) -> Result<PathBuf, StartError> {
+        let to = place_in(&self.path, name)?;
+        sync_dir(&self.path)?;
+        Ok(to)
     }
 
     /// Moves a partition's checkpoint to `damaged/`; returns the new path.
@@ -112,16 +116,7 @@ pub(super) fn put_aside_in(
     from: &Path,
     name: &str,
 ) -> Result<PathBuf, StartError> {
-    let dir = data_dir.join("damaged");
-    fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
-    let mut number = 1;
-    let to = loop {
-        let to = dir.join(format!("{name}-{number}"));
-        if !to.exists() {
-            break to;
-        }
-        number += 1;
-    };
+    let to = place_in(data_dir, name)?;
     match fs::rename(from, &to) {
         Ok(()) => {}
         // A disk is mounted there: it stays, and what is on it stays on it.
@@ -130,7 +125,7 @@ pub(super) fn put_aside_in(
         }
         Err(e) => return Err(io("moving", from)(e)),
     }
-    sync_dir(&dir)?;
+    to.parent().map_or(Ok(()), sync_dir)?;
     from.parent().map_or(Ok(()), sync_dir)?;
     Ok(to)
 }
@@ -163,4 +158,18 @@ pub(super) fn put_contents_aside(dir: &Path) -> Result<PathBuf, StartError> {
     sync_dir(&to)?;
     sync_dir(dir)?;
     Ok(to)
+}
+
+/// A path in `damaged/` that nothing has yet.
+fn place_in(data_dir: &Path, name: &str) -> Result<PathBuf, StartError> {
+    let dir = data_dir.join("damaged");
+    fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
+    let mut number = 1;
+    loop {
+        let to = dir.join(format!("{name}-{number}"));
+        if !is_there(&to)? {
+            return Ok(to);
+        }
+        number += 1;
+    }
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::damage::put_aside_in;
-use super::files::{io, is_there, sync_dir, write_durably};
+use super::files::{io, is_there, or_absent, sync_dir, write_durably};
 use super::identity::{Identity, write_identity};
 use super::{DataDir, LockedDir};
 use crate::error::StartError;
@@ -161,12 +161,14 @@ impl LockedDir {
 }
 
 /// Whether a directory has any file of a log: that of a node in use always has one.
+///
+/// # Errors
+///
+/// It cannot be read now, or is a link that leads nowhere.
 pub(crate) fn has_log(dir: &Path) -> Result<bool, StartError> {
     let failed = |e| StartError::unreadable(format!("the log in {}", dir.display()), &e);
-    let files = match fs::read_dir(dir) {
-        Ok(files) => files,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Err(e) => return Err(failed(e)),
+    let Some(files) = or_absent(fs::read_dir(dir), dir)? else {
+        return Ok(false);
     };
     for file in files {
         let path = file.map_err(failed)?.path();

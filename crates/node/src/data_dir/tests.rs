@@ -119,6 +119,8 @@ fn checkpoints_of_format_2_are_found_where_they_are_now() {
     // A crash came after some of them were moved.
     fs::create_dir_all(dir.path().join("checkpoints/1")).unwrap();
     let opened = open(dir.path(), 8).unwrap();
+    assert!(!opened.checkpoints().join("3/lsn_5").exists());
+    opened.bring_up_to_date(UNCHANGED_SINCE).unwrap();
     assert_eq!(opened.identity.format, FORMAT);
     assert!(opened.checkpoints().join("3/lsn_5").exists());
     assert!(before.join("x").exists());
@@ -127,6 +129,97 @@ fn checkpoints_of_format_2_are_found_where_they_are_now() {
         open(dir.path(), 8).unwrap().identity.node_id,
         identity.node_id
     );
+}
+
+/// The format that a directory is marked with.
+fn format_of(dir: &Path) -> u32 {
+    let path = dir.join("node.json");
+    read_identity(dir, &path).unwrap().unwrap().format
+}
+
+#[test]
+fn a_directory_keeps_its_format_until_a_start_is_about_to_change_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let of_format = |format| {
+        let identity = Identity {
+            format,
+            ..made(dir.path())
+        };
+        write_identity(&dir.path().join("node.json"), &identity).unwrap();
+    };
+    of_format(4);
+    open(dir.path(), 9).unwrap_err();
+    let opened = open(dir.path(), 8).unwrap();
+    opened.bring_up_to_date(UNCHANGED_SINCE).unwrap();
+    assert_eq!(format_of(dir.path()), 4);
+    opened.clone().bring_up_to_date(FORMAT).unwrap();
+    assert_eq!(format_of(dir.path()), FORMAT);
+    drop(opened);
+    // A database of format 3 is changed when it is opened.
+    of_format(3);
+    let opened = open(dir.path(), 8).unwrap();
+    assert_eq!(format_of(dir.path()), 3);
+    opened.bring_up_to_date(UNCHANGED_SINCE).unwrap();
+    assert_eq!(format_of(dir.path()), FORMAT);
+    // What the directory notes later is no step back.
+    opened.note_peers(true).unwrap();
+    assert_eq!(format_of(dir.path()), FORMAT);
+}
+
+#[test]
+fn what_a_node_would_remove_of_its_own_makes_a_directory_somebody_elses() {
+    for name in REMOVED {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(name)).unwrap();
+        fs::write(dir.path().join(name).join("backup.sql"), "precious").unwrap();
+        let error = open(dir.path(), 8).unwrap_err();
+        assert_eq!(error.code(), "data_dir_holds_others", "{error}");
+        assert!(error.to_string().contains(&format!("{name}/")), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no LOCK");
+        // An empty one is nobody's.
+        fs::remove_file(dir.path().join(name).join("backup.sql")).unwrap();
+        made(dir.path());
+        // In a node's own directory they are its own.
+        fs::write(dir.path().join(name).join("file"), "own").unwrap();
+        open(dir.path(), 8).unwrap();
+    }
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_not_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let unmounted = |name: &str| {
+        let link = dir.path().join(name);
+        let _ = fs::remove_dir_all(&link);
+        std::os::unix::fs::symlink(dir.path().join("not/mounted"), &link).unwrap();
+    };
+    let code = |error: StartError| {
+        assert!(error.to_string().contains("leads nowhere"), "{error}");
+        error.code()
+    };
+    member(dir.path(), true);
+    unmounted("log");
+    let locked = LockedDir::open(dir.path()).unwrap();
+    assert_eq!(code(locked.member_without_log().unwrap_err()), "unreadable");
+    drop(locked);
+    unmounted("damaged");
+    let opened = open(dir.path(), 8).unwrap();
+    assert_eq!(code(opened.known_damage(1).unwrap_err()), "unreadable");
+    unmounted("checkpoints");
+    assert_eq!(code(copies_in(dir.path()).unwrap_err()), "unreadable");
+}
+
+#[test]
+fn what_is_put_aside_does_not_take_the_place_of_a_link_that_leads_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    made(dir.path());
+    let aside = dir.path().join("damaged/db-1");
+    fs::create_dir_all(aside.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink(dir.path().join("not/mounted"), &aside).unwrap();
+    let opened = open(dir.path(), 8).unwrap();
+    fs::write(opened.db(), "").unwrap();
+    assert!(opened.put_aside("db").unwrap().ends_with("db-2"));
+    assert!(aside.is_symlink());
 }
 
 #[test]

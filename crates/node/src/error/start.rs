@@ -73,6 +73,17 @@ pub enum StartError {
         /// What was found.
         what: String,
     },
+    /// A directory without an identity has what a start removes from its own.
+    #[error(
+        "{dir} has no node.json, and {what} in it is not empty: a node would remove what is in there, and it may be \
+         somebody else's. Move it away, or use another data directory. Nothing was changed"
+    )]
+    HoldsOthers {
+        /// The data directory.
+        dir: PathBuf,
+        /// What was found.
+        what: String,
+    },
     /// The configured number of partitions differs from that of the directory, which is fixed.
     #[error(
         "{dir} was made with {made} partitions, the configuration says {configured}: the number cannot be changed"
@@ -452,6 +463,7 @@ impl StartError {
             StartError::BadIdentity { .. } | StartError::NoIdentity { .. } => {
                 "data_dir_bad_identity"
             }
+            StartError::HoldsOthers { .. } => "data_dir_holds_others",
             StartError::OlderFormat { .. } => "data_dir_unreleased_format",
             StartError::NotEmpty { .. } => "data_dir_not_empty",
             StartError::DirectoryReplaced { .. } | StartError::DirectoryGone { .. } => {

@@ -48,6 +48,11 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
         "`--bootstrap restore` goes on from the newest copies, those of the repository included; what was acknowledged after them is lost. To begin a new cluster, move the copies away.",
     ),
     (
+        "data_dir_holds_others",
+        "`node.json` is missing, and `scratch/`, `restore/` or `raft/` has something: a node removes what is in these directories of its own.",
+        "Move it away if it is wanted, or remove it; or use another data directory. Nothing was changed.",
+    ),
+    (
         "data_dir_no_directory",
         "`data-dir` names a file, or a link that leads nowhere.",
         "Name a directory, or mount what the link leads to.",

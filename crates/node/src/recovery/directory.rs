@@ -125,7 +125,8 @@ fn use_dir(options: &NodeOptions, locked: LockedDir, begun: Begun) -> Result<Ent
     // lose. The option was given to an earlier start, which a crash interrupted.
     let is_filled = data_dir.is_new && begun.plan.is_some_and(|plan| plan.everything);
     let accepted = Accepted {
-        loss: restores || is_filled || survives,
+        // That the other nodes are given up accepts no loss of what this one has.
+        loss: restores || is_filled,
         empty: match restores {
             true => options.empty_partitions.clone(),
             false => BTreeSet::new(),
@@ -352,5 +353,62 @@ mod tests {
             }
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_directory_of_somebody_else_is_refused_and_left_as_it_is() {
+        for name in ["scratch", "restore", "raft"] {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join(name).join("thesis.txt");
+            std::fs::create_dir(file.parent().unwrap()).unwrap();
+            std::fs::write(&file, "precious").unwrap();
+            for bootstrap in [None, Some(Bootstrap::New), Some(Bootstrap::Restore)] {
+                let options = NodeOptions {
+                    bootstrap,
+                    ..NodeOptions::new(dir.path())
+                };
+                let error = enter(&Arc::new(options)).await.err().unwrap();
+                assert_eq!(error.code(), "data_dir_holds_others", "{error}");
+                assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+                assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_start_does_not_raise_the_format_of_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.json");
+        let options = NodeOptions::new(dir.path());
+        let mut identity = Identity::new(&options.cluster_name, options.partitions);
+        identity.format = 4;
+        std::fs::write(&path, serde_json::to_vec(&identity).unwrap()).unwrap();
+        let other_name = NodeOptions {
+            cluster_name: "another".to_owned(),
+            ..options.clone()
+        };
+        let other_number = NodeOptions {
+            partitions: options.partitions + 1,
+            ..options.clone()
+        };
+        for (options, code) in [
+            (other_name, "cluster_name_changed"),
+            (other_number, "partitions_changed"),
+        ] {
+            let error = enter(&Arc::new(options)).await.err().unwrap();
+            assert_eq!(error.code(), code, "{error}");
+        }
+        // What is decided later is not decided by this: the log, the ports, the copies.
+        let entered = enter(&Arc::new(options)).await.unwrap();
+        let format = || {
+            let text = std::fs::read(&path).unwrap();
+            serde_json::from_slice::<Identity>(&text).unwrap().format
+        };
+        assert_eq!(format(), 4);
+        entered
+            .data_dir
+            .bring_up_to_date(crate::data_dir::FORMAT)
+            .unwrap();
+        assert_eq!(format(), crate::data_dir::FORMAT);
     }
 }

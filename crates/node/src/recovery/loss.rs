@@ -7,7 +7,7 @@ use esker_repository::{CurrentRoot, Repository};
 
 use super::candidates::{Candidate, Source, best, copy_of};
 use super::empty_partitions::Left;
-use super::local_copies::copy_in;
+use super::inspect::copy_in;
 use super::plan::PlannedFork;
 use super::search::{CONTRADICTED, RecoverySource, Search, ancestry_of};
 use crate::clock::past_age;

@@ -18,6 +18,9 @@ pub(crate) struct Plan {
     /// Whether the directory was empty: everything comes from the repository.
     #[serde(default)]
     pub everything: bool,
+    /// Whether the log was found to be cut: of no partition it is known then that the log has everything.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub log_is_cut: bool,
     /// The lineages that are begun, by partition.
     #[serde(default)]
     pub forks: BTreeMap<u64, PlannedFork>,

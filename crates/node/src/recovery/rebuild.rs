@@ -6,25 +6,23 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use esker_partition::{Checkpoint, Lineage, LineageId, PartitionId, Store, StoreOptions};
+use esker_partition::{Checkpoint, Lineage, PartitionId, Store, StoreOptions};
 use esker_raft::engine::LogFloor;
 use esker_raft::runtime::NodeError;
 use esker_raft::{GroupId, Lsn, Term};
-use esker_repository::Error as RepositoryError;
 
 use super::candidates::Source;
 use super::context::{Context, cluster_init, log_state};
 use super::inspect::Facts;
-use super::plan::{Plan, PlannedFork};
+use super::new_lineage::{begin_in_repository, begin_lineage, begin_log, with_begun};
+use super::plan::Plan;
 use super::rebuild_state::from_state;
 use super::report::RecoveryReport;
 use super::search::RecoverySource;
 use super::survivor::replay_log;
-use super::uncommitted::replay_rest;
 use crate::blocking::blocking;
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, is_there};
 use crate::error::StartError;
-use crate::snapshots::lineage_id;
 
 /// The rebuilt database.
 pub(super) struct Rebuilt {
@@ -75,18 +73,6 @@ pub(super) fn create(cx: &Context, ready: &BTreeMap<u64, Checkpoint>) -> Result<
     Ok(store)
 }
 
-fn begin_log(
-    raft: &esker_raft::Node,
-    partition: u64,
-    start: LogFloor,
-    lineage: &Lineage,
-) -> Result<(), StartError> {
-    Ok(raft
-        .log()
-        .begin_group(GroupId(partition), start, &lineage.to_bytes())
-        .map_err(NodeError::from)?)
-}
-
 /// Makes each partition from the source that was found for it.
 pub(super) async fn rebuild(
     cx: &Context,
@@ -100,7 +86,9 @@ pub(super) async fn rebuild(
         begin_in_repository(cx, &sources).await?;
     }
     let leaf = cx.clone();
-    let store = blocking(move || open_store(&leaf, facts)).await?;
+    let keep = sources.iter().filter(|source| source.keeps_files);
+    let keep: Vec<u64> = keep.map(|source| source.partition).collect();
+    let store = blocking(move || open_store(&leaf, facts, &keep)).await?;
     let mut report = RecoveryReport::default();
     let mut forked = Vec::new();
     for source in sources {
@@ -134,14 +122,20 @@ pub(super) async fn rebuild(
     })
 }
 
-/// Opens the database without its damaged partitions; an empty one, if it cannot be used.
-fn open_store(cx: &Context, facts: Facts) -> Result<Store, StartError> {
+/// Opens the database without its damaged partitions, of some of which the files are kept; an empty one, if it
+/// cannot be used.
+fn open_store(cx: &Context, facts: Facts, keep: &[u64]) -> Result<Store, StartError> {
     let data_dir = &cx.data_dir;
+    if let Ok(store) = &facts.store {
+        for partition in keep {
+            keep_files(data_dir, store, *partition)?;
+        }
+    }
     match facts.store {
         Ok(store) if facts.to_drop.is_empty() => Ok(store),
         Ok(store) => without(store, &facts.to_drop, data_dir, &cx.store),
         Err(why) => {
-            if data_dir.db().exists() {
+            if is_there(&data_dir.db())? {
                 let aside = data_dir.put_aside("db")?;
                 tracing::warn!(
                     why,
@@ -240,6 +234,22 @@ fn keep_database(cx: &Context, store: &Store, partition: u64) -> Result<(), Star
     Ok(())
 }
 
+/// Keeps what is left of a damaged partition's files, before they are dropped for a copy that may have less.
+fn keep_files(data_dir: &DataDir, store: &Store, partition: u64) -> Result<(), StartError> {
+    let to = data_dir.place_aside(&format!("db-partition-{partition}"))?;
+    let part = store.partition_db(PartitionId(partition));
+    let files = part.link_what_is_left(&to)?;
+    if files > 0 {
+        tracing::warn!(
+            partition,
+            files,
+            aside = %to.display(),
+            "the damaged files of the partition were put aside: they may have what no copy has; remove them when you no longer want them"
+        );
+    }
+    Ok(())
+}
+
 /// Replaces the database's files of a partition with those of a checkpoint.
 fn import(
     cx: &Context,
@@ -280,7 +290,7 @@ fn make_empty(cx: &Context, store: &Store, partition: u64) -> Result<(), StartEr
     store.drop_partition(PartitionId(partition))?;
     store.create_partition(PartitionId(partition), &cluster_init(data_dir))?;
     let checkpoints = data_dir.checkpoints().join(partition.to_string());
-    if checkpoints.exists() {
+    if is_there(&checkpoints)? {
         let name = format!("checkpoints-{partition}");
         let aside = data_dir.put_aside_as(&checkpoints, &name)?;
         tracing::warn!(
@@ -352,150 +362,6 @@ fn without(
                 }
             }
             Err(why) => why.into(),
-        },
-    })
-}
-
-/// Begins the lineages of a survivor in the repository.
-///
-/// # Errors
-///
-/// A root could not be swapped, or is of another lineage by now. Nothing of this node was changed; the error names the
-/// partitions whose roots were swapped before.
-async fn begin_in_repository(cx: &Context, sources: &[RecoverySource]) -> Result<(), StartError> {
-    let mut begun = Vec::new();
-    for source in sources {
-        let Some(fork) = &source.fork else {
-            continue;
-        };
-        let swapped = swap_root(cx, source, fork).await;
-        swapped.map_err(|error| with_begun(error, &begun))?;
-        if source.has_root {
-            begun.push(source.partition);
-        }
-    }
-    Ok(())
-}
-
-/// The error, with the partitions whose lineages have begun before.
-fn with_begun(error: StartError, partitions: &[u64]) -> StartError {
-    match error {
-        StartError::LineageNotBegun {
-            partition,
-            repository,
-            why,
-            ..
-        } => StartError::LineageNotBegun {
-            partition,
-            repository,
-            why,
-            begun: partitions.to_vec(),
-        },
-        other => other,
-    }
-}
-
-fn malformed_plan(cx: &Context, partition: u64) -> StartError {
-    StartError::BadIdentity {
-        path: cx.data_dir.path().join("restore.json"),
-        why: format!("the lineages of partition {partition}"),
-    }
-}
-
-/// Begins a lineage in the repository, if that has the partition.
-async fn swap_root(
-    cx: &Context,
-    source: &RecoverySource,
-    fork: &PlannedFork,
-) -> Result<(), StartError> {
-    let partition = source.partition;
-    let ids = fork.id().zip(fork.parent());
-    let (id, parent) = ids.ok_or_else(|| malformed_plan(cx, partition))?;
-    if !source.has_root {
-        return Ok(());
-    }
-    let archive = cx.archive.clone();
-    blocking(move || archive.begin_to_write()).await?;
-    fork_root(cx, partition, parent, fork.lsn, id).await
-}
-
-/// Begins a lineage: first in the repository, so that of two restores at once one fails; then in the
-/// database; then in the log. That of a survivor has begun in the repository already.
-async fn begin_lineage(
-    cx: &Context,
-    store: &Store,
-    source: &RecoverySource,
-    fork: &PlannedFork,
-) -> Result<(), StartError> {
-    let partition = source.partition;
-    let malformed = || malformed_plan(cx, partition);
-    let (id, parent) = fork.id().zip(fork.parent()).ok_or_else(malformed)?;
-    let between = fork.between().ok_or_else(malformed)?;
-    if !cx.survives {
-        swap_root(cx, source, fork).await?;
-    }
-    let (leaf, store, fork) = (cx.clone(), store.clone(), fork.clone());
-    let is_noted = matches!(source.source, Source::State(_) | Source::Empty);
-    let replays_log = source.replays_log;
-    blocking(move || {
-        let node_id = leaf.data_dir.identity.node_id;
-        let part = store.partition_db(PartitionId(partition));
-        let mut lineage = part.lineage()?;
-        if lineage.id() != id {
-            lineage = match fork.empty {
-                true => lineage.begin_empty(parent, fork.skipped, id),
-                false => lineage.fork_of_descendant(parent, fork.skipped, &between, id, fork.lsn),
-            };
-            part.fork(&lineage, &[node_id])?;
-        }
-        if replays_log {
-            replay_rest(&leaf, &store, partition)?;
-        }
-        let applied = part.applied()?.unwrap_or_default();
-        let start = LogFloor {
-            lsn: Lsn(applied.lsn),
-            term: Term(applied.term),
-        };
-        begin_log(&leaf.raft, partition, start, &lineage)?;
-        (leaf.raft.remove_snapshots(GroupId(partition))).map_err(StartError::Raft)?;
-        match is_noted {
-            true => leaf.data_dir.forget_damage(partition),
-            false => Ok(()),
-        }
-    })
-    .await
-}
-
-/// Swaps a new lineage into the repository's root, unless it is there already.
-async fn fork_root(
-    cx: &Context,
-    partition: u64,
-    parent: LineageId,
-    lsn: u64,
-    id: LineageId,
-) -> Result<(), StartError> {
-    let archive = &cx.archive;
-    let repository = archive.repository(&cx.data_dir.identity, partition);
-    let forked = async {
-        if repository.root().await?.lineage == Some(lineage_id(id)) {
-            return Ok(());
-        }
-        let lsn = esker_repository::Lsn(lsn);
-        let parent = Some(lineage_id(parent));
-        repository.fork(parent, lsn, lineage_id(id)).await?;
-        Ok(())
-    };
-    forked.await.map_err(|error: RepositoryError| match error {
-        RepositoryError::OtherLineage { .. } => StartError::OtherLineage {
-            partition,
-            repository: archive.shown().to_owned(),
-            why: error.to_string(),
-        },
-        other => StartError::LineageNotBegun {
-            partition,
-            repository: archive.shown().to_owned(),
-            why: other.to_string(),
-            begun: Vec::new(),
         },
     })
 }

@@ -14,6 +14,7 @@ use futures::StreamExt as _;
 use super::candidates::{Candidate, LOG_IS_LOST, LogFacts, Source, connects, copy_of, is_whole};
 use super::context::Context;
 use super::contradiction::Witness;
+use super::cut_log::has_begun;
 use super::empty_partitions::{begin_empty, no_copy};
 use super::inspect::{Facts, PartitionFacts};
 use super::members::has_others;
@@ -40,9 +41,11 @@ pub(super) struct RecoverySource {
     pub adopt: Option<Lineage>,
     /// Whether a snapshot in the repository was found damaged.
     pub damage: bool,
-    /// Whether the database has files of the partition that the log contradicts: they are put aside, as a
+    /// Whether the database has what is not in this source, or is contradicted by the log: it is put aside, as a
     /// checkpoint.
     pub keeps_database: bool,
+    /// Whether the damaged files of the database are kept: they may have what no copy has.
+    pub keeps_files: bool,
     /// Where the log is restarted, because the copy covers more than a member's log has.
     pub restarts_log: Option<LogFloor>,
     /// Whether all that the log has is applied: up to the fork before the lineage begins, and then the rest. See
@@ -59,12 +62,15 @@ pub(super) async fn find(
     let planned: &Plan = plan;
     let store = facts.store.as_ref().ok();
     let has_others = has_others(cx, facts)?;
+    let cut = &facts.cut;
     let finding = facts.partitions.iter().map(|facts| {
         let search = Search {
             store,
             planned: planned.forks.get(&facts.partition),
             replays_log: planned.replays_log.contains(&facts.partition),
             has_others,
+            // The log of a lineage that has begun since is another one.
+            cut: cut.as_deref().filter(|_| !has_begun(facts, planned)),
             ..Search::lossless(cx, facts)
         };
         search.find()
@@ -95,6 +101,10 @@ pub(super) async fn find(
         );
     }
     let before = plan.clone();
+    if let Some(why) = cut {
+        tracing::warn!("{why}: all partitions begin new lineages");
+        plan.log_is_cut = true;
+    }
     for source in &sources {
         if let Some(fork) = &source.fork {
             plan.forks.insert(source.partition, fork.clone());
@@ -126,6 +136,8 @@ pub(super) struct Search<'a> {
     pub(super) witness: Option<Witness>,
     /// Whether the log contradicts the database.
     pub(super) keeps_database: bool,
+    /// Whether the files of the database were found damaged in this search, and put aside.
+    pub(super) files_are_aside: bool,
     /// Whether it contradicts any copy.
     pub(super) contradicted: bool,
     /// Copies that are not usable, and why.
@@ -137,6 +149,10 @@ pub(super) struct Search<'a> {
     pub(super) damage: bool,
     /// Whether other nodes may have the partition: see [`super::members`].
     pub(super) has_others: bool,
+    /// Why the log may not have everything of the partition, although nothing of the partition shows it.
+    pub(super) cut: Option<&'a str>,
+    /// The LSN of the newest snapshot of the repository that could not be read now; 0 if all could.
+    pub(super) newest_unreadable: u64,
 }
 
 /// The lineages of a partition's history that the repository knows, the newest first, each with the last LSN
@@ -153,6 +169,7 @@ impl<'a> Search<'a> {
     /// A search for copies other than the database that lead to the present.
     pub(super) fn lossless(cx: &'a Context, facts: &'a PartitionFacts) -> Search<'a> {
         let log = facts.log.clone();
+        let whole = facts.log.clone().filter(|_| facts.cut.is_none());
         Search {
             cx,
             facts,
@@ -160,13 +177,16 @@ impl<'a> Search<'a> {
             planned: None,
             replays_log: false,
             witness: log.map(|log| Witness::new(&cx.raft, facts.partition, log)),
-            log: facts.log.clone(),
+            log: whole,
             keeps_database: false,
+            files_are_aside: false,
             contradicted: false,
-            tried: Vec::new(),
+            tried: facts.cut.iter().cloned().collect(),
             unreadable: Vec::new(),
             damage: false,
             has_others: cx.data_dir.has_peers() && !cx.data_dir.is_new,
+            cut: None,
+            newest_unreadable: 0,
         }
     }
 
@@ -178,7 +198,7 @@ impl<'a> Search<'a> {
         let is_named = self.cx.accepted.empty.contains(&partition) && !is_begun;
         let source = match self.cx.survives {
             true => self.survive().await?,
-            false => self.search().await?,
+            false => self.search_in_cut_log().await?,
         };
         match is_named && source.source != Source::Empty {
             true => Err(StartError::CopyLeft {
@@ -395,10 +415,14 @@ impl<'a> Search<'a> {
             adopt: log
                 .filter(|log| fork.is_none() && log.lineage.id() != copy.lineage)
                 .map(|log| log.lineage.clone()),
+            keeps_database: copy.source != Source::Database
+                && (self.keeps_database || self.has_more(copy, fork.as_ref())),
+            keeps_files: copy.source != Source::Database
+                && self.facts.is_damaged
+                && (fork.is_some() || self.cx.survives || self.cut.is_some()),
             fork,
             has_root,
             damage: self.damage,
-            keeps_database: self.keeps_database && copy.source != Source::Database,
             restarts_log: None,
             replays_log: false,
         }

@@ -7,6 +7,10 @@
 //! missing. The lineages keep out the nodes that were given up, and so does the catalog, for which they count as
 //! removed.
 //!
+//! What this node itself has lost is another matter. A log that is damaged, missing or cut, and a database that does
+//! not connect with it, end the start as on a node that is alone, unless `--bootstrap restore` accepts that loss too.
+//! So does a snapshot that may have more and cannot be read now.
+//!
 //! The decisions are written down as those of every loss (`restore.json`), so a start after a crash continues with
 //! the same lineages. `recover.json` goes once the node serves.
 
@@ -23,8 +27,8 @@ use serde::{Deserialize, Serialize};
 use super::candidates::{Candidate, Source, connects, is_whole};
 use super::context::Context;
 use super::inspect::Facts;
+use super::lineage_after_log::forked;
 use super::local_copies::copy_in;
-use super::plan::PlannedFork;
 use super::search::{RecoverySource, Search};
 use crate::blocking::blocking;
 use crate::cluster::{ClusterOptions, Diverged, running};
@@ -221,6 +225,7 @@ impl Search<'_> {
                     others_copies.push(copy);
                     continue;
                 };
+                self.all_was_read_beyond(copy.lsn)?;
                 if let Some(ready) = self.fetch(&repository, &copy).await? {
                     let source = RecoverySource {
                         restarts_log: Some(after),
@@ -238,9 +243,11 @@ impl Search<'_> {
             Some(source) => source,
             None => self.search().await?,
         };
-        let Some(log) = facts.log.as_ref().filter(|_| source.fork.is_none()) else {
+        let log = self.log.clone();
+        let Some(log) = log.filter(|_| source.fork.is_none()) else {
             return Ok(source);
         };
+        self.all_was_read_beyond(log.last)?;
         if log.last == 0 {
             return Err(StartError::NothingUsable {
                 partition: facts.partition,
@@ -250,7 +257,8 @@ impl Search<'_> {
                         .into(),
             });
         }
-        let begins_after = self.lineage_begins_after(&source, log, committed);
+        self.begins_with_whole(&source).await?;
+        let begins_after = self.lineage_begins_after(&source, &log, committed);
         let source = RecoverySource {
             has_root,
             replays_log: true,
@@ -308,29 +316,6 @@ impl Search<'_> {
             keeps_database: self.facts.database.is_ok(),
             ..self.recovery_source(copy, ready, None, true)
         }
-    }
-}
-
-/// The source, with a lineage that begins after `lsn`: the one that an earlier start has decided on, if it is the
-/// same.
-fn forked(
-    source: RecoverySource,
-    parent: LineageId,
-    lsn: u64,
-    planned: Option<&PlannedFork>,
-) -> RecoverySource {
-    let same = planned.filter(|p| p.parent() == Some(parent) && p.lsn == lsn);
-    let fork = same.cloned().unwrap_or_else(|| PlannedFork {
-        lineage: LineageId(rand::random()).to_string(),
-        parent: parent.to_string(),
-        lsn,
-        skipped: 0,
-        between: Vec::new(),
-        empty: false,
-    });
-    RecoverySource {
-        fork: Some(fork),
-        ..source
     }
 }
 

@@ -211,7 +211,8 @@ impl StreamPartition {
             &self.failed,
             &self.state,
             self.counters,
-        );
+        )
+        .with_room_for(entries);
         step.behind = self.behind;
         for (entry, command) in entries.iter().zip(commands) {
             assert!(
@@ -240,7 +241,9 @@ impl StreamPartition {
         self.failed.written(&done.failed, self.applied.lsn);
         self.reclaimer.mark(&done.to_reclaim);
         self.reclaimer.add_garbage(done.garbage);
-        self.reclaimer.note_written(done.bytes);
+        let mut touched = done.touched.iter();
+        let appended = touched.any(|it| !it.change.batches.is_empty());
+        self.reclaimer.note_written(done.bytes, appended);
         for basin in &done.dropped {
             self.reclaimer.mark_basin(*basin);
         }

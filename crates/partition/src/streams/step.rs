@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use esker_raft::{Lsn, Term};
+use esker_raft::{Committed, Lsn, Term};
 use prost::Message as _;
 use s2_common::config::{StreamConfig, TimestampingMode};
 use s2_common::encryption::EncryptionAlgorithm;
@@ -36,6 +36,9 @@ use crate::state::step::StateStep;
 use crate::store::{Applied, PartitionBatch, PartitionDb, StoreError};
 use crate::stream::{Change, Stream, StreamMeta, StreamState};
 
+/// Bytes that a command writes beyond its own: the keys of a batch and of its row, the state of its stream.
+const WRITTEN_WITH_COMMAND: usize = 256;
+
 /// A stream that the step has touched.
 pub(crate) struct Touched {
     /// `None` if the step created it.
@@ -53,6 +56,13 @@ pub(crate) struct Touched {
     /// The batches that were appended. They are kept even without followers: a reader that begins to
     /// follow while the step is applied gets them from memory.
     batches: Vec<StoredBatch>,
+}
+
+impl Touched {
+    /// Whether the settings are still those by which something is due. Commands of earlier builds name none.
+    fn has_settings(&self, version: Option<u64>) -> bool {
+        version.is_none_or(|version| version == self.settings_version)
+    }
 }
 
 pub(crate) struct Step<'a> {
@@ -106,6 +116,14 @@ impl<'a> Step<'a> {
     /// Number of forks that new streams and versions have seen.
     pub(crate) fn forks(&self) -> u64 {
         self.counters.forks.max(self.behind.forks)
+    }
+
+    /// Makes room for the writes of these entries. To be called before any is applied.
+    pub fn with_room_for(mut self, entries: &[Committed]) -> Self {
+        let commands = entries.iter().filter_map(|entry| entry.command.as_ref());
+        let bytes = commands.map(|command| command.len() + WRITTEN_WITH_COMMAND);
+        self.batch = self.part.batch_with_room(bytes.sum());
+        self
     }
 
     /// Applies the command of the entry at `lsn`, which was proposed in `term`.
@@ -550,7 +568,9 @@ impl<'a> Step<'a> {
         let id = StreamId(command.stream);
         match self.touch(id)? {
             Some(stream)
-                if stream.state.is_empty() && stream.state.active_ms == command.since_ms =>
+                if stream.state.is_empty()
+                    && stream.state.active_ms == command.since_ms
+                    && stream.has_settings(command.if_settings_version) =>
             {
                 self.remove(id)
             }
@@ -569,7 +589,9 @@ impl<'a> Step<'a> {
     }
 
     fn expire(&mut self, command: &Expire) -> Result<(), StoreError> {
-        if let Some(stream) = self.touch(StreamId(command.stream))? {
+        if let Some(stream) = self.touch(StreamId(command.stream))?
+            && stream.has_settings(command.if_settings_version)
+        {
             let state = &mut stream.state;
             if state.trim_to(command.up_to.min(state.tail_seq)) {
                 state.active_ms = state.active_ms.max(command.at_ms);

@@ -704,6 +704,7 @@ pub fn expire(stream: StreamId, up_to: SeqNum, at_ms: u64) -> Kind {
         stream: stream.0,
         up_to,
         at_ms,
+        if_settings_version: None,
     })
 }
 
@@ -711,6 +712,7 @@ pub fn delete_if_empty(stream: StreamId, since_ms: u64) -> Kind {
     Kind::DeleteIfEmpty(DeleteIfEmpty {
         stream: stream.0,
         since_ms,
+        if_settings_version: None,
     })
 }
 
