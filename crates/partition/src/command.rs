@@ -654,6 +654,8 @@ pub enum NodeRefusal {
     AddressTaken(u64),
     /// There are as many nodes as there may be.
     TooMany,
+    /// The catalog remembers as many nodes as it may, removed ones included.
+    TooManyRemembered,
     /// There is no such node.
     Unknown,
     /// A node that has joined does not join again.

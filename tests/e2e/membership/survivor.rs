@@ -7,8 +7,8 @@ use std::process::{Command, Output};
 use testkit::corruption::{change_in_place, flip};
 use testkit::process::{program, without_configuration};
 
-use super::{Nodes, PARTITIONS, copy, number_of};
-use crate::support::eventually;
+use super::{Nodes, PARTITIONS, STREAMS, copy, number_of, read_all};
+use crate::support::{eventually, sdk};
 
 fn recover(data: &Path) -> Output {
     let mut command = without_configuration(Command::new(program()));
@@ -233,4 +233,138 @@ async fn a_survivor_does_not_give_up_what_a_newer_release_has_put() {
     }
     nodes.restart(2).await;
     nodes.have(2, &["a", "b"]).await;
+}
+
+/// The records of a stream that others had acknowledged in a later term are in the repository, and the node that is
+/// left has other entries in their place, which were never committed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_committed_in_a_later_term_wins_over_the_end_of_a_survivors_log() {
+    let mut nodes = Nodes::three().await;
+    nodes.create(0).await;
+    nodes.append(0, "a").await;
+    for partition in 0..PARTITIONS {
+        nodes.lead(partition, 0).await;
+    }
+    nodes.append(0, "b").await;
+    nodes.servers[1].kill();
+    nodes.servers[2].kill();
+    nodes.append_in_vain(0, 20).await;
+    nodes.servers[0].kill();
+    nodes.restart(1).await;
+    nodes.restart(2).await;
+    nodes.append(1, "committed").await;
+    nodes.put_snapshots().await;
+    nodes.servers[1].kill();
+    nodes.servers[2].kill();
+    assert!(recover(&nodes.data(0)).status.success());
+    nodes.restart(0).await;
+    nodes.have(0, &["a", "b", "committed"]).await;
+    nodes.append(0, "after").await;
+    nodes.have(0, &["a", "b", "committed", "after"]).await;
+}
+
+/// Without a snapshot that shows more, what may not have been committed is kept, behind the gap.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_survivors_log_is_kept_and_gets_numbers_that_nobody_else_has_given_out() {
+    let mut nodes = Nodes::three().await;
+    nodes.create(0).await;
+    for partition in 0..PARTITIONS {
+        nodes.lead(partition, 0).await;
+    }
+    nodes.append(0, "a").await;
+    nodes.append(0, "b").await;
+    nodes.servers[1].kill();
+    nodes.servers[2].kill();
+    nodes.append_in_vain(0, 3).await;
+    nodes.servers[0].kill();
+    assert!(recover(&nodes.data(0)).status.success());
+    nodes.restart(0).await;
+    let basin = nodes.client(0).basin(sdk::basin_name("test-basin"));
+    for name in STREAMS {
+        let read = read_all(&basin.stream(sdk::stream_name(name))).await;
+        let bodies = sdk::bodies(&read);
+        assert_eq!(bodies[..2], ["a", "b"], "{name}");
+        let later = read.iter().filter(|record| record.body == "in vain");
+        let numbers: Vec<u64> = later.map(|record| record.seq_num).collect();
+        assert!(!numbers.is_empty(), "{name}: {bodies:?}");
+        assert!(
+            numbers.iter().all(|at| *at >= 1 << 40),
+            "{name}: {numbers:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_survivor_does_not_go_on_alone_while_another_node_runs() {
+    let mut nodes = Nodes::three().await;
+    nodes.create(0).await;
+    nodes.append(0, "a").await;
+    nodes.put_snapshots().await;
+    let first = nodes.data(0);
+    nodes.servers[0].kill();
+    assert!(recover(&first).status.success());
+    // It has no `cluster.join`: its catalog has the others.
+    let (code, said) = nodes.setups[0].start_refused(&first).await;
+    assert!(code != 0 && said.contains("[cluster_runs]"), "{said}");
+    nodes.append(1, "b").await;
+    nodes.servers[1].kill();
+    let second = nodes.data(1);
+    let setup = nodes.joining(1, 2);
+    assert!(recover(&second).status.success());
+    let (code, said) = setup.start_refused(&second).await;
+    assert!(code != 0 && said.contains("[cluster_runs]"), "{said}");
+    // Nothing has begun: they go on together.
+    for at in [0, 1] {
+        fs::remove_file(nodes.data(at).join("recover.json")).unwrap();
+        assert!(!nodes.data(at).join("restore.json").exists());
+        nodes.restart(at).await;
+    }
+    nodes.have_voters(0, 3).await;
+    nodes.have(0, &["a", "b"]).await;
+    nodes.put_snapshots().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_survivor_with_a_replica_that_differs_goes_on_with_what_others_have_put_if_that_is_accepted()
+ {
+    let mut nodes = Nodes::three().await;
+    nodes.create(0).await;
+    nodes.append(0, "a").await;
+    for partition in 0..PARTITIONS {
+        nodes.lead(partition, 1).await;
+    }
+    nodes.put_snapshots().await;
+    nodes.append(0, "b").await;
+    nodes.have_voters(0, 3).await;
+    for at in 0..3 {
+        nodes.servers[at].kill();
+    }
+    let data = nodes.data(0);
+    let noted = serde_json::json!({
+        "node": number_of(&data),
+        "replicas": [{ "partition": 1, "lsn": 7, "own": "a", "right": "b", "others": [1, 2] }],
+    });
+    fs::write(data.join("diverged.json"), noted.to_string()).unwrap();
+    let refused = recover(&data);
+    assert!(
+        said(&refused).contains("[diverged_replicas]"),
+        "{refused:?}"
+    );
+    assert!(said(&refused).contains("partition 1"), "{refused:?}");
+    assert!(!data.join("recover.json").exists());
+    let mut command = without_configuration(Command::new(program()));
+    command.args(["cluster", "recover", "--yes", "--accept-diverged"]);
+    assert!(command.arg(&data).status().unwrap().success());
+    nodes.restart(0).await;
+    nodes.have(0, &["a", "b"]).await;
+    nodes.append(0, "c").await;
+    assert!(!data.join("diverged.json").exists());
+    let log = nodes.servers[0].log().join("\n");
+    assert!(
+        log.contains("goes on from what another node has put"),
+        "{log}"
+    );
+    nodes.servers[0].kill();
+    nodes.restart(0).await;
+    nodes.have(0, &["a", "b", "c"]).await;
 }

@@ -4,8 +4,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use esker_partition::MAX_NODES;
 use esker_partition::command::{Kind, NodeRefusal, NodeState, Outcome, RegisterNode, SetNodeState};
+use esker_partition::{MAX_NODES, MAX_REMEMBERED_NODES};
 use esker_raft::transport::grpc::{CallAnswer, CallError, Calls, Claim};
 use esker_raft::{Group, GroupId, NodeId};
 use serde::Serialize;
@@ -116,6 +116,10 @@ fn refused(refusal: NodeRefusal, nodes: &Nodes) -> CallError {
             name(id)
         ),
         NodeRefusal::TooMany => format!("a cluster has at most {MAX_NODES} nodes: remove those that are gone"),
+        NodeRefusal::TooManyRemembered => format!(
+            "the cluster has had {MAX_REMEMBERED_NODES} nodes, and remembers all of them, because the number of one that \
+             was removed is never used again: it takes no more"
+        ),
         NodeRefusal::Unknown => "there is no such node".to_owned(),
         NodeRefusal::NotJoining => "the node has joined already".to_owned(),
     })
@@ -286,6 +290,9 @@ impl Inner {
             cluster_id: self.identity.cluster_id.clone(),
             partitions: self.options.partitions,
             lineages: lineages?,
+            snapshots_after: (0..=u64::from(self.options.partitions))
+                .map(|partition| self.replicas.diverged_at(partition))
+                .collect(),
             nodes: live
                 .map(|node| Peer {
                     id: node.id,

@@ -98,6 +98,10 @@ pub(crate) struct Joined {
     pub lineages: Vec<String>,
     /// The addresses of its nodes.
     pub nodes: Vec<Peer>,
+    /// By partition: snapshots of the repository as of this LSN or an earlier one may have been made of a replica that
+    /// has diverged; 0 if none has. Earlier builds did not tell it.
+    #[serde(default)]
+    pub snapshots_after: Vec<u64>,
 }
 
 impl Joined {
@@ -321,6 +325,7 @@ mod tests {
             partitions: 1,
             lineages: lineages.iter().map(|it| to_hex(&it.to_bytes())).collect(),
             nodes: Vec::new(),
+            snapshots_after: Vec::new(),
         };
         (joined, lineages)
     }

@@ -117,9 +117,46 @@ pub(super) fn put_aside_in(
     name: &str,
 ) -> Result<PathBuf, StartError> {
     let to = place_in(data_dir, name)?;
-    fs::rename(from, &to).map_err(io("moving", from))?;
+    match fs::rename(from, &to) {
+        Ok(()) => {}
+        // A disk is mounted there: it stays, and what is on it stays on it.
+        Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => {
+            return put_contents_aside(from);
+        }
+        Err(e) => return Err(io("moving", from)(e)),
+    }
     to.parent().map_or(Ok(()), sync_dir)?;
     from.parent().map_or(Ok(()), sync_dir)?;
+    Ok(to)
+}
+
+/// What begins the names of directories into which the contents of a directory were moved.
+const CONTENTS: &str = "put-aside-";
+
+/// Moves what is in a directory into one in it; returns the path of that. What was moved before stays where it is, and
+/// so does the directory that a file system has of its own.
+pub(super) fn put_contents_aside(dir: &Path) -> Result<PathBuf, StartError> {
+    let (mut contents, mut number) = (Vec::new(), 1);
+    for entry in fs::read_dir(dir).map_err(io("reading", dir))? {
+        let entry = entry.map_err(io("reading", dir))?;
+        let name = entry.file_name();
+        match name.to_string_lossy().strip_prefix(CONTENTS) {
+            Some(before) => number = number.max(1 + before.parse().unwrap_or(0)),
+            None if name == "lost+found" => {}
+            None => contents.push(name),
+        }
+    }
+    if contents.is_empty() {
+        return Ok(dir.to_owned());
+    }
+    let to = dir.join(format!("{CONTENTS}{number}"));
+    fs::create_dir(&to).map_err(io("creating", &to))?;
+    for name in contents {
+        let from = dir.join(&name);
+        fs::rename(&from, to.join(&name)).map_err(io("moving", &from))?;
+    }
+    sync_dir(&to)?;
+    sync_dir(dir)?;
     Ok(to)
 }
 

@@ -5,6 +5,7 @@
 //! node.json        identity: format version, node id, cluster id, number of partitions
 //! node.json.new    the same, while the directory is being created
 //! joined.json      what a cluster has told this node that joins, while the directory is being created
+//! joining.json     the number with which this node joins, while the directory is being created
 //! log/             the Raft log of all partitions
 //! db/              RocksDB
 //! checkpoints/<p>/ checkpoints of partition p: hard links to files of the database

@@ -445,3 +445,57 @@ fn only_a_complete_member_without_any_file_of_a_log_begins_again() {
     let error = locked.member_without_log().unwrap_err();
     assert_eq!(error.code(), "unreadable", "{error}");
 }
+
+#[test]
+fn a_node_that_joins_asks_under_the_same_number_until_its_directory_is_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let draw = |before: Option<&Identity>| {
+        let locked = LockedDir::open(dir.path()).unwrap();
+        locked.draw_number("test", 8, before).unwrap()
+    };
+    let first = draw(None);
+    assert_eq!(draw(None).node_id, first.node_id);
+    LockedDir::open(dir.path())
+        .unwrap()
+        .forget_number()
+        .unwrap();
+    let drawn = draw(None);
+    assert_ne!(drawn.node_id, first.node_id, "that one was refused");
+    let locked = LockedDir::open(dir.path()).unwrap();
+    let mut made = locked.belonging_to(|| drawn.clone(), 8).unwrap();
+    made.finish().unwrap();
+    drop(made);
+    // Its log is lost.
+    let again = draw(Some(&drawn));
+    assert_ne!(again.node_id, drawn.node_id);
+    assert_eq!(draw(Some(&drawn)).node_id, again.node_id);
+    // What was drawn for another number does not count.
+    assert_ne!(draw(Some(&first)).node_id, again.node_id);
+    let again = draw(Some(&drawn));
+    let mut locked = LockedDir::open(dir.path()).unwrap();
+    locked.begin_again(again.clone()).unwrap();
+    let mut made = locked.belonging_to(|| unreachable!(), 8).unwrap();
+    assert_eq!(made.identity.node_id, again.node_id);
+    made.finish().unwrap();
+    assert!(!dir.path().join("joining.json").exists());
+}
+
+/// As of a directory that cannot be moved, because a disk is mounted there.
+#[test]
+fn what_is_on_a_disk_of_its_own_is_put_aside_on_that_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    fs::create_dir_all(log.join("lost+found")).unwrap();
+    assert_eq!(
+        damage::put_contents_aside(&log).unwrap(),
+        log,
+        "it is empty"
+    );
+    for round in 1..=2 {
+        fs::write(log.join("1.raftlog"), "damaged").unwrap();
+        let aside = damage::put_contents_aside(&log).unwrap();
+        assert_eq!(aside, log.join(format!("put-aside-{round}")));
+        assert!(aside.join("1.raftlog").exists() && !has_log(&log).unwrap());
+    }
+    assert!(log.join("lost+found").exists());
+}

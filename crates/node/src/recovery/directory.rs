@@ -9,12 +9,12 @@ use esker_repository::{ownership, partitions};
 
 use super::acceptance::{self, Accepted};
 use super::archived_state::{bring_archived_state, newest_state};
-use super::joining::{join_again, note_joined, told_before};
+use super::joining::{join_again, join_as_drawn, told_before};
 use super::plan::Plan;
 use super::restored_identity::restored_identity;
 use super::survivor;
 use crate::blocking::blocking;
-use crate::cluster::{ClusterOptions, Joined, Peers, join, running};
+use crate::cluster::{ClusterOptions, Joined, Peers, running};
 use crate::data_dir::{DataDir, Identity, LockedDir, copies_in};
 use crate::error::StartError;
 use crate::options::NodeOptions;
@@ -32,6 +32,8 @@ pub(super) struct Entered {
     pub lineages: Arc<[Lineage]>,
     /// Whether the other nodes of the cluster are given up.
     pub survives: bool,
+    /// The partitions of which the replicas here differ from the others' that are given up.
+    pub diverged: Arc<[u64]>,
 }
 
 impl Entered {
@@ -106,7 +108,12 @@ fn use_dir(options: &NodeOptions, locked: LockedDir, begun: Begun) -> Result<Ent
              set snapshots.destination"
         );
     }
-    let survives = !data_dir.is_new && survivor::is_alone(data_dir.path())?;
+    let given_up = survivor::given_up(data_dir.path())?.filter(|_| !data_dir.is_new);
+    let diverged = given_up
+        .as_ref()
+        .map(|given_up| survivor::diverged(data_dir.path(), data_dir.identity.node_id, given_up));
+    let diverged = diverged.transpose()?.unwrap_or_default().into();
+    let survives = given_up.is_some();
     let is_member = data_dir.has_peers() && !data_dir.is_new && !survives;
     let restores = begun.said == Some(Bootstrap::Restore) && !is_member;
     if is_member && begun.said == Some(Bootstrap::Restore) {
@@ -142,6 +149,7 @@ fn use_dir(options: &NodeOptions, locked: LockedDir, begun: Begun) -> Result<Ent
         joined,
         lineages: lineages.unwrap_or_default().into(),
         survives,
+        diverged,
     })
 }
 
@@ -184,6 +192,11 @@ async fn begin(options: &Arc<NodeOptions>, locked: &mut LockedDir) -> Result<Beg
                 });
             }
             if let Some(cluster) = cluster
+                && survivor::is_alone(locked.path())?
+            {
+                survivor::none_answers(locked.path(), cluster, &options.cluster_name).await?;
+            }
+            if let Some(cluster) = cluster
                 && let Some(before) = locked.member_without_log()?.cloned()
                 && !survivor::is_alone(locked.path())?
             {
@@ -193,7 +206,7 @@ async fn begin(options: &Arc<NodeOptions>, locked: &mut LockedDir) -> Result<Beg
         Some(Bootstrap::Restore) => {
             if plan.is_none()
                 && let Some(cluster) = cluster
-                && let Some(address) = running(cluster, &options.cluster_name).await
+                && let Some(address) = running(cluster, &cluster.join, &options.cluster_name).await
             {
                 return Err(StartError::ClusterRuns { address });
             }
@@ -212,9 +225,7 @@ async fn begin(options: &Arc<NodeOptions>, locked: &mut LockedDir) -> Result<Beg
                     what,
                 });
             }
-            let name = &options.cluster_name;
-            let (mine, told) = join(cluster, name, options.partitions, None).await?;
-            note_joined(locked.path(), &told).await?;
+            let (mine, told) = join_as_drawn(options, cluster, locked, None).await?;
             identity = Some(mine);
             joined = Some(told);
         }

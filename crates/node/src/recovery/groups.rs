@@ -189,7 +189,12 @@ fn open_all(
     let options = &cx.options;
     let mut open = Opened::default();
     let sink: Arc<dyn SnapshotSink> = local.clone();
-    let diverged = Diverged::open(cx.data_dir.path(), cx.data_dir.identity.node_id)?;
+    let node = cx.data_dir.identity.node_id;
+    let diverged = match cx.survives {
+        // What is left is what there is; the file goes once this node serves.
+        true => Diverged::none(cx.data_dir.path(), node),
+        false => Diverged::open(cx.data_dir.path(), node)?,
+    };
     let catalog = Catalog::open_with(store, cx.digests.clone())?;
     let catalog_reader = catalog.reader();
     let catalog = open_group(cx, &catalog_reader.partition_db().clone(), catalog, &sink)?;
@@ -216,6 +221,12 @@ fn open_all(
         });
     }
     for (number, group) in (0..).zip(&open.groups) {
+        // An earlier process may have ended before it could note it.
+        if let Some(found) = cx.digests.divergence(number)
+            && let Err(error) = diverged.note(number, &found)
+        {
+            tracing::warn!(partition = number, %error, "that the replica has diverged is not noted");
+        }
         if let Some(why) = diverged.why(number) {
             group.condemn(why);
         }

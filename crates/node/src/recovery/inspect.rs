@@ -269,6 +269,8 @@ pub(super) fn log_facts(
         start: state.start.lsn.0,
         start_term: state.start.term.0,
         last: state.last.0,
+        last_term: state.last_term.0,
+        commit: state.commit().0,
         lineage,
     }))
 }

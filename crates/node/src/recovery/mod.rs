@@ -13,8 +13,8 @@
 //!    ends and reports what was tried; or, if the operator accepts a loss, the copy that loses least is taken
 //!    and a new lineage begins there ([`plan`], [`loss`], [`database_blocks`], [`last_resort`],
 //!    [`empty_partitions`]). On a node of a cluster nothing is given up ([`members`]), unless
-//!    the others are ([`survivor`]).
-//! 5. Bring database and log into that state ([`rebuild`], [`rebuild_state`]), open the groups ([`groups`]),
+//!    the others are ([`survivor`], [`uncommitted`]).
+//! 5. Bring database and log into that state ([`rebuild`], [`rebuild_state`], [`new_lineage`]), open the groups ([`groups`]),
 //!    and replay all partitions at once ([`replay`]).
 //! 6. Damage that is met in any of these steps rules out the source that it was met in, and the start
 //!    begins again at 2 ([`attempts`]).
@@ -51,6 +51,7 @@ mod lineage_after_log;
 mod local_copies;
 mod loss;
 mod members;
+mod new_lineage;
 mod plan;
 mod readiness;
 mod rebuild;
@@ -60,6 +61,7 @@ mod report;
 mod restored_identity;
 mod search;
 mod survivor;
+mod uncommitted;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -235,7 +237,10 @@ async fn open_log(
         archive: entered.archive,
         accepted: entered.accepted,
         joined: entered.lineages,
+        snapshots_after: (entered.joined)
+            .map_or_else(Arc::default, |joined| joined.snapshots_after.into()),
         survives: entered.survives,
+        diverged: entered.diverged,
         attempts: attempts.clone(),
         raft,
         peers,
@@ -279,6 +284,9 @@ async fn open_database(cx: &Context, plan: &mut Option<Plan>) -> Result<Database
         Ok::<_, StartError>(facts)
     });
     let facts = inspecting.await?;
+    if cx.survives {
+        survivor::none_runs(cx, &facts).await?;
+    }
     let decided = Instant::now();
     let sources = search::find(cx, &facts, plan.get_or_insert_default()).await?;
     let restored = decided.elapsed();
@@ -346,6 +354,7 @@ async fn serve(
     // In this order: a crash in between must leave no acceptance that has effect for another loss.
     acceptance::spend(inner.data_dir.path(), options.bootstrap)?;
     if survives {
+        inner.replicas.diverged.forget_all()?;
         inner.data_dir.note_peers(false)?;
         survivor::remove(inner.data_dir.path())?;
     }

@@ -3,7 +3,7 @@
 //! It is written down before anything is done, so that the start after a crash continues in the same way:
 //! the same lineage is begun, after the same LSN, and the operator need not accept the loss again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use esker_partition::LineageId;
@@ -24,6 +24,9 @@ pub(crate) struct Plan {
     /// The lineages that are begun, by partition.
     #[serde(default)]
     pub forks: BTreeMap<u64, PlannedFork>,
+    /// Those of these partitions in which the rest of the log is applied after the lineage has begun.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub replays_log: BTreeSet<u64>,
 }
 
 /// A lineage that is begun.

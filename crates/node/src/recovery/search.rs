@@ -48,7 +48,8 @@ pub(super) struct RecoverySource {
     pub keeps_files: bool,
     /// Where the log is restarted, because the copy covers more than a member's log has.
     pub restarts_log: Option<LogFloor>,
-    /// Whether all that the log has is applied before the lineage begins.
+    /// Whether all that the log has is applied: up to the fork before the lineage begins, and then the rest. See
+    /// [`super::survivor`].
     pub replays_log: bool,
 }
 
@@ -66,6 +67,7 @@ pub(super) async fn find(
         let search = Search {
             store,
             planned: planned.forks.get(&facts.partition),
+            replays_log: planned.replays_log.contains(&facts.partition),
             has_others,
             // The log of a lineage that has begun since is another one.
             cut: cut.as_deref().filter(|_| !has_begun(facts, planned)),
@@ -106,6 +108,10 @@ pub(super) async fn find(
     for source in &sources {
         if let Some(fork) = &source.fork {
             plan.forks.insert(source.partition, fork.clone());
+            match source.replays_log {
+                true => plan.replays_log.insert(source.partition),
+                false => plan.replays_log.remove(&source.partition),
+            };
         }
     }
     if *plan != before {
@@ -122,6 +128,8 @@ pub(super) struct Search<'a> {
     /// The database, if it can be used.
     pub(super) store: Option<&'a Store>,
     pub(super) planned: Option<&'a PlannedFork>,
+    /// Whether what the log has after that fork is applied too, as an earlier start has decided.
+    pub(super) replays_log: bool,
     /// What the log has; `None` once it turns out to be too short.
     pub(super) log: Option<LogFacts>,
     /// The log itself, which contradicts copies even if it is too short.
@@ -167,6 +175,7 @@ impl<'a> Search<'a> {
             facts,
             store: None,
             planned: None,
+            replays_log: false,
             witness: log.map(|log| Witness::new(&cx.raft, facts.partition, log)),
             log: whole,
             keeps_database: false,
@@ -444,19 +453,24 @@ pub(super) fn remove(dir: &Path) -> Result<(), StartError> {
 }
 
 impl Search<'_> {
-    /// Whether a member's log may end before a copy without having lost anything.
+    /// Whether a copy may be ahead of a member's log without that having lost anything.
     pub(super) fn goes_beyond_log(&self, copy: &Candidate) -> bool {
         self.restart_after(copy).is_some()
     }
 
-    /// Where the log is restarted if a member goes on from a snapshot of the repository that covers more than its
-    /// log has; `None` if the copy is another one.
+    /// Where the log is restarted if a member goes on from a snapshot of the repository that is ahead of its log; `None`
+    /// if the copy is another one. It is ahead if it is of a later term than the last entry of the log, or of the same
+    /// and covers more. All that it covers was committed, so entries of the log in its place that are of an earlier
+    /// term were not.
     pub(super) fn restart_after(&self, copy: &Candidate) -> Option<LogFloor> {
         let log = self.log.as_ref().filter(|_| self.has_others)?;
         let is_of_log = log.lineage.id() == copy.lineage;
         let is_archived = matches!(copy.source, Source::Repository(_));
         let term = copy.term?;
-        (is_archived && is_of_log && copy.lsn > log.last).then_some(LogFloor {
+        let is_ahead = (term, copy.lsn) > (log.last_term, log.last);
+        // What was committed is not replaced: then one of the two is of another copy of this data directory.
+        let is_ahead = is_ahead && copy.lsn > self.committed();
+        (is_archived && is_of_log && is_ahead).then_some(LogFloor {
             lsn: Lsn(copy.lsn),
             term: Term(term),
         })

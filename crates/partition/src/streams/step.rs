@@ -13,6 +13,7 @@ use s2_common::config::{StreamConfig, TimestampingMode};
 use s2_common::encryption::EncryptionAlgorithm;
 use s2_common::record::{CommandRecord, StreamPosition};
 
+use super::behind_fork::BehindFork;
 use super::counters::Counters;
 use super::directory::{Directory, Done, Published};
 use super::failed::{FailedSessions, Refusal};
@@ -73,6 +74,7 @@ pub(crate) struct Step<'a> {
     newly_failed: FailedSessions,
     pub(crate) batch: PartitionBatch,
     pub(crate) counters: Counters,
+    pub(crate) behind: BehindFork,
     counters_changed: bool,
     touched: HashMap<StreamId, Touched>,
     /// Names that this step has added, or removed (`None`).
@@ -99,6 +101,7 @@ impl<'a> Step<'a> {
             newly_failed: failed.added(),
             batch: part.batch(),
             counters,
+            behind: BehindFork::default(),
             counters_changed: false,
             touched: HashMap::new(),
             names: HashMap::new(),
@@ -108,6 +111,11 @@ impl<'a> Step<'a> {
             digests: DigestStep::default(),
             state: StateStep::new(state),
         }
+    }
+
+    /// Number of forks that new streams and versions have seen.
+    pub(crate) fn forks(&self) -> u64 {
+        self.counters.forks.max(self.behind.forks)
     }
 
     /// Makes room for the writes of these entries. To be called before any is applied.
@@ -180,7 +188,7 @@ impl<'a> Step<'a> {
         if let Some(lineage) = &self.lineage {
             self.batch.put(keys::LINEAGE, lineage.to_bytes());
         }
-        let digests = self.digests.finish(&applied.membership());
+        let digests = self.digests.finish(&applied.membership(), self.part)?;
         digests.add_to(&mut self.batch);
         self.failed
             .write(&self.newly_failed, applied.lsn, &mut self.batch);
@@ -321,6 +329,7 @@ impl<'a> Step<'a> {
         let records = append.records();
         records.check().map_err(|e| malformed(&e))?;
         let commands = records.commands().map_err(|e| malformed(&e))?;
+        let behind = self.behind;
         let Some(stream) = self.touch(id)? else {
             return Ok(Err(AppendRefusal::StreamGone));
         };
@@ -339,7 +348,7 @@ impl<'a> Step<'a> {
         }
         let first_seq = stream.state.tail_seq;
         if let Some(expected) = append.match_seq_num
-            && expected != first_seq
+            && expected != behind.expected_seq(first_seq)
         {
             return Ok(Err(AppendRefusal::SeqNumMismatch(first_seq)));
         }
@@ -467,14 +476,14 @@ impl<'a> Step<'a> {
         self.counters_changed = true;
         let mut state = StreamState {
             active_ms: command.at_ms,
-            forks: self.counters.forks,
+            forks: self.forks(),
             ..StreamState::default()
         };
         if basin == STATE_BASIN_ID {
             // The first commit creates this stream. A fork may have cut off an earlier stream of the
             // store, so this one skips the sequence numbers that it may have given out.
             state.forks = 0;
-            state.see_forks(self.counters.forks);
+            state.see_forks(self.forks());
         }
         let meta = StreamMeta {
             basin: basin.0,

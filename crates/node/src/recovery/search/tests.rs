@@ -29,7 +29,9 @@ fn context(dir: &Path) -> Context {
         activity: Arc::default(),
         accepted: Accepted::default(),
         joined: Arc::default(),
+        snapshots_after: Arc::default(),
         survives: false,
+        diverged: Arc::default(),
         attempts: Arc::default(),
         options: Arc::new(options),
         data_dir,
@@ -57,6 +59,8 @@ fn facts(cx: &Context, log: Option<(u64, u64)>, database: Option<u64>) -> Partit
             start,
             start_term: 1,
             last,
+            last_term: 1,
+            commit: last,
             lineage,
         }),
         database: database
@@ -348,4 +352,72 @@ fn a_database_that_has_what_the_source_lacks_is_kept() {
         "it is of a lineage that is not known"
     );
     assert!(kept(9, LineageId(7), Some(&fork)));
+}
+
+#[tokio::test]
+async fn a_snapshot_of_a_later_term_than_a_members_log_wins_whatever_the_log_has_beyond_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cx = context(dir.path());
+    cx.data_dir.finish().unwrap();
+    cx.data_dir.note_peers(true).unwrap();
+    let id = lineage(&cx).id();
+    let name = "lsn_00000000000000000030-snap_12JWcp9hiXocBv2yCYk5v5q";
+    let archived = esker_repository::SnapshotDir::parse(name).unwrap();
+    let mut facts = facts(&cx, Some((10, 174)), Some(20));
+    let log = facts.log.as_mut().unwrap();
+    (log.last_term, log.commit) = (3, 25);
+    let restarts = |facts: &PartitionFacts, lsn, term| {
+        let copy = Candidate {
+            term: Some(term),
+            ..Candidate::at(Source::Repository(archived.clone()), id, lsn)
+        };
+        let after = Search::lossless(&cx, facts).restart_after(&copy);
+        after.map(|after| (after.lsn.0, after.term.0))
+    };
+    assert_eq!(restarts(&facts, 30, 4), Some((30, 4)));
+    assert_eq!(restarts(&facts, 30, 3), None, "the log has all of it");
+    assert_eq!(restarts(&facts, 175, 3), Some((175, 3)));
+    // What is known to be committed is not replaced.
+    assert_eq!(restarts(&facts, 25, 4), None);
+    facts.database.as_mut().unwrap().lsn = 30;
+    assert_eq!(restarts(&facts, 30, 4), None);
+}
+
+#[tokio::test]
+async fn a_lineage_without_the_others_begins_after_what_is_known_to_be_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let cx = context(dir.path());
+    let begins = |commit, database, archived: &[u64], planned: Option<u64>, partition| {
+        let mut facts = facts(&cx, Some((10, 174)), Some(database));
+        facts.partition = partition;
+        let mut log = facts.log.clone().unwrap();
+        log.commit = commit;
+        facts.log = Some(log.clone());
+        let id = log.lineage.id();
+        let planned = planned.map(|lsn| PlannedFork {
+            lineage: LineageId(9).to_string(),
+            parent: id.to_string(),
+            lsn,
+            skipped: 0,
+            between: Vec::new(),
+            empty: false,
+        });
+        let search = Search {
+            planned: planned.as_ref(),
+            ..Search::lossless(&cx, &facts)
+        };
+        let copy = |lsn: &u64| Candidate::at(Source::Database, id, *lsn);
+        let shown = archived.iter().map(|lsn| search.committed_by(&copy(lsn)));
+        let committed = shown.fold(search.committed(), u64::max);
+        let source = search.recovery_source(&copy(&database), None, None, true);
+        search.lineage_begins_after(&source, &log, committed)
+    };
+    assert_eq!(begins(25, 20, &[], None, 1), 25);
+    assert_eq!(begins(25, 30, &[], None, 1), 30);
+    assert_eq!(begins(25, 30, &[28, 40, 180], None, 1), 40);
+    // What an earlier start has decided stays, unless more is known to be committed.
+    assert_eq!(begins(25, 20, &[], Some(174), 1), 174);
+    assert_eq!(begins(25, 30, &[], Some(29), 1), 30);
+    // The partitions refer to the catalog's numbers.
+    assert_eq!(begins(25, 20, &[], None, 0), 174);
 }
