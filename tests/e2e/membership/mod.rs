@@ -186,8 +186,9 @@ impl Nodes {
                 return Some(());
             }
             let path = format!("/esker/v1/cluster/partitions/{partition}/leader");
-            let asked = self.servers[at].http1().post(&path);
-            let asked = asked
+            let http = self.servers[at].http1();
+            let asked = http
+                .post(&path)
                 .json(&json!({ "to": format!("n{at}") }))
                 .try_send()
                 .await;

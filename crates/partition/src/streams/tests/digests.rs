@@ -210,7 +210,7 @@ fn a_member_that_starts_again_before_the_comparison_or_after_it_finds_that_its_a
             answers,
         });
         if is_noted_before {
-            all_apply(&mut members, &[noted.clone()]);
+            all_apply(&mut members, std::slice::from_ref(&noted));
             begin_again(&mut members[1]);
         } else {
             begin_again(&mut members[1]);
