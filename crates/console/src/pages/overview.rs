@@ -485,7 +485,7 @@ fn partition(
                 }
                 @match &of.proven {
                     Some(proven) => { ", proven up to LSN " (count(proven.lsn)) " " (ago(proven.at, now)) "." },
-                    None => @if of.newest.is_some() { ", none proven since the start." } @else { "." },
+                    None => { @if of.newest.is_some() { ", none proven since the start." } @else { "." } },
                 }
                 @if of.entries_at_risk > 0 { " " b { (entries(of.entries_at_risk)) } " at risk for " (whole_seconds(of.seconds_at_risk)) "." }
                 @if of.damaged > 0 { " " b.bad { (several(of.damaged, "damaged snapshot")) "." } }

@@ -118,7 +118,7 @@ fn files(described: &SnapshotFiles, which: &Which) -> Markup {
     let partition = which.partition.to_string();
     let pages = usize::try_from(described.total_files).unwrap_or(usize::MAX);
     let pages = pages.div_ceil(PAGE).max(1);
-    let (rows, _) = fitting(&described.page.files, LIST_BYTES, |it| row(it, &partition));
+    let (rows, _) = fitting(&described.files, LIST_BYTES, |it| row(it, &partition));
     let to = |at: usize| {
         path(
             "/dashboard/snapshot",
@@ -129,7 +129,7 @@ fn files(described: &SnapshotFiles, which: &Which) -> Markup {
             ],
         )
     };
-    let undescribed = described.page.undescribed.len() as u64;
+    let undescribed = described.undescribed.len() as u64;
     html! {
         section {
             h2 { "Files" }
@@ -138,7 +138,7 @@ fn files(described: &SnapshotFiles, which: &Which) -> Markup {
                     (several(undescribed, "other snapshot")) " cannot be described, and may share these files, too."
                 }
             }
-            @if described.page.files.is_empty() { p { "There are none here." } }
+            @if described.files.is_empty() { p { "There are none here." } }
             @else { (table("Files", &["File", "#Size", "#Level", "Object", "Shared with"], rows)) }
             (page_links("More files", pages, which.page.min(pages - 1), to))
         }

@@ -404,7 +404,7 @@ mod tests {
             commit_ts: 1,
             txn_id: "t".to_owned(),
             at: OffsetDateTime::UNIX_EPOCH,
-            operations: vec![operation; 10_000],
+            operations: vec![operation; OPERATIONS * 2],
         };
         let commits = vec![commit; COMMITS];
         let now = OffsetDateTime::UNIX_EPOCH;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use esker_node::{
-    CreatedSnapshot, Diff, FilesPage, Inventory, Proof, PruneOptions, PrunePlan, Pruned,
-    RepositoryError, SnapshotMetadata, SweepStatus, Verification, Why,
+    CreatedSnapshot, Diff, Inventory, Proof, PruneOptions, PrunePlan, Pruned, RepositoryError,
+    SharedFile, SnapshotMetadata, SweepStatus, Verification, Why,
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -278,9 +278,12 @@ pub struct SnapshotFiles {
     pub total_files: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// The files of this page.
-    #[serde(flatten)]
-    pub page: FilesPage,
+    /// The files of this page, in the order of the description.
+    pub files: Vec<SharedFile>,
+    /// How many files come before the next page; absent if there is none.
+    pub next: Option<u64>,
+    /// Other kept snapshots whose description cannot be used. They may share files, too.
+    pub undescribed: Vec<String>,
 }
 
 /// What the sweeps of a partition's repository have found.
@@ -387,7 +390,9 @@ pub(super) async fn files(
         lineage: metadata.lineage.map(|it| it.to_string()),
         total_files: metadata.files.len() as u64,
         bytes: metadata.bytes(),
-        page: found.page,
+        files: found.page.files,
+        next: found.page.next,
+        undescribed: found.page.undescribed,
     }))
 }
 
