@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use axum::extract::{Query, State};
 use axum::response::Response;
 use esker_server::admin::cluster::{
-    CheckOutcome, ClusterGroup, ClusterMember, ClusterReplica, ClusterView, MemberState,
-    ReplicaFetch,
+    CheckOutcome, ClusterGroup, ClusterMember, ClusterReplica, ClusterView, GroupMembers,
+    MemberState, ReplicaFetch,
 };
 use maud::{Markup, html};
 use serde::Deserialize;
@@ -104,7 +104,7 @@ fn render(view: &ClusterView, which: &Which) -> Markup {
     let names: Vec<String> = view.nodes.iter().map(|it| visible(&it.name)).collect();
     let mut headings = vec!["Partition"];
     headings.extend(names.iter().map(String::as_str));
-    headings.push("Replicas compared");
+    headings.extend(["Members", "Replicas compared"]);
     let nodes = html! { @for it in &view.nodes { (member(it, it.node == view.node)) } };
     html! {
         (banner(view))
@@ -126,9 +126,10 @@ fn trouble(group: &ClusterGroup) -> (bool, bool, usize, bool, bool) {
     let halted = group.replicas.iter().filter(|it| it.halted.is_some());
     let lag = group.replicas.iter().filter_map(|it| it.lag).max();
     let is_fetching = group.replicas.iter().any(|it| it.fetching.is_some());
+    let waits = group.members.as_ref().and_then(|it| it.waits.as_ref());
     (
         group.leader.is_none(),
-        is_diverged,
+        is_diverged || waits.is_some_and(|it| it.problem),
         halted.count(),
         lag.unwrap_or(0) > SMALL_LAG,
         is_fetching,
@@ -144,7 +145,11 @@ fn banner(view: &ClusterView) -> Markup {
     let away = view.nodes.iter().filter(|it| it.unreachable.is_some());
     let away = away.count() as u64;
     html! {
+        @if let Some(why) = &view.refused {
+            div.banner.bad role="alert" { span { strong { "The other nodes do not take this one: " } (visible(why)) } }
+        }
         @match away + leaderless + halted {
+            0 if view.refused.is_some() => "",
             0 => div.banner.good { strong { "All nodes answer, and every partition has a leader." } },
             _ => div.banner.bad role="alert" {
                 span {
@@ -231,7 +236,10 @@ fn member(it: &ClusterMember, is_this: bool) -> Markup {
             td { (state) @if let Some(why) = &it.unreachable { ", " strong.bad { "no answer: " (visible(why)) } } }
             td.number { (count(it.leads)) }
             td { (visible(&it.client_address)) }
-            td { (visible(&it.peer_address)) }
+            td {
+                (visible(&it.peer_address))
+                @if let Some(other) = it.address_answers_as { ", " strong.bad { "answers as node " (other) } }
+            }
             td { @match &it.zone { Some(zone) => (visible(zone)), None => "–" } }
         }
     }
@@ -258,7 +266,25 @@ fn row(group: &ClusterGroup, nodes: &[ClusterMember], now: OffsetDateTime) -> Ma
                     },
                 }
             }
+            td { @if let Some(of) = &group.members { (members(of, nodes)) } }
             td { (compared(group, now)) }
+        }
+    }
+}
+
+/// What is under way with the members of a partition, and what it waits for.
+fn members(of: &GroupMembers, nodes: &[ClusterMember]) -> Markup {
+    let name = |id: &u64| {
+        let node = nodes.iter().find(|node| node.node == *id);
+        node.map_or_else(|| id.to_string(), |node| visible(&node.name))
+    };
+    let names = |ids: &[u64]| ids.iter().map(name).collect::<Vec<_>>().join(", ");
+    html! {
+        @if !of.voters_before.is_empty() {
+            "voters change from " (names(&of.voters_before)) " to " (names(&of.voters)) ". "
+        }
+        @if let Some(waits) = &of.waits {
+            span.bad[waits.problem] { "for " (waits.seconds) " s: " (visible(&waits.why)) }
         }
     }
 }
@@ -332,8 +358,8 @@ mod tests {
                 "halted": null, "fetching": (partition == 1).then(fetch),
             });
             serde_json::json!({
-                "partition": partition, "leader": 1, "leader_name": "n1", "check": null, "checking": false,
-                "check_failed": null, "replicas": [replica],
+                "partition": partition, "leader": 1, "leader_name": "n1", "members": null, "check": null,
+                "checking": false, "check_failed": null, "replicas": [replica],
             })
         };
         let view: ClusterView = serde_json::from_value(serde_json::json!({
