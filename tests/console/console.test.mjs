@@ -7,7 +7,7 @@
 //   SCREENSHOTS   where pictures of the pages go; none are taken if it is not set
 import assert from "node:assert/strict";
 import { spawn, execFile } from "node:child_process";
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { mkdtemp, readFile, readdir, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -86,7 +86,9 @@ async function newServer(args = []) {
 // Every page of a server that has one stream, one agent and snapshots.
 const PAGES = {
   overview: "/",
+  repository: "/dashboard/snapshots",
   snapshots: "/dashboard/snapshots?partition=1",
+  snapshot: "/dashboard/snapshot?partition=1&snapshot=newest",
   prune: "/dashboard/prune?partition=1&keep=1",
   basins: "/dashboard/streams",
   streams: "/dashboard/streams?basin=my-basin",
@@ -126,7 +128,7 @@ async function newPage(options = {}) {
 describe("without tokens", () => {
   let server;
   before(async () => {
-    server = await newServer();
+    server = await newServer(["--set", "snapshots.num-retained=3"]);
     await server.esker("stream", "create", "my-basin/orders");
     const orders = Array.from({ length: 200 }, (_, at) => JSON.stringify({ id: at, customer: `c${at % 7}`, price: 1.10 }));
     await server.pipe(orders.join("\n") + "\n", "stream", "append", "my-basin/orders");
@@ -207,6 +209,29 @@ describe("without tokens", () => {
     await page.context().close();
   });
 
+  it("a copied command means the stream that the page shows, whatever its name", async () => {
+    const page = await newPage();
+    for (const name of ["a; echo owned", "it's $(echo owned) `echo owned` \"x\" !", "two\nlines\u001b[201~\necho owned", "\u202etxt"]) {
+      const answer = await fetch(`${server.url}/v1/streams/${encodeURIComponent(name)}/records`, {
+        method: "POST",
+        headers: { "content-type": "application/json", "s2-basin": "my-basin" },
+        body: JSON.stringify({ records: [{ body: "in it" }] }),
+      });
+      assert.equal(answer.status, 200, `${JSON.stringify(name)}: ${await answer.text()}`);
+      await page.goto(`${server.url}/dashboard/stream?${new URLSearchParams({ basin: "my-basin", name })}`);
+      const commands = await page.locator("[data-copy]").evaluateAll((all) => all.map((it) => it.dataset.copy));
+      const read = commands.find((it) => it.startsWith("esker stream read"));
+      // eslint-disable-next-line no-control-regex
+      assert.doesNotMatch(read, /[\u0000-\u001f\u202e]/);
+      const script = `esker() { "$ESKER" "$@"; }\n${read} --format text`;
+      const env = { ...process.env, ESKER_SERVER: server.url, LC_ALL: "C.UTF-8" };
+      const ran = await run("bash", ["-c", script], { env }).catch((error) => error);
+      assert.match(ran.stdout, /in it/, `${read}\n${ran.stderr}`);
+      assert.doesNotMatch(ran.stdout, /owned/, read);
+    }
+    await page.context().close();
+  });
+
   it("the live tail shows a record within a second of its append", async () => {
     const page = await newPage();
     await page.goto(`${server.url}/dashboard/stream?basin=my-basin&name=orders`);
@@ -264,6 +289,9 @@ describe("without tokens", () => {
         { body: SCRIPT.repeat(1000), headers: [[SCRIPT, SCRIPT]] },
         { body: "a\u202eb\u0000c" },
         { body: "x".repeat(900_000) },
+        { body: `"<&`.repeat(300_000) },
+        { body: "[".repeat(400_000) + "]".repeat(400_000) },
+        { body: "\u0000".repeat(100_000) },
       ] }),
     });
     assert.equal(answer.status, 200, await answer.text());
@@ -273,7 +301,10 @@ describe("without tokens", () => {
       named("/dashboard/streams", { basin: "my-basin", prefix: "x/" }),
       named("/dashboard/stream", { basin: "my-basin", name: stream }),
       named("/dashboard/record", { basin: "my-basin", name: stream, seq_num: 0 }),
-      named("/dashboard/record", { basin: "my-basin", name: stream, seq_num: 2 }),
+      ...[2, 3, 4, 5].flatMap((seq_num) => ["text", "json", "hex"].flatMap((format) => [
+        named("/dashboard/record", { basin: "my-basin", name: stream, seq_num, format }),
+        named("/dashboard/stream", { basin: "my-basin", name: stream, format }),
+      ])),
       named("/dashboard/state", { namespace: "default", agent: SCRIPT }),
       named("/dashboard/key", { namespace: "default", agent: SCRIPT, key: SCRIPT }),
       named("/dashboard/why", { partition: 1, key: SCRIPT }),
@@ -286,6 +317,75 @@ describe("without tokens", () => {
       assert.ok(!(await page.textContent("body")).includes("\u202e"), target);
     }
     assert.deepEqual(page.complaints, []);
+    await page.context().close();
+  });
+
+  it("a stream with a cipher says that only the holder of its key reads it", async () => {
+    const created = await fetch(`${server.url}/v1/basins`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ basin: "secret-basin", config: { stream_cipher: "aes-256-gcm" } }),
+    });
+    assert.equal(created.status, 201, await created.text());
+    await server.esker("stream", "create", "secret-basin/letters");
+    const page = await newPage();
+    const shown = await page.goto(`${server.url}/dashboard/stream?basin=secret-basin&name=letters`);
+    assert.equal(shown.status(), 200);
+    const text = await page.textContent("main");
+    assert.match(text, /encrypted \(aes-256-gcm\) and cannot be shown here/);
+    assert.match(text, /--encryption-key-file FILE secret-basin\/letters/);
+    assert.equal(await page.locator("table.records").count(), 0);
+    await page.context().close();
+  });
+
+  it("what was focused stays focused while its part changes", async () => {
+    const page = await newPage();
+    await page.goto(server.url);
+    await page.waitForFunction(() => document.getElementById("live-state").textContent === "live");
+    const link = page.locator(".partitions a").first();
+    await link.focus();
+    const href = await link.getAttribute("href");
+    await page.evaluate(() => { document.querySelector(".partitions").dataset.old = "true"; });
+    await server.pipe("one more\n", "stream", "append", "my-basin/orders");
+    await page.waitForFunction(() => !document.querySelector(".partitions").dataset.old);
+    assert.equal(await page.evaluate(() => document.activeElement.getAttribute("href")), href);
+    await page.context().close();
+  });
+
+  it("files name who shares them, and the last sweep what it found", async () => {
+    const page = await newPage();
+    await page.goto(`${server.url}/dashboard/snapshot?partition=1&snapshot=newest`);
+    const files = page.locator("table tbody tr");
+    assert.ok(await files.count() > 0);
+    const shared = await files.first().locator("td").last().textContent();
+    assert.match(shared, /no other|LSN/);
+    await page.goto(`${server.url}/dashboard/snapshots?partition=1`);
+    assert.match(await page.textContent("main"), /among \d+ objects? of/);
+    await page.context().close();
+  });
+
+  it("a damaged description, a missing one and a missing repository look different", async () => {
+    const page = await newPage();
+    const of = join(server.dir, "backups", "2");
+    const dirs = (await readdir(of)).filter((it) => it.startsWith("lsn_")).sort();
+    const description = join(of, dirs.at(-1), "metadata.json");
+    const whole = await readFile(description);
+    const shown = async () => {
+      await page.goto(`${server.url}/dashboard/snapshots?partition=2`);
+      return page.textContent("main");
+    };
+    await writeFile(description, "{");
+    assert.match(await shown(), /damaged: /);
+    const one = await page.goto(`${server.url}/dashboard/snapshot?partition=2&snapshot=newest`);
+    assert.ok(one.status() >= 400);
+    assert.equal(await page.textContent("h1"), "Damaged");
+    await rm(description);
+    assert.match(await shown(), /missing: /);
+    await writeFile(description, whole);
+    assert.doesNotMatch(await shown(), /damaged: |missing: /);
+    const absent = await page.goto(`${server.url}/dashboard/snapshot?partition=2&snapshot=999`);
+    assert.equal(absent.status(), 404);
+    assert.equal(await page.textContent("h1"), "Not found");
     await page.context().close();
   });
 
@@ -323,6 +423,12 @@ describe("without tokens", () => {
     assert.equal(stdout, "403");
     const own = await run("curl", ["-s", "-o", "/dev/null", "-w", "%{http_code}", server.url]);
     assert.equal(own.stdout, "200");
+    // What a page of another site embeds is refused; a link to here is not.
+    const embedded = ["-H", "Sec-Fetch-Site: cross-site", "-H", "Sec-Fetch-Mode: no-cors", "-H", "Sec-Fetch-Dest: image"];
+    for (const path of ["/dashboard/prune?partition=1", "/dashboard/live/overview"]) {
+      const answer = await run("curl", ["-s", "-m", "9", "-o", "/dev/null", "-w", "%{http_code}", ...embedded, server.url + path]);
+      assert.equal(answer.stdout, "403", path);
+    }
   });
 
   it("a view goes on after a restart of the server", async () => {
@@ -384,10 +490,45 @@ describe("with tokens", () => {
     assert.equal(cookie.sameSite, "Strict");
     assert.equal(await page.evaluate(() => document.cookie), "");
     assert.ok(!cookie.value.includes(root));
+    // Another one replaces it.
+    await page.goto(`${server.url}/dashboard/sign-in`);
+    await page.fill("#token", root);
+    await page.keyboard.press("Enter");
+    await page.waitForURL(server.url + "/");
+    const replaced = await fetch(server.url, { headers: { cookie: `${cookie.name}=${cookie.value}` }, redirect: "manual" });
+    assert.equal(replaced.status, 303);
+    const [present] = await page.context().cookies();
+    assert.notEqual(present.value, cookie.value);
+    // In another window, the live view ends with the session.
+    const other = await page.context().newPage();
+    await other.goto(server.url);
+    await other.waitForFunction(() => document.getElementById("live-state").textContent === "live");
     await page.click("text=Sign out");
     await page.waitForURL(/sign-in/);
+    await other.waitForFunction(() => document.getElementById("live-state").textContent.startsWith("signed out"));
     await page.goto(server.url);
     assert.match(page.url(), /sign-in/);
+    await page.context().close();
+  });
+
+  it("over TLS that ends at a proxy, the cookie is for TLS alone", async () => {
+    const host = `127.0.0.1:${server.port}`;
+    const { stdout } = await run("curl", ["-s", "-i", "-H", `Origin: https://${host}`, "-H", "Sec-Fetch-Site: same-origin",
+      "--data-urlencode", `token=${root}`, "--data-urlencode", "next=//evil.example/", `${server.url}/dashboard/sign-in`]);
+    assert.match(stdout, /set-cookie: __Host-esker-session-\d+=[^;]+; Path=\/; HttpOnly; SameSite=Strict; Secure/i);
+    assert.match(stdout, /location: \/\r/i);
+    assert.match(stdout, /cache-control: no-store/i);
+  });
+
+  it("whoever guesses tokens is slowed down, and others are not", async () => {
+    const guess = () => run("curl", ["-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", `Origin: ${server.url}`,
+      "--data-urlencode", "token=wrong", `${server.url}/dashboard/sign-in`]);
+    const answers = [];
+    for (let number = 0; number < 40; number += 1) answers.push((await guess()).stdout);
+    assert.ok(answers.includes("401") && answers.includes("429"), answers.join(" "));
+    const page = await newPage();
+    await signIn(page, root);
+    await page.waitForURL(/name=orders/);
     await page.context().close();
   });
 
@@ -405,8 +546,9 @@ describe("with tokens", () => {
     await page.waitForFunction(() => document.getElementById("live-state").textContent === "live");
     await server.esker("token", "revoke", "reader", ...(await server.esker("token", "revoke", "--help")).includes("--yes") ? ["--yes"] : []);
     await page.waitForFunction(() => document.getElementById("live-state").textContent.startsWith("signed out"));
-    await page.goto(server.url);
-    assert.match(page.url(), /sign-in/);
+    // Signing in leads back to the page that was wanted.
+    await page.goto(`${server.url}/dashboard/state`);
+    assert.match(page.url(), /sign-in\?next=%2Fdashboard%2Fstate/);
     await page.context().close();
   });
 
@@ -427,5 +569,80 @@ describe("with tokens", () => {
     assert.equal(answer.status, 403);
     assert.equal(answer.headers.get("set-cookie"), null);
     await page.context().close();
+  });
+});
+
+describe("a cluster of three", () => {
+  const nodes = [];
+  let dir;
+  let trial;
+  before(async () => {
+    dir = await mkdtemp(join(tmpdir(), "esker-console-"));
+    const base = 20_000 + Math.floor(Math.random() * 5000) * 2;
+    trial = spawn(ESKER, ["cluster", "try", "--base-port", String(base), "--dir", join(dir, "trial")], { stdio: ["ignore", "pipe", "pipe"] });
+    let log = "";
+    for (const out of [trial.stdout, trial.stderr]) out.on("data", (text) => { log += text; });
+    const until = Date.now() + 2 * WAIT_TIMEOUT;
+    for (let at = 0; at < 3; at += 1) {
+      const node = new Server(dir, base + at, []);
+      nodes.push(node);
+      for (;;) {
+        const answer = await fetch(`${node.url}/health`).catch(() => null);
+        if (answer?.ok) break;
+        assert.ok(trial.exitCode === null && Date.now() < until, log);
+        await new Promise((resolve) => setTimeout(resolve, 100));
+      }
+    }
+    await nodes[0].esker("stream", "create", "my-basin/orders");
+    await nodes[0].pipe("one\ntwo\n", "stream", "append", "my-basin/orders");
+    await nodes[0].esker("state", "put", "agent-1", "memory", '{"n":1}');
+  });
+  after(async () => {
+    const ended = new Promise((resolve) => trial.once("exit", resolve));
+    trial.kill("SIGINT");
+    await ended;
+    await rm(dir, { recursive: true });
+  });
+
+  it("every page of every node shows the same data, whoever leads", async () => {
+    const page = await newPage();
+    for (const node of nodes) {
+      for (const [path, expected] of [
+        ["/", /Partition 1/],
+        ["/dashboard/snapshots?partition=1", /The last sweep/],
+        ["/dashboard/streams?basin=my-basin", /orders/],
+        ["/dashboard/stream?basin=my-basin&name=orders", /two/],
+        ["/dashboard/state?namespace=default&agent=agent-1", /memory/],
+        ["/dashboard/key?namespace=default&agent=agent-1&key=memory", /"n": 1/],
+        ["/dashboard/cluster", /every partition has a leader/],
+      ]) {
+        const answer = await page.goto(node.url + path);
+        assert.equal(answer.status(), 200, `${node.url}${path}: ${await page.textContent("main")}`);
+        assert.match(await page.textContent("main"), expected, path);
+        assert.equal(await page.locator("main > .problem, section > .problem").count(), 0, `${path}: ${await page.textContent("main")}`);
+      }
+    }
+    if (SCREENSHOTS) {
+      await page.goto(`${nodes[0].url}/dashboard/cluster`);
+      await page.screenshot({ path: join(SCREENSHOTS, "cluster.png") });
+    }
+    assert.deepEqual(page.complaints, []);
+    await page.context().close();
+  });
+
+  it("the live tail of each node shows a record that another one took", async () => {
+    const pages = await Promise.all(nodes.map(async (node) => {
+      const page = await newPage();
+      await page.goto(`${node.url}/dashboard/stream?basin=my-basin&name=orders`);
+      await page.waitForFunction(() => document.getElementById("live-state").textContent === "live");
+      return page;
+    }));
+    for (const [at, node] of nodes.entries()) {
+      await node.pipe(`appended at ${at}\n`, "stream", "append", "my-basin/orders");
+      for (const page of pages) {
+        await page.waitForFunction((text) => document.querySelector("table.records").textContent.includes(text), `appended at ${at}`);
+      }
+    }
+    for (const page of pages) await page.context().close();
   });
 });

@@ -13,6 +13,7 @@
 //! | `layout` | what all pages have in common |
 //! | `ruler`, `plot` | pictures, as SVG |
 //! | `words` | numbers, sizes and times as people read them |
+//! | `shell` | commands to copy, with names as a shell reads them |
 //! | `assets` | the style sheet and the script |
 //!
 //! # Flow
@@ -35,11 +36,13 @@ mod pages;
 mod plot;
 mod ruler;
 mod sessions;
+mod shell;
 mod words;
 
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use esker_server::front::FrontParts;
@@ -99,7 +102,9 @@ pub fn front(parts: FrontParts) -> Router {
         .route("/dashboard/live/records", get(pages::stream::live))
         .route(
             "/dashboard/sign-in",
-            get(pages::sign_in::page).post(pages::sign_in::sign_in),
+            get(pages::sign_in::page)
+                .post(pages::sign_in::sign_in)
+                .layer(DefaultBodyLimit::max(pages::sign_in::MAX_FORM_BYTES)),
         )
         .route("/dashboard/sign-out", post(pages::sign_in::sign_out))
         .route("/dashboard/assets/{name}", get(assets::asset))

@@ -1,8 +1,9 @@
 //! What changes while somebody looks, as server-sent events.
 //!
-//! An answer renders a part of a page every [`INTERVAL`], less often if that takes long, and sends it if it differs from what was sent before. It
-//! renders when the connection takes more, so a browser that takes nothing holds one rendering at most, and the
-//! listener ends its connection after `limits.stall-timeout`. It ends with the session, and when the server stops.
+//! An answer renders a part of a page every [`INTERVAL`], less often if that takes long, and sends it if it differs
+//! from what was sent before. It renders when the connection takes more, so a browser that takes nothing holds one
+//! rendering at most, and the listener ends its connection after `limits.stall-timeout`. It ends with the session,
+//! and when the server stops.
 
 use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -18,6 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::access::Watch;
 use crate::api_client::{ApiError, Caller};
 use crate::layout::PageError;
+use crate::words::visible;
 use crate::{Console, MAX_VIEWERS};
 
 /// How often a part is rendered.
@@ -40,6 +42,17 @@ impl From<NoPlace> for Response {
     }
 }
 
+/// Whether an answer that goes on does so.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Turn {
+    /// It does.
+    GoesOn,
+    /// The session is over.
+    SignedOut,
+    /// The server stops.
+    Stopped,
+}
+
 /// A place among those who look.
 pub struct Place {
     console: Console,
@@ -59,11 +72,21 @@ impl Place {
         })
     }
 
-    /// Waits; false if the answer has to end.
-    pub async fn wait(&self, time: Duration) -> bool {
+    /// Waits, and returns whether the answer goes on.
+    pub async fn wait(&self, time: Duration) -> Turn {
         let stopped = self.console.stop.cancelled();
-        let over = tokio::time::timeout(time, stopped).await.is_ok();
-        !over && self.watch.is_on(&self.console)
+        if tokio::time::timeout(time, stopped).await.is_ok() {
+            return Turn::Stopped;
+        }
+        match self.watch.is_on(&self.console) {
+            true => Turn::GoesOn,
+            false => Turn::SignedOut,
+        }
+    }
+
+    /// Ends the session: its token is not valid any more.
+    pub fn end_session(&self) {
+        self.watch.end(&self.console);
     }
 
     /// What requests are sent with.
@@ -80,13 +103,19 @@ pub fn part(name: &str, markup: &Markup) -> Event {
         .data(markup.0.replace('\r', ""))
 }
 
+/// The last event of a session that is over.
+pub fn signed_out() -> Event {
+    Event::default().event("signed-out").data("signed out")
+}
+
 /// The event for a part that cannot be rendered; whether it is the last one.
 pub fn failed(error: &PageError) -> (Event, bool) {
-    let is_over = matches!(error, PageError::Api(ApiError::Unauthenticated));
-    let name = if is_over { "signed-out" } else { "failed" };
-    let (_, why) = error.explained();
-    let why = why.replace(['\r', '\n'], " ");
-    (Event::default().event(name).data(why), is_over)
+    if matches!(error, PageError::Api(ApiError::Unauthenticated)) {
+        return (signed_out(), true);
+    }
+    let (heading, why) = error.explained();
+    let why = format!("{heading}: {why}").replace(['\r', '\n'], " ");
+    (Event::default().event("failed").data(visible(&why)), false)
 }
 
 fn hash(markup: &Markup) -> u64 {
@@ -123,8 +152,16 @@ where
     };
     answer(stream::unfold(state, |mut it| async move {
         loop {
-            if it.is_over || !it.place.wait(it.wait).await {
+            if it.is_over {
                 return None;
+            }
+            match it.place.wait(it.wait).await {
+                Turn::GoesOn => {}
+                Turn::Stopped => return None,
+                Turn::SignedOut => {
+                    it.is_over = true;
+                    return Some((Ok(signed_out()), it));
+                }
             }
             let (console, caller) = it.place.parts();
             let began = tokio::time::Instant::now();
@@ -139,6 +176,9 @@ where
                 Err(error) => {
                     let (event, is_over) = failed(&error);
                     it.is_over = is_over;
+                    if is_over {
+                        it.place.end_session();
+                    }
                     event
                 }
             };

@@ -33,6 +33,7 @@ pub fn plot(
         figure.plot {
             figcaption { (name) " " strong { (last) } }
             svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } preserveAspectRatio="none" role="img" aria-label=(words) {
+                line.axis x1="0" x2=(WIDTH) y1=(HEIGHT - 1.0) y2=(HEIGHT - 1.0) {}
                 path d=(line(now, &known, largest)) {}
             }
             p.scale { span { "1 h ago" } span { (most) } span { "now" } }

@@ -8,6 +8,8 @@
 
 use maud::{Markup, html};
 
+use crate::words::visible;
+
 /// The width of the picture's own unit square; it scales with the page.
 const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 34.0;
@@ -107,7 +109,7 @@ pub fn ruler(positions: &Positions) -> Markup {
             }
             @for (name, lsn) in &positions.replicas {
                 circle.replica cx=(x(*lsn)) cy=(LINE + 14.0) r="4" {
-                    title { (name) " has applied " (lsn) }
+                    title { (visible(name)) " has applied " (lsn) }
                 }
             }
         }
@@ -132,7 +134,7 @@ fn in_words(positions: &Positions) -> String {
         tail.saturating_sub(*durable),
     );
     for (name, lsn) in &positions.replicas {
-        words += &format!("; {name} has applied {lsn}");
+        words += &format!("; {} has applied {lsn}", visible(name));
     }
     words
 }

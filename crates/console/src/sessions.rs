@@ -19,6 +19,8 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(12 * 3600);
 /// Most sessions. One more ends the one that was unused for longest.
 const MAX_SESSIONS: usize = 1000;
+/// Most sessions of one token: one more ends its own least used one, so that nobody ends the sessions of others.
+const MAX_SESSIONS_PER_TOKEN: usize = 50;
 
 /// The sessions. Cheap to clone.
 #[derive(Clone, Default)]
@@ -40,19 +42,31 @@ impl Sessions {
     /// Begins a session, and returns its id.
     pub fn begin(&self, authorization: HeaderValue, now: Instant) -> String {
         let id: [u8; 32] = rand::random();
+        let mut sessions = self.0.lock();
+        sessions.retain(|_, session| !session.is_over(now));
+        let mut own = Vec::new();
+        for (id, session) in sessions.iter() {
+            if session.authorization == authorization {
+                own.push((session.used, *id));
+            }
+        }
+        let least_used = if own.len() >= MAX_SESSIONS_PER_TOKEN {
+            own.into_iter().min().map(|(_, id)| id)
+        } else if sessions.len() >= MAX_SESSIONS {
+            let all = sessions.iter();
+            all.min_by_key(|(_, session)| session.used)
+                .map(|(id, _)| *id)
+        } else {
+            None
+        };
+        if let Some(id) = least_used {
+            sessions.remove(&id);
+        }
         let session = Session {
             authorization,
             began: now,
             used: now,
         };
-        let mut sessions = self.0.lock();
-        sessions.retain(|_, session| !session.is_over(now));
-        if sessions.len() >= MAX_SESSIONS {
-            let oldest = sessions.iter().min_by_key(|(_, session)| session.used);
-            if let Some(oldest) = oldest.map(|(id, _)| *id) {
-                sessions.remove(&oldest);
-            }
-        }
         let id = BASE64_URL_SAFE_NO_PAD.encode(id);
         sessions.insert(hash(&id), session);
         id
@@ -119,18 +133,36 @@ mod tests {
         assert_eq!(sessions.token(&id, begin), None);
     }
 
+    fn numbered(number: usize) -> HeaderValue {
+        HeaderValue::try_from(format!("Bearer {number}")).unwrap()
+    }
+
     #[test]
     fn sessions_are_bounded_and_the_least_used_one_makes_room() {
         let (sessions, begin) = (Sessions::default(), Instant::now());
         let first = sessions.begin(token("a"), begin);
-        let second = sessions.begin(token("a"), begin);
+        let second = sessions.begin(token("b"), begin);
         let later = begin + Duration::from_secs(1);
         assert!(sessions.token(&first, later).is_some());
-        for _ in 2..=MAX_SESSIONS {
-            sessions.begin(token("a"), later);
+        for number in 2..=MAX_SESSIONS {
+            sessions.begin(numbered(number), later);
         }
         assert_eq!(sessions.0.lock().len(), MAX_SESSIONS);
         assert!(sessions.is_on(&first, later));
         assert!(!sessions.is_on(&second, later));
+    }
+
+    #[test]
+    fn whoever_signs_in_again_and_again_ends_their_own_sessions_alone() {
+        let (sessions, begin) = (Sessions::default(), Instant::now());
+        let other = sessions.begin(token("other"), begin);
+        let later = begin + Duration::from_secs(1);
+        let first = sessions.begin(token("a"), later);
+        for _ in 0..2 * MAX_SESSIONS {
+            sessions.begin(token("a"), later + Duration::from_secs(1));
+        }
+        assert_eq!(sessions.0.lock().len(), MAX_SESSIONS_PER_TOKEN + 1);
+        assert!(sessions.is_on(&other, later));
+        assert!(!sessions.is_on(&first, later));
     }
 }

@@ -69,13 +69,17 @@ pub fn seconds(seconds: f64) -> String {
     }
 }
 
-/// How long ago: `5 s ago`.
+/// How long ago, in whole units: `just now`, `35 s ago`, `3 min ago`. Coarse, so that a page that is rendered
+/// every two seconds is mostly the same as before.
 pub fn ago(at: OffsetDateTime, now: OffsetDateTime) -> String {
-    let since = (now - at).as_seconds_f64();
+    let since = (now - at).whole_seconds();
     match since {
-        since if since < -1.0 => format!("in {}", seconds(-since)),
-        since if since < 1.0 => "just now".to_owned(),
-        since => format!("{} ago", seconds(since)),
+        since if since < -1 => format!("in {}", seconds(since.unsigned_abs() as f64)),
+        since if since < 5 => "just now".to_owned(),
+        since if since < 60 => format!("{} s ago", since / 5 * 5),
+        since if since < 2 * 3600 => format!("{} min ago", since / 60),
+        since if since < 48 * 3600 => format!("{} h ago", since / 3600),
+        since => format!("{} d ago", since / 86_400),
     }
 }
 
@@ -107,7 +111,7 @@ pub fn visible(text: &str) -> String {
     for character in text.chars() {
         match character {
             '\n' | '\t' => shown.push(character),
-            it if it.is_control() || is_formatting(it) => {
+            it if is_invisible(it) => {
                 // Writing to a string cannot fail.
                 let _ = write!(shown, "\\u{{{:x}}}", u32::from(it));
             }
@@ -117,11 +121,22 @@ pub fn visible(text: &str) -> String {
     shown
 }
 
+/// Whether a reader cannot see a character, or it changes what follows.
+pub fn is_invisible(it: char) -> bool {
+    it.is_control() || is_formatting(it)
+}
+
 /// Characters without a width, and marks that change the direction of text.
 fn is_formatting(it: char) -> bool {
     matches!(it,
         '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
         | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// A name that comes from outside, in a list: visible, and not too long.
+pub fn label(name: &str) -> String {
+    const BYTES: usize = 300;
+    shortened(&visible(name), BYTES)
 }
 
 /// Bytes as hexadecimal digits, 16 a line, with what of them is ASCII.
@@ -144,11 +159,29 @@ pub fn hex(bytes: &[u8]) -> String {
     shown
 }
 
-/// The first characters of a text, and whether that is not all.
-pub fn cut(text: &str, characters: usize) -> (&str, bool) {
-    match text.char_indices().nth(characters) {
-        Some((at, _)) => (&text[..at], true),
-        None => (text, false),
+/// As much of a text as takes at most this many bytes in a page, where some characters are escaped; and whether
+/// that is not all.
+pub fn cut(text: &str, bytes: usize) -> (&str, bool) {
+    let mut taken = 0;
+    for (at, character) in text.char_indices() {
+        taken += match character {
+            '&' => 5,
+            '<' | '>' => 4,
+            '"' => 6,
+            it => it.len_utf8(),
+        };
+        if taken > bytes {
+            return (&text[..at], true);
+        }
+    }
+    (text, false)
+}
+
+/// The same, with a mark where it was cut.
+pub fn shortened(text: &str, bytes: usize) -> String {
+    match cut(text, bytes) {
+        (shown, true) => format!("{shown}…"),
+        (shown, false) => shown.to_owned(),
     }
 }
 
@@ -201,8 +234,36 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_cut_between_characters() {
-        assert_eq!(cut("é€x", 2), ("é€", true));
-        assert_eq!(cut("é€x", 3), ("é€x", false));
+    fn ages_are_whole_and_coarse() {
+        let at = OffsetDateTime::UNIX_EPOCH;
+        let after = |seconds: i64| ago(at, at + time::Duration::seconds(seconds));
+        for (given, expected) in [
+            (0, "just now"),
+            (4, "just now"),
+            (5, "5 s ago"),
+            (39, "35 s ago"),
+            (61, "1 min ago"),
+            (7199, "119 min ago"),
+            (7200, "2 h ago"),
+            (172_800, "2 d ago"),
+            (-10, "in 10.0 s"),
+        ] {
+            assert_eq!(after(given), expected, "{given}");
+        }
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters_and_by_what_it_takes_in_a_page() {
+        assert_eq!(cut("é€x", 5), ("é€", true));
+        assert_eq!(cut("é€x", 6), ("é€x", false));
+        // `&lt;` and `&quot;`.
+        assert_eq!(cut("<<\"", 8), ("<<", true));
+        assert_eq!(cut("<<\"", 14), ("<<\"", false));
+        assert_eq!(shortened("abc", 2), "ab…");
+        for text in ["<\">&'é\u{10ffff}", "plain"] {
+            let escaped = maud::html! { (text) }.0.len();
+            assert!(!cut(text, escaped).1, "{text}");
+            assert!(cut(text, escaped - 1).1, "{text}");
+        }
     }
 }

@@ -90,7 +90,7 @@ pub use cluster::{Cluster, ClusterError, ClusterOptions, ClusterStatus, Leader};
 pub use error::{Error, START_CODES, StartError};
 pub use node::{Node, check_destination};
 pub use options::NodeOptions;
-pub use position::Position;
+pub use position::{Position, RecordCounts};
 pub use problem::{ADVICE, HostProblems, Problem};
 pub use read::{ReadOutput, ReadSession};
 pub use read_budget::{ReadBudget, ReadPermit};
@@ -100,7 +100,8 @@ pub use recovery::{PartitionRecovery, RecoveryReport, Source, give_up_others};
 pub use shared_records::SharedRecords;
 pub use snapshots::{
     Bootstrap, CreatedSnapshot, DescribedSnapshot, DestinationOptions, Measured, NodeStatus,
-    OnLogFull, PartitionStatus, Prediction, Proof, SnapshotKind, SnapshotOptions, SnapshotStatus,
+    OnLogFull, PartitionStatus, Prediction, Proof, SnapshotFiles, SnapshotKind, SnapshotOptions,
+    SnapshotStatus, SweepStatus,
 };
 pub use stages::{Stage, Stages};
 pub use state::{StateError, StateOptions, StateStore, ValueCheck};
@@ -122,6 +123,7 @@ pub use esker_raft::transport::grpc::{
     Claim, PeerBody, PeerChannel, PeerRequests, TlsConfig as PeerTls,
 };
 pub use esker_raft::{GroupStatus, Role};
+pub use esker_repository::files::{FilesPage, SharedFile};
 pub use esker_repository::inventory::{Inventory, State};
 pub use esker_repository::prune::{PruneOptions, PrunePlan, Pruned};
 pub use esker_repository::why::{Diff, Why};

@@ -1,9 +1,10 @@
 //! The position of a stream, for clients that keep state derived from its records.
 
 use esker_partition::Fork;
+use s2_common::encryption::EncryptionAlgorithm;
 use s2_common::record::{SeqNum, StreamPosition};
 
-use crate::error::Error;
+use crate::error::{Error, read_error};
 use crate::node::Node;
 
 /// The position of a stream at one moment.
@@ -24,6 +25,17 @@ pub struct Position {
     pub passed_over: Vec<(SeqNum, SeqNum)>,
 }
 
+/// How many records a stream has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordCounts {
+    /// Those that readers may see.
+    pub all: u64,
+    /// Those of them that have at least a timestamp.
+    pub since: u64,
+    /// Their cipher.
+    pub cipher: Option<EncryptionAlgorithm>,
+}
+
 impl Node {
     /// The position of a stream. A missing stream is not created, whatever the basin's settings are. Blocks
     /// while the database reads.
@@ -41,6 +53,31 @@ impl Node {
             lineage: lineage.id().to_string(),
             forks: view.state.forks_seen(&lineage),
             passed_over: view.state.passed_over(),
+        })
+    }
+
+    /// How many records a stream has, and how many of them have at least this timestamp, in milliseconds since
+    /// the epoch. A missing stream is not created. Blocks while the database reads one record.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BasinNotFound`] and [`Error::StreamNotFound`]; [`Error::Storage`] if it cannot be read.
+    pub fn record_counts(
+        &self,
+        basin: &str,
+        name: &str,
+        timestamp: u64,
+    ) -> Result<RecordCounts, Error> {
+        let handle = self.read_existing(self.basin(basin)?, name)?;
+        let counts = handle
+            .partition
+            .reader
+            .record_counts(&handle.stream, timestamp);
+        let (all, since) = counts.map_err(|error| read_error(error, basin, name))?;
+        Ok(RecordCounts {
+            all,
+            since,
+            cipher: handle.stream.cipher,
         })
     }
 }

@@ -12,7 +12,7 @@ use crate::ids::{LineageId, Lsn, PartitionId, SnapshotId};
 use crate::layout::SnapshotDir;
 use crate::metadata::{Kind, SnapshotMetadata};
 use crate::repository::Repository;
-use crate::root::{Intent, Mark, Root};
+use crate::root::{Intent, Mark, Pin, Root};
 
 /// A partition's repository at one moment.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -33,6 +33,10 @@ pub struct Inventory {
     /// Uploads under way.
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
     pub uploads: Vec<Intent>,
+    /// What restores have pinned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
+    pub pins: Vec<Pin>,
 }
 
 /// A snapshot that must stay.
@@ -70,9 +74,31 @@ pub struct KeptSnapshot {
     /// Its objects that were found damaged or missing, and are not repaired; at most 100.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged: Vec<Mark>,
+    /// The lineage that it is left of, if it is of a stale one and that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub stale_lineage: Option<LineageId>,
     /// Why its description cannot be used. The fields that only a description has are absent then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// What kind of problem that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem_kind: Option<ProblemKind>,
+}
+
+/// Why the description of a kept snapshot cannot be used. One that could not be read now is an error instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum ProblemKind {
+    /// Its bytes break a rule of the format.
+    Damaged,
+    /// It does not exist.
+    Missing,
+    /// It is of another cluster.
+    OtherCluster,
+    /// A later release has written it.
+    NewerFormat,
 }
 
 /// Why a snapshot is kept.
@@ -144,6 +170,7 @@ impl Repository {
             lineage: root.lineage,
             snapshots,
             uploads: root.intents.clone(),
+            pins: root.pins.clone(),
         })
     }
 }
@@ -210,7 +237,13 @@ fn kept(
             .find(|r| r.dir() == *dir)
             .map(|r| r.damaged.clone())
             .unwrap_or_default(),
+        stale_lineage: root
+            .abandoned
+            .iter()
+            .find(|a| a.snapshot.dir() == *dir)
+            .and_then(|a| a.lineage),
         problem: None,
+        problem_kind: None,
     };
     match described {
         Ok(metadata) => {
@@ -220,13 +253,17 @@ fn kept(
             snapshot.bytes = Some(metadata.bytes());
             snapshot.node_name = Some(metadata.node_name.clone());
         }
-        Err(error @ (Error::OtherCluster { .. } | Error::NewerFormat { .. })) => {
+        Err(error) => {
+            let kind = match &error {
+                Error::OtherCluster { .. } => ProblemKind::OtherCluster,
+                Error::NewerFormat { .. } => ProblemKind::NewerFormat,
+                Error::Damaged { .. } => ProblemKind::Damaged,
+                Error::Missing { .. } => ProblemKind::Missing,
+                _ => return Err(error),
+            };
             snapshot.problem = Some(error.to_string());
+            snapshot.problem_kind = Some(kind);
         }
-        Err(error) if error.is_damage() => {
-            snapshot.problem = Some(error.to_string());
-        }
-        Err(error) => return Err(error),
     }
     Ok(snapshot)
 }

@@ -29,7 +29,7 @@
 //! | [`sweep`](Repository::sweep), [`prune`], [`steady`] | deleting, and the clock for it |
 //! | [`restore`], [`verify`](Repository::verify), [`pin`](Repository::pin), [`fork`](Repository::fork) | using a snapshot |
 //! | [`scrub`], [`marks`], [`repair`] | finding damage, noting it, repairing it |
-//! | [`partitions()`], [`inventory`], [`why`], [`diff`](Repository::diff) | inspecting what is there |
+//! | [`partitions()`], [`inventory`], [`files`], [`why`], [`diff`](Repository::diff) | inspecting what is there |
 //!
 //! # Example
 //!
@@ -72,6 +72,7 @@ pub mod destination;
 mod disk;
 pub mod env;
 mod error;
+pub mod files;
 mod fork;
 pub mod ids;
 mod incarnation;

@@ -36,6 +36,8 @@ const SLICE: usize = 200_000;
 pub struct Sweep {
     /// Objects listed.
     pub listed: u64,
+    /// Their bytes.
+    pub listed_bytes: u64,
     /// Objects deleted.
     pub deleted: u64,
     /// Their bytes.
@@ -44,6 +46,8 @@ pub struct Sweep {
     pub failed: u64,
     /// Orphans that are younger than the minimum age.
     pub young: u64,
+    /// Their bytes.
+    pub young_bytes: u64,
     /// Objects that do not belong to a repository.
     pub foreign: u64,
     /// Uploads whose intents had expired and were removed.
@@ -224,6 +228,7 @@ impl Repository {
                 return Ok(());
             }
             sweep.listed += slice.len() as u64;
+            sweep.listed_bytes += slice.iter().map(|listed| listed.size).sum::<u64>();
             // After the list, never before: see the module.
             let root = self.expire_intents(&store, sweep).await?;
             let (root, refs) = self.refs_of_now(&store, root).await?;
@@ -246,7 +251,10 @@ impl Repository {
             for listed in slice {
                 match classifier.classify(&listed) {
                     ObjectStatus::Orphan(_) => orphans.push(listed),
-                    ObjectStatus::Young(_) => sweep.young += 1,
+                    ObjectStatus::Young(_) => {
+                        sweep.young += 1;
+                        sweep.young_bytes += listed.size;
+                    }
                     ObjectStatus::Foreign => sweep.foreign += 1,
                     ObjectStatus::Root | ObjectStatus::Referenced | ObjectStatus::Intended(_) => {}
                 }

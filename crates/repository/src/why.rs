@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::ids::{Generation, Lsn};
-use crate::layout::{ROOT, SnapshotDir};
+use crate::layout::{Object, ROOT, SnapshotDir};
 use crate::repository::Repository;
+use crate::store::{Listed, Store};
 use crate::sweep::{ObjectStatus, OrphanClassifier, OrphanReason};
 
 /// Why an object is kept or deleted.
@@ -99,16 +100,12 @@ impl Repository {
         let store = self.store.operation();
         let base = self.display_url("");
         let key = key.strip_prefix(&base).unwrap_or(key).to_owned();
-        let mut found = None;
-        let mut listed = store.list();
-        while let Some(object) = listed.next().await {
-            let object = object?;
-            if object.key == key {
-                found = Some(object);
-                break;
-            }
-        }
-        drop(listed);
+        // Before the root is read, as a sweep does it.
+        let found = match Object::of(&key) {
+            Object::Foreign => find_in_list(&store, &key).await?,
+            // The key of an object of a repository means one object; a list of all could be long.
+            _ => store.look_up(&key).await?,
+        };
         let root = self.read_root(&store).await?;
         let (root, refs) = self.refs_of_now(&store, root).await?;
         let mut kept_by = Vec::new();
@@ -230,6 +227,17 @@ impl Repository {
         }
         Ok(diff)
     }
+}
+
+async fn find_in_list(store: &Store, key: &str) -> Result<Option<Listed>, Error> {
+    let mut listed = store.list();
+    while let Some(object) = listed.next().await {
+        let object = object?;
+        if object.key == key {
+            return Ok(Some(object));
+        }
+    }
+    Ok(None)
 }
 
 /// The differences between two snapshots, by files.

@@ -40,7 +40,8 @@ pub struct FrontParts {
 pub struct PageGuard(Arc<RequestGuard>);
 
 impl PageGuard {
-    pub(crate) fn new(config: &Config, address: SocketAddr) -> PageGuard {
+    /// The guard of a listener with this address.
+    pub fn new(config: &Config, address: SocketAddr) -> PageGuard {
         PageGuard(Arc::new(RequestGuard::new(config, address)))
     }
 

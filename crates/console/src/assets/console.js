@@ -16,6 +16,7 @@ function follow(url, events) {
   let source = null;
   let wait = 1000;
   let timer = null;
+  let isOver = false;
 
   function close() {
     clearTimeout(timer);
@@ -39,6 +40,7 @@ function follow(url, events) {
     source.addEventListener("failed", (event) => show(event.data, true));
     source.addEventListener("signed-out", () => {
       close();
+      isOver = true;
       show("signed out: load the page again", true);
     });
     source.onerror = () => {
@@ -47,6 +49,7 @@ function follow(url, events) {
         return;
       }
       // A status that is no success: signed out, too many live pages, or the server is starting.
+      source = null;
       show("not live: load the page again, or wait", true);
       timer = setTimeout(open, wait);
       wait = Math.min(wait * 2, 30000);
@@ -54,6 +57,7 @@ function follow(url, events) {
   }
 
   document.addEventListener("visibilitychange", () => {
+    if (isOver) return;
     if (document.hidden) {
       close();
       show("paused", false);
@@ -64,17 +68,41 @@ function follow(url, events) {
   open();
 }
 
+const FOCUSABLE = "a[href], button, summary, input, select, [tabindex]";
+
+// What is focused stays so when its part comes anew: the same link or command, else the same place in the order.
+function keepFocus(part, replace) {
+  const of = () => [...part.querySelectorAll(FOCUSABLE)];
+  const focused = document.activeElement;
+  if (!part.contains(focused)) {
+    replace();
+    return;
+  }
+  const at = of().indexOf(focused);
+  const name = (it) => it.getAttribute("href") || it.dataset.copy || it.textContent;
+  const wanted = name(focused);
+  replace();
+  const next = of();
+  const again = next[at] && name(next[at]) === wanted ? next[at] : next.find((it) => name(it) === wanted) || next[at];
+  if (again) again.focus({ preventScroll: true });
+}
+
 for (const part of document.querySelectorAll("[data-live]")) {
   follow(() => part.dataset.live, {
     part(event) {
-      // What somebody has selected or focused stays.
+      // What somebody has selected, to copy it, stays; the next change comes after that.
       const selection = document.getSelection();
-      const isUsed = part.contains(document.activeElement)
-        || (selection && !selection.isCollapsed && part.contains(selection.anchorNode));
-      if (isUsed) return;
+      if (selection && !selection.isCollapsed && part.contains(selection.anchorNode)) {
+        show("held while text is selected", false);
+        return;
+      }
       const open = [...part.querySelectorAll("details")].map((it) => it.open);
-      part.innerHTML = event.data;
-      [...part.querySelectorAll("details")].forEach((it, at) => { it.open = open[at] || false; });
+      const scrolled = [...part.querySelectorAll(".scroll")].map((it) => it.scrollLeft);
+      keepFocus(part, () => {
+        part.innerHTML = event.data;
+        [...part.querySelectorAll("details")].forEach((it, at) => { it.open = open[at] || false; });
+        [...part.querySelectorAll(".scroll")].forEach((it, at) => { it.scrollLeft = scrolled[at] || 0; });
+      });
     },
   });
 }
@@ -141,4 +169,9 @@ for (const slider of document.querySelectorAll("[data-slider]")) {
   slider.addEventListener("input", () => { field.value = slider.value; });
   slider.addEventListener("change", () => slider.form.requestSubmit());
   field.addEventListener("input", () => { slider.value = field.value; });
+}
+
+// How records are shown changes at once.
+for (const choice of document.querySelectorAll("form.find select")) {
+  choice.addEventListener("change", () => choice.form.requestSubmit());
 }

@@ -7,8 +7,9 @@ use axum::extract::{Query, State};
 use axum::response::Response;
 use esker_server::admin::cluster::ClusterView;
 use esker_server::admin::history::Samples;
+use esker_server::admin::snapshots::{Proven, Swept};
 use esker_server::admin::status::{
-    CopyKind, Partition, Predicted, Recovery, RoleName, Status, Wrong,
+    CopyKind, Newest, Partition, Predicted, Recovery, RoleName, Status, Wrong,
 };
 use maud::{Markup, html};
 use serde::Deserialize;
@@ -19,17 +20,19 @@ use crate::access::{Viewer, Watch};
 use crate::api_client::{ApiError, Caller, path};
 use crate::layout::{
     Page, PageError, Section, card, command, commands, failed_part, live as live_part, nothing,
-    page as layout,
+    page as layout, page_links,
 };
 use crate::live::{Place, repeat};
 use crate::plot::plot;
 use crate::ruler::{Positions, ruler};
-use crate::words::{ago, bytes, count, entries, seconds, several};
+use crate::words::{ago, bytes, count, entries, moment, seconds, several, visible};
 
 /// Partitions on a page. Each takes some 2 KB of it.
 const PAGE: usize = 40;
 /// Partitions that a problem names one by one.
 const NAMED: usize = 20;
+/// Changes that are listed.
+const EVENTS: usize = 6;
 
 /// Which partitions to show.
 #[derive(Clone, Default, Deserialize)]
@@ -68,12 +71,7 @@ pub async fn page(
             ("restore the newest snapshots and compare them", "esker snapshot verify --restore".into()),
         ]))
     };
-    Ok(layout(
-        "Overview",
-        Section::Overview,
-        caller.token.is_some(),
-        body,
-    ))
+    Ok(layout("Overview", Section::Overview, &caller, body))
 }
 
 /// What changes of it.
@@ -127,12 +125,13 @@ fn render(
     html! {
         (banner(status))
         @if let Some(Err(error)) = &cluster { (failed_part(error)) }
-        (cards(status))
         (problems(&status.problems))
+        (cards(status, history.as_ref().ok()))
         @match &history {
             Ok(history) => (plots(history, now)),
             Err(error) => (failed_part(error)),
         }
+        (lately(status, now))
         (partitions(status, &replicas, which, now))
     }
 }
@@ -140,20 +139,20 @@ fn render(
 fn banner(status: &Status) -> Markup {
     let wrong = status.problems.iter().filter(|it| !it.advice).count() as u64;
     let name = html! {
-        span.who { "node " (status.node_id) " of cluster " (status.cluster_name) }
+        span.who { "node " (status.node_id) " of cluster " (visible(&status.cluster_name)) }
     };
     html! {
         @match (&status.not_serving, wrong) {
-            (Some(why), _) => div.banner.bad role="alert" { strong { "Appends are not accepted. " } (why) " " (name) },
-            (None, 0) => div.banner.good { strong { "All is well." } " " (name) },
+            (Some(why), _) => div.banner.bad role="alert" { span { strong { "Appends are not accepted. " } (why) } (name) },
+            (None, 0) => div.banner.good { strong { "All is well." } (name) },
             (None, wrong) => div.banner.bad role="alert" {
-                strong { (several(wrong, "problem")) " need" @if wrong == 1 { "s" } " action." } " " (name)
+                strong { (several(wrong, "problem")) " need" @if wrong == 1 { "s" } " action." } (name)
             },
         }
     }
 }
 
-fn cards(status: &Status) -> Markup {
+fn cards(status: &Status, history: Option<&Samples>) -> Markup {
     let at_risk = status
         .partitions
         .iter()
@@ -161,31 +160,132 @@ fn cards(status: &Status) -> Markup {
         .sum::<u64>();
     let longest = status.partitions.iter().filter(|it| it.entries_at_risk > 0);
     let longest = longest.map(|it| it.seconds_at_risk).max();
-    let database = status.partitions.iter().map(|it| it.database_bytes).sum();
+    let database: u64 = status.partitions.iter().map(|it| it.database_bytes).sum();
     html! {
         div.cards {
             (card("Restart", &seconds(status.restart.seconds), html! {
-                "after a crash now" (assumed(&status.restart))
-                @if let Some(last) = &status.recovery { "; the last one took " (seconds(last.total_seconds)) (recovered(last)) }
+                "after a crash now"
+                @if let Some(last) = &status.recovery { "; the last start took " b { (seconds(last.total_seconds)) } (recovered(last)) }
+                (assumed(&status.restart))
             }))
             (card("Restore", &seconds(status.restore.seconds), html! {
-                "everything from " (status.repository) (assumed(&status.restore))
+                "of everything, from " (visible(&status.repository)) (assumed(&status.restore))
             }))
             (card("At risk", &match at_risk { 0 => "nothing".to_owned(), some => entries(some) }, html! {
                 @match longest {
-                    Some(since) => { "the repository had everything " (seconds(since as f64)) " ago" },
+                    Some(since) => { "if this disk is lost: the repository had everything " (seconds(since as f64)) " ago" },
                     None => "the repository has everything",
                 }
             }))
-            (card("Log", &bytes(status.log_bytes), html! { "of at most " (bytes(status.max_log_bytes)) }))
-            (card("Database", &bytes(database), html! { (several(status.partitions.len() as u64, "partition")) }))
+            (snapshots_card(status, history))
+            (card("Disk", &bytes(database + status.log_bytes), html! {
+                "database " b { (bytes(database)) } " of " (several(status.partitions.len() as u64, "partition"))
+                "; log " b { (bytes(status.log_bytes)) } " of at most " (bytes(status.max_log_bytes))
+            }))
+        }
+    }
+}
+
+/// What the snapshots cost: what the sweeps have found in the repository, and what was uploaded lately.
+fn snapshots_card(status: &Status, history: Option<&Samples>) -> Markup {
+    let sweeps = status.partitions.iter().filter_map(|it| it.sweep.as_ref());
+    // What a sweep has deleted is gone.
+    let stored: Vec<(u64, u64)> = sweeps
+        .map(|it| {
+            (
+                it.objects.saturating_sub(it.deleted),
+                it.bytes.saturating_sub(it.deleted_bytes),
+            )
+        })
+        .collect();
+    let retained = status.partitions.iter().map(|it| it.retained).sum();
+    let uploaded = history.map(|it| it.samples.iter().map(|it| it.bytes_uploaded).sum());
+    let figure = match stored.is_empty() {
+        true => "–".to_owned(),
+        false => bytes(stored.iter().map(|(_, bytes)| bytes).sum()),
+    };
+    card(
+        "Snapshots",
+        &figure,
+        html! {
+            @match stored.is_empty() {
+                true => "no sweep has looked at the repository since the start",
+                false => {
+                    "in " (several(stored.iter().map(|(objects, _)| objects).sum(), "object")) ", as of the last sweeps"
+                    @if stored.len() < status.partitions.len() {
+                        " of " (several(stored.len() as u64, "partition"))
+                    }
+                },
+            }
+            "; " (several(retained, "snapshot")) " retained"
+            @if let Some(uploaded) = uploaded { "; " b { (bytes(uploaded)) } " uploaded in the last hour" }
+        },
+    )
+}
+
+/// Something that has changed.
+#[derive(Clone, Copy)]
+enum Event<'a> {
+    Started,
+    Snapshot(&'a Partition, &'a Newest),
+    Proof(&'a Partition, &'a Proven),
+    Sweep(&'a Partition, &'a Swept),
+}
+
+/// What has changed, the newest first.
+fn lately(status: &Status, now: OffsetDateTime) -> Markup {
+    let mut events: Vec<(OffsetDateTime, Event<'_>)> = Vec::new();
+    events.extend(status.started_at.map(|at| (at, Event::Started)));
+    for of in &status.partitions {
+        let newest = of.newest.as_ref();
+        events.extend(newest.map(|it| (it.created_at, Event::Snapshot(of, it))));
+        let proven = of.proven.as_ref();
+        events.extend(proven.map(|it| (it.at, Event::Proof(of, it))));
+        let sweep = of.sweep.as_ref().filter(|it| it.deleted > 0);
+        events.extend(sweep.map(|it| (it.at, Event::Sweep(of, it))));
+    }
+    events.sort_by_key(|(at, _)| Reverse(*at));
+    html! {
+        @if !events.is_empty() {
+            section {
+                h2 { "What changed" }
+                ul.events {
+                    @for (at, what) in events.into_iter().take(EVENTS) {
+                        li { time datetime=(moment(at)) title=(moment(at)) { (ago(at, now)) } " " span { (event(what, status)) } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn event(event: Event<'_>, status: &Status) -> Markup {
+    let link = |of: &Partition| {
+        let number = of.partition.to_string();
+        let target = path("/dashboard/snapshots", &[("partition", Some(&number))]);
+        html! { a href=(target) { "partition " (of.partition) } }
+    };
+    html! {
+        @match event {
+            Event::Started => {
+                "the node started"
+                @if let Some(last) = &status.recovery { ", in " (seconds(last.total_seconds)) (recovered(last)) }
+            },
+            Event::Snapshot(of, newest) => { "a snapshot of " (link(of)) ", up to LSN " (count(newest.lsn)) },
+            Event::Proof(of, proven) => {
+                "a snapshot of " (link(of)) " was restored in " (seconds(proven.restore_seconds + proven.replay_seconds))
+                " and found equal"
+            },
+            Event::Sweep(of, sweep) => {
+                "a sweep of " (link(of)) " deleted " (several(sweep.deleted, "orphan")) ", " (bytes(sweep.deleted_bytes))
+            },
         }
     }
 }
 
 fn assumed(predicted: &Predicted) -> Markup {
     match predicted.assumed {
-        true => html! { " (assumed: this node has not measured it yet)" },
+        true => html! { " (assumed: not measured yet)" },
         false => nothing(),
     }
 }
@@ -312,21 +412,21 @@ fn partitions(
     let shown = all.iter().skip(number * PAGE).take(PAGE);
     html! {
         section {
-            h2 { "Partitions" }
+            h2 { "Partitions" @if pages > 1 { " (" (count(all.len() as u64)) ", the worst first)" } }
             p.legend {
-                span.key.log {} "log" span.key.replayed {} "a restart replays" span.key.at-risk {} "not in the repository"
-                span.key.durable {} "durable" span.key.floor {} "floor" span.key.archived {} "archived"
-                @if status.in_cluster { span.key.replica {} "another node" }
+                span { span.key.log {} "log" }
+                span { span.key.replayed {} "a restart replays this" }
+                span { span.key.at-risk {} "the repository does not have this" }
+                span { span.key.floor {} "floor" }
+                span { span.key.durable {} "durable" }
+                span { span.key.archived {} "oldest and newest snapshot" }
+                @if status.in_cluster { span { span.key.replica {} "another node" } }
             }
-            @if all.is_empty() { p { "There is no partition " (wanted) "." } }
-            @for of in shown { (partition(of, status, replicas.get(&of.partition), is_wrong(of), now)) }
-            @if pages > 1 {
-                nav.pages aria-label="More partitions" {
-                    @for at in 0..pages {
-                        a href=(path("/", &[("page", Some(&at.to_string()))])) aria-current=[(at == number).then_some("page")] { (at + 1) }
-                    }
-                }
+            @if all.is_empty() { p { "There is no partition " (visible(wanted)) "." } }
+            div.partitions {
+                @for of in shown { (partition(of, status, replicas.get(&of.partition), is_wrong(of), now)) }
             }
+            (page_links("More partitions", pages, number, |at| path("/", &[("page", Some(&at.to_string()))])))
         }
     }
 }
@@ -350,6 +450,10 @@ fn partition(
     };
     let number = of.partition.to_string();
     let snapshots = path("/dashboard/snapshots", &[("partition", Some(&number))]);
+    let to_replay = of.last.saturating_sub(of.durable);
+    let recovered = status.recovery.as_ref();
+    let recovered =
+        recovered.and_then(|it| it.partitions.iter().find(|it| it.partition == of.partition));
     html! {
         article.partition class=[is_wrong.then_some("bad")] {
             h3 {
@@ -360,25 +464,42 @@ fn partition(
             }
             (ruler(&positions))
             p.positions {
-                "head " b { (count(of.log_head)) } " · floor " b { (count(of.floor)) }
-                @if let Some(archived) = of.archived { " · archived " b { (count(archived)) } }
-                " · durable " b { (count(of.durable)) } " · applied " b { (count(of.applied)) } " · tail " b { (count(of.last)) }
+                span { "head " b { (count(of.log_head)) } } " "
+                span { "floor " b { (count(of.floor)) } } " "
+                @if let Some(archived) = of.archived { span { "archived " b { (count(archived)) } } " " }
+                span { "durable " b { (count(of.durable)) } } " "
+                span { "applied " b { (count(of.applied)) } } " "
+                span { "tail " b { (count(of.last)) } }
+                @for (name, lsn) in replicas.into_iter().flatten() { " " span.of-replica { (visible(name)) " " b { (count(*lsn)) } } }
             }
             p.more {
-                "restart " b { (seconds(of.restart.seconds)) } " · restore " b { (seconds(of.restore.seconds)) } " · "
+                "Restart " b { (seconds(of.restart.seconds)) }
+                @match (to_replay, recovered.map_or(0, |it| it.replayed)) {
+                    (0, 0) => "",
+                    (now, before) => { " for " (entries(now)) ", " (count(before)) " the last time" },
+                }
+                "; restore " b { (seconds(of.restore.seconds)) } ". "
                 @match &of.newest {
-                    Some(newest) => { a href=(snapshots) { "newest snapshot" } " at LSN " (count(newest.lsn)) ", " (ago(newest.created_at, now)) },
-                    None => a href=(snapshots) { "no snapshot" },
+                    Some(newest) => { a href=(snapshots) { "Newest snapshot" } " " (ago(newest.created_at, now)) },
+                    None => { a href=(snapshots) { "No snapshot" } " yet" },
                 }
-                " · "
                 @match &of.proven {
-                    Some(proven) => { "proven " (ago(proven.at, now)) },
-                    None => "never proven since the start",
+                    Some(proven) => { ", proven up to LSN " (count(proven.lsn)) " " (ago(proven.at, now)) "." },
+                    None => { @if of.newest.is_some() { ", none proven since the start." } @else { "." } },
                 }
-                @if of.entries_at_risk > 0 { " · " b { (entries(of.entries_at_risk)) } " at risk for " (seconds(of.seconds_at_risk as f64)) }
-                @if of.damaged > 0 { " · " b { (several(of.damaged, "damaged snapshot")) } }
+                @if of.entries_at_risk > 0 { " " b { (entries(of.entries_at_risk)) } " at risk for " (whole_seconds(of.seconds_at_risk)) "." }
+                @if of.damaged > 0 { " " b.bad { (several(of.damaged, "damaged snapshot")) "." } }
+                @if of.abandoned > 0 { " " b { (several(of.abandoned, "snapshot")) } " of stale lineages." }
             }
         }
+    }
+}
+
+/// Seconds that pass while somebody looks: whole, and coarser as they become many.
+fn whole_seconds(since: u64) -> String {
+    match since {
+        since if since < 60 => format!("{since} s"),
+        since => seconds((since / 60 * 60) as f64),
     }
 }
 

@@ -10,8 +10,10 @@ use super::why::reason;
 use crate::Console;
 use crate::access::Viewer;
 use crate::api_client::path;
-use crate::layout::{Page, PageError, Section, commands, page as layout};
-use crate::words::{bytes, count, several};
+use crate::layout::{
+    LIST_BYTES, Page, PageError, Section, commands, fitting, page as layout, table,
+};
+use crate::words::{bytes, count, several, visible};
 
 /// Objects that are listed.
 const LISTED: usize = 200;
@@ -63,6 +65,23 @@ pub async fn page(
     if abandoned {
         command += " --abandoned";
     }
+    let listed = plan.objects.iter().take(LISTED);
+    let (rows, shown) = fitting(listed, LIST_BYTES, |object| {
+        let query = [
+            ("partition", Some(partition.to_string())),
+            ("key", Some(object.key.clone())),
+        ];
+        let query = query
+            .each_ref()
+            .map(|(name, value)| (*name, value.as_deref()));
+        html! {
+            tr {
+                th scope="row" { a href=(path("/dashboard/why", &query)) { (visible(&object.key)) } }
+                td.number { (bytes(object.size)) }
+                td { (reason(&object.why)) }
+            }
+        }
+    });
     let body = html! {
         p { a href=(path("/dashboard/snapshots", &[("partition", Some(&partition.to_string()))])) { "All snapshots of partition " (partition) } }
         form.find method="get" action="/dashboard/prune" {
@@ -79,36 +98,16 @@ pub async fn page(
         }
         @if !plan.released.is_empty() {
             h2 { "Released first" }
-            ul { @for name in &plan.released { li { code { (name) } } } }
+            ul { @for name in plan.released.iter().take(LISTED) { li { code { (name) } } } }
+            @if plan.released.len() > LISTED { p { "and " (count((plan.released.len() - LISTED) as u64)) " more" } }
         }
         @if !plan.objects.is_empty() {
             h2 { "Deleted" }
-            div.scroll tabindex="0" role="region" aria-label="Objects" {
-                table {
-                    thead { tr { th scope="col" { "Object" } th scope="col" { "Size" } th scope="col" { "Why" } } }
-                    tbody {
-                        @for object in plan.objects.iter().take(LISTED) {
-                            tr {
-                                th scope="row" {
-                                    a href=(path("/dashboard/why", &[("partition", Some(&partition.to_string())), ("key", Some(&object.key))])) {
-                                        (object.key)
-                                    }
-                                }
-                                td.number { (bytes(object.size)) }
-                                td { (reason(&object.why)) }
-                            }
-                        }
-                    }
-                }
-            }
-            @if plan.objects.len() > LISTED { p { "and " (several((plan.objects.len() - LISTED) as u64, "more object")) } }
+            (table("Objects", &["Object", "#Size", "Why"], rows))
+            @if plan.objects.len() > shown { p { "and " (several((plan.objects.len() - shown) as u64, "more object")) } }
         }
         (commands("On the command line", &[("shows the plan, and asks before it deletes", command)]))
     };
-    Ok(layout(
-        &format!("Prune of partition {partition}"),
-        Section::Snapshots,
-        caller.token.is_some(),
-        body,
-    ))
+    let title = format!("Prune of partition {partition}");
+    Ok(layout(&title, Section::Snapshots, &caller, body))
 }

@@ -11,16 +11,25 @@ use serde::Deserialize;
 use crate::Console;
 use crate::access::Viewer;
 use crate::api_client::{ApiError, Caller, path, segment};
-use crate::layout::{PageError, Section, facts, page as layout};
-use crate::words::{bytes, count, cut, hex, moment_ms, text, visible};
+use crate::layout::{PageError, Section, facts, fitting, page as layout, table};
+use crate::words::{bytes, count, cut, hex, moment_ms, several, shortened, text, visible};
 
-/// Characters of a body that a row shows.
-const ROW: usize = 600;
-/// Bytes of a body that the page of a record shows; the rest can be downloaded.
-const SHOWN: usize = 64 * 1024;
-/// Headers that a row shows, and characters of each.
-const HEADERS: usize = 8;
-const HEADER: usize = 120;
+/// Bytes of a page that a body takes in a row.
+const ROW_BYTES: usize = 1200;
+/// A longer body is not shown as JSON in a row, but as text.
+const ROW_JSON_BYTES: usize = 16 * 1024;
+/// Bytes of a page that all rows take together.
+const ROWS_BYTES: usize = 70_000;
+/// Bytes of a body that the page of a record reads to show it.
+const READ_BYTES: usize = 64 * 1024;
+/// Bytes of that page that the body takes, and all headers together; the rest can be downloaded.
+const BODY_BYTES: usize = 90_000;
+const HEADERS_BYTES: usize = 30_000;
+/// Headers that a row shows, and bytes of a page that each name and value takes.
+const ROW_HEADERS: usize = 6;
+const HEADER_BYTES: usize = 100;
+/// The same of one header on the page of a record.
+const LONG_HEADER_BYTES: usize = 2000;
 
 /// How bodies are shown.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
@@ -182,25 +191,30 @@ pub async fn page(
             ("from", Some(&seq_num)),
         ],
     );
-    let shown = &body[..body.len().min(SHOWN)];
+    let begin = &body[..body.len().min(READ_BYTES)];
+    let shown = shown_as(whole_characters(begin), which.format);
+    let (shown, is_cut) = cut(&shown, BODY_BYTES);
+    let is_cut = is_cut || begin.len() < body.len();
+    let (headers, listed) = fitting(&record.headers, HEADERS_BYTES, |(name, value)| {
+        html! {
+            tr {
+                th scope="row" { (header_text(name, LONG_HEADER_BYTES)) }
+                td { (header_text(value, LONG_HEADER_BYTES)) }
+            }
+        }
+    });
     let page = html! {
-        p { a href=(stream) { (which.basin) "/" (visible(&which.name)) } }
+        p { a href=(stream) { (visible(&which.basin)) "/" (visible(&which.name)) } }
         (facts(&[
             ("timestamp", html! { (moment_ms(record.timestamp)) }),
             ("command", html! { (record.command().unwrap_or_else(|| "–".to_owned())) }),
             ("body", html! { (bytes(body.len() as u64)) " " a href=(to(None, Some("true"))) download { "Download" } }),
         ]))
         h2 { "Headers" }
-        @if record.headers.is_empty() { p { "none" } }
+        @if record.headers.is_empty() { p { "None." } }
         @else {
-            table {
-                thead { tr { th scope="col" { "Name" } th scope="col" { "Value" } } }
-                tbody {
-                    @for (name, value) in record.headers.iter().take(1000) {
-                        tr { th scope="row" { (header_text(name, 2000)) } td { (header_text(value, 2000)) } }
-                    }
-                }
-            }
+            (table("Headers", &["Name", "Value"], headers))
+            @if listed < record.headers.len() { p { "and " (several((record.headers.len() - listed) as u64, "more header")) } }
         }
         h2 { "Body" }
         p.choices {
@@ -208,16 +222,18 @@ pub async fn page(
                 a href=(to(Some(format.name()), None)) aria-current=[(format == which.format).then_some("true")] { (format.name()) } " "
             }
         }
-        pre.body tabindex="0" { (shown_as(shown, which.format)) }
-        @if body.len() > SHOWN { p { "and " (bytes((body.len() - SHOWN) as u64)) " more" } }
+        pre.body tabindex="0" { (shown) @if is_cut { "…" } }
+        @if is_cut { p { "This is the beginning of " (bytes(body.len() as u64)) ". " a href=(to(None, Some("true"))) download { "Download all of it" } } }
     };
     let title = format!("Record {}", count(which.seq_num));
-    Ok(layout(&title, Section::Streams, caller.token.is_some(), page).into_response())
+    Ok(layout(&title, Section::Streams, &caller, page).into_response())
 }
 
-/// Records as rows of a table.
-pub fn rows(records: &[Raw], basin: &str, name: &str, format: Format) -> Markup {
-    html! { @for record in records { (row(record, basin, name, format)) } }
+/// Records as rows of a table: the first ones, as many as fit into a page, and how many those are.
+pub fn rows(records: &[Raw], basin: &str, name: &str, format: Format) -> (Markup, usize) {
+    fitting(records, ROWS_BYTES, |record| {
+        row(record, basin, name, format)
+    })
 }
 
 fn row(record: &Raw, basin: &str, name: &str, format: Format) -> Markup {
@@ -233,25 +249,29 @@ fn row(record: &Raw, basin: &str, name: &str, format: Format) -> Markup {
     let body = decoded(&record.body);
     let command = record.command();
     // Enough for what is shown, whatever the characters.
-    let begin = &body[..body.len().min(ROW * 4)];
+    let most = match format {
+        Format::Json => ROW_JSON_BYTES,
+        Format::Text | Format::Hex => ROW_BYTES,
+    };
+    let begin = &body[..body.len().min(most)];
     let shown = shown_as(whole_characters(begin), format);
-    let (shown, is_cut) = cut(&shown, ROW);
+    let (shown, is_cut) = cut(&shown, ROW_BYTES);
     let is_cut = is_cut || begin.len() < body.len();
     html! {
         tr class=[command.is_some().then_some("command-record")] {
-            th scope="row" { a href=(target) { (count(record.seq_num)) } }
+            th.number scope="row" { a href=(target) { (count(record.seq_num)) } }
             td { time { (moment_ms(record.timestamp)) } }
             td {
                 @match &command {
-                    Some(command) => span.state { "command: " (command) },
+                    Some(command) => span.state { "command: " (shortened(command, HEADER_BYTES)) },
                     None => {
                         @if let Some(kind) = record.header("esker-snapshot") {
-                            span.state { "snapshot: " (visible(&String::from_utf8_lossy(&kind))) } " "
+                            span.state { "snapshot: " (shortened(&visible(&String::from_utf8_lossy(&kind)), HEADER_BYTES)) } " "
                         }
-                        @for (name, value) in record.headers.iter().take(HEADERS) {
-                            span.header { (header_text(name, HEADER)) "=" (header_text(value, HEADER)) } " "
+                        @for (name, value) in record.headers.iter().take(ROW_HEADERS) {
+                            span.header { (header_text(name, HEADER_BYTES)) "=" (header_text(value, HEADER_BYTES)) } " "
                         }
-                        @if record.headers.len() > HEADERS { "…" }
+                        @if record.headers.len() > ROW_HEADERS { "…" }
                     }
                 }
             }
@@ -270,15 +290,12 @@ fn whole_characters(bytes: &[u8]) -> &[u8] {
     }
 }
 
-fn header_text(base64: &str, characters: usize) -> String {
-    let bytes = decoded(base64);
-    let text = visible(&String::from_utf8_lossy(&bytes));
-    match cut(&text, characters) {
-        (shown, true) => format!("{shown}…"),
-        (shown, false) => shown.to_owned(),
-    }
+fn header_text(base64: &str, bytes: usize) -> String {
+    shortened(&visible(&String::from_utf8_lossy(&decoded(base64))), bytes)
 }
 
+/// Bytes as text of a format. What is not of the format, because its end is missing say, is shown as text, and what
+/// is no text as hexadecimal digits.
 fn shown_as(bytes: &[u8], format: Format) -> String {
     match format {
         Format::Hex => hex(bytes),
@@ -294,6 +311,9 @@ fn shown_as(bytes: &[u8], format: Format) -> String {
     }
 }
 
+/// Deeper levels of JSON are indented no further.
+const MAX_INDENT: usize = 20;
+
 /// JSON with line breaks; numbers and the order of fields stay as they are.
 pub fn indented(json: &str) -> Option<String> {
     // Parsing into a value would round numbers and sort fields.
@@ -303,7 +323,7 @@ pub fn indented(json: &str) -> Option<String> {
     let mut characters = json.chars().peekable();
     let line = |shown: &mut String, depth: usize| {
         shown.push('\n');
-        shown.extend(std::iter::repeat_n("  ", depth.min(64)));
+        shown.extend(std::iter::repeat_n("  ", depth.min(MAX_INDENT)));
     };
     while let Some(it) = characters.next() {
         if in_string {
@@ -399,8 +419,39 @@ mod tests {
             let record = raw(&[(script, script)], long.as_bytes());
             let shown = row(&record, script, script, format).0;
             assert!(!shown.contains("<script"), "{shown}");
-            assert!(shown.len() < 20_000, "{}", shown.len());
+            assert!(shown.len() < 3000, "{}", shown.len());
         }
+    }
+
+    #[test]
+    fn rows_fit_into_a_page_whatever_is_in_them() {
+        let name = "\"".repeat(512);
+        let header = "<".repeat(1000);
+        let headers: Vec<(&str, &str)> = (0..20).map(|_| (&*header, &*header)).collect();
+        let nested = "[".repeat(500) + &"]".repeat(500);
+        for body in [
+            "\"".repeat(100_000),
+            "\0".repeat(100_000),
+            nested,
+            "é".repeat(50_000),
+        ] {
+            for format in [Format::Text, Format::Json, Format::Hex] {
+                let records: Vec<Raw> = (0..50).map(|_| raw(&headers, body.as_bytes())).collect();
+                let (shown, count) = rows(&records, &name, &name, format);
+                assert!(count > 5 && shown.0.len() <= ROWS_BYTES, "{count}");
+            }
+        }
+    }
+
+    #[test]
+    fn deeply_nested_json_is_shown_in_bounded_space() {
+        let deep = "[".repeat(READ_BYTES / 2) + &"]".repeat(READ_BYTES / 2);
+        let shown = indented(&deep).unwrap();
+        assert!(
+            shown.len() <= deep.len() * (2 + 2 * MAX_INDENT),
+            "{}",
+            shown.len()
+        );
     }
 
     proptest! {

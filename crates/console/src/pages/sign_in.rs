@@ -1,6 +1,6 @@
 //! The way in, by an access token, and out.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Form, Query, State};
 use axum::response::{IntoResponse as _, Redirect, Response};
@@ -9,11 +9,16 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use crate::Console;
+use crate::access::is_over_tls;
 use crate::api_client::{ApiError, Caller};
 use crate::layout::document;
 
 /// Most bytes of a token that are tried; the API takes no longer ones.
 const MAX_TOKEN_BYTES: usize = 4096;
+/// Most bytes of a form: a token and the address of a page, percent-encoded.
+pub const MAX_FORM_BYTES: usize = 64 * 1024;
+/// How long a form may take to arrive.
+const FORM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where to go afterwards.
 #[derive(Default, Deserialize)]
@@ -40,9 +45,16 @@ pub async fn page(State(console): State<Console>, Query(next): Query<Next>) -> R
 
 /// Begins a session.
 pub async fn sign_in(State(console): State<Console>, request: axum::extract::Request) -> Response {
+    if !console.rules.needs_token {
+        return Redirect::to("/").into_response();
+    }
     let connection = request.extensions().clone();
-    let said = axum::RequestExt::extract::<Form<SignIn>, _>(request).await;
-    let Ok(Form(said)) = said else {
+    let over_tls = is_over_tls(request.headers());
+    let replaced = console.rules.session_of(request.headers());
+    let replaced = replaced.map(str::to_owned);
+    let form_of = axum::RequestExt::extract::<Form<SignIn>, _>(request);
+    let said = tokio::time::timeout(FORM_TIMEOUT, form_of).await;
+    let Ok(Ok(Form(said))) = said else {
         return (
             StatusCode::BAD_REQUEST,
             form(None, Some("The form is not complete.")),
@@ -70,12 +82,25 @@ pub async fn sign_in(State(console): State<Console>, request: axum::extract::Req
         .get::<serde_json::Value>(&caller, "/esker/v1/openapi.json");
     match tried.await {
         Ok(_) => {
+            if let Some(id) = replaced {
+                console.sessions.end(&id);
+            }
             let id = console.sessions.begin(header, Instant::now());
-            with_cookie(&console, Some(&id), Redirect::to(own_page(next)))
+            with_cookies(
+                console.rules.cookies(Some(&id), over_tls),
+                Redirect::to(own_page(next)),
+            )
         }
         Err(ApiError::Unauthenticated) => {
             let why = "The access token is not valid: it is mistyped, was revoked, or has expired.";
             (StatusCode::UNAUTHORIZED, form(next, Some(why))).into_response()
+        }
+        Err(ApiError::Failed { code, .. }) if code == "rate_limited" => {
+            let why = "Too many attempts from this address have failed. Wait some seconds.";
+            (StatusCode::TOO_MANY_REQUESTS, form(next, Some(why))).into_response()
+        }
+        Err(ApiError::Forbidden(why)) => {
+            (StatusCode::FORBIDDEN, form(next, Some(&why))).into_response()
         }
         Err(error) => {
             let why = error.to_string();
@@ -89,13 +114,16 @@ pub async fn sign_out(State(console): State<Console>, headers: HeaderMap) -> Res
     if let Some(id) = console.rules.session_of(&headers) {
         console.sessions.end(id);
     }
-    with_cookie(&console, None, Redirect::to("/dashboard/sign-in"))
+    with_cookies(
+        console.rules.cookies(None, false),
+        Redirect::to("/dashboard/sign-in"),
+    )
 }
 
-fn with_cookie(console: &Console, id: Option<&str>, answer: Redirect) -> Response {
+fn with_cookies(cookies: Vec<HeaderValue>, answer: Redirect) -> Response {
     let mut answer = answer.into_response();
-    if let Some(cookie) = console.rules.cookie(id) {
-        answer.headers_mut().insert(header::SET_COOKIE, cookie);
+    for cookie in cookies {
+        answer.headers_mut().append(header::SET_COOKIE, cookie);
     }
     answer
 }

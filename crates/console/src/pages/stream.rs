@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::extract::{Query, State};
 use axum::response::Response;
 use axum::response::sse::Event;
-use esker_server::admin::streams::StreamPosition;
+use esker_server::admin::streams::{StreamActivity, StreamPosition};
 use futures::stream;
 use http::HeaderMap;
 use maud::{Markup, html};
@@ -15,13 +15,14 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::record::{Batch, Format, Raw, read, rows};
-use super::streams::{last_record, position_path};
+use super::streams::{activity_path, configuration, last_record, per_second, position_path};
 use crate::Console;
 use crate::access::{Viewer, Watch};
 use crate::api_client::{ApiError, Caller, path, segment};
-use crate::layout::{Page, PageError, Section, commands, facts, page as layout, quoted};
-use crate::live::{Place, answer, failed};
-use crate::words::{count, moment, visible};
+use crate::layout::{Page, PageError, Section, command, commands, facts, fitting, page as layout};
+use crate::live::{Place, Turn, answer, failed, signed_out};
+use crate::shell;
+use crate::words::{bytes, count, moment, shortened, visible};
 
 /// Records on a page. Each takes some 2 KB of it at most.
 const PAGE: u64 = 50;
@@ -33,6 +34,14 @@ const WAIT: &str = "5";
 const PAUSE: Duration = Duration::from_millis(500);
 /// Records that are read back from the tail for the list of snapshots.
 const SNAPSHOT_RECORDS: u64 = 5000;
+/// Bytes of them that are read for it: of a stream with large records, fewer are looked at.
+const MAX_SNAPSHOT_READS: u64 = 32 << 20;
+/// Requests that are made for it.
+const MAX_SNAPSHOT_REQUESTS: u32 = 64;
+/// Bytes of the page that the list takes.
+const SNAPSHOT_BYTES: usize = 25_000;
+/// Bytes of a field of a snapshot's description that are shown.
+const FIELD: usize = 100;
 /// Records that are read at a time for it.
 const SNAPSHOT_PAGE: u64 = 1000;
 
@@ -63,47 +72,77 @@ pub async fn page(
     let headers = [("s2-basin", which.basin.as_str())];
     let get = position_path(&which.name);
     let position: StreamPosition = console.api.get_with(&caller, &get, &headers).await?;
+    let activity = format!("{}?size=true", activity_path(&which.name));
+    let activity: StreamActivity = console.api.get_with(&caller, &activity, &headers).await?;
     let config = format!("/v1/streams/{}", segment(&which.name));
     let config = console
         .api
         .get_with::<Value>(&caller, &config, &headers)
         .await;
-    let batch = records(&console, &caller, &which, &position).await;
-    let rate = rate(&console, &caller, &which, &position).await;
-    let snapshots = match which.snapshots {
-        true => Some(snapshots(&console, &caller, &which, &position).await),
-        false => None,
+    let name = format!("{}/{}", which.basin, which.name);
+    let (records, first) = match &activity.cipher {
+        Some(cipher) => (encrypted(cipher, &name), position.head),
+        None => readable(&console, &caller, &which, (&position, &activity)).await,
     };
     let now = OffsetDateTime::now_utc();
-    let full_name = quoted(&format!("{}/{}", which.basin, which.name));
+    let first = first.to_string();
     let body = html! {
-        p { a href=(path("/dashboard/streams", &[("basin", Some(&which.basin))])) { "All streams of " (which.basin) } }
+        p { a href=(path("/dashboard/streams", &[("basin", Some(&which.basin))])) { "All streams of " (visible(&which.basin)) } }
         (facts(&[
             ("head", html! { (count(position.head)) }),
             ("tail", html! { (count(position.tail)) }),
-            ("records", html! { (count(position.tail.saturating_sub(position.head))) }),
+            ("records", html! { (count(activity.records)) }),
+            ("size", html! { @match activity.bytes { Some(size) => (bytes(size)), None => "not measured" } }),
+            ("rate", html! { (per_second(&activity)) " records/s in the last minute" }),
             ("last record", last_record(&position, now)),
-            ("rate", html! { (rate) }),
             ("created", html! { (moment(position.created_at)) }),
+            ("cipher", html! { (activity.cipher.as_deref().unwrap_or("none")) }),
             ("lineage", html! { code { (position.lineage) } @if !position.forks.is_empty() { ", after " (position.forks.len()) " restores with a loss" } }),
         ]))
         details { summary { "Configuration" } (configuration(&config)) }
-        (browser(&which, &position))
-        (table(&which, &position, &batch))
-        (in_stream(&which, snapshots))
+        (records)
         (commands("On the command line", &[
-            ("these records", format!("esker stream read {full_name} --from {}", first(&batch).unwrap_or(position.head))),
-            ("new ones, as they come", format!("esker stream tail {full_name} -f")),
-            ("where it stands", format!("esker stream check-tail {full_name}")),
-            ("its snapshots, whole and not", format!("esker follow {full_name} --inspect")),
+            ("these records", shell::command("esker stream read", &[("--from", &first)], &[&name])),
+            ("new ones, as they come", shell::command("esker stream tail -f", &[], &[&name])),
+            ("where it stands", shell::command("esker stream check-tail", &[], &[&name])),
+            ("its snapshots, whole and not", shell::command("esker follow --inspect", &[], &[&name])),
         ]))
     };
-    Ok(layout(
-        &visible(&which.name),
-        Section::Streams,
-        caller.token.is_some(),
-        body,
-    ))
+    Ok(layout(&which.name, Section::Streams, &caller, body))
+}
+
+/// What is shown of a stream whose records only the holder of its key can read.
+fn encrypted(cipher: &str, name: &str) -> Markup {
+    html! {
+        section.encrypted {
+            h2 { "Records" }
+            p {
+                strong { "The records are encrypted (" (cipher) ") and cannot be shown here: " }
+                "the key comes with each request of a client, and the server keeps none. Whoever has it reads them on the command line:"
+            }
+            p { (command(&shell::command("esker stream read", &[("--encryption-key-file", "FILE")], &[name]))) }
+        }
+    }
+}
+
+/// The records of a stream, its snapshots, and the number of the first record that is shown.
+async fn readable(
+    console: &Console,
+    caller: &Caller,
+    which: &Which,
+    (position, activity): (&StreamPosition, &StreamActivity),
+) -> (Markup, u64) {
+    let batch = records(console, caller, which, position).await;
+    let snapshots = match which.snapshots {
+        true => Some(snapshots(console, caller, which, position, activity).await),
+        false => None,
+    };
+    let shown = html! {
+        (browser(which, position))
+        (table(which, position, &batch))
+        (in_stream(which, snapshots))
+    };
+    (shown, first(&batch).unwrap_or(position.head))
 }
 
 fn first(batch: &Result<Batch, PageError>) -> Option<u64> {
@@ -166,47 +205,6 @@ fn milliseconds(text: &str) -> Result<u64, PageError> {
     })
 }
 
-/// How fast records come: over the last hundred of them.
-async fn rate(
-    console: &Console,
-    caller: &Caller,
-    which: &Which,
-    position: &StreamPosition,
-) -> String {
-    const LAST: u64 = 100;
-    let records = LAST.min(position.tail.saturating_sub(position.head));
-    if records < 2 {
-        return "–".to_owned();
-    }
-    let from = (position.tail - records).to_string();
-    let query = [
-        ("seq_num", Some(&*from)),
-        ("count", Some("1")),
-        ("clamp", Some("true")),
-    ];
-    let read = read(console, caller, &which.basin, &which.name, &query).await;
-    let begin = read
-        .ok()
-        .and_then(|batch| batch.records.first().map(|it| it.timestamp));
-    match begin {
-        Some(begin) if position.tail_timestamp > begin => {
-            let seconds = (position.tail_timestamp - begin) as f64 / 1000.0;
-            format!(
-                "{:.1} records/s over the last {records}",
-                (records - 1) as f64 / seconds
-            )
-        }
-        _ => "–".to_owned(),
-    }
-}
-
-fn configuration(config: &Result<Value, ApiError>) -> Markup {
-    match config {
-        Err(error) => crate::layout::failed_part(error),
-        Ok(config) => html! { pre { (serde_json::to_string_pretty(config).unwrap_or_default()) } },
-    }
-}
-
 fn target(which: &Which, from: Option<&str>, format: Format) -> String {
     path(
         "/dashboard/stream",
@@ -247,11 +245,14 @@ fn table(which: &Which, position: &StreamPosition, batch: &Result<Batch, PageErr
         Ok(batch) => &batch.records,
         Err(error) => {
             let (heading, why) = error.explained();
-            return html! { p.problem { strong { (heading) ": " } (why) } };
+            return html! { p.problem role="alert" { strong { (heading) ": " } (visible(&why)) } };
         }
     };
+    let (rows, shown) = rows(records, &which.basin, &which.name, which.format);
     let begin = records.first().map_or(position.tail, |it| it.seq_num);
-    let end = records.last().map_or(position.tail, |it| it.seq_num + 1);
+    let end = records[..shown]
+        .last()
+        .map_or(position.tail, |it| it.seq_num + 1);
     let is_at_tail = end >= position.tail;
     let next = end.to_string();
     let live = path(
@@ -279,12 +280,12 @@ fn table(which: &Which, position: &StreamPosition, batch: &Result<Batch, PageErr
         div.scroll tabindex="0" role="region" aria-label="Records" {
             table.records {
                 thead { tr {
-                    th scope="col" { "Number" } th scope="col" { "Timestamp" } th scope="col" { "Headers" }
-                    th scope="col" { "Size" } th scope="col" { "Body" }
+                    th.number scope="col" { "Number" } th scope="col" { "Timestamp (UTC)" } th scope="col" { "Headers" }
+                    th.number scope="col" { "Size" } th.wide scope="col" { "Body" }
                 } }
                 // At the tail, new records are added as they come.
                 tbody data-live-rows=[is_at_tail.then_some(&live)] {
-                    (rows(records, &which.basin, &which.name, which.format))
+                    (rows)
                 }
             }
         }
@@ -294,9 +295,12 @@ fn table(which: &Which, position: &StreamPosition, batch: &Result<Batch, PageErr
     }
 }
 
+/// A snapshot in a stream: the number of its record, how it is written, and its description.
+type FoundSnapshot = (u64, String, Option<Value>);
+
 /// Snapshots of the stream's state among its last records.
 struct Found {
-    snapshots: Vec<(u64, String, Option<Value>)>,
+    snapshots: Vec<FoundSnapshot>,
     from: u64,
 }
 
@@ -305,17 +309,24 @@ async fn snapshots(
     caller: &Caller,
     which: &Which,
     position: &StreamPosition,
+    activity: &StreamActivity,
 ) -> Result<Found, ApiError> {
+    let size = activity.bytes.unwrap_or(0) / activity.records.max(1);
+    let records = SNAPSHOT_RECORDS.min(MAX_SNAPSHOT_READS / size.max(1));
     let from = position
         .tail
-        .saturating_sub(SNAPSHOT_RECORDS)
+        .saturating_sub(records.max(1))
         .max(position.head);
     let mut found = Found {
         snapshots: Vec::new(),
         from,
     };
     let mut next = from;
-    while next < position.tail {
+    // The size is that of a mean record, and the last ones may be larger.
+    for _ in 0..MAX_SNAPSHOT_REQUESTS {
+        if next >= position.tail {
+            break;
+        }
         let (start, limit) = (next.to_string(), SNAPSHOT_PAGE.to_string());
         let query = [
             ("seq_num", Some(&*start)),
@@ -336,7 +347,7 @@ async fn snapshots(
             let meta = meta.and_then(|meta| serde_json::from_slice(&meta).ok());
             // Fragments after the first one belong to the one before.
             if kind == b"single" || meta.is_some() {
-                let kind = visible(&String::from_utf8_lossy(&kind));
+                let kind = shortened(&visible(&String::from_utf8_lossy(&kind)), FIELD);
                 found.snapshots.push((record.seq_num, kind, meta));
             }
         }
@@ -353,11 +364,6 @@ fn in_stream(which: &Which, found: Option<Result<Found, ApiError>>) -> Markup {
             ("snapshots", Some("true")),
         ],
     );
-    let field = |meta: &Option<Value>, name: &str| match meta.as_ref().and_then(|it| it.get(name)) {
-        None => "–".to_owned(),
-        Some(Value::String(text)) => visible(text),
-        Some(other) => other.to_string(),
-    };
     html! {
         section {
             h2 { "Snapshots in the stream" }
@@ -367,23 +373,32 @@ fn in_stream(which: &Which, found: Option<Result<Found, ApiError>>) -> Markup {
                 Some(Ok(found)) => {
                     @if found.snapshots.is_empty() { p { "There are none from record " (count(found.from)) " on." } }
                     @else {
+                        @let (rows, shown) = fitting(found.snapshots.iter().rev(), SNAPSHOT_BYTES, |it| snapshot_row(which, it));
+                        @if found.snapshots.len() > shown { p { "The last " (shown) " of " (count(found.snapshots.len() as u64)) "." } }
                         table {
                             thead { tr {
                                 th scope="col" { "At record" } th scope="col" { "Written as" } th scope="col" { "Kind" }
-                                th scope="col" { "Cursor" }
+                                th.number scope="col" { "Cursor" }
                             } }
-                            tbody {
-                                @for (seq_num, written, meta) in &found.snapshots {
-                                    tr {
-                                        th scope="row" { a href=(target(which, Some(&seq_num.to_string()), which.format)) { (count(*seq_num)) } }
-                                        td { (written) } td { (field(meta, "kind")) } td.number { (field(meta, "cursor")) }
-                                    }
-                                }
-                            }
+                            tbody { (rows) }
                         }
                     }
                 }
             }
+        }
+    }
+}
+
+fn snapshot_row(which: &Which, (seq_num, written, meta): &FoundSnapshot) -> Markup {
+    let field = |name: &str| match meta.as_ref().and_then(|it| it.get(name)) {
+        None => "–".to_owned(),
+        Some(Value::String(text)) => shortened(&visible(text), FIELD),
+        Some(other) => shortened(&visible(&other.to_string()), FIELD),
+    };
+    html! {
+        tr {
+            th scope="row" { a href=(target(which, Some(&seq_num.to_string()), which.format)) { (count(*seq_num)) } }
+            td { (written) } td { (field("kind")) } td.number { (field("cursor")) }
         }
     }
 }
@@ -430,8 +445,16 @@ fn tail(place: Place, which: Which, from: u64) -> Response {
     };
     answer(stream::unfold(tail, |mut it| async move {
         loop {
-            if it.is_over || !it.place.wait(it.pause).await {
+            if it.is_over {
                 return None;
+            }
+            match it.place.wait(it.pause).await {
+                Turn::GoesOn => {}
+                Turn::Stopped => return None,
+                Turn::SignedOut => {
+                    it.is_over = true;
+                    return Some((Ok(signed_out()), it));
+                }
             }
             let (start, limit) = (it.next.to_string(), PAGE.to_string());
             let query = [
@@ -451,15 +474,20 @@ fn tail(place: Place, which: Which, from: u64) -> Response {
                         it.pause = PAUSE.saturating_sub(began.elapsed());
                         continue;
                     };
+                    // What does not fit into an event comes with the next one.
+                    let (rows, shown) = rows(&batch.records, basin, name, it.which.format);
+                    let last = batch.records[..shown].last().unwrap_or(last);
                     it.next = last.seq_num + 1;
                     it.pause = Duration::ZERO;
-                    let rows = rows(&batch.records, basin, name, it.which.format);
                     let event = Event::default().event("rows").id(it.next.to_string());
                     event.data(rows.0.replace('\r', ""))
                 }
                 Err(error) => {
                     let (event, is_over) = failed(&error.into());
                     it.is_over = is_over;
+                    if is_over {
+                        it.place.end_session();
+                    }
                     it.pause = PAUSE * 4;
                     event
                 }

@@ -10,11 +10,15 @@ use super::snapshots::why_form;
 use crate::Console;
 use crate::access::Viewer;
 use crate::api_client::path;
-use crate::layout::{Page, Section, commands, page as layout, quoted};
-use crate::words::{bytes, count, seconds, several};
+use crate::layout::{Page, Section, commands, page as layout};
+use crate::shell;
+use crate::words::{bytes, count, seconds, several, visible};
 
 /// Names of files that are listed of one snapshot.
 const NAMED: usize = 10;
+
+/// Holders that are listed.
+const HOLDERS: usize = 100;
 
 /// Which object.
 #[derive(Deserialize)]
@@ -35,24 +39,22 @@ pub async fn page(
         .api
         .get(&caller, &path(&asked, &[("key", Some(key))]))
         .await?;
+    let partition = which.partition.to_string();
     let body = html! {
+        p { a href=(path("/dashboard/snapshots", &[("partition", Some(&partition))])) { "All snapshots of partition " (partition) } }
         p.figure { (verdict(&why.verdict)) }
-        p { code { (why.key) } @if let Some(size) = why.size { ", " (bytes(size)) } }
+        p { code { (visible(&why.key)) } @if let Some(size) = why.size { ", " (bytes(size)) } }
         @if !why.kept_by.is_empty() {
             h2 { "Kept by" }
-            ul { @for holder in &why.kept_by { li { (held(holder, which.partition)) } } }
+            @if why.kept_by.len() > HOLDERS { p { (several(why.kept_by.len() as u64, "holder")) ", of which these are some:" } }
+            ul { @for holder in why.kept_by.iter().take(HOLDERS) { li { (held(holder, which.partition)) } } }
         }
         (why_form(which.partition))
         (commands("On the command line", &[
-            ("the same", format!("esker snapshot why --partition {} {}", which.partition, quoted(key))),
+            ("the same", shell::command("esker snapshot why", &[("--partition", &partition)], &[key])),
         ]))
     };
-    Ok(layout(
-        "Why is it kept?",
-        Section::Snapshots,
-        caller.token.is_some(),
-        body,
-    ))
+    Ok(layout("Why is it kept?", Section::Snapshots, &caller, body))
 }
 
 fn verdict(verdict: &Verdict) -> String {
@@ -94,7 +96,7 @@ fn held(holder: &Holder, partition: u64) -> Markup {
                 0 => ", whose description it is",
                 all => {
                     ", as "
-                    @for (at, name) in files.iter().take(NAMED).enumerate() { @if at > 0 { ", " } (name) }
+                    @for (at, name) in files.iter().take(NAMED).enumerate() { @if at > 0 { ", " } (visible(name)) }
                     @if all > NAMED { " and " (several((all - NAMED) as u64, "more file")) }
                 }
             }
@@ -110,7 +112,7 @@ fn held(holder: &Holder, partition: u64) -> Markup {
             pin,
             files: of,
         } => {
-            html! { "the snapshot " (snapshot(name)) ", which the restore " code { (pin) } " has pinned" (files(of)) }
+            html! { "the snapshot " (snapshot(name)) ", which the restore " code { (visible(pin)) } " has pinned" (files(of)) }
         }
         Holder::Abandoned {
             snapshot: name,

@@ -47,14 +47,14 @@ mod uploader;
 
 pub(crate) use archive::{Archive, cluster_id, lineage_id, log_tail, restored};
 pub(crate) use local::{Fit, LocalSnapshots};
-pub use online::DescribedSnapshot;
+pub use online::{DescribedSnapshot, SnapshotFiles};
 pub use options::{Bootstrap, DestinationOptions, OnLogFull, SnapshotKind, SnapshotOptions};
 pub use rates::{Measured, Prediction};
 pub(crate) use rates::{Rates, scan_tells};
 pub use schedule::Reason;
 pub(crate) use scrub_state::ScrubFile;
 pub(crate) use state::Snapshots;
-pub use state::{CreatedSnapshot, Proof};
+pub use state::{CreatedSnapshot, Proof, SweepStatus};
 pub(crate) use status::publish;
 pub use status::{NodeStatus, PartitionStatus, SnapshotStatus};
 pub(crate) use uploader::Uploader;

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use esker_repository::files::FilesPage;
 use esker_repository::inventory::{Inventory, State};
 use esker_repository::prune::{PruneOptions, PrunePlan, Pruned};
 use esker_repository::why::{Diff, Why};
 use esker_repository::{Progress, Repository, SnapshotMetadata, Verification};
 
 use super::proof::find;
-use super::state::Proof;
+use super::state::{Proof, SweepStatus};
 use crate::error::Error;
 use crate::node::Node;
 
@@ -21,6 +22,15 @@ pub struct DescribedSnapshot {
     pub states: Vec<State>,
     /// Its description.
     pub metadata: Arc<SnapshotMetadata>,
+}
+
+/// A snapshot, and some of its files.
+#[derive(Clone, Debug)]
+pub struct SnapshotFiles {
+    /// The snapshot.
+    pub described: DescribedSnapshot,
+    /// The files.
+    pub page: FilesPage,
 }
 
 /// Each fails with [`Error::PartitionNotFound`], or with [`Error::Repository`].
@@ -45,6 +55,37 @@ impl Node {
             states: root.states(&dir),
             metadata: repository.describe(&dir).await?,
         })
+    }
+
+    /// Some files of a snapshot, with the other kept snapshots that share them. The snapshot is named as for
+    /// [`Node::describe_snapshot`].
+    pub async fn snapshot_files(
+        &self,
+        partition: u64,
+        snapshot: Option<&str>,
+        skip: usize,
+        limit: usize,
+    ) -> Result<SnapshotFiles, Error> {
+        let repository = self.repository(partition)?;
+        let root = repository.root().await?;
+        let dir = find(&repository, &root, snapshot)?;
+        let metadata = repository.describe(&dir).await?;
+        Ok(SnapshotFiles {
+            page: repository.files(&root, &metadata, skip, limit).await?,
+            described: DescribedSnapshot {
+                snapshot: dir.to_string(),
+                states: root.states(&dir),
+                metadata,
+            },
+        })
+    }
+
+    /// What the last complete sweep of a partition's repository has found; `None` if there was none since the
+    /// start, or another node sweeps it.
+    pub fn last_sweep(&self, partition: u64) -> Result<Option<SweepStatus>, Error> {
+        let known = self.inner.snapshots.known.get(partition as usize);
+        let known = known.ok_or_else(|| self.no_partition(partition))?;
+        Ok(known.lock().last_sweep.clone())
     }
 
     /// How two snapshots of a partition differ, by files.

@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::local::Held;
 use super::root::{check_history, keep_log};
 use super::schedule::Reason;
-use super::state::{CreatedSnapshot, RepositoryState, Waiting};
+use super::state::{CreatedSnapshot, RepositoryState, SweepStatus, Waiting};
 use crate::core::Inner;
 
 /// How long a snapshot waits for the entry that gives it a higher LSN than the one before.
@@ -282,16 +282,21 @@ async fn sweep(inner: &Inner, partition: u64, repository: &Repository) {
         Err(error) => tracing::warn!(partition, %error, "orphans were not swept"),
     }
     let mut known = inner.snapshots.known[partition as usize].lock();
+    if let Ok(sweep) = &result {
+        known.last_sweep = Some(SweepStatus::of(sweep));
+    }
     known.note_sweep(result.err().as_ref());
 }
 
 fn log_sweep(partition: u64, sweep: &Sweep) {
     let Sweep {
         listed,
+        listed_bytes: _,
         deleted,
         bytes,
         failed,
         young,
+        young_bytes: _,
         foreign,
         fenced,
         unpinned,

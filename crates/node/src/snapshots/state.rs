@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use esker_repository::sweep::Sweep;
 use esker_repository::{CurrentRoot, Error as RepositoryError, Progress};
 use parking_lot::Mutex;
 use time::OffsetDateTime;
@@ -95,6 +96,25 @@ pub(crate) struct Archived {
     pub damaged: Option<(u64, String, String)>,
 }
 
+/// What a complete sweep of a partition's repository has found.
+#[derive(Clone, Debug)]
+pub struct SweepStatus {
+    /// When it ended.
+    pub at: OffsetDateTime,
+    /// Its counts.
+    pub found: Sweep,
+}
+
+impl SweepStatus {
+    /// The status of a sweep that has just ended.
+    pub(super) fn of(found: &Sweep) -> SweepStatus {
+        SweepStatus {
+            at: OffsetDateTime::now_utc(),
+            found: found.clone(),
+        }
+    }
+}
+
 /// What is known of a partition's repository.
 #[derive(Debug, Default)]
 pub(crate) struct RepositoryState {
@@ -119,6 +139,8 @@ pub(crate) struct RepositoryState {
     pub failure: Option<Failure>,
     /// Why the last sweep failed, if it did.
     sweep_failure: Option<String>,
+    /// What the last complete sweep since the start has found.
+    pub last_sweep: Option<SweepStatus>,
     /// The newest snapshot that was restored and compared, and was equal.
     pub proven: Option<Proof>,
     /// Why the last such test failed, if it did.

@@ -7,7 +7,7 @@ use esker_raft::Role;
 use time::OffsetDateTime;
 
 use super::rates::{Measured, Prediction};
-use super::state::Proof;
+use super::state::{Proof, SweepStatus};
 use crate::clock::{age_of, past_age};
 use crate::core::Inner;
 use crate::problem::Problem;
@@ -81,6 +81,8 @@ pub struct PartitionStatus {
     pub scrubbed_at: Option<OffsetDateTime>,
     /// Snapshots of stale lineages.
     pub abandoned: usize,
+    /// The last complete sweep of its repository since the start.
+    pub sweep: Option<SweepStatus>,
     /// Log entries that the repository lacks.
     pub entries_at_risk: u64,
     /// Seconds since the repository had all entries.
@@ -163,7 +165,7 @@ impl Inner {
         let archived = known.oldest().map(|oldest| oldest.lsn);
         let newest_bytes = known.newest_bytes;
         let empty = known.empty_entries();
-        let proven = known.proven.clone();
+        let (proven, sweep) = (known.proven.clone(), known.last_sweep.clone());
         let (retained, abandoned) = (known.retained.len(), known.abandoned);
         let damaged = known
             .retained
@@ -203,6 +205,7 @@ impl Inner {
             damaged,
             scrubbed_at: inner.snapshots.scrub_file.completed_at(partition),
             abandoned,
+            sweep,
             entries_at_risk: at_risk,
             seconds_at_risk: match (at_risk, oldest_needed) {
                 (0, _) => 0,

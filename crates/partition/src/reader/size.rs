@@ -1,9 +1,10 @@
-//! How many bytes a stream holds.
+//! How many records and bytes a stream holds.
 
 use std::sync::Arc;
 
 use s2_common::read_extent::{ReadLimit, ReadUntil};
-use s2_common::record::SeqNum;
+use s2_common::record::{SeqNum, Timestamp};
+use s2_common::stream::{ReadFrom, ReadStart};
 
 use super::{Cursor, ReadError, Reader, Scan};
 use crate::stream::{Stream, View};
@@ -62,6 +63,28 @@ impl Reader {
             bytes: u64::try_from(estimate).unwrap_or(u64::MAX),
             read: bytes,
         })
+    }
+
+    /// How many records a stream has, and how many of them have at least this timestamp, in milliseconds since
+    /// the epoch. One record is read, however many there are.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Gone`] if the stream was deleted; [`ReadError::Store`] if the database cannot be read.
+    pub fn record_counts(
+        &self,
+        stream: &Stream,
+        timestamp: Timestamp,
+    ) -> Result<(u64, u64), ReadError> {
+        let start = ReadStart {
+            from: ReadFrom::Timestamp(timestamp),
+            clamp: true,
+        };
+        let view = stream.view();
+        let (head, tail) = (view.state.head(), view.state.tail_seq);
+        let begin = self.start_in(&view, stream.id, start, true)?;
+        let since = begin.clamp(head, tail);
+        Ok((count(&view, head, tail), count(&view, since, tail)))
     }
 
     fn some(&self, stream: &Arc<Stream>, from: Cursor, count: usize) -> Result<Scan, ReadError> {

@@ -287,6 +287,23 @@ impl Store {
         }
     }
 
+    /// An object as a list shows it; `None` if it does not exist.
+    pub(crate) async fn look_up(&self, key: &str) -> Result<Option<Listed>, Error> {
+        let path = self.path(key);
+        match self
+            .attempt("look at", key, || self.inner.head(&path))
+            .await
+        {
+            Ok(meta) => Ok(Some(Listed {
+                key: key.to_owned(),
+                size: meta.size,
+                modified_ms: meta.last_modified.timestamp_millis(),
+            })),
+            Err(Error::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Names of the directories at the destination: the partitions', and others beside them.
     pub(crate) async fn directories(&self) -> Result<Vec<String>, Error> {
         let above = self.above();

@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use esker_repository::inventory::ProblemKind;
 use esker_repository::sweep::OrphanReason;
 use esker_repository::why::{Holder, Verdict};
 use esker_repository::{LineageId, Lsn, Options};
@@ -14,6 +15,8 @@ on_both!(
     every_verdict_has_its_reason,
     every_holder_is_named,
     a_difference_is_told_file_by_file,
+    files_come_page_by_page_with_who_shares_them,
+    an_unusable_description_says_what_is_wrong_with_it,
 );
 
 async fn every_verdict_has_its_reason(place: Place) {
@@ -144,4 +147,43 @@ async fn a_difference_is_told_file_by_file(place: Place) {
         (504, 503, 509)
     );
     assert_eq!((diff.old_lsn, diff.new_lsn), (Lsn(1), Lsn(2)));
+}
+
+async fn files_come_page_by_page_with_who_shares_them(place: Place) {
+    let repository = place.with(Options {
+        num_retained: NonZeroU32::new(9),
+        ..options()
+    });
+    let first = place.put_by(&repository, 1, &some(&[1, 2, 2])).await;
+    let second = place.put_by(&repository, 2, &some(&[1, 3])).await;
+    let root = repository.root().await.unwrap();
+    let metadata = repository.describe(&first.snapshot).await.unwrap();
+    let all = repository.files(&root, &metadata, 0, 10).await.unwrap();
+    assert_eq!((all.files.len(), all.next), (3, None));
+    let shared: Vec<u64> = all.files.iter().map(|file| file.shared_by).collect();
+    assert_eq!(shared, [1, 0, 0], "{all:?}");
+    assert_eq!(all.files[0].sharers, [second.snapshot.to_string()]);
+    assert_eq!(all.files[0].key, metadata.key_of(&metadata.files[0]));
+    let page = repository.files(&root, &metadata, 1, 1).await.unwrap();
+    assert_eq!((&page.files[..], page.next), (&all.files[1..2], Some(2)));
+    let beyond = repository.files(&root, &metadata, 9, 1).await.unwrap();
+    assert_eq!((beyond.files.len(), beyond.next), (0, None));
+    // It is not known what one shares that cannot be described.
+    place.write(&second.snapshot.metadata(), "{");
+    let repository = place.repository();
+    let page = repository.files(&root, &metadata, 0, 10).await.unwrap();
+    assert_eq!(page.undescribed, [second.snapshot.to_string()]);
+}
+
+async fn an_unusable_description_says_what_is_wrong_with_it(place: Place) {
+    let put = place.put(1, &some(&[1])).await;
+    let kind = async || {
+        let inventory = place.repository().inventory().await.unwrap();
+        inventory.snapshots[0].problem_kind
+    };
+    assert_eq!(kind().await, None);
+    place.write(&put.snapshot.metadata(), "{");
+    assert_eq!(kind().await, Some(ProblemKind::Damaged));
+    place.remove(&put.snapshot.metadata());
+    assert_eq!(kind().await, Some(ProblemKind::Missing));
 }

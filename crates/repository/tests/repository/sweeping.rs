@@ -53,7 +53,10 @@ async fn a_young_orphan_stays(place: Place) {
         ..options()
     });
     let sweep = repository.sweep().await.unwrap();
-    assert_eq!((sweep.deleted, sweep.young), (0, 1));
+    assert_eq!((sweep.deleted, sweep.young, sweep.young_bytes), (0, 1, 6));
+    let objects = place.objects();
+    let stored = objects.values().map(|content| content.len() as u64);
+    assert_eq!(sweep.listed_bytes, stored.sum::<u64>());
     place.clock.jump(2);
     let sweep = repository.sweep().await.unwrap();
     assert_eq!((sweep.deleted, sweep.young), (1, 0));

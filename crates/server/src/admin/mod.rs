@@ -41,6 +41,7 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::response::IntoResponse;
 use esker_node::Node;
 use http::header;
+use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -48,6 +49,7 @@ use utoipa_axum::routes;
 
 use crate::auth::Guarded;
 use crate::sample_history::History;
+use crate::usage::Usage;
 
 pub use error::{AdminError, CODES, PROBLEMS};
 
@@ -81,12 +83,21 @@ struct Admin {
     /// Turns for reading pages of the state store.
     pages: state::Turns,
     history: History,
+    usage: Usage,
+    started_at: OffsetDateTime,
     document: Arc<str>,
 }
 
 impl Admin {
-    fn new(node: Guarded<Node>, partitions: u64, history: History, document: String) -> Admin {
+    fn new(
+        node: Guarded<Node>,
+        partitions: u64,
+        (history, usage): (History, Usage),
+        document: String,
+    ) -> Admin {
         Admin {
+            started_at: OffsetDateTime::now_utc(),
+            usage,
             node,
             long: Arc::new(
                 (0..partitions)
@@ -127,18 +138,18 @@ impl Admin {
     }
 }
 
-/// All routes, for a node with so many partitions, with the catalog.
+/// All routes, for a node with so many partitions, with the catalog, and what the server has measured.
 pub(crate) fn router<S: Clone + Send + Sync + 'static>(
     node: Guarded<Node>,
     partitions: u64,
-    history: History,
+    measured: (History, Usage),
 ) -> Router<S> {
     let (router, document) = open_api().split_for_parts();
     // The document is built from constants, so this cannot fail: a test builds it too.
     let document = document.to_pretty_json().unwrap_or_default();
     router
         .layer(DefaultBodyLimit::max(BODY))
-        .with_state(Admin::new(node, partitions, history, document))
+        .with_state(Admin::new(node, partitions, measured, document))
 }
 
 /// This document.
@@ -176,6 +187,7 @@ fn open_api() -> OpenApiRouter<Admin> {
         .routes(routes!(status::status))
         .routes(routes!(history::history))
         .routes(routes!(streams::position))
+        .routes(routes!(streams::activity))
         .routes(routes!(state::status))
         .routes(routes!(state::agents))
         .routes(routes!(state::keys))
@@ -192,6 +204,8 @@ fn open_api() -> OpenApiRouter<Admin> {
         .routes(routes!(cluster::check))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::show))
+        .routes(routes!(snapshots::files))
+        .routes(routes!(snapshots::last_sweep))
         .routes(routes!(snapshots::diff))
         .routes(routes!(snapshots::verify))
         .routes(routes!(snapshots::prove))

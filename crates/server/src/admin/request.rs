@@ -10,6 +10,21 @@ use serde::de::DeserializeOwned;
 
 use super::AdminError;
 
+/// Entries of a page, unless the request has a limit.
+const DEFAULT_LIMIT: usize = 100;
+/// Most entries of a page.
+const MAX_LIMIT: usize = 1000;
+
+/// How many entries a page is to have.
+pub(super) fn page_limit(asked: Option<usize>) -> Result<usize, AdminError> {
+    match asked.unwrap_or(DEFAULT_LIMIT) {
+        limit @ 1..=MAX_LIMIT => Ok(limit),
+        other => Err(AdminError::invalid(format!(
+            "limit {other} is not between 1 and {MAX_LIMIT}"
+        ))),
+    }
+}
+
 /// The parameters of the path.
 pub(super) struct InPath<T>(pub T);
 

@@ -7,14 +7,14 @@ use axum::Json;
 use axum::extract::State;
 use esker_node::{
     CreatedSnapshot, Diff, Inventory, Proof, PruneOptions, PrunePlan, Pruned, RepositoryError,
-    SnapshotMetadata, Verification, Why,
+    SharedFile, SnapshotMetadata, SweepStatus, Verification, Why,
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 
 use super::error::Failures;
-use super::request::{Body, InPath, InQuery};
+use super::request::{Body, InPath, InQuery, page_limit};
 use super::{Admin, AdminError};
 use crate::auth::Access;
 use crate::auth::operation::Effect;
@@ -247,6 +247,173 @@ pub(super) async fn show(
         files: found.metadata.files.len() as u64,
         bytes: found.metadata.bytes(),
         metadata: (*found.metadata).clone(),
+    }))
+}
+
+/// Some files of a snapshot, and who shares them.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct SnapshotFiles {
+    /// The repository's URL.
+    pub repository: String,
+    /// The partition.
+    pub partition: u64,
+    /// The snapshot's directory: LSN and id.
+    pub snapshot: String,
+    /// Its id.
+    pub snapshot_id: String,
+    /// The last LSN that it covers.
+    pub lsn: u64,
+    /// Why it stays; never empty.
+    pub states: Vec<esker_node::State>,
+    /// Full or incremental.
+    pub kind: esker_node::SnapshotKind,
+    /// When it was created, by its node's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// The node that created it.
+    pub node_name: String,
+    /// The history that it is of.
+    pub lineage: Option<String>,
+    /// All of its files.
+    pub total_files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The files of this page, in the order of the description.
+    pub files: Vec<SharedFile>,
+    /// How many files come before the next page; absent if there is none.
+    pub next: Option<u64>,
+    /// Other kept snapshots whose description cannot be used. They may share files, too.
+    pub undescribed: Vec<String>,
+}
+
+/// What the sweeps of a partition's repository have found.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Sweeps {
+    /// The last complete one since the start of the node; absent if there was none, or it is turned off.
+    pub last: Option<Swept>,
+}
+
+/// What a sweep has found: it deletes objects that nothing refers to.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Swept {
+    /// When it ended.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// Objects that were there, with what it has deleted.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Orphans that it has deleted.
+    pub deleted: u64,
+    /// Their bytes.
+    pub deleted_bytes: u64,
+    /// Orphans that could not be deleted; the next sweep tries again.
+    pub failed: u64,
+    /// Orphans that are too young to be deleted.
+    pub young: u64,
+    /// Their bytes.
+    pub young_bytes: u64,
+    /// Objects that are none of a repository; they are never deleted.
+    pub foreign: u64,
+    /// Uploads that had given up: their intents were removed.
+    pub fenced: u64,
+    /// Pins that had expired, and were removed.
+    pub unpinned: u64,
+}
+
+impl From<SweepStatus> for Swept {
+    fn from(status: SweepStatus) -> Swept {
+        let found = status.found;
+        Swept {
+            at: status.at,
+            objects: found.listed,
+            bytes: found.listed_bytes,
+            deleted: found.deleted,
+            deleted_bytes: found.bytes,
+            failed: found.failed,
+            young: found.young,
+            young_bytes: found.young_bytes,
+            foreign: found.foreign,
+            fenced: found.fenced,
+            unpinned: found.unpinned,
+        }
+    }
+}
+
+/// Which files.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WhichFiles {
+    /// How many files to leave out at the beginning; 0 by default.
+    #[serde(default)]
+    skip: usize,
+    /// Most files to return, 1 to 1000; 100 by default.
+    limit: Option<usize>,
+}
+
+/// The files of a snapshot, page by page, and which other kept snapshots share each.
+#[utoipa::path(
+    get,
+    path = "/esker/v1/partitions/{partition}/snapshots/{snapshot}/files",
+    operation_id = "snapshot_files",
+    tag = "snapshots",
+    params(
+        ("partition" = u64, Path, description = "The partition; 0 is the catalog"),
+        ("snapshot" = String, Path, description = "Its id, its directory's name, its LSN, or `newest`"),
+        WhichFiles
+    ),
+    responses((status = 200, description = "A page", body = SnapshotFiles), Failures)
+)]
+pub(super) async fn files(
+    State(admin): State<Admin>,
+    access: Access,
+    InPath((partition, name)): InPath<(u64, String)>,
+    InQuery(which): InQuery<WhichFiles>,
+) -> Result<Json<SnapshotFiles>, AdminError> {
+    let granted = access.admin(Effect::Read)?;
+    let limit = page_limit(which.limit)?;
+    let node = admin.node.open(&granted);
+    let found = node
+        .snapshot_files(partition, named(&name), which.skip, limit)
+        .await?;
+    let metadata = &found.described.metadata;
+    Ok(Json(SnapshotFiles {
+        repository: node.repository_url().to_owned(),
+        partition,
+        snapshot: found.described.snapshot,
+        snapshot_id: metadata.snapshot_id.to_string(),
+        lsn: metadata.min_applied_lsn.0,
+        states: found.described.states,
+        kind: metadata.kind(),
+        created_at: metadata.created_at,
+        node_name: metadata.node_name.clone(),
+        lineage: metadata.lineage.map(|it| it.to_string()),
+        total_files: metadata.files.len() as u64,
+        bytes: metadata.bytes(),
+        files: found.page.files,
+        next: found.page.next,
+        undescribed: found.page.undescribed,
+    }))
+}
+
+/// What the last sweep of a partition's repository has found and deleted.
+#[utoipa::path(
+    get,
+    path = "/esker/v1/partitions/{partition}/sweep",
+    operation_id = "last_sweep",
+    tag = "snapshots",
+    params(("partition" = u64, Path, description = "The partition; 0 is the catalog")),
+    responses((status = 200, description = "Of this start of the node", body = Sweeps), Failures)
+)]
+pub(super) async fn last_sweep(
+    State(admin): State<Admin>,
+    access: Access,
+    InPath(partition): InPath<u64>,
+) -> Result<Json<Sweeps>, AdminError> {
+    let granted = access.admin(Effect::Read)?;
+    let last = admin.node.open(&granted).last_sweep(partition)?;
+    Ok(Json(Sweeps {
+        last: last.map(Swept::from),
     }))
 }
 

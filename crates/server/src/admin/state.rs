@@ -21,17 +21,13 @@ use tokio::time::timeout;
 use utoipa::{IntoParams, ToSchema};
 
 use super::error::Failures;
-use super::request::InQuery;
+use super::request::{InQuery, page_limit};
 use super::{Admin, AdminError};
 use crate::auth::Access;
 use crate::auth::access::Granted;
 use crate::auth::operation::Effect;
 use crate::timestamp::timestamp;
 
-/// Entries of a page, unless the request has a limit.
-const DEFAULT_LIMIT: usize = 100;
-/// Most entries of a page.
-const MAX_LIMIT: usize = 1000;
 /// Most agents that are examined for a page: a token may be permitted few of many.
 const MAX_EXAMINED: usize = 10_000;
 /// Most bytes of names and values that are read for a page; only the sizes of values are returned.
@@ -347,7 +343,7 @@ pub(super) async fn agents(
     InQuery(which): InQuery<WhichAgents>,
 ) -> Result<Json<Agents>, AdminError> {
     let store = admin.store(&access.any_state(Effect::Read)?);
-    let limit = limit(which.limit)?;
+    let limit = page_limit(which.limit)?;
     let after = match (which.after_namespace, which.after_agent) {
         (None, None) => None,
         (Some(namespace), Some(agent)) => Some((namespace, agent)),
@@ -402,7 +398,7 @@ pub(super) async fn keys(
 ) -> Result<Json<Keys>, AdminError> {
     let granted = access.agent(Effect::Read, &which.namespace, &which.agent)?;
     let store = admin.store(&granted);
-    let limit = limit(which.limit)?;
+    let limit = page_limit(which.limit)?;
     let read = move || {
         let commit_ts = which.commit_ts.unwrap_or_else(|| store.commit_ts());
         let scan = Scan {
@@ -495,7 +491,7 @@ pub(super) async fn versions(
 ) -> Result<Json<Versions>, AdminError> {
     let granted = access.agent(Effect::Read, &which.namespace, &which.agent)?;
     let store = admin.store(&granted);
-    let limit = limit(which.limit)?;
+    let limit = page_limit(which.limit)?;
     let key = StateKey::new(which.namespace, which.agent, which.key);
     let read = move || {
         let newest = store.get(&key, ReadAt::Latest)?;
@@ -545,7 +541,7 @@ pub(super) async fn commits(
     access: Access,
     InQuery(which): InQuery<WhichCommits>,
 ) -> Result<Json<Commits>, AdminError> {
-    let limit = limit(which.limit)?;
+    let limit = page_limit(which.limit)?;
     let (granted, agent) = match (which.namespace, which.agent) {
         (None, None) => (access.whole_state(Effect::Read)?, None),
         (Some(namespace), Some(agent)) => {
@@ -650,13 +646,4 @@ fn json(value: &Bytes) -> Result<Box<RawValue>, AdminError> {
             format!("the stored value is not JSON: {error}"),
         )
     })
-}
-
-fn limit(said: Option<usize>) -> Result<usize, AdminError> {
-    match said.unwrap_or(DEFAULT_LIMIT) {
-        limit @ 1..=MAX_LIMIT => Ok(limit),
-        other => Err(AdminError::invalid(format!(
-            "limit {other} is not between 1 and {MAX_LIMIT}"
-        ))),
-    }
 }

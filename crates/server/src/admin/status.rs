@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 
 use super::error::ErrorBody;
-use super::snapshots::Proven;
+use super::snapshots::{Proven, Swept};
 use super::{Admin, AdminError};
 use crate::auth::Access;
 use crate::auth::operation::Effect;
@@ -55,6 +55,10 @@ pub struct Status {
     pub partitions: Vec<Partition>,
     /// What is wrong, and what to do.
     pub problems: Vec<Wrong>,
+    /// When the node started.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    #[schema(required = false)]
+    pub started_at: Option<OffsetDateTime>,
 }
 
 /// A time that was predicted.
@@ -167,6 +171,9 @@ pub struct Partition {
     pub retained: u64,
     /// Snapshots of stale lineages.
     pub abandoned: u64,
+    /// The last complete sweep of its repository since the start of the node.
+    #[serde(default)]
+    pub sweep: Option<Swept>,
     /// Retained snapshots that have a damaged or missing object, which is not repaired.
     #[serde(default)]
     pub damaged: u64,
@@ -267,6 +274,7 @@ pub(super) async fn status(
         .map_err(|_| esker_node::Error::Stopping)?;
     let leaders: Vec<_> = status.partitions.iter().map(|one| one.leader).collect();
     let mut status = Status::new(health, status);
+    status.started_at = Some(admin.started_at);
     if let Some(cluster) = cluster {
         status.in_cluster = true;
         let nodes = cluster.nodes();
@@ -304,6 +312,7 @@ impl Status {
             recovery: recovery.map(Into::into),
             partitions: status.partitions.into_iter().map(Into::into).collect(),
             problems: status.problems.into_iter().map(Into::into).collect(),
+            started_at: None,
         }
     }
 }
@@ -382,6 +391,7 @@ impl From<PartitionStatus> for Partition {
             proven: one.proven.map(Into::into),
             retained: one.retained as u64,
             abandoned: one.abandoned as u64,
+            sweep: one.sweep.map(Into::into),
             damaged: one.damaged as u64,
             scrubbed_at: one.scrubbed_at,
             entries_at_risk: one.entries_at_risk,

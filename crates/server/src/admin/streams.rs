@@ -1,4 +1,6 @@
-//! `/streams/{stream}`: the position of a stream.
+//! `/streams/{stream}`: the position of a stream, and what goes on in it.
+
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
@@ -7,13 +9,16 @@ use s2_common::basin::BasinName;
 use s2_common::stream::StreamName;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::error::Failures;
-use super::request::{InHeader, InPath};
+use super::request::{InHeader, InPath, InQuery};
 use super::{Admin, AdminError};
 use crate::auth::Access;
 use crate::timestamp::timestamp;
+
+/// Records of this time count as new.
+const LAST_MINUTE: Duration = Duration::from_secs(60);
 
 /// The position of a stream, as of one moment.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -118,6 +123,83 @@ pub(super) async fn position(
                 resumes_at,
             })
             .collect(),
+    }))
+}
+
+/// What a stream has, and how much of it is new.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct StreamActivity {
+    /// Records that readers may see. Unlike `tail` - `head`, without the numbers that a restore passed over.
+    pub records: u64,
+    /// Those of them whose timestamp is of the last minute, by the clock of the server. Timestamps may be the
+    /// clients'.
+    pub records_last_minute: u64,
+    /// The cipher of the records; absent if they are not encrypted. To read them takes the key of the stream.
+    #[serde(default)]
+    pub cipher: Option<String>,
+    /// Bytes of the records, as the S2 API meters them; absent if they were not read lately. Of more than 64 KiB
+    /// it is an estimate.
+    #[serde(default)]
+    pub bytes: Option<u64>,
+    /// When that was found, to the minute.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    #[schema(required = false)]
+    pub bytes_at: Option<OffsetDateTime>,
+}
+
+/// What is to be found out.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WhichActivity {
+    /// Whether to read the present size, which reads some of the records.
+    #[serde(default)]
+    size: bool,
+}
+
+/// How many records and bytes a stream has, and how many records are of the last minute.
+///
+/// Creates no stream, even if reads do in this basin.
+#[utoipa::path(
+    get,
+    path = "/esker/v1/streams/{stream}/activity",
+    operation_id = "stream_activity",
+    tag = "streams",
+    params(
+        ("stream" = String, Path, description = "The stream, percent-encoded"),
+        ("s2-basin" = String, Header, description = "The basin"),
+        WhichActivity
+    ),
+    responses((status = 200, description = "As of now", body = StreamActivity), Failures)
+)]
+pub(super) async fn activity(
+    State(admin): State<Admin>,
+    access: Access,
+    InHeader(basin): InHeader<BasinName>,
+    InPath(stream): InPath<StreamName>,
+    InQuery(which): InQuery<WhichActivity>,
+) -> Result<Json<StreamActivity>, AdminError> {
+    let arrived = Instant::now();
+    let stream = access.position(&basin, stream)?;
+    let (node, name) = (admin.node.open(&stream.granted), stream.name);
+    let usage = admin.usage.clone();
+    let found = node.look_up(move |node| {
+        let since = OffsetDateTime::now_utc() - LAST_MINUTE;
+        let since = u64::try_from(since.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+        let counts = node.record_counts(&basin, &name, since)?;
+        let size = match which.size {
+            true => usage.present_size(node, &basin, &name, arrived)?,
+            false => usage.last_size(&basin, &name),
+        };
+        Ok((counts, size))
+    });
+    let (counts, size) = found.await?;
+    let at = |(seconds, _): (u32, u64)| OffsetDateTime::from_unix_timestamp(seconds.into()).ok();
+    Ok(Json(StreamActivity {
+        records: counts.all,
+        records_last_minute: counts.since,
+        cipher: counts.cipher.map(|it| it.to_string()),
+        bytes: size.map(|(_, bytes)| bytes),
+        bytes_at: size.and_then(at),
     }))
 }
 

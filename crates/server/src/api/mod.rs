@@ -286,8 +286,12 @@ pub fn router(app: App) -> Router {
         .router
         .nest("/v1", v1)
         .merge(
-            crate::admin::router(app.node.clone(), app.partitions, app.history.clone())
-                .route_layer(admitted.clone()),
+            crate::admin::router(
+                app.node.clone(),
+                app.partitions,
+                (app.history.clone(), app.usage.clone()),
+            )
+            .route_layer(admitted.clone()),
         )
         .merge(crate::state::router(&app.state, &answers).route_layer(admitted));
     finished(router, app)

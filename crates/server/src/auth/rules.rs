@@ -119,6 +119,11 @@ pub(crate) const RULES: &[(&str, &str, Rule)] = &[
         AdminOr(Effect::Read, Read),
     ),
     (
+        "GET",
+        "/esker/v1/streams/{stream}/activity",
+        AdminOr(Effect::Read, Read),
+    ),
+    (
         "POST",
         "/esker/v1/basins/{basin}/adopt",
         Admin(Effect::Write),
@@ -136,6 +141,16 @@ pub(crate) const RULES: &[(&str, &str, Rule)] = &[
     (
         "GET",
         "/esker/v1/partitions/{partition}/snapshots/{snapshot}",
+        Admin(Effect::Read),
+    ),
+    (
+        "GET",
+        "/esker/v1/partitions/{partition}/snapshots/{snapshot}/files",
+        Admin(Effect::Read),
+    ),
+    (
+        "GET",
+        "/esker/v1/partitions/{partition}/sweep",
         Admin(Effect::Read),
     ),
     (

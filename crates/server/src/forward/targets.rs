@@ -113,6 +113,8 @@ pub(crate) const TARGETS: &[(&str, &str, Target)] = &[
         Here,
     ),
     ("GET", "/esker/v1/streams/{stream}/position", Stream),
+    // The leader has counted the appends.
+    ("GET", "/esker/v1/streams/{stream}/activity", Stream),
     ("POST", "/esker/v1/basins/{basin}/adopt", Catalog),
     ("GET", "/esker/v1/partitions/{partition}/snapshots", Here),
     (
@@ -130,6 +132,13 @@ pub(crate) const TARGETS: &[(&str, &str, Target)] = &[
         "/esker/v1/partitions/{partition}/snapshots/{old}/diff/{new}",
         Here,
     ),
+    (
+        "GET",
+        "/esker/v1/partitions/{partition}/snapshots/{snapshot}/files",
+        Here,
+    ),
+    // The leader sweeps.
+    ("GET", "/esker/v1/partitions/{partition}/sweep", Partition),
     // It may repair, and one node at a time does that.
     (
         "POST",

@@ -188,6 +188,26 @@ impl Usage {
         sizes.cloned().unwrap_or_default()
     }
 
+    /// The last size of a stream that was read, and when, in seconds since the epoch. Reads nothing.
+    pub(crate) fn last_size(&self, basin: &str, stream: &str) -> Option<(u32, u64)> {
+        let state = self.state();
+        let known = state.basins.get(basin)?.streams.get(stream)?;
+        let sizes = known.meters.get(Meter::StoredBytes)?;
+        sizes.last_before(Interval::Minute, now())
+    }
+
+    /// The same after a look whether the stream has changed: see [`Usage::refreshed_sizes`]. Blocks.
+    pub(crate) fn present_size(
+        &self,
+        node: &Node,
+        basin: &str,
+        stream: &str,
+        arrived: Instant,
+    ) -> Result<Option<(u32, u64)>, Error> {
+        let sizes = self.refreshed_sizes(node, basin, stream, arrived)?;
+        Ok(sizes.last_before(Interval::Minute, now()))
+    }
+
     /// The same with the size that it has for a request that arrived at this time. It is read only if the stream has
     /// changed since the last reading, and nobody has begun to read it since the request arrived: requests share
     /// a reading. Blocks.

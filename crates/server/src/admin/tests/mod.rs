@@ -18,6 +18,7 @@ use tower::ServiceExt as _;
 
 use crate::auth::{Access, Guarded};
 use crate::sample_history::History;
+use crate::usage::Usage;
 
 use super::{Admin, AdminError, BODY, PROBLEMS, open_api};
 
@@ -45,8 +46,12 @@ impl World {
         options.snapshots.destination = Some(shown(&dir.path().join("backups")));
         let node = Node::start(options).await.unwrap();
         World {
-            router: super::router(Guarded::new(node.clone()), 3, History::default())
-                .layer(Extension(Access::unrestricted())),
+            router: super::router(
+                Guarded::new(node.clone()),
+                3,
+                (History::default(), Usage::default()),
+            )
+            .layer(Extension(Access::unrestricted())),
             node,
             dir,
         }
@@ -182,7 +187,10 @@ async fn every_documented_operation_answers_as_its_schema_says() {
             | "create_snapshot"
             | "show_snapshot"
             | "prove_snapshot"
+            | "snapshot_files"
+            | "last_sweep"
             | "stream_position"
+            | "stream_activity"
             | "confirm_access_tokens" => vec![(filled, json!({}))],
             "state_keys" => vec![(format!("{filled}?namespace=n&agent=a"), json!({}))],
             "state_value" | "state_versions" => {
@@ -243,7 +251,7 @@ async fn every_documented_operation_answers_as_its_schema_says() {
         }
         called.insert(id);
     }
-    assert_eq!(called.len(), 26, "{called:?}");
+    assert_eq!(called.len(), 29, "{called:?}");
     world.stop().await;
 }
 
@@ -326,6 +334,10 @@ async fn a_position_lists_forks_as_its_schema_says() {
     assert_eq!(after["forks"], json!([fork]), "{after}");
     assert_eq!((&after["head"], &after["tail"]), (&json!(gap), &json!(gap)));
     assert_eq!(after["created_at"], before["created_at"]);
+    // The numbers that were passed over are no records.
+    let activity = world.get("/streams/a%2Fb/activity?size=true").await;
+    assert_eq!(activity["records"], 0, "{activity}");
+    assert_eq!(activity["records_last_minute"], 0, "{activity}");
     assert_ne!(after["lineage"], before["lineage"]);
     let document = world.get("/openapi.json").await;
     let schema = json!({ "$ref": "#/components/schemas/StreamPosition" });
@@ -397,7 +409,7 @@ async fn what_takes_long_runs_once_a_partition_and_goes_on_when_nobody_waits() {
     let admin = Admin::new(
         Guarded::new(world.node.clone()),
         3,
-        History::default(),
+        (History::default(), Usage::default()),
         String::new(),
     );
     let (finish, finished) = tokio::sync::oneshot::channel::<()>();
