@@ -9,6 +9,8 @@ use crate::runtime::error::ProposeError;
 impl<O: Send + 'static> Shared<O> {
     /// Carries out actions in order. The caller holds the engine's lock.
     pub(in crate::runtime) fn carry_out(&self, engine: &mut Engine, actions: Vec<Action>) {
+        // Before anybody is woken, who then looks at it.
+        self.view.publish(engine);
         // The checkpoint whose fetch cannot begin.
         let mut failed = None;
         for action in actions {
@@ -23,6 +25,7 @@ impl<O: Send + 'static> Shared<O> {
                     self.apply.push(committed);
                 }
                 Action::Send(messages) => (self.send)(messages),
+                Action::ReadLog(read) => self.read_log(read),
                 Action::SnapshotHint {
                     last_included_index,
                 } => {

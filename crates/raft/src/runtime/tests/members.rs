@@ -60,6 +60,8 @@ pub struct Members {
     pub network: Network,
     pub nodes: BTreeMap<u64, (Node, Group<usize>)>,
     pub knobs: BTreeMap<u64, Arc<Knobs>>,
+    /// Of the disks under their logs.
+    pub faults: BTreeMap<u64, Faults>,
     pub adjust: fn(&mut NodeConfig),
     founders: Vec<NodeId>,
     written: Vec<String>,
@@ -77,6 +79,7 @@ impl Members {
             network: Network::new(),
             nodes: BTreeMap::new(),
             knobs: BTreeMap::new(),
+            faults: BTreeMap::new(),
             adjust,
             founders: ids.iter().copied().map(NodeId).collect(),
             written: Vec::new(),
@@ -110,7 +113,9 @@ impl Members {
             ..NodeConfig::new(NodeId(id), &self.data_dir(id))
         };
         (self.adjust)(&mut config);
-        let (node, _) = Node::start_among(config, self.network.transport(NodeId(id))).unwrap();
+        let faults = self.faults.entry(id).or_default().clone();
+        let transport = self.network.transport(NodeId(id));
+        let (node, _) = Node::start_with(config, faults, Some(transport)).unwrap();
         let knobs = self.knobs.entry(id).or_default().clone();
         // What is in memory does not survive.
         knobs.lines.lock().clear();

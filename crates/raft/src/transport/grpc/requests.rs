@@ -55,31 +55,40 @@ impl Requests {
     }
 }
 
-/// One channel per node.
+/// Which of the connections to a node: what is sent over one of them holds up nothing on the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lane {
+    /// Calls of the host, which nobody else's requests may hold up.
+    Calls,
+    /// Requests, by a number that the host chooses.
+    Requests(u32),
+}
+
+/// One channel per node and lane.
 #[derive(Default)]
 pub(super) struct Channels {
-    open: Mutex<BTreeMap<NodeId, PeerChannel>>,
+    open: Mutex<BTreeMap<(NodeId, Lane), PeerChannel>>,
 }
 
 impl Channels {
     /// The channel to a node, made when it is first needed.
     pub fn of(
         &self,
-        node: NodeId,
+        to: (NodeId, Lane),
         make: impl FnOnce() -> Result<PeerChannel, String>,
     ) -> Result<PeerChannel, String> {
         let mut open = self.open.lock();
-        if let Some(channel) = open.get(&node) {
+        if let Some(channel) = open.get(&to) {
             return Ok(channel.clone());
         }
         let channel = make()?;
-        open.insert(node, channel.clone());
+        open.insert(to, channel.clone());
         Ok(channel)
     }
 
     /// The node has gone, or has another address.
     pub fn forget(&self, node: NodeId) {
-        self.open.lock().remove(&node);
+        self.open.lock().retain(|(to, _), _| *to != node);
     }
 }
 
