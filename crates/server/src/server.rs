@@ -52,6 +52,7 @@ mod listener;
 mod node_options;
 pub(crate) mod peer_certificates;
 mod stream;
+mod vanished;
 
 /// Longest time for reading what a restart needs, and for counting it: small files. If it takes longer, their disk
 /// hangs, and the restart counts as held back. A thread that waits for a disk cannot be interrupted, so the check

@@ -144,6 +144,8 @@ struct Handled {
     begun: Arc<AtomicUsize>,
     ended: Arc<AtomicUsize>,
     produced: Arc<AtomicUsize>,
+    /// Whether it finds bodies too slow.
+    refuses: Arc<AtomicBool>,
 }
 
 impl Handled {
