@@ -471,9 +471,10 @@ pub trait LogReader: Send + Sync {
     fn entries(&self, low: Lsn, high: Lsn, max_bytes: u64) -> Result<RawEntries, LogReadError>;
     /// Term of one entry.
     fn term(&self, lsn: Lsn) -> Result<Term, LogReadError>;
-    /// Where terms begin in a log that begins after `start` and ends with `last`, in order. From the first of them on,
-    /// all are there; an entry that cannot be read, or too many terms, leave out what is before.
-    fn terms(&self, start: LogFloor, last: Lsn) -> Vec<LogFloor> {
+    /// Where terms begin in a log that begins after `start` and ends with `last`: entries with their terms, in order.
+    /// From the first of them on, all are there; an entry that cannot be read, or too many terms, leave out what is
+    /// before.
+    fn terms(&self, start: (Lsn, Term), last: Lsn) -> Vec<(Lsn, Term)> {
         find_terms(start, last, MAX_TERMS_AT_OPEN, |lsn| self.term(lsn).ok())
     }
     /// Whether a read never waits. The engine then reads by itself, instead of asking its host to.

@@ -14,7 +14,6 @@
 use raft::eraftpb::Entry;
 use raft::{GetEntriesContext, ProgressState, StateRole};
 
-use super::storage::entry_bytes;
 use super::{
     Action, Engine, LogRead, LogReadError, MAX_MESSAGE_BYTES, MAX_READ_FOR_PEERS, RawEntries,
 };
@@ -216,4 +215,9 @@ impl Engine {
             }
         }
     }
+}
+
+/// Bytes that an entry takes in memory, roughly.
+pub(super) fn entry_bytes(entry: &Entry) -> u64 {
+    entry.data.len() as u64 + entry.context.len() as u64 + 24
 }

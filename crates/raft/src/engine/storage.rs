@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
-use super::log_reads::LogReads;
+use super::log_reads::{LogReads, entry_bytes};
 use super::terms::Terms;
 use super::{LogFloor, LogReader, Membership, PersistedState};
 use crate::ids::{Lsn, NodeId, Term};
@@ -65,7 +65,8 @@ impl EngineStorage {
         let mut hard_state = persisted.hard_state;
         hard_state.commit = hard_state.commit.max(applied.0);
         let conf_state = membership.to_conf_state();
-        let terms = Terms::new(reader.terms(persisted.start, persisted.last));
+        let start = (persisted.start.lsn, persisted.start.term);
+        let terms = Terms::new(reader.terms(start, persisted.last));
         EngineStorage {
             hard_state,
             conf_state,
@@ -170,7 +171,7 @@ impl EngineStorage {
             term: Term(term),
         };
         self.evict(up_to);
-        self.terms.compact(self.start);
+        self.terms.compact(up_to);
         Some(self.start)
     }
 
@@ -181,7 +182,7 @@ impl EngineStorage {
         self.start = at;
         self.evicted = at;
         self.last = at.lsn;
-        self.terms.restart(at);
+        self.terms.restart((at.lsn, at.term));
         self.reads().restart();
     }
 
@@ -391,8 +392,4 @@ impl Storage for EngineStorage {
 
 fn is_change(entry: &Entry) -> bool {
     entry.get_entry_type() != EntryType::EntryNormal
-}
-
-pub(super) fn entry_bytes(entry: &Entry) -> u64 {
-    entry.data.len() as u64 + entry.context.len() as u64 + 24
 }

@@ -8,12 +8,14 @@ use std::collections::VecDeque;
 
 use raft::eraftpb::Entry;
 
-use super::LogFloor;
 use crate::ids::{Lsn, Term};
 
 /// Most terms that are looked up at an open: about 20 reads each in a log of a million entries. An entry of an earlier
 /// term is looked up when it is asked for.
 pub(crate) const MAX_TERMS_AT_OPEN: usize = 256;
+
+/// An entry, and its term: where that begins.
+pub(crate) type Beginning = (Lsn, Term);
 
 /// Where terms begin; of consecutive LSNs, up to the last entry of the log.
 #[derive(Debug, Default)]
@@ -24,8 +26,8 @@ pub(super) struct Terms {
 
 impl Terms {
     /// Those that were found at an open.
-    pub fn new(found: Vec<LogFloor>) -> Terms {
-        let runs = found.into_iter().map(|run| (run.lsn.0, run.term.0));
+    pub fn new(found: Vec<Beginning>) -> Terms {
+        let runs = found.into_iter().map(|(lsn, term)| (lsn.0, term.0));
         Terms {
             runs: runs.collect(),
         }
@@ -52,60 +54,62 @@ impl Terms {
     }
 
     /// The log begins after this entry.
-    pub fn compact(&mut self, floor: LogFloor) {
-        while self.runs.get(1).is_some_and(|next| next.0 <= floor.lsn.0) {
+    pub fn compact(&mut self, floor: Lsn) {
+        while self.runs.get(1).is_some_and(|next| next.0 <= floor.0) {
             self.runs.pop_front();
         }
         if let Some(first) = self.runs.front_mut() {
-            first.0 = first.0.max(floor.lsn.0);
+            first.0 = first.0.max(floor.0);
         }
     }
 
     /// The log is empty and begins after this entry.
-    pub fn restart(&mut self, at: LogFloor) {
-        self.runs = VecDeque::from([(at.lsn.0, at.term.0)]);
+    pub fn restart(&mut self, (lsn, term): Beginning) {
+        self.runs = VecDeque::from([(lsn.0, term.0)]);
     }
 }
 
 /// Looks up where terms begin, from the end of the log, at most `most`. In order of the LSNs; from the first one on
 /// all are known. `term_of` returns nothing for an entry that cannot be read: what is before it is left out.
 pub(crate) fn find_terms(
-    start: LogFloor,
+    start: Beginning,
     last: Lsn,
     most: usize,
     mut term_of: impl FnMut(Lsn) -> Option<Term>,
-) -> Vec<LogFloor> {
+) -> Vec<Beginning> {
     let mut found = Vec::new();
-    if last <= start.lsn {
+    if last <= start.0 {
         return vec![start];
     }
     let Some(term) = term_of(last) else {
         return found;
     };
     // The entries at both ends of a range are known. The range that is on top ends where what is known begins.
-    let mut ranges = vec![(start, LogFloor { lsn: last, term })];
+    let mut ranges = vec![(start, (last, term))];
     while let Some((low, high)) = ranges.pop() {
-        if low.term == high.term {
+        if low.1 == high.1 {
             continue;
         }
-        if high.lsn == low.lsn.next() {
-            found.push(high);
-            if found.len() < most {
-                continue;
-            }
-            found.reverse();
-            return found;
-        }
-        let middle = Lsn(low.lsn.0 + (high.lsn.0 - low.lsn.0) / 2);
-        let term = term_of(middle).filter(|term| (low.term..=high.term).contains(term));
-        let Some(term) = term else {
-            found.push(high);
-            found.reverse();
-            return found;
+        let middle = Lsn(low.0.0 + (high.0.0 - low.0.0) / 2);
+        // Of neighbours, the second begins a term.
+        let is_beginning = middle == low.0;
+        let term = match is_beginning {
+            true => None,
+            false => term_of(middle).filter(|term| (low.1..=high.1).contains(term)),
         };
-        let middle = LogFloor { lsn: middle, term };
-        ranges.push((low, middle));
-        ranges.push((middle, high));
+        match term {
+            Some(term) => {
+                ranges.push((low, (middle, term)));
+                ranges.push(((middle, term), high));
+            }
+            None => {
+                found.push(high);
+                if !is_beginning || found.len() >= most {
+                    found.reverse();
+                    return found;
+                }
+            }
+        }
     }
     found.push(start);
     found.reverse();
@@ -116,11 +120,8 @@ pub(crate) fn find_terms(
 mod tests {
     use super::*;
 
-    fn floor(lsn: u64, term: u64) -> LogFloor {
-        LogFloor {
-            lsn: Lsn(lsn),
-            term: Term(term),
-        }
+    fn at(lsn: u64, term: u64) -> Beginning {
+        (Lsn(lsn), Term(term))
     }
 
     fn entries(first: u64, terms: &[u64]) -> Vec<Entry> {
@@ -151,27 +152,27 @@ mod tests {
     #[test]
     fn the_terms_of_a_log_are_found_with_few_reads() {
         let mut reads = 0;
-        let found = find_terms(floor(10, 2), Lsn(22), 256, |lsn| {
+        let found = find_terms(at(10, 2), Lsn(22), 256, |lsn| {
             reads += 1;
             term_in_log(lsn)
         });
-        let expected = [floor(10, 2), floor(13, 3), floor(17, 7), floor(18, 8)];
+        let expected = [at(10, 2), at(13, 3), at(17, 7), at(18, 8)];
         assert_eq!(found, expected);
         assert_known_from(&Terms::new(found), 11);
         // A long log of one term is read once.
-        let long = find_terms(floor(10, 2), Lsn(1 << 40), 256, |_| {
+        let long = find_terms(at(10, 2), Lsn(1 << 40), 256, |_| {
             reads = 1;
             Some(Term(2))
         });
-        assert_eq!((long, reads), (vec![floor(10, 2)], 1));
-        let empty = find_terms(floor(10, 2), Lsn(10), 256, |_| panic!("there is no entry"));
-        assert_eq!(empty, [floor(10, 2)]);
+        assert_eq!((long, reads), (vec![at(10, 2)], 1));
+        let empty = find_terms(at(10, 2), Lsn(10), 256, |_| panic!("there is no entry"));
+        assert_eq!(empty, [at(10, 2)]);
     }
 
     #[test]
     fn of_what_cannot_be_read_nothing_is_claimed() {
         for unreadable in 11..23 {
-            let found = find_terms(floor(10, 2), Lsn(22), 256, |lsn| {
+            let found = find_terms(at(10, 2), Lsn(22), 256, |lsn| {
                 term_in_log(lsn).filter(|_| lsn.0 != unreadable)
             });
             let terms = Terms::new(found);
@@ -185,14 +186,14 @@ mod tests {
                 );
             }
         }
-        let bounded = find_terms(floor(10, 2), Lsn(22), 2, term_in_log);
-        assert_eq!(bounded, [floor(17, 7), floor(18, 8)]);
+        let bounded = find_terms(at(10, 2), Lsn(22), 2, term_in_log);
+        assert_eq!(bounded, [at(17, 7), at(18, 8)]);
         assert_known_from(&Terms::new(bounded), 17);
     }
 
     #[test]
     fn the_terms_follow_the_log() {
-        let mut terms = Terms::new(vec![floor(0, 0)]);
+        let mut terms = Terms::new(vec![at(0, 0)]);
         terms.append(&entries(1, &[1, 1, 2]));
         assert_eq!(
             [0, 1, 2, 3].map(|lsn| terms.of(lsn)),
@@ -202,14 +203,14 @@ mod tests {
         terms.append(&entries(2, &[3, 3]));
         assert_eq!([1, 2, 3].map(|lsn| terms.of(lsn)), [1, 3, 3].map(Some));
         terms.append(&entries(4, &[3, 4]));
-        terms.compact(floor(3, 3));
+        terms.compact(Lsn(3));
         assert_eq!(
             [2, 3, 4, 5].map(|lsn| terms.of(lsn)),
             [None, Some(3), Some(3), Some(4)]
         );
-        terms.compact(floor(5, 4));
+        terms.compact(Lsn(5));
         assert_eq!([4, 5].map(|lsn| terms.of(lsn)), [None, Some(4)]);
-        terms.restart(floor(9, 6));
+        terms.restart(at(9, 6));
         terms.append(&entries(10, &[6, 7]));
         assert_eq!(
             [8, 9, 10, 11].map(|lsn| terms.of(lsn)),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use super::{EntryIndex, RaftEngine, is_unreadable, region};
-use crate::engine::{LogFloor, LogReadError, LogReader, MAX_TERMS_AT_OPEN, RawEntries, find_terms};
+use crate::engine::{LogReadError, LogReader, MAX_TERMS_AT_OPEN, RawEntries, find_terms};
 use crate::ids::{GroupId, Lsn, Term};
 
 thread_local! {
@@ -123,7 +123,7 @@ impl LogReader for GroupReader {
     }
 
     /// All on one thread, which keeps the block that it has read last.
-    fn terms(&self, start: LogFloor, last: Lsn) -> Vec<LogFloor> {
+    fn terms(&self, start: (Lsn, Term), last: Lsn) -> Vec<(Lsn, Term)> {
         let region = region(self.group);
         let term_of = |lsn: Lsn| {
             let entry = self.engine.get_entry::<EntryIndex>(region, lsn.0);
