@@ -1,7 +1,9 @@
 //! `esker cluster status`.
 
+use std::collections::BTreeMap;
+
 use esker_server::admin::cluster::{
-    ClusterGroup, ClusterMember, ClusterView, MemberState, ReplicaFetch,
+    ClusterGroup, ClusterMember, ClusterView, GroupMembers, MemberState, ReplicaFetch,
 };
 
 use crate::admin::Admin;
@@ -13,7 +15,8 @@ use crate::term::{bytes, plain};
 /// Show the nodes of the cluster, who leads each partition, and how far each replica is.
 ///
 /// Nodes become voters by themselves as soon as they have caught up, so there is no command for that. The lag of
-/// a replica is the number of entries that it has not applied yet.
+/// a replica is the number of entries that it has not applied yet. While the voters of a partition change, both
+/// those before and those after the change are shown; what a change waits for is shown with it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -36,12 +39,22 @@ pub async fn run(admin: &Admin, args: &Args) -> Result<(), Failure> {
 /// Nodes and partitions, as tables.
 pub fn tables(view: &ClusterView) -> String {
     let nodes: Vec<_> = view.nodes.iter().map(|node| node_row(node, view)).collect();
-    let partitions: Vec<_> = view.partitions.iter().map(partition_row).collect();
+    let names: BTreeMap<u64, &str> = view
+        .nodes
+        .iter()
+        .map(|node| (node.node, node.name.as_str()))
+        .collect();
+    let row = |of| partition_row(of, &names);
+    let partitions: Vec<_> = view.partitions.iter().map(row).collect();
     let head = [
         "node", "name", "state", "leads", "clients", "peers", "zone", "",
     ];
+    let refused = view.refused.as_ref().map_or_else(String::new, |why| {
+        let why = plain(why);
+        format!("the cluster does not take node {}: {why}\n\n", view.node)
+    });
     format!(
-        "{}\n{}",
+        "{refused}{}\n{}",
         table(&head, &nodes, &[0, 3]),
         table(&["partition", "leader", "replicas"], &partitions, &[0])
     )
@@ -54,10 +67,11 @@ fn node_row(node: &ClusterMember, view: &ClusterView) -> Vec<String> {
         MemberState::Draining => "draining",
         MemberState::Removed => "removed",
     };
-    let remark = match &node.unreachable {
-        Some(why) => format!("does not answer: {}", plain(why)),
-        None if node.node == view.node => "this node".to_owned(),
-        None => String::new(),
+    let remark = match (&node.unreachable, node.address_answers_as) {
+        (Some(why), _) => format!("does not answer: {}", plain(why)),
+        (None, Some(other)) => format!("its address answers as node {other}"),
+        (None, None) if node.node == view.node => "this node".to_owned(),
+        (None, None) => String::new(),
     };
     let zone = node.zone.as_deref().unwrap_or("–");
     vec![
@@ -91,7 +105,29 @@ fn fetching(fetch: &ReplicaFetch) -> String {
     format!(", fetches {done} of {total} {how}")
 }
 
-fn partition_row(of: &ClusterGroup) -> Vec<String> {
+/// What is under way with the members of a partition, and what keeps it from being done.
+fn members(members: &GroupMembers, names: &BTreeMap<u64, &str>) -> Vec<String> {
+    let named = |ids: &[u64]| {
+        let name = |id: &u64| {
+            names
+                .get(id)
+                .map_or_else(|| id.to_string(), |name| plain(name))
+        };
+        ids.iter().map(name).collect::<Vec<_>>().join(", ")
+    };
+    let mut shown = Vec::new();
+    if !members.voters_before.is_empty() {
+        let (before, after) = (named(&members.voters_before), named(&members.voters));
+        shown.push(format!("voters change from {before} to {after}"));
+    }
+    if let Some(waits) = &members.waits {
+        let (why, seconds) = (plain(&waits.why), waits.seconds);
+        shown.push(format!("for {seconds} s: {why}"));
+    }
+    shown
+}
+
+fn partition_row(of: &ClusterGroup, names: &BTreeMap<u64, &str>) -> Vec<String> {
     let replicas = of.replicas.iter().map(|replica| {
         let mut text = format!("{} {}", plain(&replica.name), plain(&replica.role));
         if let Some(lag) = replica.lag.filter(|lag| *lag > 0) {
@@ -105,11 +141,12 @@ fn partition_row(of: &ClusterGroup) -> Vec<String> {
         }
         text
     });
+    let changes = of.members.iter().flat_map(|of| members(of, names));
     vec![
         of.partition.to_string(),
         of.leader_name
             .as_deref()
             .map_or_else(|| "none known".to_owned(), plain),
-        replicas.collect::<Vec<_>>().join("; "),
+        replicas.chain(changes).collect::<Vec<_>>().join("; "),
     ]
 }

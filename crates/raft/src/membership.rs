@@ -89,7 +89,7 @@ impl Membership {
 }
 
 /// A change of the membership.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MembershipChange {
     /// Adds a member that will vote. It begins as a learner, because a voter needs a log, and the leader
     /// promotes it as soon as it has caught up. If the leader changes before that, the next one does it.
@@ -100,6 +100,35 @@ pub enum MembershipChange {
     Promote(NodeId),
     /// Removes a member. Its number must not be used again.
     RemovePeer(NodeId),
+    /// Promotes and removes several members as one change. The voters before it and those after it decide
+    /// together until it is complete, and no set of voters in between decides alone: from one voter to
+    /// three, for example, without a time in which two voters decide.
+    ChangeVoters(VoterChange),
+}
+
+/// What [`MembershipChange::ChangeVoters`] changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VoterChange {
+    /// Learners that have caught up, and get a vote.
+    pub promote: Vec<NodeId>,
+    /// Members that are removed, as by [`MembershipChange::RemovePeer`].
+    pub remove: Vec<NodeId>,
+}
+
+impl VoterChange {
+    /// The voters after this change of these ones, sorted.
+    pub fn voters_after(&self, voters: &[NodeId]) -> Vec<NodeId> {
+        let kept = voters.iter().filter(|node| !self.remove.contains(node));
+        let mut after: Vec<_> = kept.chain(&self.promote).copied().collect();
+        after.sort_unstable();
+        after.dedup();
+        after
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.promote.is_empty() && self.remove.is_empty()
+    }
 }
 
 /// Why a change of the membership is refused.
@@ -127,7 +156,21 @@ pub enum ChangeRefused {
     /// A leader does not remove itself: transfer the leadership first.
     #[error("it leads the group: transfer the leadership first")]
     IsLeader,
+    /// A majority of the voters after the change was not heard from within the last election timeout: with
+    /// the change the group might stop.
+    #[error(
+        "of the {voters} voters after the change only {heard} are in contact, which is no majority"
+    )]
+    NoMajority {
+        /// How many were heard from, the leader included.
+        heard: usize,
+        /// How many there are.
+        voters: usize,
+    },
     /// 0 is not the number of a node.
     #[error("0 is not the number of a node")]
     Nobody,
+    /// The change names no node, or one node twice.
+    #[error("the change names no node, or one node twice")]
+    Malformed,
 }

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use axum::extract::{Query, State};
 use axum::response::Response;
 use esker_server::admin::cluster::{
-    ClusterGroup, ClusterMember, ClusterReplica, ClusterView, MemberState,
+    ClusterGroup, ClusterMember, ClusterReplica, ClusterView, GroupMembers, MemberState,
+    ReplicaFetch,
 };
 use maud::{Markup, html};
 use serde::Deserialize;
@@ -18,7 +19,7 @@ use crate::layout::{
     Page, PageError, Section, commands, live as live_part, page as layout, quoted,
 };
 use crate::live::{Place, repeat};
-use crate::words::{count, several};
+use crate::words::{bytes, count, several};
 
 /// Partitions on a page.
 const PAGE: usize = 100;
@@ -135,6 +136,7 @@ fn render(view: &ClusterView, which: &Which) -> Markup {
                 thead { tr {
                     th scope="col" { "Partition" }
                     @for it in &view.nodes { th scope="col" { (it.name) } }
+                    th scope="col" { "Members" }
                 } }
                 tbody {
                     @for group in groups.iter().skip(number * PAGE).take(PAGE) { (row(group, &view.nodes)) }
@@ -164,8 +166,23 @@ fn member(it: &ClusterMember, is_this: bool) -> Markup {
             td { (state) @if let Some(why) = &it.unreachable { ", " strong.bad { "no answer: " (why) } } }
             td.number { (count(it.leads)) }
             td { (it.client_address) }
-            td { (it.peer_address) }
+            td {
+                (it.peer_address)
+                @if let Some(other) = it.address_answers_as { ", " strong.bad { "answers as node " (other) } }
+            }
             td { (it.zone.as_deref().unwrap_or("–")) }
+        }
+    }
+}
+
+/// `1.20 GiB of 4.00 GiB fetched, 60.0 MiB/s`.
+fn fetched(fetch: &ReplicaFetch) -> Markup {
+    html! {
+        span.fetch {
+            (bytes(fetch.bytes_done)) " of " (bytes(fetch.bytes_total)) " fetched, "
+            @if fetch.waits_for_space { strong.bad { "waits for space on its disk" } }
+            @else if fetch.installing { "installs it" }
+            @else { (bytes(fetch.bytes_per_second)) "/s" }
         }
     }
 }
@@ -182,10 +199,29 @@ fn row(group: &ClusterGroup, nodes: &[ClusterMember]) -> Markup {
                     Some(it) => td class={ "replica " (it.role) } {
                         span.role { (it.role) } " " (count(it.applied))
                         @match it.lag { Some(lag) if lag > 0 => span.lag { " −" (count(lag)) }, _ => "" }
+                        @if let Some(fetch) = &it.fetching { " " (fetched(fetch)) }
                         @if let Some(why) = &it.halted { " " strong.bad { "halted: " (why) } }
                     },
                 }
             }
+            td { @if let Some(of) = &group.members { (members(of, nodes)) } }
+        }
+    }
+}
+
+/// What is under way with the members of a partition, and what it waits for.
+fn members(of: &GroupMembers, nodes: &[ClusterMember]) -> Markup {
+    let name = |id: &u64| {
+        let node = nodes.iter().find(|node| node.node == *id);
+        node.map_or_else(|| id.to_string(), |node| node.name.clone())
+    };
+    let names = |ids: &[u64]| ids.iter().map(name).collect::<Vec<_>>().join(", ");
+    html! {
+        @if !of.voters_before.is_empty() {
+            "voters change from " (names(&of.voters_before)) " to " (names(&of.voters)) ". "
+        }
+        @if let Some(waits) = &of.waits {
+            span.bad[waits.problem] { "for " (waits.seconds) " s: " (waits.why) }
         }
     }
 }

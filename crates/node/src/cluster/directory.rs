@@ -43,6 +43,15 @@ impl Directory {
         is_new
     }
 
+    /// The node that has joined in the place of a removed one: it has its name.
+    pub fn replacement_of(&self, removed: &ClusterNode) -> Option<u64> {
+        let nodes = self.nodes.read();
+        let in_its_place = |node: &&ClusterNode| {
+            node.id != removed.id && node.name == removed.name && node.state != NodeState::Removed
+        };
+        nodes.values().find(in_its_place).map(|node| node.id)
+    }
+
     /// Whether the catalog has removed a node, and it has left the groups here.
     pub fn is_removed(&self, node: u64) -> bool {
         if self.members.read().contains(&node) {

@@ -87,6 +87,21 @@ impl Gate {
         }
     }
 
+    /// What a removed node is told: why nobody takes it, and what to do.
+    fn removed(&self, node: NodeId) -> Refusal {
+        let nodes = self.directory.all();
+        let known = nodes.get(&node.0);
+        let name = known.map_or("", |known| known.name.as_str());
+        let replacement = known.and_then(|known| self.directory.replacement_of(known));
+        let replaced = replacement.map_or_else(String::new, |by| {
+            format!(", and node {by} has taken its place and its name")
+        });
+        Refusal(format!(
+            "node {name} ({node}) was removed from the cluster{replaced}: its number is never used again. Move its data \
+             directory away, and start it with an empty one and `cluster.join` to join again"
+        ))
+    }
+
     fn connect(&self, claim: &Claim) -> Result<Stream, Refusal> {
         let mut connected = self.connected.lock();
         let of_node = connected.entry(claim.node).or_insert(Connected {
@@ -136,10 +151,7 @@ impl Gatekeeper for Gate {
             return Err(another(self.me));
         }
         if self.directory.is_removed(claim.node.0) {
-            return Err(Refusal(format!(
-                "node {} was removed from the cluster: start it with an empty data directory to join again",
-                claim.node
-            )));
+            return Err(self.removed(claim.node));
         }
         if let Some(certificate) = certificate {
             self.is_of(claim.node, certificate)?;
@@ -262,6 +274,27 @@ mod tests {
         let gate = gate(&[(2, NodeState::Removed), (3, NodeState::Draining)]);
         refused(messages(&gate, claim(2, 20)), "was removed");
         messages(&gate, claim(3, 20)).unwrap();
+    }
+
+    #[test]
+    fn a_removed_node_is_told_who_has_taken_its_place_and_what_to_do() {
+        let gate = gate(&[(2, NodeState::Removed), (3, NodeState::Active)]);
+        let mut nodes = (*gate.directory.all()).clone();
+        let why = |gate: &Gate| match messages(gate, claim(2, 20)) {
+            Ok(_) => panic!("it is admitted"),
+            Err(why) => why,
+        };
+        let alone = why(&gate);
+        assert!(alone.contains("node n2 (2) was removed"), "{alone}");
+        assert!(alone.contains("an empty one and `cluster.join`"), "{alone}");
+        assert!(!alone.contains("taken its place"), "{alone}");
+        nodes.get_mut(&3).unwrap().name = "n2".to_owned();
+        gate.directory.set(Arc::new(nodes));
+        let replaced = why(&gate);
+        assert!(
+            replaced.contains("node 3 has taken its place"),
+            "{replaced}"
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ use esker_raft::transport::grpc::{
 
 use super::peers::Peers;
 use super::transfers::Fetching;
+use super::waiting::ChangeWait;
 use super::wire::{CHANGE, ChangeCluster, Check, GROUPS, GroupOf, GroupsOf};
 use crate::core::Inner;
 use crate::error::Error;
@@ -70,6 +71,8 @@ impl From<CallError> for ClusterError {
 pub struct ClusterStatus {
     /// The number of the node that reports.
     pub me: u64,
+    /// Why the other nodes do not take it, if they do not.
+    pub refused: Option<String>,
     /// The nodes, in order of their numbers; removed ones are not there.
     pub nodes: Vec<NodeStatusOf>,
     /// The partitions, the catalog first.
@@ -83,6 +86,8 @@ pub struct NodeStatusOf {
     pub node: ClusterNode,
     /// Why it could not be asked, if so.
     pub unreachable: Option<String>,
+    /// The node that answers at its address, if that is another one, as this node has found.
+    pub answers_as: Option<u64>,
     /// How many partitions it leads.
     pub leads: usize,
 }
@@ -102,6 +107,23 @@ pub struct ClusterPartition {
     pub checks: bool,
     /// Why the last one came to no end, if so.
     pub check_failed: Option<String>,
+    /// Who belongs to it, as its leader reports; `None` if no leader has answered.
+    pub members: Option<Members>,
+}
+
+/// Who belongs to a partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// The nodes that vote.
+    pub voters: Vec<u64>,
+    /// While a change of the voters is under way: those before it, who have to agree as well.
+    pub voters_before: Vec<u64>,
+    /// The nodes that have replicas and do not vote.
+    pub learners: Vec<u64>,
+    /// Why these are not the members that the catalog wants, if they are not.
+    pub waits: Option<ChangeWait>,
+    /// The term of the leader that reports it.
+    term: u64,
 }
 
 /// What a node has of a partition.
@@ -158,6 +180,16 @@ impl Cluster {
             .values()
             .filter(|node| node.state != NodeState::Removed);
         live.cloned().collect()
+    }
+
+    /// Whether this node leads a partition and takes no proposals for a moment, because it is giving the leadership to
+    /// another node.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such partition.
+    pub fn is_moving(&self, partition: u64) -> bool {
+        self.inner.group(partition).is_transferring()
     }
 
     /// Who leads a partition, as this node knows now.
@@ -241,6 +273,12 @@ impl Cluster {
         self.peers.transport.set_tls(tls)
     }
 
+    /// Presents another secret to other nodes from now on, and accepts these others as well. Streams of messages that
+    /// are open stay. Returns false, and changes nothing, if this node was started without a secret.
+    pub fn set_secrets(&self, secret: String, others: Vec<String>) -> bool {
+        self.peers.set_secrets(secret, others)
+    }
+
     /// Removes a node: its replicas go, and its number is never used again.
     pub async fn remove(&self, node: u64) -> Result<(), ClusterError> {
         self.change(0, ChangeCluster::Remove { node }).await
@@ -298,6 +336,7 @@ impl Cluster {
         let reports = futures::future::join_all(asked).await;
         let mut status = ClusterStatus {
             me: self.peers.me(),
+            refused: self.refusal(),
             nodes: Vec::new(),
             partitions: (0..=u64::from(self.inner.options.partitions))
                 .map(|partition| ClusterPartition {
@@ -311,6 +350,7 @@ impl Cluster {
                     check: None,
                     checks: false,
                     check_failed: None,
+                    members: None,
                 })
                 .collect(),
         };
@@ -319,8 +359,20 @@ impl Cluster {
                 Ok(groups) => (groups, None),
                 Err(why) => (Vec::new(), Some(why)),
             };
+            let answers_as = self.peers.transport.answers_as(NodeId(node.id));
             let leads = groups.iter().filter(|group| group.role == "leader").count();
             for (of, group) in status.partitions.iter_mut().zip(groups) {
+                // A leader of an earlier release does not say who belongs to it.
+                let before = of.members.as_ref().map_or(0, |members| members.term);
+                if group.role == "leader" && !group.voters.is_empty() && group.term >= before {
+                    of.members = Some(Members {
+                        voters: group.voters,
+                        voters_before: group.voters_before,
+                        learners: group.learners,
+                        waits: group.waits,
+                        term: group.term,
+                    });
+                }
                 let replica = Replica {
                     role: group.role,
                     term: group.term,
@@ -340,6 +392,7 @@ impl Cluster {
             status.nodes.push(NodeStatusOf {
                 node,
                 unreachable,
+                answers_as: answers_as.map(|answers| answers.0),
                 leads,
             });
         }
@@ -354,7 +407,10 @@ impl Cluster {
         let asked = transport
             .call(NodeId(node), GROUPS, Bytes::new(), REPORT_TIMEOUT)
             .await;
-        let answer = asked.map_err(|e| e.to_string())?;
+        let answer = asked.map_err(|e| match transport.answers_as(NodeId(node)) {
+            Some(answers) => format!("its address answers as node {answers}"),
+            None => e.to_string(),
+        })?;
         let groups: GroupsOf = serde_json::from_slice(&answer).map_err(|e| e.to_string())?;
         Ok(groups.groups)
     }

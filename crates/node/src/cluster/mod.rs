@@ -8,16 +8,23 @@
 //! | `peers` | this node among the others: name, addresses, connections |
 //! | `wire` | what nodes ask of each other |
 //! | `join` | how an empty data directory becomes a node of a cluster |
-//! | `plan` | what the leader of a group changes next |
+//! | `contact` | which members a leader is in contact with |
+//! | `plan`, `changes`, `waiting` | what the leader of a group changes next; making the change; what it waits for |
+//! | `removal` | whether a node may be removed |
+//! | `rounds` | how often nodes and members are looked at |
 //! | `answers`, `members` | answers to other nodes; keeping registration and members as they should be |
 //! | `checks` | digests of replicas, compared through the log; replicas that differ are stopped |
+//! | `clocks` | the clocks of the nodes, compared |
 //! | `replicas`, `divergence`, `transfers` | what is known of the replicas here: digests; which are stopped; what they fetch |
 //! | `replacement` | a node that lost its log or its disk is replaced by the one that joins in its place |
 //! | `slow_disk` | leaderships move away from a node whose disk does not keep up |
 //! | `handle` | what requests need of it |
 
 mod answers;
+mod changes;
 mod checks;
+mod clocks;
+mod contact;
 mod directory;
 mod divergence;
 mod gatekeeper;
@@ -27,17 +34,21 @@ mod members;
 mod options;
 mod peers;
 mod plan;
+mod removal;
 mod replacement;
 mod replicas;
+mod rounds;
 mod slow_disk;
 mod transfers;
+mod waiting;
 mod wire;
 
 pub(crate) use answers::Answers;
 pub(crate) use checks::{run as run_checks, watch as watch_replicas};
+pub(crate) use clocks::compare_clocks;
 pub(crate) use divergence::Diverged;
 pub use handle::{
-    Cluster, ClusterError, ClusterPartition, ClusterStatus, Leader, NodeStatusOf, Replica,
+    Cluster, ClusterError, ClusterPartition, ClusterStatus, Leader, Members, NodeStatusOf, Replica,
 };
 pub(crate) use join::{join, running};
 pub(crate) use members::run;
@@ -46,5 +57,6 @@ pub(crate) use peers::{Peers, cluster_number};
 pub(crate) use replicas::Replicas;
 pub(crate) use slow_disk::run as give_leaderships_away;
 pub use transfers::Fetching;
-pub(crate) use wire::Joined;
+pub use waiting::ChangeWait;
 pub use wire::{Check, CheckOutcome};
+pub(crate) use wire::{Joined, READS_SETTINGS_VERSIONS};

@@ -2,18 +2,37 @@
 //!
 //! Each node has a replica of each partition: three of them vote (five of the catalog's), the others are
 //! learners. With two nodes one votes, because two voters lose the group with either of them. A group changes one
-//! thing at a time, and this module decides by what it is given alone.
+//! thing at a time.
+//!
+//! This module decides anew at each look, by what is replicated (the catalog and the group's membership) and by
+//! what the leader observes (how far its peers are, and when they were heard from). Nothing that a former leader
+//! began is needed, and no state of the transport counts: a peer has caught up if its log has what the leader's
+//! has, whether or not entries are being sent to it.
+//!
+//! Votes move in one joint change: from one voter to three, and from a voter that leaves to the one that takes its
+//! place. An even number of voters survives no more losses than one less, so a vote that would make their number
+//! even is held back while another node is about to catch up ([`MAX_HOLD`]), and so is a removal. What keeps the
+//! members from being those that the catalog wants is part of the answer, for the status and the log.
+
+use std::time::Duration;
 
 use esker_partition::command::NodeState;
-use esker_raft::engine::{PeerState, PeerStatus};
+use esker_raft::engine::{MAX_PROMOTION_LAG, PeerStatus, VoterChange};
 use esker_raft::{Membership, MembershipChange, NodeId};
 
+use super::contact::{GONE_TICKS, LATELY_TICKS, describe_silence, is_heard, silence};
 use super::directory::Nodes;
 
-/// Ticks without a message after which a peer counts as gone: a few election timeouts.
-const GONE_TICKS: u64 = 50;
 /// Entries that a new leader may lack when it is asked to lead: what is sent within a fraction of a second.
 const MAX_LACKING: u64 = 1000;
+/// How long a change of voters is held back for a node that is in contact and catches up: what a snapshot of some
+/// 20 GB takes at the default rate. After that the change is made with the nodes that are ready.
+pub(super) const MAX_HOLD: Duration = Duration::from_secs(300);
+/// How long it is held back for a node that is not in contact: it may have been added a moment ago, or restart.
+pub(super) const MAX_HOLD_AWAY: Duration = Duration::from_secs(15);
+/// How long the vote of a removed node is kept at least: the node that joins in its place is registered right
+/// after the removal, and can take the vote over.
+pub(super) const MIN_HOLD_REMOVED: Duration = Duration::from_secs(1);
 
 /// A group as its leader sees it.
 pub(super) struct Seen<'a> {
@@ -29,15 +48,37 @@ pub(super) struct Seen<'a> {
     pub last: u64,
     /// Whether this node has led for long enough to give the leadership to the preferred node.
     pub is_settled: bool,
+    /// For how long this leader has held back a change of voters.
+    pub held: Duration,
 }
 
 /// One change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Of the members.
     Change(MembershipChange),
     /// Another voter is to lead.
     Transfer(NodeId),
+}
+
+/// What is to be done, and what keeps the members from being those that the catalog wants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// The next change; `None` if there is nothing to change, or nothing now.
+    pub step: Option<Step>,
+    /// Why the members are not those that the catalog wants, if a step does not mend that.
+    pub waits: Option<Wait>,
+    /// Whether a change is possible and held back for a better one.
+    pub holds: bool,
+}
+
+/// Why the members of a group are not those that the catalog wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wait {
+    /// In words.
+    pub why: String,
+    /// Whether that is a problem, if it stays so. A node that drains and keeps its vote is none.
+    pub is_problem: bool,
 }
 
 /// How many voters a partition has with so many active nodes.
@@ -49,316 +90,309 @@ pub(super) fn voters_with(active: usize, partition: u64) -> usize {
     }
 }
 
+/// A node that may get a vote later.
+struct Coming {
+    why: String,
+    is_heard: bool,
+}
+
 impl Seen<'_> {
     fn peer(&self, node: NodeId) -> Option<&PeerStatus> {
         self.peers.iter().find(|peer| peer.id == node)
     }
 
-    /// Whether a peer is in contact, and gets entries as they are appended.
-    fn follows(&self, node: NodeId) -> bool {
-        node == self.me
-            || self.peer(node).is_some_and(|peer| {
-                peer.state == PeerState::Replicate
-                    && peer.heard_ticks_ago.is_some_and(|ago| ago < GONE_TICKS)
-            })
+    fn is_heard_lately(&self, node: NodeId) -> bool {
+        node == self.me || is_heard(self.peers, node, LATELY_TICKS)
     }
 
-    /// Whether a peer could lead at once.
+    /// Whether a learner may get a vote.
+    fn has_caught_up(&self, node: NodeId) -> bool {
+        let lacks = |peer: &PeerStatus| self.last.saturating_sub(peer.matched.0);
+        let peer = self.peer(node);
+        self.is_heard_lately(node)
+            && peer.is_some_and(|it| it.matched.0 > 0 && lacks(it) <= MAX_PROMOTION_LAG)
+    }
+
+    /// Whether a voter could lead at once.
     fn could_lead(&self, node: NodeId) -> bool {
         let is_close = |peer: &PeerStatus| self.last.saturating_sub(peer.matched.0) <= MAX_LACKING;
         self.membership.voters.contains(&node)
-            && self.follows(node)
+            && self.is_heard_lately(node)
             && self.peer(node).is_some_and(is_close)
     }
 
-    /// Whether a majority of the voters is in contact if one of them is gone.
-    fn lives_without(&self, gone: NodeId) -> bool {
-        let left = self.membership.voters.iter().filter(|node| **node != gone);
-        let left: Vec<NodeId> = left.copied().collect();
-        let live = left.iter().filter(|node| self.follows(**node)).count();
-        live > left.len() / 2
+    /// The voters after a change that are not in contact, if the others are no majority.
+    fn missing_majority(&self, change: &VoterChange) -> Option<Vec<NodeId>> {
+        let after = change.voters_after(&self.membership.voters);
+        let (heard, silent): (Vec<NodeId>, Vec<NodeId>) = after
+            .into_iter()
+            .partition(|node| self.is_heard_lately(*node));
+        (heard.len() <= silent.len()).then_some(silent)
     }
 
-    /// The next change; `None` if there is nothing to change, or nothing now.
-    pub fn next(&self, nodes: &Nodes) -> Option<Step> {
+    /// What is to be done next.
+    pub fn plan(&self, nodes: &Nodes) -> Plan {
         let state = |node: NodeId| nodes.get(&node.0).map(|node| node.state);
-        let is_active = |node: NodeId| state(node) == Some(NodeState::Active);
         let members = self.membership;
-        if members.is_joint() || nodes.is_empty() {
-            return None;
+        if nodes.is_empty() {
+            return Plan::default();
         }
-        if !is_active(self.me) {
+        if members.is_joint() {
+            return Plan::waiting(
+                "a change of the voters is not complete: those before it and those after it decide together",
+            );
+        }
+        if state(self.me) != Some(NodeState::Active) {
             // A leader does not remove itself.
-            let to = members.voters.iter().copied();
-            let mut to = to.filter(|node| is_active(*node) && self.could_lead(*node));
-            return to.next().map(Step::Transfer);
+            let is_active = |node: &NodeId| state(*node) == Some(NodeState::Active);
+            let mut to = members.voters.iter().copied();
+            return match to.find(|node| is_active(node) && self.could_lead(*node)) {
+                Some(to) => Plan::step(Step::Transfer(to)),
+                None => Plan::waiting(
+                    "the node that leads is to leave, and no active voter could lead at once",
+                ),
+            };
         }
-        let all: Vec<NodeId> = members
-            .voters
-            .iter()
-            .chain(&members.learners)
-            .copied()
-            .collect();
         let removed = |node: &NodeId| state(*node) == Some(NodeState::Removed);
-        if let Some(gone) = all.iter().copied().find(removed)
-            && (!members.voters.contains(&gone) || self.lives_without(gone))
-        {
-            return Some(Step::Change(MembershipChange::RemovePeer(gone)));
+        if let Some(gone) = members.learners.iter().copied().find(removed) {
+            return Plan::step(Step::Change(MembershipChange::RemovePeer(gone)));
         }
         let joins = |state| matches!(state, NodeState::Joining | NodeState::Active);
         let missing = nodes.values().find(|node| {
             joins(node.state) && node.id != self.me.0 && !members.contains(NodeId(node.id))
         });
         if let Some(node) = missing {
-            return Some(Step::Change(MembershipChange::AddLearner(NodeId(node.id))));
+            return Plan::step(Step::Change(MembershipChange::AddLearner(NodeId(node.id))));
         }
+        let plan = self.plan_voters(nodes);
+        if plan.step.is_some() {
+            return plan;
+        }
+        Plan {
+            step: self.preferred_leader(nodes).map(Step::Transfer),
+            ..plan
+        }
+    }
+
+    /// Which votes move next.
+    fn plan_voters(&self, nodes: &Nodes) -> Plan {
+        let state = |node: NodeId| nodes.get(&node.0).map(|node| node.state);
+        let count = |of: &[NodeState]| nodes.values().filter(|it| of.contains(&it.state)).count();
         // A node that drains keeps its vote until another one has it: with two voters, the loss of either would stop
         // the group.
-        let stays = |state| matches!(state, NodeState::Active | NodeState::Draining);
-        let staying = nodes.values().filter(|node| stays(node.state));
-        let wanted = voters_with(staying.count(), self.partition);
-        let (lasting, leaving): (Vec<NodeId>, Vec<NodeId>) =
-            members.voters.iter().partition(|node| is_active(**node));
-        if lasting.len() < wanted {
-            let mut learners = members.learners.iter().copied();
-            let next = learners.find(|node| {
-                is_active(*node) && self.follows(*node) && !members.to_promote.contains(node)
-            });
-            if let Some(next) = next {
-                return Some(Step::Change(MembershipChange::Promote(next)));
-            }
-        } else if let Some(leaving) = leaving.into_iter().find(|node| self.lives_without(*node)) {
-            // A draining node whose vote another one has by now.
-            return Some(Step::Change(MembershipChange::RemovePeer(leaving)));
+        let staying = count(&[NodeState::Active, NodeState::Draining]);
+        let wanted = voters_with(staying, self.partition);
+        let soon = voters_with(staying + count(&[NodeState::Joining]), self.partition);
+        // Only what the catalog says to be leaving leaves: of a voter that it does not have, this node's copy of
+        // the catalog may be too old.
+        let voters = || self.membership.voters.iter().copied();
+        let removed = voters().filter(|node| state(*node) == Some(NodeState::Removed));
+        let draining = voters().filter(|node| state(*node) == Some(NodeState::Draining));
+        let leaving: Vec<NodeId> = removed.clone().chain(draining).collect();
+        let lasting = self.membership.voters.len() - leaving.len();
+        let coming = self.coming(nodes);
+        let longest = match coming.iter().any(|it| it.is_heard) {
+            true => MAX_HOLD,
+            false if !coming.is_empty() => MAX_HOLD_AWAY,
+            false => Duration::ZERO,
+        };
+        let may_hold = self.held < longest;
+
+        let mut promote: Vec<NodeId> = self.ready(nodes);
+        promote.truncate(wanted.saturating_sub(lasting));
+        let enough = if may_hold { soon } else { wanted };
+        let keep = |promoted: usize| enough.saturating_sub(lasting + promoted).min(leaving.len());
+        let total = lasting + promote.len() + keep(promote.len());
+        let mut holds = false;
+        if total.is_multiple_of(2) && total < enough && !promote.is_empty() && may_hold {
+            promote.pop();
+            // If one less is still more than before, that is done now.
+            holds = promote.is_empty();
         }
-        let preferred = lasting.get(self.partition as usize % lasting.len().max(1));
-        match preferred {
-            Some(to) if *to != self.me && self.is_settled && self.could_lead(*to) => {
-                Some(Step::Transfer(*to))
+        let kept = keep(promote.len());
+        let mut remove = leaving[..leaving.len() - kept].to_vec();
+        let kept_removed = removed.clone().count().saturating_sub(remove.len());
+        let has_replacement = may_hold && lasting + promote.len() < soon;
+        if kept_removed > 0 && has_replacement {
+            holds = true;
+        } else if kept_removed > 0 {
+            // Nobody is about to take its place.
+            remove = leaving[..remove.len() + kept_removed].to_vec();
+        }
+        let takes_votes = remove.len() > promote.len() && removed.count() > 0;
+        if takes_votes && self.held < MIN_HOLD_REMOVED {
+            remove.clear();
+            holds = true;
+        }
+        let mut change = VoterChange { promote, remove };
+        let mut silent = None;
+        while !change.is_empty()
+            && let Some(missing) = self.missing_majority(&change)
+        {
+            silent.get_or_insert(missing);
+            if change.remove.pop().is_none() {
+                change.promote.clear();
             }
-            _ => None,
+        }
+        let waits = self.wait_for_voters(nodes, wanted, &leaving, &coming, silent);
+        Plan {
+            step: (!change.is_empty()).then(|| Step::Change(simplest(change))),
+            waits,
+            holds,
+        }
+    }
+
+    /// Learners that may get a vote now, in order of their numbers.
+    fn ready(&self, nodes: &Nodes) -> Vec<NodeId> {
+        let is_active = |node: &NodeId| {
+            let node = nodes.get(&node.0);
+            node.is_some_and(|node| node.state == NodeState::Active)
+        };
+        let learners = self.membership.learners.iter().copied();
+        // One that the group promotes by itself is not promoted twice.
+        let waiting = learners.filter(|node| !self.membership.to_promote.contains(node));
+        let ready = waiting.filter(|node| is_active(node) && self.has_caught_up(*node));
+        ready.collect()
+    }
+
+    /// Learners that may get a vote later, and what they lack.
+    fn coming(&self, nodes: &Nodes) -> Vec<Coming> {
+        let learners = self.membership.learners.iter();
+        let not_ready = learners.filter_map(|id| {
+            let node = nodes.get(&id.0)?;
+            let why = match node.state {
+                NodeState::Joining => "has not caught up with the catalog".to_owned(),
+                NodeState::Active if self.has_caught_up(*id) => return None,
+                NodeState::Active => self.what_it_lacks(*id),
+                NodeState::Draining | NodeState::Removed => return None,
+            };
+            Some(Coming {
+                why: format!("{} {why}", node.name),
+                is_heard: is_heard(self.peers, *id, GONE_TICKS),
+            })
+        });
+        not_ready.collect()
+    }
+
+    fn what_it_lacks(&self, node: NodeId) -> String {
+        if !self.is_heard_lately(node) {
+            let silence = describe_silence(silence(self.peers, node));
+            return format!("was {silence}");
+        }
+        match self.peer(node) {
+            Some(peer) if peer.pending_snapshot.is_some() => "fetches a snapshot".to_owned(),
+            Some(peer) => {
+                let lacks = self.last.saturating_sub(peer.matched.0);
+                format!("lacks {lacks} entries")
+            }
+            None => "is not replicated to".to_owned(),
+        }
+    }
+
+    /// Why the voters are not those that the catalog wants, if they are not.
+    fn wait_for_voters(
+        &self,
+        nodes: &Nodes,
+        wanted: usize,
+        leaving: &[NodeId],
+        coming: &[Coming],
+        silent: Option<Vec<NodeId>>,
+    ) -> Option<Wait> {
+        let name = |id: &NodeId| {
+            nodes
+                .get(&id.0)
+                .map_or_else(|| id.to_string(), |it| it.name.clone())
+        };
+        let names = |ids: &[NodeId]| ids.iter().map(name).collect::<Vec<_>>().join(", ");
+        if let Some(silent) = silent {
+            let heard = |id: &NodeId| {
+                format!(
+                    "{} was {}",
+                    name(id),
+                    describe_silence(silence(self.peers, *id))
+                )
+            };
+            let silent: Vec<String> = silent.iter().map(heard).collect();
+            return Some(Wait {
+                why: format!(
+                    "a change of the voters waits, because no majority of those after it is in contact: {}",
+                    silent.join(", ")
+                ),
+                is_problem: true,
+            });
+        }
+        let lasting = self.membership.voters.len() - leaving.len();
+        let is_removed = |id: &&NodeId| {
+            nodes
+                .get(&id.0)
+                .is_some_and(|it| it.state == NodeState::Removed)
+        };
+        let mut parts = Vec::new();
+        if !leaving.is_empty() {
+            parts.push(format!("{} votes until another node does", names(leaving)));
+        }
+        if lasting < wanted {
+            parts.extend(
+                coming
+                    .iter()
+                    .map(|it| format!("{} and does not vote yet", it.why)),
+            );
+            if coming.is_empty() && leaving.is_empty() && self.ready(nodes).is_empty() {
+                parts.push(format!(
+                    "{lasting} of {wanted} nodes vote, and no other one can"
+                ));
+            }
+        }
+        (!parts.is_empty()).then(|| Wait {
+            is_problem: lasting < wanted && !coming.is_empty()
+                || leaving.iter().any(|id| is_removed(&id)),
+            why: parts.join("; "),
+        })
+    }
+
+    /// The node that is to lead, if that is another one and it could.
+    fn preferred_leader(&self, nodes: &Nodes) -> Option<NodeId> {
+        let voters = self.membership.voters.iter().copied();
+        let active: Vec<NodeId> = voters
+            .filter(|node| {
+                nodes
+                    .get(&node.0)
+                    .is_some_and(|it| it.state == NodeState::Active)
+            })
+            .collect();
+        let preferred = *active.get(self.partition as usize % active.len().max(1))?;
+        (preferred != self.me && self.is_settled && self.could_lead(preferred)).then_some(preferred)
+    }
+}
+
+/// A change of one member by its own name, as earlier releases log it.
+fn simplest(change: VoterChange) -> MembershipChange {
+    match (&change.promote[..], &change.remove[..]) {
+        ([node], []) => MembershipChange::Promote(*node),
+        ([], [node]) => MembershipChange::RemovePeer(*node),
+        _ => MembershipChange::ChangeVoters(change),
+    }
+}
+
+impl Plan {
+    fn step(step: Step) -> Plan {
+        Plan {
+            step: Some(step),
+            ..Plan::default()
+        }
+    }
+
+    fn waiting(why: &str) -> Plan {
+        let why = why.to_owned();
+        Plan {
+            waits: Some(Wait {
+                why,
+                is_problem: true,
+            }),
+            ..Plan::default()
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use esker_partition::ClusterNode;
-    use esker_raft::Lsn;
-
-    use super::*;
-
-    fn nodes(states: &[(u64, NodeState)]) -> Nodes {
-        let node = |(id, state): &(u64, NodeState)| ClusterNode {
-            id: *id,
-            name: format!("n{id}"),
-            peer_address: String::new(),
-            client_address: String::new(),
-            zone: String::new(),
-            state: *state,
-            registered_at_ms: 0,
-            reads_format: 1,
-            incarnations: Vec::new(),
-        };
-        states.iter().map(|one| (one.0, node(one))).collect()
-    }
-
-    fn ids(ids: &[u64]) -> Vec<NodeId> {
-        ids.iter().copied().map(NodeId).collect()
-    }
-
-    fn members(voters: &[u64], learners: &[u64]) -> Membership {
-        Membership {
-            voters: ids(voters),
-            learners: ids(learners),
-            ..Membership::default()
-        }
-    }
-
-    fn peer(id: u64, ago: Option<u64>) -> PeerStatus {
-        PeerStatus {
-            id: NodeId(id),
-            matched: Lsn(100),
-            state: PeerState::Replicate,
-            pending_snapshot: None,
-            last_failure: None,
-            heard_ticks_ago: ago,
-        }
-    }
-
-    fn next(partition: u64, membership: &Membership, gone: &[u64], nodes: &Nodes) -> Option<Step> {
-        let others = membership.members().filter(|node| node.0 != 1);
-        let peers: Vec<_> = others
-            .map(|node| peer(node.0, (!gone.contains(&node.0)).then_some(0)))
-            .collect();
-        let seen = Seen {
-            partition,
-            me: NodeId(1),
-            membership,
-            peers: &peers,
-            last: 100,
-            is_settled: true,
-        };
-        seen.next(nodes)
-    }
-
-    use MembershipChange::{AddLearner, Promote, RemovePeer};
-    use NodeState::{Active, Draining, Joining, Removed};
-
-    #[test]
-    fn a_node_that_joins_becomes_a_learner_and_votes_once_there_are_three() {
-        let two = nodes(&[(1, Active), (2, Joining)]);
-        let add = Some(Step::Change(AddLearner(NodeId(2))));
-        assert_eq!(next(1, &members(&[1], &[]), &[], &two), add);
-        assert_eq!(next(1, &members(&[1], &[2]), &[], &two), None);
-        let two = nodes(&[(1, Active), (2, Active)]);
-        assert_eq!(
-            next(1, &members(&[1], &[2]), &[], &two),
-            None,
-            "two voters are worse than one"
-        );
-        let three = nodes(&[(1, Active), (2, Active), (3, Active)]);
-        let promote = |node| Some(Step::Change(Promote(NodeId(node))));
-        assert_eq!(next(1, &members(&[1], &[2, 3]), &[], &three), promote(2));
-        assert_eq!(next(1, &members(&[1], &[2, 3]), &[2], &three), promote(3));
-        assert_eq!(
-            next(1, &members(&[1, 3], &[2]), &[2], &three),
-            Some(Step::Transfer(NodeId(3)))
-        );
-        assert_eq!(next(0, &members(&[1, 2], &[3]), &[], &three), promote(3));
-    }
-
-    #[test]
-    fn five_nodes_vote_in_the_catalog_and_three_elsewhere() {
-        let five = nodes(&[
-            (1, Active),
-            (2, Active),
-            (3, Active),
-            (4, Active),
-            (5, Active),
-        ]);
-        let three = members(&[1, 2, 3], &[4, 5]);
-        let promote = Some(Step::Change(Promote(NodeId(4))));
-        assert_eq!(next(0, &three, &[], &five), promote);
-        assert_eq!(next(3, &three, &[], &five), None);
-    }
-
-    #[test]
-    fn a_removed_node_leaves_unless_the_rest_would_lose_its_majority() {
-        let nodes = nodes(&[(1, Active), (2, Active), (3, Removed)]);
-        let three = members(&[1, 2, 3], &[]);
-        let remove = Some(Step::Change(RemovePeer(NodeId(3))));
-        assert_eq!(next(2, &three, &[3], &nodes), remove);
-        assert_eq!(next(2, &three, &[2], &nodes), None);
-        assert_eq!(
-            next(2, &members(&[1], &[3]), &[2], &nodes),
-            remove,
-            "a learner has no vote"
-        );
-    }
-
-    #[test]
-    fn a_draining_node_gives_its_leaderships_away_and_its_vote_once_another_has_one() {
-        let nodes = nodes(&[(1, Draining), (2, Active), (3, Active), (4, Active)]);
-        let three = members(&[1, 2, 3], &[4]);
-        assert_eq!(
-            next(2, &three, &[2], &nodes),
-            Some(Step::Transfer(NodeId(3)))
-        );
-        let nodes = super::tests::nodes(&[(1, Active), (2, Draining), (3, Active), (4, Active)]);
-        let promote = Some(Step::Change(Promote(NodeId(4))));
-        assert_eq!(next(2, &three, &[], &nodes), promote);
-        let four = members(&[1, 2, 3, 4], &[]);
-        let remove = Some(Step::Change(RemovePeer(NodeId(2))));
-        assert_eq!(next(2, &four, &[], &nodes), remove);
-    }
-
-    #[test]
-    fn a_draining_node_keeps_its_vote_where_no_other_one_can_take_it() {
-        let nodes = nodes(&[(1, Active), (2, Active), (3, Draining)]);
-        let three = members(&[1, 2, 3], &[]);
-        assert_eq!(
-            next(0, &three, &[], &nodes),
-            None,
-            "two voters would stop with the loss of either"
-        );
-        let two = super::tests::nodes(&[(1, Active), (2, Draining)]);
-        let remove = Some(Step::Change(RemovePeer(NodeId(2))));
-        assert_eq!(next(0, &members(&[1, 2], &[]), &[], &two), remove);
-    }
-
-    #[test]
-    fn leaderships_are_spread_and_come_to_rest() {
-        let nodes = nodes(&[(1, Active), (2, Active), (3, Active)]);
-        let three = members(&[1, 2, 3], &[]);
-        let to = |partition| next(partition, &three, &[], &nodes);
-        assert_eq!(to(0), None);
-        assert_eq!(to(1), Some(Step::Transfer(NodeId(2))));
-        assert_eq!(to(2), Some(Step::Transfer(NodeId(3))));
-        assert_eq!(to(3), None);
-        assert_eq!(
-            next(1, &three, &[2], &nodes),
-            None,
-            "a node that is gone does not lead"
-        );
-    }
-
-    #[test]
-    fn nothing_changes_while_a_change_is_under_way_or_the_catalog_is_not_known() {
-        let three = nodes(&[(1, Active), (2, Active), (3, Active)]);
-        let joint = Membership {
-            voters_outgoing: ids(&[1]),
-            ..members(&[1, 2], &[])
-        };
-        assert_eq!(next(1, &joint, &[], &three), None);
-        assert_eq!(next(1, &members(&[1], &[]), &[], &Nodes::new()), None);
-    }
-
-    /// From any membership, following the steps ends with the wanted one, and no step loses a majority of nodes
-    /// that are in contact.
-    #[test]
-    fn steps_lead_to_the_wanted_members_and_end() {
-        for count in 1..=6_u64 {
-            for partition in 0..4 {
-                let states: Vec<_> = (1..=count).map(|id| (id, Active)).collect();
-                let nodes = nodes(&states);
-                let mut membership = members(&[1], &[]);
-                let mut leader = 1;
-                for step in 0.. {
-                    assert!(
-                        step < 40,
-                        "{count} nodes, partition {partition}: {membership:?}"
-                    );
-                    let peers: Vec<_> = membership
-                        .members()
-                        .filter(|node| node.0 != leader)
-                        .map(|node| peer(node.0, Some(0)))
-                        .collect();
-                    let seen = Seen {
-                        partition,
-                        me: NodeId(leader),
-                        membership: &membership,
-                        peers: &peers,
-                        last: 100,
-                        is_settled: true,
-                    };
-                    match seen.next(&nodes) {
-                        None => break,
-                        Some(Step::Transfer(to)) => leader = to.0,
-                        Some(Step::Change(AddLearner(node))) => membership.learners.push(node),
-                        Some(Step::Change(Promote(node))) => {
-                            membership.learners.retain(|it| *it != node);
-                            membership.voters.push(node);
-                            membership.voters.sort_unstable();
-                        }
-                        Some(Step::Change(other)) => panic!("{other:?}"),
-                    }
-                }
-                let wanted = voters_with(count as usize, partition);
-                assert_eq!(membership.voters.len(), wanted);
-                assert_eq!(membership.learners.len(), count as usize - wanted);
-                assert_eq!(leader, membership.voters[partition as usize % wanted].0);
-            }
-        }
-    }
-}
+mod tests;

@@ -18,14 +18,13 @@ use esker_partition::command::{Kind, NodeState, SetNodeState};
 use esker_raft::NodeId;
 use esker_raft::transport::grpc::CallError;
 
+use super::contact::{GONE_TICKS, is_heard};
 use super::directory::Nodes;
 use super::wire::{GROUPS, Join};
 use crate::core::Inner;
 
 /// How long a node has to answer before it counts as gone.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// Ticks without a message after which a node may be gone: a few election timeouts.
-const GONE_TICKS: u64 = 50;
 
 /// The nodes in whose place another one joins.
 fn replaced<'a>(join: &Join, me: u64, nodes: &'a Nodes) -> Vec<&'a ClusterNode> {
@@ -68,11 +67,16 @@ impl Inner {
                     node.name, node.id
                 )));
             }
-            self.check_removal(node.id).map_err(|error| match error {
-                CallError::Refused(why) | CallError::Unavailable(why) => {
-                    CallError::Unavailable(format!("node {} is to be replaced: {why}", node.name))
-                }
-            })?;
+            self.check_removal(node.id)
+                .await
+                .map_err(|error| match error {
+                    CallError::Refused(why) | CallError::Unavailable(why) => {
+                        CallError::Unavailable(format!(
+                            "node {} is to be replaced: {why}",
+                            node.name
+                        ))
+                    }
+                })?;
             self.propose_node(Kind::SetNodeState(SetNodeState {
                 id: node.id,
                 state: NodeState::Removed.into(),
@@ -91,9 +95,7 @@ impl Inner {
     /// Whether a process runs under a node's number, as far as this node can know.
     async fn is_there(&self, node: u64) -> bool {
         let details = self.catalog.details();
-        let is_heard = details.peers.iter().any(|peer| {
-            peer.id == NodeId(node) && peer.heard_ticks_ago.is_some_and(|ago| ago < GONE_TICKS)
-        });
+        let is_heard = is_heard(&details.peers, NodeId(node), GONE_TICKS);
         let Some(peers) = self.peers.as_ref().filter(|_| !is_heard) else {
             return is_heard;
         };
@@ -140,6 +142,7 @@ mod tests {
             hops: 0,
             replaces,
             of_cluster: None,
+            clock_ms: None,
         }
     }
 

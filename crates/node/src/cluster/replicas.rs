@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 
 use super::divergence::Diverged;
 use super::transfers::Transfers;
+use super::waiting::Waiting;
 
 /// What this node knows of its replicas.
 pub(crate) struct Replicas {
@@ -17,6 +18,8 @@ pub(crate) struct Replicas {
     pub diverged: Diverged,
     /// What they fetch.
     pub transfers: Transfers,
+    /// Which of those that this node leads wait for a change of their members.
+    pub waiting: Waiting,
     /// The checks of digests that this node is to make where it leads.
     pub checks: Checks,
     /// Who leads the partitions whose replicas here have halted, as other nodes say.
@@ -29,9 +32,16 @@ impl Replicas {
             digests,
             diverged,
             transfers: Transfers::default(),
+            waiting: Waiting::default(),
             checks: Checks::default(),
             elsewhere: RwLock::default(),
         }
+    }
+
+    /// The LSN as of which the log has last recorded that a replica of a partition has diverged; 0 if it has not.
+    pub fn diverged_at(&self, partition: u64) -> u64 {
+        let compared = self.digests.compared(partition);
+        compared.map_or(0, |compared| compared.diverged_at)
     }
 
     /// Who leads a partition whose replica here has halted and learns of no leader, if another node has told.

@@ -5,6 +5,7 @@ use esker_partition::digest::{Compared, Verdict};
 use serde::{Deserialize, Serialize};
 
 use super::transfers::Fetching;
+use super::waiting::ChangeWait;
 
 /// A node joins, or reports that an address of it has changed.
 pub(crate) const JOIN: &str = "join";
@@ -13,14 +14,19 @@ pub(crate) const CHANGE: &str = "change";
 /// What a node knows of its groups.
 pub(crate) const GROUPS: &str = "groups";
 
+/// The time of a node.
+pub(crate) const CLOCK: &str = "clock";
+
 /// The digest of a replica, as of an entry.
 pub(crate) const DIGEST: &str = "digest";
 
 /// The newest format of commands and messages that this build reads. Raised with every addition that an earlier
 /// build would not understand.
-pub(crate) const READS_FORMAT: u32 = 2;
+pub(crate) const READS_FORMAT: u32 = 3;
 /// The format from which on a node reads the commands about digests.
 pub(crate) const READS_DIGESTS: u32 = 2;
+/// The format from which on a node reads commands that name the version of the settings by which they are due.
+pub(crate) const READS_SETTINGS_VERSIONS: u32 = 3;
 
 /// What the path of a call begins with.
 const CALLS: &str = "/esker.raft.v1.Peers/Call/";
@@ -68,6 +74,16 @@ pub(crate) struct Join {
     /// The cluster that it belonged to under that number.
     #[serde(default)]
     pub of_cluster: Option<String>,
+    /// Its time of day, in milliseconds since the epoch.
+    #[serde(default)]
+    pub clock_ms: Option<u64>,
+}
+
+/// The time of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ClockOf {
+    /// That by which it computes ages, in milliseconds since the epoch.
+    pub ages_ms: u64,
 }
 
 /// The cluster that a node has joined.
@@ -82,6 +98,10 @@ pub(crate) struct Joined {
     pub lineages: Vec<String>,
     /// The addresses of its nodes.
     pub nodes: Vec<Peer>,
+    /// By partition: snapshots of the repository as of this LSN or an earlier one may have been made of a replica that
+    /// has diverged; 0 if none has. Earlier builds did not tell it.
+    #[serde(default)]
+    pub snapshots_after: Vec<u64>,
 }
 
 impl Joined {
@@ -277,6 +297,18 @@ pub(crate) struct GroupOf {
     /// Why the last comparison that it was to make came to no end, if so.
     #[serde(default)]
     pub check_failed: Option<String>,
+    /// The numbers of the nodes that vote. Earlier releases do not say.
+    #[serde(default)]
+    pub voters: Vec<u64>,
+    /// While a change of the voters is under way: those before it, who have to agree as well.
+    #[serde(default)]
+    pub voters_before: Vec<u64>,
+    /// The numbers of the nodes that have replicas and do not vote.
+    #[serde(default)]
+    pub learners: Vec<u64>,
+    /// Why the members are not those that the catalog wants, if this node leads and they are not.
+    #[serde(default)]
+    pub waits: Option<ChangeWait>,
 }
 
 #[cfg(test)]
@@ -293,6 +325,7 @@ mod tests {
             partitions: 1,
             lineages: lineages.iter().map(|it| to_hex(&it.to_bytes())).collect(),
             nodes: Vec::new(),
+            snapshots_after: Vec::new(),
         };
         (joined, lineages)
     }

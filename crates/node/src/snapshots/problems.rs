@@ -1,6 +1,6 @@
 //! What is wrong with a node, and what to do about it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use esker_partition::digest::Verdict;
 use esker_repository::env::steady_now;
@@ -73,6 +73,14 @@ impl Inner {
                 "if the clock is wrong, put it right before that; if it is right now, do nothing",
             );
         }
+        if let Some((code, what)) = inner.clock_problem() {
+            problems.add(
+                code,
+                None,
+                what,
+                "set the clocks of the nodes (chrony, systemd-timesyncd), and look whether all nodes run and reach each other",
+            );
+        }
         if let Some(why) = inner
             .restarts
             .held_back()
@@ -91,6 +99,14 @@ impl Inner {
                 None,
                 what,
                 "look at the disk and the memory of the machine; what was damaged is recovered",
+            );
+        }
+        if let Some(why) = inner.peers.as_ref().and_then(|peers| peers.refusal()) {
+            problems.add(
+                "refused_by_cluster",
+                None,
+                why,
+                "if this node was removed, move its data directory away and start it with an empty one and cluster.join; if another process runs with a copy of the directory, stop one of them",
             );
         }
         for unknown in inner.unknown_basins() {
@@ -168,6 +184,14 @@ impl Inner {
                     Some(partition),
                     why,
                     "make room on the disk of the data directory: the transfer then goes on by itself, from where it is",
+                );
+            }
+            if let Some(why) = inner.replicas.waiting.problem(partition, Instant::now()) {
+                problems.add(
+                    "members_wait",
+                    Some(partition),
+                    why,
+                    "bring back the nodes that are named; remove one that is lost for good with esker cluster remove",
                 );
             }
             if let Some(check) = inner.replicas.digests.compared(partition)

@@ -8,6 +8,10 @@
 //! learner marks it, and every later leader continues with the promotion. A version without this feature
 //! leaves it a learner.
 //!
+//! A leader does not propose a change of voters after which the group might stop: a learner that is promoted
+//! has caught up, and a majority of the voters after the change was heard from lately. Both are checked again
+//! for each attempt, by what this leader observes.
+//!
 //! A member that has state knows the membership from the snapshot of that state and the changes since,
 //! never from the list of founders.
 
@@ -16,7 +20,7 @@ use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, Conf
 
 use super::{Action, Engine, RejectReason, Role, Ticket};
 use crate::ids::NodeId;
-use crate::membership::{ChangeRefused, Membership, MembershipChange};
+use crate::membership::{ChangeRefused, Membership, MembershipChange, VoterChange};
 
 /// Most entries of the leader's log that a learner may lack when it is promoted: so many arrive over a
 /// network in a moment. A voter that lags more would delay every commit that needs its acknowledgement.
@@ -24,6 +28,13 @@ pub const MAX_PROMOTION_LAG: u64 = 1000;
 
 /// The context of a change that adds a learner which is to be promoted.
 const TO_PROMOTE: &[u8] = b"promote";
+
+fn single(kind: ConfChangeType, node: NodeId) -> ConfChangeSingle {
+    let mut single = ConfChangeSingle::default();
+    single.set_change_type(kind);
+    single.node_id = node.0;
+    single
+}
 
 impl Engine {
     pub(super) fn change_membership(
@@ -50,15 +61,17 @@ impl Engine {
         if let Some(to) = self.raw.raft.lead_transferee {
             return Err(RejectReason::Transferring { to: NodeId(to) });
         }
-        let single = self.check(change).map_err(RejectReason::Membership)?;
+        let is_to_vote = matches!(change, MembershipChange::AddPeer(_));
+        let changes = self.check(change).map_err(RejectReason::Membership)?;
+        let adds = |one: &ConfChangeSingle| one.get_change_type() == ConfChangeType::AddLearnerNode;
         let mut proposed = ConfChangeV2::default();
-        proposed.set_transition(match single.get_change_type() {
+        proposed.set_transition(match changes.iter().all(adds) {
             // The voters stay the same.
-            ConfChangeType::AddLearnerNode => ConfChangeTransition::Auto,
-            _ => ConfChangeTransition::Implicit,
+            true => ConfChangeTransition::Auto,
+            false => ConfChangeTransition::Implicit,
         });
-        proposed.mut_changes().push(single);
-        if matches!(change, MembershipChange::AddPeer(_)) {
+        proposed.set_changes(changes.into());
+        if is_to_vote {
             proposed.context = bytes::Bytes::from_static(TO_PROMOTE);
         }
         (self.raw.propose_conf_change(Vec::new(), proposed)).map_err(|error| match error {
@@ -67,56 +80,100 @@ impl Engine {
         })
     }
 
-    fn check(&self, change: MembershipChange) -> Result<ConfChangeSingle, ChangeRefused> {
-        let raft = &self.raw.raft;
-        let (MembershipChange::AddPeer(node)
-        | MembershipChange::AddLearner(node)
-        | MembershipChange::Promote(node)
-        | MembershipChange::RemovePeer(node)) = change;
-        if node.0 == 0 {
-            return Err(ChangeRefused::Nobody);
-        }
-        if self.membership.is_joint() || raft.has_pending_conf() {
-            return Err(ChangeRefused::InProgress);
-        }
-        let kind = match change {
-            MembershipChange::AddPeer(_) | MembershipChange::AddLearner(_) => {
+    fn check(&self, change: MembershipChange) -> Result<Vec<ConfChangeSingle>, ChangeRefused> {
+        let change = match change {
+            MembershipChange::AddPeer(node) | MembershipChange::AddLearner(node) => {
+                self.check_possible(&[node])?;
                 if self.membership.contains(node) {
                     return Err(ChangeRefused::AlreadyMember);
                 }
-                ConfChangeType::AddLearnerNode
+                return Ok(vec![single(ConfChangeType::AddLearnerNode, node)]);
             }
-            MembershipChange::Promote(_) => {
-                if !self.membership.contains(node) {
-                    return Err(ChangeRefused::NotAMember);
-                }
-                if !self.membership.learners.contains(&node) {
-                    return Err(ChangeRefused::NotALearner);
-                }
-                let progress = raft.prs().get(node.0);
-                let matched = progress
-                    .filter(|p| p.recent_active)
-                    .map_or(0, |p| p.matched);
-                let lacks = self.last().0 - matched.min(self.last().0);
-                if matched == 0 || lacks > MAX_PROMOTION_LAG {
-                    return Err(ChangeRefused::Lagging { lacks });
-                }
-                ConfChangeType::AddNode
-            }
-            MembershipChange::RemovePeer(_) => {
-                if !self.membership.contains(node) {
-                    return Err(ChangeRefused::NotAMember);
-                }
-                if node == self.config.id {
-                    return Err(ChangeRefused::IsLeader);
-                }
-                ConfChangeType::RemoveNode
-            }
+            MembershipChange::Promote(node) => VoterChange {
+                promote: vec![node],
+                remove: Vec::new(),
+            },
+            MembershipChange::RemovePeer(node) => VoterChange {
+                promote: Vec::new(),
+                remove: vec![node],
+            },
+            MembershipChange::ChangeVoters(change) => change,
         };
-        let mut single = ConfChangeSingle::default();
-        single.set_change_type(kind);
-        single.node_id = node.0;
-        Ok(single)
+        let mut all = [&change.promote[..], &change.remove[..]].concat();
+        self.check_possible(&all)?;
+        all.sort_unstable();
+        if all.is_empty() || all.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(ChangeRefused::Malformed);
+        }
+        for node in &change.promote {
+            self.check_promotion(*node)?;
+        }
+        for node in &change.remove {
+            if !self.membership.contains(*node) {
+                return Err(ChangeRefused::NotAMember);
+            }
+            if *node == self.config.id {
+                return Err(ChangeRefused::IsLeader);
+            }
+        }
+        self.check_majority(&change)?;
+        let promote = change.promote.iter();
+        let promote = promote.map(|node| single(ConfChangeType::AddNode, *node));
+        let remove = change.remove.iter();
+        let remove = remove.map(|node| single(ConfChangeType::RemoveNode, *node));
+        Ok(promote.chain(remove).collect())
+    }
+
+    /// Whether a change of these nodes may be proposed at all.
+    fn check_possible(&self, nodes: &[NodeId]) -> Result<(), ChangeRefused> {
+        if nodes.contains(&NodeId(0)) {
+            return Err(ChangeRefused::Nobody);
+        }
+        match self.membership.is_joint() || self.raw.raft.has_pending_conf() {
+            true => Err(ChangeRefused::InProgress),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a learner may get a vote.
+    fn check_promotion(&self, node: NodeId) -> Result<(), ChangeRefused> {
+        if !self.membership.contains(node) {
+            return Err(ChangeRefused::NotAMember);
+        }
+        if !self.membership.learners.contains(&node) {
+            return Err(ChangeRefused::NotALearner);
+        }
+        let progress = self.raw.raft.prs().get(node.0);
+        let matched = match self.is_in_contact(node) {
+            true => progress.map_or(0, |p| p.matched),
+            false => 0,
+        };
+        let lacks = self.last().0 - matched.min(self.last().0);
+        match matched == 0 || lacks > MAX_PROMOTION_LAG {
+            true => Err(ChangeRefused::Lagging { lacks }),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a majority of the voters after a change is in contact.
+    fn check_majority(&self, change: &VoterChange) -> Result<(), ChangeRefused> {
+        let after = change.voters_after(&self.membership.voters);
+        if after == self.membership.voters {
+            return Ok(());
+        }
+        let heard = after.iter().filter(|node| self.is_in_contact(**node));
+        let (heard, voters) = (heard.count(), after.len());
+        match 2 * heard > voters {
+            true => Ok(()),
+            false => Err(ChangeRefused::NoMajority { heard, voters }),
+        }
+    }
+
+    /// Whether a member was heard from within the last election timeout.
+    fn is_in_contact(&self, node: NodeId) -> bool {
+        let election = self.config.election_ticks as u64;
+        let heard = self.peers.last_contact(node);
+        node == self.config.id || heard.is_some_and(|at| self.ticks - at <= election)
     }
 
     /// Applies an entry that changes the membership, when it is handed out.
@@ -165,13 +222,23 @@ impl Engine {
                 .propose_conf_change(Vec::new(), ConfChangeV2::default());
             return;
         }
-        // One promotion at a time. A learner that has not caught up is refused, and tried again with the
-        // next tick.
-        for node in self.membership.to_promote.clone() {
-            if self.try_change(MembershipChange::Promote(node)).is_ok() {
-                return;
-            }
+        // All that have caught up, as one change. Who has not is tried again with the next tick.
+        let waiting = self.membership.to_promote.iter().copied();
+        let promote: Vec<_> = waiting
+            .filter(|node| self.check_promotion(*node).is_ok())
+            .collect();
+        if !promote.is_empty() {
+            let change = VoterChange {
+                promote,
+                remove: Vec::new(),
+            };
+            let _ = self.try_change(MembershipChange::ChangeVoters(change));
         }
+    }
+
+    /// Whether this leader takes no proposals, because it is giving the leadership to another member.
+    pub fn is_transferring(&self) -> bool {
+        self.role == Role::Leader && self.raw.raft.lead_transferee.is_some()
     }
 
     pub(super) fn transfer_leadership(

@@ -2,6 +2,7 @@
 //! member's message is not forged, but it may be old, or refer to entries that this member has lost.
 
 use raft::eraftpb::{Message, MessageType, MessageType as Kind};
+use raft::{ProgressState, StateRole};
 
 use super::{Action, Engine, Role};
 use crate::ids::NodeId;
@@ -74,7 +75,25 @@ impl Engine {
             _ => {}
         }
         if let Err(raft::Error::StepPeerNotFound) = self.raw.step(message) {
-            self.gate.count(Refusal::NotAMember);
+            return self.gate.count(Refusal::NotAMember);
+        }
+        if kind == Kind::MsgHeartbeatResponse {
+            self.replicate_again(from);
+        }
+    }
+
+    /// Ends the probing of a peer that has answered and lacks nothing. raft-rs ends it when an acknowledgement
+    /// has news, and a peer that lacks nothing never has: in a group to which nothing is appended, each peer
+    /// that was once unreachable would be shown as one that is not replicated to, for ever.
+    fn replicate_again(&mut self, from: NodeId) {
+        let last = self.last().0;
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader
+            && let Some(progress) = raft.mut_prs().get_mut(from.0)
+            && progress.state == ProgressState::Probe
+            && progress.matched == last
+        {
+            progress.become_replicate();
         }
     }
 }

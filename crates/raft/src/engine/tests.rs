@@ -9,6 +9,7 @@
 //! - [`halting`]: logs that cannot be read, or not understood;
 //! - [`snapshots`]: hints, back-off, the guardrail, what is compacted;
 //! - [`membership`], [`catching_up`]: single stories of several members, on [`cluster`];
+//! - [`joins`]: nodes that join, and are killed at any moment of it; several voters changed as one;
 //! - [`elections`]: corners that raft-rs leaves to us;
 //! - [`reading`]: reads that wait for what is applied;
 //! - [`leftovers`]: what was fetched in vain and is not needed;
@@ -25,6 +26,7 @@ mod disk;
 mod elections;
 mod halting;
 mod histories;
+mod joins;
 mod leftovers;
 mod log_reads;
 mod membership;

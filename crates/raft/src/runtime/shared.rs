@@ -174,7 +174,8 @@ impl<O: Send + 'static> Shared<O> {
     }
 
     /// Steps the engine with all queued proposals. Rejected ones are answered here, the others when they
-    /// are applied.
+    /// are applied. A proposal is rejected if an earlier one of its sequence was: apart from a command that no engine
+    /// accepts, which is found before the step, what makes an engine reject a proposal lasts to the end of the step.
     fn propose_waiting(&self, engine: &mut Engine) {
         let waiting = self.proposals.take();
         if waiting.is_empty() {
@@ -184,43 +185,47 @@ impl<O: Send + 'static> Shared<O> {
         let stopping = self.stopping.load(Ordering::Relaxed);
         if stopping {
             for proposal in waiting {
-                // The receiver may be gone.
-                let _ = proposal.answer.send(Err(ProposeError::stopping()));
+                proposal.refuse(ProposeError::stopping());
             }
             return;
         }
         let mut pending = Vec::with_capacity(waiting.len());
         let mut commands = Vec::with_capacity(waiting.len());
-        for (number, proposal) in waiting.into_iter().enumerate() {
-            commands.push((Ticket(number as u64), proposal.command));
-            pending.push(Some((proposal.answer, proposal.attached)));
+        for mut proposal in waiting {
+            if let Err(refused) = proposal.check() {
+                proposal.refuse(refused);
+                continue;
+            }
+            let ticket = Ticket(pending.len() as u64);
+            commands.push((ticket, std::mem::take(&mut proposal.command)));
+            pending.push(Some(proposal));
         }
         let mut actions = engine.step(Event::ProposeBatch(commands));
         let mut take_pending = |ticket: Ticket| pending.get_mut(ticket.0 as usize)?.take();
         actions.retain(|action| match action {
             Action::Accepted { ticket, lsn, term } => {
-                if let Some((answer, attached)) = take_pending(*ticket) {
+                if let Some(proposal) = take_pending(*ticket) {
                     self.waiters.wait(Waiter {
                         lsn: *lsn,
                         term: *term,
-                        answer: Answer::Command(answer),
-                        observer: attached.observer,
-                        _guard: attached.guard,
+                        answer: Answer::Command(proposal.answer),
+                        observer: proposal.attached.observer,
+                        _guard: proposal.attached.guard,
                     });
                 }
                 false
             }
             Action::Rejected { ticket, reason } => {
-                if let Some((answer, _)) = take_pending(*ticket) {
-                    let _ = answer.send(Err(ProposeError::from(reason.clone())));
+                if let Some(proposal) = take_pending(*ticket) {
+                    proposal.refuse(ProposeError::from(reason.clone()));
                 }
                 false
             }
             _ => true,
         });
-        for (answer, _) in pending.into_iter().flatten() {
+        for proposal in pending.into_iter().flatten() {
             // The engine gave no verdict: it has halted.
-            let _ = answer.send(Err(self.no_verdict()));
+            proposal.refuse(self.no_verdict());
         }
         self.carry_out(engine, actions);
     }
@@ -228,7 +233,7 @@ impl<O: Send + 'static> Shared<O> {
     /// Answers all queued proposals: the group stops.
     pub(super) fn refuse_waiting(&self) {
         for proposal in self.proposals.take() {
-            let _ = proposal.answer.send(Err(ProposeError::stopping()));
+            proposal.refuse(ProposeError::stopping());
         }
     }
 
@@ -357,6 +362,7 @@ impl<O: Send + 'static> Shared<O> {
         };
         let counters = self.counters_of(&engine);
         drop(engine);
+        self.counts.publish_refusals(&counters.engine.refused);
         counts::publish(self.id, &counters, &gauges);
         true
     }

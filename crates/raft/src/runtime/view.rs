@@ -14,6 +14,9 @@ pub(super) struct Position {
     pub role: Role,
     pub leader: Option<NodeId>,
     pub term: Term,
+    /// The term in which this member leads, if it does.
+    pub leading_term: Option<Term>,
+    pub is_transferring: bool,
     pub last: Lsn,
     pub committed: Lsn,
     pub applied: Lsn,
@@ -30,6 +33,8 @@ impl Position {
             role: engine.role(),
             leader: engine.leader(),
             term: engine.term(),
+            leading_term: engine.leading_term(),
+            is_transferring: engine.is_transferring(),
             last: engine.last(),
             committed: engine.committed(),
             applied: engine.applied(),

@@ -4,7 +4,7 @@
 use super::mutants::Mutant;
 use super::state::State;
 use super::world::{Happening, World};
-use crate::engine::{Event, Membership, MembershipChange};
+use crate::engine::{Event, Membership, MembershipChange, VoterChange};
 use crate::ids::{Lsn, NodeId};
 
 /// Most hosts in a run.
@@ -191,6 +191,12 @@ impl World {
             true => Lsn(u64::MAX),
             false => Lsn(self.between(0, applied)),
         };
+        self.archived(id, lsn);
+    }
+
+    /// The log of a host is archived up to there.
+    pub fn archived(&mut self, id: u64, lsn: Lsn) {
+        self.host_mut(id).archived = lsn;
         self.step(id, Event::KeepFrom { lsn });
     }
 
@@ -223,7 +229,20 @@ impl World {
             true => self.host(id).durable.membership.clone(),
             false => founded,
         };
+        let is_founded_again = self.is(Mutant::RejoinUnderOldNumber);
         let host = self.host_mut(id);
+        host.archived = Lsn(u64::MAX);
+        if is_founded_again {
+            host.log = super::disk::Log::default();
+            host.stored.clear();
+            host.partial = None;
+            host.bootstrap = membership.clone();
+            host.durable = State {
+                membership,
+                ..State::default()
+            };
+            return self.open(id);
+        }
         host.ghost = Some(std::mem::take(&mut host.log));
         host.stored.clear();
         host.partial = None;
@@ -297,7 +316,16 @@ impl World {
                     .get(at)
                     .map(|l| MembershipChange::Promote(*l))
             }
-            7 | 8 => {
+            7 => {
+                // All learners get votes, and one member may go: whoever cannot is a reason to refuse it.
+                let at = self.between(0, 5) as usize;
+                let gone = known.voters.get(at).copied();
+                Some(MembershipChange::ChangeVoters(VoterChange {
+                    promote: known.learners,
+                    remove: gone.into_iter().collect(),
+                }))
+            }
+            8 => {
                 let all: Vec<_> = known.members().collect();
                 let at = self.between(0, all.len() as u64 - 1) as usize;
                 Some(MembershipChange::RemovePeer(all[at]))

@@ -26,8 +26,7 @@ impl World {
             if host.engine.is_none() && !host.gone {
                 self.open(id);
             }
-            let lsn = Lsn(u64::MAX);
-            self.step(id, Event::KeepFrom { lsn });
+            self.archived(id, Lsn(u64::MAX));
         }
         let before = self.oracle.acknowledged();
         for check in 1..=MAX_CHECKS {

@@ -36,6 +36,14 @@ pub enum Mutant {
     ForgetBeforeInstalled,
     /// A read is answered from the applied state, without the engine.
     ReadAtOnce,
+    /// A voter that has lost its disk is founded again under its number, instead of joining under a new one.
+    RejoinUnderOldNumber,
+    /// A restarted host does not tell its engine up to where the log is archived.
+    ForgetArchived,
+    /// A snapshot is installed as the state, and not as the membership.
+    InstallWithoutMembership,
+    /// A proposal counts as superseded as soon as its host leads and has another entry in its place.
+    SupersedeAtOnce,
 }
 
 /// Fails unless one of the first `within` seeds detects the mutant, with a message that contains `by`.
@@ -125,4 +133,24 @@ fn forgetting_what_an_install_is_to_cover_before_it_has_succeeded_is_caught() {
 #[test]
 fn reading_the_applied_state_without_the_engine_is_caught() {
     is_caught(Mutant::ReadAtOnce, 20, "a read of");
+}
+
+#[test]
+fn a_voter_that_lost_its_disk_and_is_founded_again_under_its_number_is_caught() {
+    is_caught(Mutant::RejoinUnderOldNumber, 200, "");
+}
+
+#[test]
+fn forgetting_what_is_archived_at_a_restart_is_caught() {
+    is_caught(Mutant::ForgetArchived, 40, "archived");
+}
+
+#[test]
+fn an_install_that_keeps_the_membership_from_before_is_caught() {
+    is_caught(Mutant::InstallWithoutMembership, 40, "membership");
+}
+
+#[test]
+fn taking_for_superseded_what_another_leader_may_commit_is_caught() {
+    is_caught(Mutant::SupersedeAtOnce, 4000, "was superseded");
 }

@@ -149,7 +149,7 @@ impl World {
         }
         let host = self.host_mut(id);
         let files = host.partial.as_ref().map(|p| p.contents());
-        let Some(state) = files.and_then(|files| State::restore(&offer, &files)) else {
+        let Some(mut state) = files.and_then(|files| State::restore(&offer, &files)) else {
             let what = format!("{id} installs what is not all there");
             return self.judge(Err(what));
         };
@@ -157,7 +157,11 @@ impl World {
         self.judge(verdict);
         self.end_fetch(id);
         self.reached.installs += 1;
+        let keeps_membership = self.is(Mutant::InstallWithoutMembership);
         let host = self.host_mut(id);
+        if keeps_membership {
+            state.membership = host.state.membership.clone();
+        }
         host.partial = None;
         host.become_state(state.clone());
         self.step(id, Event::SnapshotInstalled { checkpoint });
@@ -177,7 +181,7 @@ impl Host {
     /// Replaces the state, and drops queued entries, which it covers.
     fn become_state(&mut self, state: State) {
         self.to_apply.clear();
-        self.proposed.retain(|lsn, _| *lsn > state.at.lsn.0);
+        self.waiters.skipped(state.at.lsn);
         self.set_handed(state.at.lsn.0);
         self.durable = state.clone();
         self.state = state;

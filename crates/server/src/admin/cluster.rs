@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::Failures;
-pub use super::replicas::{CheckOutcome, ReplicaCheck, ReplicaDigest, ReplicaFetch};
+pub use super::replicas::{
+    CheckOutcome, GroupMembers, MembersWait, ReplicaCheck, ReplicaDigest, ReplicaFetch,
+};
 use super::request::{Body, InPath};
 use super::{Admin, AdminError};
 use crate::auth::Access;
@@ -21,6 +23,10 @@ use crate::auth::operation::Effect;
 pub struct ClusterView {
     /// The number of the node that answers.
     pub node: u64,
+    /// Why the other nodes do not take the node that answers; absent if they do. What it shows is then as of when it
+    /// last belonged to the cluster.
+    #[serde(default)]
+    pub refused: Option<String>,
     /// The nodes, in order of their numbers.
     pub nodes: Vec<ClusterMember>,
     /// The partitions, the catalog first.
@@ -44,6 +50,10 @@ pub struct ClusterMember {
     pub zone: Option<String>,
     /// Why it has not answered; absent if it has.
     pub unreachable: Option<String>,
+    /// The number of another node that answers at `peer_address`, as the answering node has found; absent if there
+    /// is none. Nothing is sent to it. The node itself is looked for where it was found last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_answers_as: Option<u64>,
     /// How many partitions it leads, as it reports itself.
     pub leads: u64,
 }
@@ -73,6 +83,9 @@ pub struct ClusterGroup {
     pub leader_name: Option<String>,
     /// What each node that has answered has of it, in order of the nodes' numbers.
     pub replicas: Vec<ClusterReplica>,
+    /// Who belongs to it; absent if its leader has not answered.
+    #[serde(default)]
+    pub members: Option<GroupMembers>,
     /// The last comparison of the replicas; absent if there was none yet.
     pub check: Option<ReplicaCheck>,
     /// Whether one is under way.
@@ -161,7 +174,8 @@ pub(super) async fn show(
 /// Removes a node from the cluster, for good.
 ///
 /// Its number is never used again: to bring the machine back, it joins with an empty data directory. Refused where
-/// a partition would lose its majority.
+/// a partition would lose its majority: all nodes are asked for that now, and more than half of the other voters of
+/// each partition have to answer.
 #[utoipa::path(
     post,
     path = "/esker/v1/cluster/nodes/{node}/remove",
@@ -372,11 +386,13 @@ impl From<ClusterStatus> for ClusterView {
             client_address: of.node.client_address,
             zone: Some(of.node.zone).filter(|zone| !zone.is_empty()),
             unreachable: of.unreachable,
+            address_answers_as: of.answers_as,
             leads: of.leads as u64,
         });
         let partitions = status.partitions.into_iter();
         ClusterView {
             node: status.me,
+            refused: status.refused,
             nodes: nodes.collect(),
             partitions: partitions.map(|of| group(of, &names)).collect(),
         }
@@ -406,6 +422,7 @@ fn group(of: ClusterPartition, names: &BTreeMap<u64, String>) -> ClusterGroup {
     });
     let replicas = replicas.collect();
     ClusterGroup {
+        members: of.members.map(GroupMembers::from),
         check: of.check.map(ReplicaCheck::from),
         checking: of.checks,
         check_failed: of.check_failed,
@@ -442,6 +459,7 @@ mod tests {
             check: None,
             checks: false,
             check_failed: None,
+            members: None,
         };
         let shown = group(of.clone(), &names);
         assert_eq!(shown.leader_name.as_deref(), Some("n1"));

@@ -63,6 +63,47 @@ pub struct ReplicaFetch {
     pub installing: bool,
 }
 
+/// Who belongs to a partition, as its leader reports.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct GroupMembers {
+    /// The numbers of the nodes that vote.
+    pub voters: Vec<u64>,
+    /// While a change of the voters is under way: those before it. A majority of both has to agree until it is
+    /// complete. Empty otherwise.
+    pub voters_before: Vec<u64>,
+    /// The numbers of the nodes that have replicas and do not vote.
+    pub learners: Vec<u64>,
+    /// Why these are not the members that they should be; absent if they are, or are about to be.
+    pub waits: Option<MembersWait>,
+}
+
+/// Why the members of a partition are not those that they should be.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct MembersWait {
+    /// In words.
+    pub why: String,
+    /// For how many seconds, as the node that leads the partition knows.
+    pub seconds: u64,
+    /// Whether that is a problem, if it stays so. A node that is drained and keeps its vote, because no other node
+    /// can take it, is none.
+    pub problem: bool,
+}
+
+impl From<cluster::Members> for GroupMembers {
+    fn from(members: cluster::Members) -> GroupMembers {
+        GroupMembers {
+            voters: members.voters,
+            voters_before: members.voters_before,
+            learners: members.learners,
+            waits: members.waits.map(|waits| MembersWait {
+                why: waits.why,
+                seconds: waits.for_ms / 1000,
+                problem: waits.is_problem,
+            }),
+        }
+    }
+}
+
 impl From<Check> for ReplicaCheck {
     fn from(check: Check) -> ReplicaCheck {
         let nanos = i128::from(check.at_ms) * 1_000_000;

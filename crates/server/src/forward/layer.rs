@@ -23,20 +23,17 @@ use super::hop_headers::{NOT_LEADER, SERVED_BY, strip, strip_request};
 use super::incoming::{Answering, Incoming};
 use super::lanes::lane;
 use super::outgoing::Outgoing;
-use super::peers::{Connection, Leader, Peers};
+use super::peers::{Connection, Leader, Peers, RETRY_PAUSE, read_index_by};
 use super::replica;
 use super::series::{self, Open, Outcome};
-use super::targets::{Place, SILENT, Unplaced, place};
+use super::targets::{Place, Unplaced, place};
 use crate::answers::AtStall;
 use crate::api::ServiceError;
 use crate::auth::{Access, PeerAddress};
 use crate::client::client;
-use crate::forwarded::{Forwarded, is_forwarded};
+use crate::forwarded::{Forwarded, is_forwarded, is_not_proposed};
 use crate::request_guard::{content_type, is_grpc};
 use crate::state::status;
-
-/// Pause before another attempt at a leader that could not be reached, or that does not lead.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Answers a request, here or at the node that leads what it is about.
 pub(crate) async fn forward(
@@ -84,8 +81,7 @@ pub(crate) async fn forward(
                 return no_leader(is_call, partitions.start, &not_taken(&why));
             }
             let read = partitions.map(|partition| async move {
-                let read = timeout_at(deadline, peers.read_index(partition)).await;
-                let read = read.unwrap_or_else(|_| Err(SILENT.to_owned()));
+                let read = read_index_by(peers, partition, deadline).await;
                 read.map_err(|why| (partition, why))
             });
             match futures::future::try_join_all(read).await {
@@ -135,27 +131,38 @@ impl Way<'_> {
         &self.forwarder.peers
     }
 
-    async fn go(&self, request: Request, next: Next) -> Response {
+    async fn go(mut self, request: Request, next: Next) -> Response {
         let known = self.peers().leader(self.partition);
-        if known == Leader::Here && self.may_answer().await {
+        let leads = known == Leader::Here && self.may_answer().await;
+        let is_session = content_type(request.headers()).is_some_and(|kind| kind == "s2s/proto");
+        let is_repeated = !self.is_read && !self.is_call && !is_session;
+        if leads && !is_repeated {
             return self.answer_here(request, next).await;
         }
         if is_forwarded(request.extensions()) {
             // Whoever has sent it decides what becomes of it.
-            return self.not_leader();
+            if !leads {
+                return self.not_leader();
+            }
+            let answer = next.run(request).await;
+            return match is_not_proposed(answer.extensions()) {
+                true => self.not_leader(),
+                false => answer,
+            };
         }
-        if let Some(why) = self.peers().refusal() {
+        if !leads && let Some(why) = self.peers().refusal() {
             return self.unreachable(Some(&not_taken(&why)));
         }
-        let is_session = content_type(request.headers()).is_some_and(|kind| kind == "s2s/proto");
         let memory = self.forwarder.bodies.kept(client(request.extensions()));
         let outgoing = Outgoing::new(request, memory);
         let mut hop = 1;
-        let mut hint = None;
+        let mut hint = leads.then_some(Leader::Here);
+        let mut is_confirmed = leads;
         let mut why = None;
+        let mut waiting = None;
         loop {
             let leader = match hint.take() {
-                Some(node) => Leader::At(node),
+                Some(leader) => leader,
                 None => {
                     let left = self.deadline.saturating_duration_since(Instant::now());
                     self.peers().wait_for_leader(self.partition, left).await
@@ -163,11 +170,26 @@ impl Way<'_> {
             };
             let node = match leader {
                 Leader::Here => {
-                    if self.may_answer().await {
-                        return match outgoing.into_request() {
-                            Some(request) => self.answer_here(request, next).await,
-                            None => self.unreachable(why.as_deref()),
+                    if std::mem::take(&mut is_confirmed) || self.may_answer().await {
+                        if !is_repeated {
+                            return match outgoing.into_request() {
+                                Some(request) => self.answer_here(request, next).await,
+                                None => self.unreachable(why.as_deref()),
+                            };
+                        }
+                        let Some(request) = outgoing.request_here() else {
+                            return self.unreachable(why.as_deref());
                         };
+                        let answer = next.clone().run(request).await;
+                        if !is_not_proposed(answer.extensions()) {
+                            return answer;
+                        }
+                        if why.is_none() {
+                            // However long it was here, the wait for the new leader begins now.
+                            let deadline = Instant::now() + self.forwarder.leader_timeout;
+                            self.deadline = self.deadline.max(deadline);
+                        }
+                        why = Some("this node has given the leadership away".to_owned());
                     }
                     None
                 }
@@ -182,7 +204,7 @@ impl Way<'_> {
                     }
                     Sent::NotLeader(Some(leader)) if hop < MAX_HOPS && leader != node => {
                         hop += 1;
-                        hint = Some(leader);
+                        hint = Some(Leader::At(leader));
                         continue;
                     }
                     Sent::NotLeader(_) => why = Some(format!("node {node} does not lead it")),
@@ -199,7 +221,10 @@ impl Way<'_> {
                 hop = 1;
             }
             outgoing.take_back();
-            if Instant::now() + RETRY_PAUSE >= self.deadline {
+            if waiting.is_none() {
+                waiting = self.forwarder.waiting.try_acquire().ok();
+            }
+            if waiting.is_none() || Instant::now() + RETRY_PAUSE >= self.deadline {
                 return self.unreachable(why.as_deref());
             }
             sleep(RETRY_PAUSE).await;
@@ -216,10 +241,11 @@ impl Way<'_> {
         }
     }
 
-    /// Whether this node, which leads as far as it knows, may answer: for a read, a majority has to confirm it.
+    /// Whether this node, which leads as far as it knows, may answer: for a read, a majority has to confirm it, and
+    /// nothing is proposed while the leadership moves.
     async fn may_answer(&self) -> bool {
         if !self.is_read {
-            return true;
+            return !self.peers().is_moving(self.partition);
         }
         let read = self.peers().read_index(self.partition);
         matches!(timeout_at(self.deadline, read).await, Ok(Ok(())))
@@ -397,7 +423,7 @@ impl Way<'_> {
                 error = ended => Cut::NoAccess(error),
                 () = stopping.cancelled() => Cut::Stopping,
                 () = stalled.cancelled() => Cut::Stalled,
-                () = deposed => Cut::Lost("the node that answers has lost the leadership".to_owned()),
+                () = deposed => Cut::Moved,
             }
         }
         .boxed()

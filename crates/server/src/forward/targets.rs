@@ -17,11 +17,11 @@ use s2_common::basin::BasinName;
 use s2_common::stream::StreamName;
 use serde::Deserialize;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_http::decompression::RequestDecompressionLayer;
 
-use super::peers::Peers;
+use super::peers::{Peers, read_index_by};
 use super::replica::Read;
 use crate::api::Kept;
 use crate::auth::Access;
@@ -152,9 +152,6 @@ pub(crate) const TARGETS: &[(&str, &str, Target)] = &[
 const MAX_NAMING_BODY: usize = 64 * 1024;
 /// How long such a body may take.
 const NAMING_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Why a partition did not answer.
-pub(super) const SILENT: &str = "a majority of its nodes does not answer";
 
 /// Where a request is answered.
 #[derive(Debug, PartialEq)]
@@ -298,8 +295,7 @@ impl Named {
         };
         let mut partition = peers.stream_partition(&basin, &stream);
         if partition.is_none() {
-            let read = timeout(wait, peers.read_index(0)).await;
-            let read = read.unwrap_or_else(|_| Err(SILENT.to_owned()));
+            let read = read_index_by(peers, 0, Instant::now() + wait).await;
             read.map_err(Unplaced::Catalog)?;
             partition = peers.stream_partition(&basin, &stream);
         }

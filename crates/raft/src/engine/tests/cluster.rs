@@ -41,6 +41,8 @@ pub struct Host {
     pub lines: Vec<String>,
     pub applied: LogFloor,
     pub membership: Membership,
+    /// All memberships that it has applied, in order.
+    pub memberships: Vec<Membership>,
     pub stored: Vec<Stored>,
     pub sender: Sender,
     pub fetching: Option<Fetching>,
@@ -98,6 +100,7 @@ impl Host {
             lines: Vec::new(),
             applied,
             membership,
+            memberships: Vec::new(),
             stored: Vec::new(),
             sender: Sender::new(SenderConfig::default()),
             fetching: None,
@@ -122,6 +125,7 @@ impl Host {
             }
             if let Some(membership) = entry.membership {
                 self.membership = (*membership).clone();
+                self.memberships.push(self.membership.clone());
             }
         }
     }
@@ -231,6 +235,13 @@ impl Cluster {
                 Fate::Last => last.push(envelope),
                 Fate::Lost => {}
             }
+        }
+    }
+
+    /// The next message that is under way arrives, and nothing else.
+    pub fn next_arrives(&mut self) {
+        if let Some(message) = self.wire.pop_front() {
+            self.arrive(Envelope::decode(message).unwrap());
         }
     }
 

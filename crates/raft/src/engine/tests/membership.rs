@@ -215,7 +215,7 @@ fn changes_that_cannot_be_are_refused_with_the_reason() {
         (MembershipChange::AddPeer(NodeId(0)), ChangeRefused::Nobody),
     ];
     for (change, reason) in refusals {
-        assert_eq!(cluster.change(change), Err(reason), "{change:?}");
+        assert_eq!(cluster.change(change.clone()), Err(reason), "{change:?}");
     }
     // Node 4 does not exist, so it never catches up.
     cluster

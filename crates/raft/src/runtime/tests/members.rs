@@ -60,7 +60,7 @@ pub struct Members {
     pub network: Network,
     pub nodes: BTreeMap<u64, (Node, Group<usize>)>,
     pub knobs: BTreeMap<u64, Arc<Knobs>>,
-    /// Of the disks under their logs.
+    /// Of the disk under each node's log.
     pub faults: BTreeMap<u64, Faults>,
     pub adjust: fn(&mut NodeConfig),
     founders: Vec<NodeId>,
@@ -68,6 +68,11 @@ pub struct Members {
 }
 
 impl Members {
+    /// A state machine of a member.
+    pub fn machine() -> impl crate::StateMachine<Output = usize> {
+        InMemory::new(Lines(Arc::default()))
+    }
+
     /// They found the group, and run.
     pub fn start(ids: &[u64]) -> Members {
         Members::start_with(ids, |_| {})

@@ -1,0 +1,115 @@
+//! How votes move: from one voter to three, and from a node to the one that takes its place, in one change; and
+//! what keeps a vote from moving is shown.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Nodes, number_of};
+use crate::support::eventually;
+
+/// The numbers of voters that the leaders of partitions were seen with: of a partition, and during a change of those
+/// before it.
+type Counts = BTreeSet<usize>;
+
+/// Looks at what a node shows of the cluster, many times a second, until it is told to end.
+fn watch(nodes: &Nodes, asked: usize, ends: Arc<AtomicBool>) -> tokio::task::JoinHandle<Counts> {
+    let http = nodes.servers[asked].http1();
+    tokio::spawn(async move {
+        let mut counts = Counts::new();
+        while !ends.load(Ordering::Relaxed) {
+            if let Ok(answer) = http.get("/esker/v1/cluster").try_send().await
+                && answer.status == 200
+            {
+                let shown: Value = answer.json();
+                for partition in shown["partitions"].as_array().unwrap() {
+                    for voters in ["voters", "voters_before"] {
+                        let voters = partition["members"][voters].as_array();
+                        counts.extend(voters.map(Vec::len).filter(|count| *count > 0));
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        counts
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_go_from_one_voter_to_three_and_pass_a_vote_on_without_having_two() {
+    let mut nodes = Nodes::first().await;
+    nodes.create(0).await;
+    let ends = Arc::new(AtomicBool::new(false));
+    let watching = watch(&nodes, 0, ends.clone());
+    nodes.join().await;
+    nodes.join().await;
+    nodes.have_voters(0, 3).await;
+    nodes.append(0, "three").await;
+    // The fourth one takes the vote of the third.
+    nodes.join().await;
+    nodes.have_voters(0, 3).await;
+    let drained = number_of(&nodes.data(2));
+    let http = nodes.servers[0].http1();
+    let path = format!("/esker/v1/cluster/nodes/{drained}/drain");
+    let asked = http.post(&path).json(&json!({})).send().await;
+    assert_eq!(asked.status, 200, "{}", asked.text());
+    eventually("the drained node votes nowhere", async || {
+        let shown = nodes.shown(0).await?;
+        let partitions = shown["partitions"].as_array()?;
+        let votes = |partition: &Value| {
+            let members = &partition["members"];
+            let of = |which: &str| members[which].as_array().cloned().unwrap_or_default();
+            let all = [of("voters"), of("voters_before")].concat();
+            all.is_empty() || all.contains(&json!(drained))
+        };
+        (!partitions.iter().any(votes)).then_some(())
+    })
+    .await;
+    ends.store(true, Ordering::Relaxed);
+    let counts = watching.await.unwrap();
+    assert_eq!(counts, Counts::from([1, 3]), "numbers of voters");
+    nodes.append(0, "four").await;
+    nodes.have(3, &["three", "four"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_keeps_a_partition_from_having_its_voters_is_shown() {
+    let mut nodes = Nodes::first().await;
+    nodes.join().await;
+    eventually("the second node is active", async || {
+        let shown = nodes.shown(0).await?;
+        let node = shown["nodes"]
+            .as_array()?
+            .iter()
+            .find(|it| it["name"] == "n1")
+            .cloned()?;
+        (node["state"] == "active").then_some(())
+    })
+    .await;
+    nodes.servers[1].kill();
+    nodes.join().await;
+    // With the one that is away there are three, and one of them keeps the others waiting.
+    let waits = eventually("what the voters wait for is shown", async || {
+        let shown = nodes.shown(0).await?;
+        let waits = shown["partitions"][1]["members"]["waits"].clone();
+        waits["why"].as_str()?.contains("n1 ").then_some(waits)
+    })
+    .await;
+    assert_eq!(waits["problem"], true, "{waits}");
+    let why = waits["why"].as_str().unwrap();
+    assert!(why.contains("not heard from"), "{waits}");
+    nodes.restart(1).await;
+    nodes.have_voters(0, 3).await;
+    let shown = nodes.shown(0).await.unwrap();
+    let waits = |partition: &Value| partition["members"]["waits"].clone();
+    let waits: Vec<Value> = shown["partitions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(waits)
+        .collect();
+    assert_eq!(waits, [Value::Null, Value::Null, Value::Null]);
+}
