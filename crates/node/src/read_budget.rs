@@ -9,11 +9,15 @@
 //! else is under way there; where others wait, the connection ends a `limits.stall-timeout` later in any
 //! case.
 //!
+//! Replays and watches of the state store count here, too. What a client reads nothing of must not keep all others
+//! waiting, so those of one principal have at most [`REPLAYS_SHARE`] of the memory ([`ReadBudget::claim_page`]).
+//!
 //! A quarter is reserved for sessions that follow a stream at its tail; these may use the rest as well.
 //! Sessions that are stuck while they catch up cannot take the reserved memory.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -25,6 +29,9 @@ use tokio::task::AbortHandle;
 pub(crate) const MAX_SCAN: usize = 4 * 1024 * 1024;
 /// The divisor of the budget that gives the share of sessions at the tail.
 const TAIL_SHARE: usize = 4;
+
+/// The divisor of the shared memory that gives what the replays of one principal may hold.
+const REPLAYS_SHARE: usize = 4;
 
 /// Sessions for which a thread reads more than one batch. Each has a thread and a view of the database; for
 /// others, a thread reads one batch at a time.
@@ -43,6 +50,24 @@ pub struct ReadBudget {
     tail_total: usize,
     waiting: Arc<AtomicUsize>,
     runs: Arc<Semaphore>,
+    /// What the replays of each principal that has some may still hold.
+    replays: Arc<Mutex<HashMap<u64, Weak<Semaphore>>>>,
+}
+
+/// Bytes that a replay holds, of its principal and of all. They are released when it is dropped.
+#[derive(Debug)]
+pub(crate) struct PagePermit {
+    own: OwnedSemaphorePermit,
+    read: ReadPermit,
+}
+
+impl PagePermit {
+    /// Releases what is more than `bytes`.
+    pub fn shrink(&mut self, bytes: usize) {
+        let surplus = self.own.num_permits().saturating_sub(bytes);
+        drop(self.own.split(surplus));
+        self.read.fit(bytes.min(self.read.bytes()));
+    }
 }
 
 /// Bytes that a read session holds. They are released when it is dropped.
@@ -62,6 +87,44 @@ impl ReadBudget {
             tail_total,
             waiting: Arc::default(),
             runs: Arc::new(Semaphore::new(MAX_RUNS)),
+            replays: Arc::default(),
+        }
+    }
+
+    /// Bytes that the replays of one principal may hold.
+    fn replays_total(&self) -> usize {
+        (self.shared_total / REPLAYS_SHARE).clamp(MAX_SCAN, u32::MAX as usize)
+    }
+
+    fn replays_of(&self, principal: u64) -> Arc<Semaphore> {
+        let mut replays = self.replays.lock();
+        if let Some(own) = replays.get(&principal).and_then(Weak::upgrade) {
+            return own;
+        }
+        // Those of principals that have none any more.
+        if replays.len().is_power_of_two() {
+            replays.retain(|_, own| own.strong_count() > 0);
+        }
+        let own = Arc::new(Semaphore::new(self.replays_total()));
+        replays.insert(principal, Arc::downgrade(&own));
+        own
+    }
+
+    /// Waits for memory for a page of a replay, [`MAX_SCAN`] bytes, and holds nothing meanwhile: first behind the other
+    /// replays of its principal, then in the queue of all sessions.
+    pub(crate) async fn claim_page(&self, principal: u64, at_tail: bool) -> PagePermit {
+        loop {
+            let own = self.replays_of(principal);
+            let Ok(own) = own.acquire_many_owned(MAX_SCAN as u32).await else {
+                // The semaphores are never closed.
+                return std::future::pending().await;
+            };
+            if let Some(read) = self.try_claim(at_tail) {
+                return PagePermit { own, read };
+            }
+            if let Some(read) = self.wait_in_line(at_tail).turn().await {
+                return PagePermit { own, read };
+            }
         }
     }
 
@@ -236,6 +299,37 @@ mod tests {
     use super::*;
 
     const TOTAL: usize = 16 * MAX_SCAN;
+
+    #[tokio::test]
+    async fn replays_of_one_principal_leave_memory_for_those_of_others_and_for_sessions() {
+        let budget = ReadBudget::new(TOTAL);
+        let most = budget.replays_total();
+        let mut held = Vec::new();
+        // Of each page, a little is not taken.
+        while let Some(mut page) = budget.claim_page(1, false).now_or_never() {
+            page.shrink(64 * 1024);
+            held.push(page);
+            assert!(budget.held() <= most, "{}", budget.held());
+        }
+        assert!(!held.is_empty());
+        let next = tokio::spawn({
+            let budget = budget.clone();
+            async move { budget.claim_page(1, false).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!next.is_finished(), "it waits, and holds nothing");
+        assert!(budget.held() <= most);
+        assert!(budget.claim_page(2, false).now_or_never().is_some());
+        assert!(budget.try_claim(false).is_some());
+        drop(held);
+        next.await.unwrap();
+        assert_eq!(budget.held(), 0);
+        budget.replays_of(3);
+        assert!(
+            budget.replays.lock().len() <= 3,
+            "what has gone is forgotten"
+        );
+    }
 
     #[tokio::test]
     async fn sessions_hold_no_more_than_the_budget_and_those_at_the_tail_have_a_part_of_their_own()

@@ -8,21 +8,24 @@
 //!   and twice that while they become a message. [`MAX_WAITING`] more that have ended may wait for memory
 //!   without the place of a scan, so that clients which read nothing do not stop other scans;
 //! - answers to reads that clients have not taken yet have at most [`MAX_HELD`] bytes for scans, and as
-//!   many for all others. Sessions and streams do not count: they produce the next piece when the client
-//!   has taken the last one;
+//!   many for all others. Of these no principal holds more than [`MAX_OVER_FREE`] times what is free, so that
+//!   clients which read nothing refuse only their own. Sessions and streams do not count here: they produce the next
+//!   piece when the client has taken the last one, and count as memory of read sessions;
 //! - [`MAX_EXPORTS`] exports and verifications run at a time: each has a thread and a view of the database.
 //!
 //! A client that reads nothing for `limits.stall-timeout` loses its answer. Beyond these bounds a scan
 //! waits for up to [`WAIT_TIMEOUT`] and is then refused; any other read is refused at once. Answers to
 //! writes are small and never refused.
 
+use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
+use esker_node::Client;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use http::HeaderMap;
@@ -36,6 +39,8 @@ use crate::watchdog::{Left, Perishable, Watchdog};
 const MAX_SCANS: usize = 2;
 /// Bytes of answers that clients have not taken yet: one limit for scans, and the same for all others.
 const MAX_HELD: usize = 128 * 1024 * 1024;
+/// Most bytes of a principal's answers, as a multiple of those that are free: one alone has three quarters.
+const MAX_OVER_FREE: usize = 3;
 /// Scans that have ended and wait for memory for their results.
 const MAX_WAITING: usize = 2;
 /// Bytes up to which the result of a scan may count among all other answers: one page.
@@ -70,6 +75,12 @@ pub enum Exhausted {
         MAX_HELD >> 20
     )]
     Held,
+    /// Answers that this principal's clients have not taken.
+    #[error(
+        "your clients have not yet taken what they were answered, all that one principal may leave: take the answers, \
+         and try again"
+    )]
+    HeldByPrincipal,
     /// What read sessions have read and their clients have not taken.
     #[error("clients have not yet taken what they read, all of `limits.read-sessions`: try again")]
     Reads,
@@ -113,6 +124,8 @@ impl From<EndFrame> for Frame<Bytes> {
 pub(crate) struct Answers {
     scans: Arc<Semaphore>,
     held: Arc<Semaphore>,
+    /// Bytes of `held` of each principal that has some.
+    held_of: Arc<Mutex<HashMap<u64, usize>>>,
     /// The same as `held`, for scans: a scan that waits takes all permits that become free, and other
     /// reads must not be refused for that.
     held_by_scans: Arc<Semaphore>,
@@ -136,6 +149,7 @@ impl Answers {
         Answers {
             scans: semaphore(MAX_SCANS),
             held: semaphore(MAX_HELD),
+            held_of: Arc::default(),
             held_by_scans: semaphore(MAX_HELD),
             waiting: semaphore(MAX_WAITING),
             exports: semaphore(MAX_EXPORTS),
@@ -179,25 +193,47 @@ impl Answers {
         permit.map_err(|_| Exhausted::Imports)
     }
 
-    /// A permit to hold this many bytes.
-    pub(crate) fn hold(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Exhausted> {
+    /// A permit to hold this many bytes for a client.
+    pub(crate) fn hold(&self, client: Client, bytes: usize) -> Result<HeldPermit, Exhausted> {
+        let principal = client.principal;
+        // Locked until the bytes are taken, so that what is free stays so.
+        let mut held_of = self.held_of.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = held_of.get(&principal).copied().unwrap_or_default();
+        let left = self.held.available_permits().saturating_sub(bytes);
+        if held > 0 && held + bytes > left.saturating_mul(MAX_OVER_FREE) {
+            return Err(Exhausted::HeldByPrincipal);
+        }
         let permit = self.held.clone().try_acquire_many_owned(permits(bytes));
-        permit.map_err(|_| Exhausted::Held)
+        let permit = permit.map_err(|_| Exhausted::Held)?;
+        if bytes > 0 {
+            held_of.insert(principal, held + bytes);
+        }
+        drop(held_of);
+        let share = Share {
+            principal,
+            bytes,
+            held_of: self.held_of.clone(),
+        };
+        Ok(HeldPermit {
+            _permit: permit,
+            _share: Some(share),
+        })
     }
 
     /// A permit to hold this many bytes that a scan found. The scan has ended by then. If there is no
     /// memory, it waits without its place; at most [`MAX_WAITING`] wait.
     pub(crate) async fn hold_scan(
         &self,
+        client: Client,
         bytes: usize,
         scanning: Scanning,
-    ) -> Result<OwnedSemaphorePermit, Exhausted> {
+    ) -> Result<HeldPermit, Exhausted> {
         let held = self.held_by_scans.clone();
         if let Ok(permit) = held.clone().try_acquire_many_owned(permits(bytes)) {
-            return Ok(permit);
+            return Ok(permit.into());
         }
         if bytes <= SMALL_SCAN
-            && let Ok(permit) = self.hold(bytes)
+            && let Ok(permit) = self.hold(client, bytes)
         {
             return Ok(permit);
         }
@@ -206,7 +242,7 @@ impl Answers {
         drop(scanning);
         let permit = held.acquire_many_owned(permits(bytes));
         match tokio::time::timeout(self.wait_timeout, permit).await {
-            Ok(Ok(permit)) => Ok(permit),
+            Ok(Ok(permit)) => Ok(permit.into()),
             _ => Err(Exhausted::Held),
         }
     }
@@ -216,7 +252,7 @@ impl Answers {
         &self,
         data: Bytes,
         trailers: Option<HeaderMap>,
-        permit: OwnedSemaphorePermit,
+        permit: HeldPermit,
     ) -> Body {
         let held = Held {
             data,
@@ -264,7 +300,43 @@ fn permits(bytes: usize) -> u32 {
 struct Held {
     data: Bytes,
     trailers: Option<HeaderMap>,
+    _permit: HeldPermit,
+}
+
+/// Bytes that an answer holds. They are released when it is dropped.
+#[derive(Debug)]
+pub(crate) struct HeldPermit {
     _permit: OwnedSemaphorePermit,
+    _share: Option<Share>,
+}
+
+impl From<OwnedSemaphorePermit> for HeldPermit {
+    fn from(permit: OwnedSemaphorePermit) -> HeldPermit {
+        HeldPermit {
+            _permit: permit,
+            _share: None,
+        }
+    }
+}
+
+/// What counts for a principal.
+#[derive(Debug)]
+struct Share {
+    principal: u64,
+    bytes: usize,
+    held_of: Arc<Mutex<HashMap<u64, usize>>>,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut held_of = self.held_of.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = held_of.get_mut(&self.principal) {
+            *held = held.saturating_sub(self.bytes);
+            if *held == 0 {
+                held_of.remove(&self.principal);
+            }
+        }
+    }
 }
 
 struct HeldBody {
@@ -322,22 +394,49 @@ mod tests {
 
     const STALL: Duration = Duration::from_millis(100);
 
+    fn of(principal: u64) -> Client {
+        Client {
+            principal,
+            connection: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_that_one_principal_does_not_take_refuse_only_its_own() {
+        const MIB: usize = 1024 * 1024;
+        let answers = Answers::new(STALL);
+        let mut unread = Vec::new();
+        while let Ok(permit) = answers.hold(of(1), MIB) {
+            unread.push(permit);
+        }
+        assert_eq!(unread.len() * MIB, MAX_HELD / 4 * 3);
+        let refused = answers.hold(of(1), MIB).unwrap_err();
+        assert_eq!(refused, Exhausted::HeldByPrincipal);
+        let other = answers.hold(of(2), MIB).unwrap();
+        // What is taken counts no more.
+        drop(unread);
+        drop(answers.hold(of(1), MIB).unwrap());
+        drop(other);
+        assert!(answers.held_of.lock().unwrap().is_empty());
+        assert_eq!(answers.held.available_permits(), MAX_HELD);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_nobody_takes_gives_its_bytes_back() {
         let answers = Answers::new(STALL);
-        let all = answers.hold(MAX_HELD).unwrap();
-        assert_eq!(answers.hold(1).unwrap_err(), Exhausted::Held);
+        let all = answers.hold(of(1), MAX_HELD).unwrap();
+        assert_eq!(answers.hold(of(2), 1).unwrap_err(), Exhausted::Held);
         drop(all);
         let scanning = answers.scanning().await.unwrap();
-        let permit = answers.hold_scan(MAX_HELD, scanning).await.unwrap();
+        let permit = answers.hold_scan(of(1), MAX_HELD, scanning).await.unwrap();
         // What scans hold does not refuse other reads.
-        drop(answers.hold(1).unwrap());
+        drop(answers.hold(of(1), 1).unwrap());
         let begun = tokio::time::Instant::now();
         let mut body = answers.body(Bytes::from(vec![7; MAX_HELD]), None, permit);
         body.frame().await.unwrap().unwrap();
         // It waits for the bytes.
         let scanning = answers.scanning().await.unwrap();
-        drop(answers.hold_scan(MAX_HELD, scanning).await.unwrap());
+        drop(answers.hold_scan(of(1), MAX_HELD, scanning).await.unwrap());
         assert!(begun.elapsed() >= STALL);
         body.frame().await.unwrap().unwrap_err();
         assert!(body.frame().await.is_none());
@@ -347,7 +446,7 @@ mod tests {
     async fn an_answer_that_is_taken_slowly_comes_whole() {
         let answers = Answers::new(Duration::from_secs(30));
         let data: Bytes = (0..CHUNK * 3 + 1).map(|it| it as u8).collect();
-        let permit = answers.hold(data.len()).unwrap();
+        let permit = answers.hold(of(1), data.len()).unwrap();
         let mut body = answers.body(data.clone(), Some(HeaderMap::new()), permit);
         let mut taken = Vec::new();
         while let Some(frame) = body.frame().await {
@@ -381,13 +480,13 @@ mod tests {
     async fn scans_whose_answers_wait_for_memory_keep_no_place_of_those_that_run() {
         let answers = Answers::new(STALL);
         let scanning = answers.scanning().await.unwrap();
-        let unread = answers.hold_scan(MAX_HELD, scanning).await.unwrap();
+        let unread = answers.hold_scan(of(1), MAX_HELD, scanning).await.unwrap();
         let mut waiting = Vec::new();
         for _ in 0..MAX_WAITING {
             let scanning = answers.scanning().await.unwrap();
             let answers = answers.clone();
             waiting.push(tokio::spawn(async move {
-                answers.hold_scan(SMALL_SCAN + 1, scanning).await
+                answers.hold_scan(of(1), SMALL_SCAN + 1, scanning).await
             }));
         }
         while answers.waiting.available_permits() > 0 {
@@ -396,9 +495,14 @@ mod tests {
         // All places of scans are free; small answers are held among the others, larger ones refused.
         assert_eq!(answers.scans.available_permits(), MAX_SCANS);
         let scanning = answers.scanning().await.unwrap();
-        drop(answers.hold_scan(SMALL_SCAN, scanning).await.unwrap());
+        drop(
+            answers
+                .hold_scan(of(1), SMALL_SCAN, scanning)
+                .await
+                .unwrap(),
+        );
         let scanning = answers.scanning().await.unwrap();
-        let refused = answers.hold_scan(SMALL_SCAN + 1, scanning).await;
+        let refused = answers.hold_scan(of(1), SMALL_SCAN + 1, scanning).await;
         assert_eq!(refused.unwrap_err(), Exhausted::Held);
         drop(unread);
         for answer in waiting {

@@ -53,6 +53,7 @@ mod node_options;
 pub(crate) mod peer_certificates;
 pub(crate) mod peer_secret;
 mod stream;
+mod vanished;
 
 /// Longest time for reading what a restart needs, and for counting it: small files. If it takes longer, their disk
 /// hangs, and the restart counts as held back. A thread that waits for a disk cannot be interrupted, so the check

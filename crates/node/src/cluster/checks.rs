@@ -383,25 +383,33 @@ async fn find_leaders(inner: &Inner, peers: &Peers) {
         let others = nodes.values().filter(|node| {
             node.id != peers.me() && matches!(node.state, NodeState::Active | NodeState::Draining)
         });
-        for node in others {
+        // All at the same time: one that does not answer must not keep the others, nor whoever waits for this, waiting.
+        let asked = others.map(|node| {
             let transport = &peers.transport;
-            let asked = transport.call(NodeId(node.id), GROUPS, Bytes::new(), ASK_TIMEOUT);
-            let Ok(answer) = asked.await else {
-                continue;
-            };
-            let Ok(answer) = serde_json::from_slice::<GroupsOf>(&answer) else {
-                continue;
-            };
+            transport.call(NodeId(node.id), GROUPS, Bytes::new(), ASK_TIMEOUT)
+        });
+        let answers = futures::future::join_all(asked).await;
+        let answers = answers.into_iter().flatten();
+        let answers = answers.filter_map(|it| serde_json::from_slice::<GroupsOf>(&it).ok());
+        for answer in answers {
             for partition in &halted {
                 let of = answer.groups.get(*partition as usize);
-                let leader = of.and_then(|of| of.leader);
-                if let Some(leader) = leader.filter(|leader| *leader != peers.me()) {
-                    leaders.insert(*partition, leader);
+                // The one of the latest term, if they do not agree.
+                if let Some((leader, term)) = of.and_then(|of| Some((of.leader?, of.term)))
+                    && leader != peers.me()
+                    && leaders
+                        .get(partition)
+                        .is_none_or(|(_, known)| *known < term)
+                {
+                    leaders.insert(*partition, (leader, term));
                 }
             }
-            break;
         }
     }
+    let leaders = leaders
+        .into_iter()
+        .map(|(partition, (leader, _))| (partition, leader));
+    let leaders = leaders.collect();
     inner.replicas.set_leaders_elsewhere(leaders);
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct Diverged {
     path: PathBuf,
     node: u64,
     known: Mutex<BTreeMap<u64, Stored>>,
+    /// Held while the file is written.
+    writing: Mutex<()>,
 }
 
 /// What is in `diverged.json`.
@@ -90,6 +92,7 @@ impl Diverged {
             path,
             node,
             known: Mutex::new(known.map(|it| (it.partition, it)).collect()),
+            writing: Mutex::new(()),
         })
     }
 
@@ -137,6 +140,9 @@ impl Diverged {
     ///
     /// The file cannot be written now. What is known in memory has it.
     pub fn note(&self, partition: u64, found: &Divergence) -> Result<(), StartError> {
+        // One writes at a time, so that what is written last has everything. Whoever looks at what is known does not wait
+        // for the disk.
+        let _writing = self.writing.lock();
         let mut known = self.known.lock();
         known.entry(partition).or_insert_with(|| Stored {
             partition,
@@ -149,6 +155,7 @@ impl Diverged {
             node: self.node,
             replicas: known.values().cloned().collect(),
         };
+        drop(known);
         let bytes = serde_json::to_vec_pretty(&contents).map_err(|e| StartError::Io {
             operation: "writing",
             path: self.path.clone(),

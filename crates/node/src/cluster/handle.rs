@@ -250,6 +250,15 @@ impl Cluster {
         self.peers.transport.channel(NodeId(node))
     }
 
+    /// The same, over a connection that only requests of this lane use.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cluster::channel`].
+    pub fn channel_in_lane(&self, node: u64, lane: u32) -> Result<PeerChannel, ChannelError> {
+        self.peers.transport.channel_in_lane(NodeId(node), lane)
+    }
+
     /// What answers the requests of other nodes. Only the first call has an effect.
     pub fn serve_requests(&self, service: PeerRequests) {
         self.peers.transport.serve_requests(service);

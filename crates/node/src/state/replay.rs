@@ -1,4 +1,8 @@
 //! Reads commits in order, in constant memory.
+//!
+//! What was read and is not taken yet counts as memory of read sessions ([`ReadBudget`](crate::ReadBudget)). It is
+//! released when all of a page is taken, and the next page is asked for: then the connection has sent all but the last
+//! messages of it. A replay that waits for memory, or for new commits, holds nothing.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,12 +15,19 @@ use tokio::sync::watch;
 
 use super::error::StateError;
 use super::types::{Operation, Replay, ReplayEvent};
+use crate::admission::Client;
 use crate::blocking::blocking;
 use crate::core::Inner;
+use crate::read_budget::PagePermit;
 
-/// Most commits that are read at a time, and their bytes: the memory of a replay.
+/// Most commits that are read at a time, and their bytes; one commit, of up to 1 MiB, is always read. Pages of 64 KiB
+/// are read nearly as fast as larger ones, and a client that takes nothing keeps no more.
 const COMMITS: usize = 256;
-const BYTES: usize = 1024 * 1024;
+const BYTES: usize = 64 * 1024;
+/// Bytes that an operation takes beside its key and value.
+const OPERATION: usize = 256;
+/// What the messages of a page take, as a multiple of its commits: as they were read, and encoded.
+const COPIES: usize = 2;
 
 struct Replaying {
     inner: Arc<Inner>,
@@ -29,6 +40,9 @@ struct Replaying {
     /// Whether it begins at the beginning of history, and has not begun yet.
     begins_anywhere: bool,
     ready: VecDeque<ReplayEvent>,
+    /// The memory of what is ready.
+    permit: Option<PagePermit>,
+    client: Client,
     newest: watch::Receiver<u64>,
 }
 
@@ -64,6 +78,8 @@ pub(super) fn replay(
         follow: replay.follow,
         begins_anywhere: replay.start.is_none(),
         ready: VecDeque::new(),
+        permit: None,
+        client: replay.client,
         newest,
     };
     Ok(futures::stream::try_unfold(replaying, next).boxed())
@@ -74,6 +90,7 @@ async fn next(mut it: Replaying) -> Result<Option<(ReplayEvent, Replaying)>, Sta
         if let Some(event) = it.ready.pop_front() {
             return Ok(Some((event, it)));
         }
+        it.permit = None;
         if it.at >= it.end {
             return Ok(None);
         }
@@ -96,6 +113,13 @@ async fn next(mut it: Replaying) -> Result<Option<(ReplayEvent, Replaying)>, Sta
         if it.inner.stopping.is_cancelled() {
             return Err(StateError::Stopping);
         }
+        let stopping = it.inner.stopping.clone();
+        let budget = it.inner.reads.clone();
+        let at_tail = it.follow && newest - it.at <= COMMITS as u64;
+        let mut permit = tokio::select! {
+            permit = budget.claim_page(it.client.principal, at_tail) => permit,
+            () = stopping.cancelled() => return Err(StateError::Stopping),
+        };
         let reader = it.inner.state.reader.clone();
         let (agent, at, end) = (it.agent.clone(), it.at, it.end);
         let read = blocking(move || {
@@ -114,8 +138,19 @@ async fn next(mut it: Replaying) -> Result<Option<(ReplayEvent, Replaying)>, Sta
         };
         it.begins_anywhere = false;
         it.at = up_to;
+        permit.shrink(commits.iter().map(bytes_of).sum::<usize>() * COPIES);
+        it.permit = Some(permit);
         it.ready.extend(commits.into_iter().map(event_of));
     }
+}
+
+fn bytes_of(commit: &CommitRecord) -> usize {
+    let of = commit.operations.iter().map(|operation| {
+        let key = &operation.key;
+        let names = key.namespace.len() + key.agent_id.len() + key.key.len();
+        OPERATION + names + operation.value.as_ref().map_or(0, |value| value.len())
+    });
+    OPERATION + of.sum::<usize>()
 }
 
 fn event_of(commit: CommitRecord) -> ReplayEvent {

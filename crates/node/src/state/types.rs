@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::admission::Client;
 use bytes::Bytes;
 pub use esker_partition::state::{MAX_NAME_BYTES, StateKey};
 
@@ -99,6 +100,8 @@ pub struct Replay {
     pub end: Option<u64>,
     /// Whether to continue at the present with new commits, until `end` or for ever.
     pub follow: bool,
+    /// Whose memory it is: what was read and is not taken yet counts for it.
+    pub client: Client,
 }
 
 /// A commit, as replayed.

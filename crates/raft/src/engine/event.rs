@@ -6,6 +6,7 @@ use bytes::Bytes;
 use raft::eraftpb;
 use xxhash_rust::xxh3::Xxh3Default;
 
+use super::terms::{MAX_TERMS_AT_OPEN, find_terms};
 use crate::ids::{CheckpointId, Lsn, NodeId, Term};
 use crate::membership::{ChangeRefused, Membership, MembershipChange};
 use crate::message::{EndReason, Envelope};
@@ -112,6 +113,13 @@ pub enum Event {
         /// What was being fetched.
         offer: Box<Manifest>,
     },
+    /// The answer to [`Action::ReadLog`].
+    LogRead {
+        /// What was to be read.
+        read: LogRead,
+        /// What the log's reader has returned.
+        entries: Result<RawEntries, LogReadError>,
+    },
     /// The progress of the fetch, for the status and the messages to other members.
     FetchProgress {
         /// Of which checkpoint.
@@ -208,6 +216,9 @@ pub enum Action {
         /// Entries above the floor.
         entries: u64,
     },
+    /// Read entries with a [`LogReader`] of the log, and step [`Event::LogRead`]. It may take as long as the disk
+    /// takes; the engine goes on meanwhile. Not emitted if the reader [reads at once](LogReader::reads_at_once).
+    ReadLog(LogRead),
     /// Entries up to there may be removed from the log.
     Compact {
         /// The new log start.
@@ -449,12 +460,35 @@ impl PersistedState {
     }
 }
 
+/// Entries that are to be read from the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogRead {
+    /// Distinguishes the reads of an engine.
+    pub number: u64,
+    /// The first entry.
+    pub low: Lsn,
+    /// The entry after the last one.
+    pub high: Lsn,
+    /// Where to stop, as in [`LogReader::entries`].
+    pub max_bytes: u64,
+}
+
 /// Reads entries that are no longer in memory.
-pub trait LogReader: Send {
+pub trait LogReader: Send + Sync {
     /// Entries `[low, high)`, at least one, stopping once `max_bytes` are exceeded.
     fn entries(&self, low: Lsn, high: Lsn, max_bytes: u64) -> Result<RawEntries, LogReadError>;
     /// Term of one entry.
     fn term(&self, lsn: Lsn) -> Result<Term, LogReadError>;
+    /// Where terms begin in a log that begins after `start` and ends with `last`: entries with their terms, in order.
+    /// From the first of them on, all are there; an entry that cannot be read, or too many terms, leave out what is
+    /// before.
+    fn terms(&self, start: (Lsn, Term), last: Lsn) -> Vec<(Lsn, Term)> {
+        find_terms(start, last, MAX_TERMS_AT_OPEN, |lsn| self.term(lsn).ok())
+    }
+    /// Whether a read never waits. The engine then reads by itself, instead of asking its host to.
+    fn reads_at_once(&self) -> bool {
+        false
+    }
 }
 
 /// Why entries could not be read.

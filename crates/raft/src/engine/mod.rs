@@ -1,8 +1,8 @@
 //! The sans-IO façade over raft-rs: events in, actions out. It must know no clock, no thread, no disk but
 //! the log behind its [`LogReader`], and no transport.
 //!
-//! An [`Engine`] is one member of one group. Its only I/O is reading old log entries through the given
-//! [`LogReader`]. It reads no clock and starts no thread: the same sequence of events gives the same
+//! An [`Engine`] is one member of one group. It has old entries read by its host. Its only I/O are lookups through the
+//! given [`LogReader`] when it is opened, and rare ones afterwards (`storage.rs`). It reads no clock and starts no thread: the same sequence of events gives the same
 //! actions.
 //!
 //! What the host has to do with the actions:
@@ -16,6 +16,7 @@
 //!   bytes in memory may step [`Event::SnapshotBytes`] instead, and then carries out
 //!   [`Action::StoreSnapshot`].
 //! - [`Action::LogAlarm`]: the log grows and nothing of it is applied; report it to an operator.
+//! - [`Action::ReadLog`]: read, and then step [`Event::LogRead`]. Other events may be stepped meanwhile.
 //! - [`Action::Compact`]: entries up to there may be removed from the log, at any time.
 //! - [`Action::Send`]: deliver to peers; messages may be lost, delayed or repeated.
 //! - [`Action::OfferSnapshot`], [`Action::FetchSnapshot`], [`Action::AbandonFetch`],
@@ -41,6 +42,7 @@ mod compaction;
 mod config;
 mod event;
 mod guard;
+mod log_reads;
 mod membership;
 mod peers;
 mod proposals;
@@ -50,6 +52,7 @@ mod receive;
 mod snapshots;
 mod status;
 mod storage;
+mod terms;
 #[cfg(test)]
 mod tests;
 
@@ -57,13 +60,14 @@ pub use crate::membership::{ChangeRefused, Membership, MembershipChange, VoterCh
 pub use config::{Config, OpenError};
 pub(crate) use event::entry_checksum;
 pub use event::{
-    Action, Committed, Event, LogFloor, LogReadError, LogReader, Persist, PersistedState,
+    Action, Committed, Event, LogFloor, LogRead, LogReadError, LogReader, Persist, PersistedState,
     RawEntries, ReadFailure, RejectReason, Role, Ticket,
 };
 pub use guard::panic_is_caught;
 pub use membership::MAX_PROMOTION_LAG;
 pub use peers::TransferStatus;
 pub use status::{Counters, PeerState, PeerStatus, Status};
+pub(crate) use terms::{MAX_TERMS_AT_OPEN, find_terms};
 
 use std::collections::VecDeque;
 
@@ -94,9 +98,8 @@ const _: () = assert!(
     MAX_MESSAGES_IN_FLIGHT as u64 * MAX_MESSAGE_BYTES * 4 <= crate::limits::MAX_QUEUED_BYTES as u64
 );
 
-/// Bytes of the log that one step reads for peers; further reads wait for the next step. A step holds the
-/// engine's lock, and a disk may need a second for everything that a peer far behind could be sent at once.
-/// One more message is always read.
+/// Bytes of the log that are read at once for a peer, and are in memory until its messages are sent: half of what may be
+/// under way to it. Without asking the host, a step reads no more; one more message is always read.
 const MAX_READ_FOR_PEERS: u64 = 8 * MAX_MESSAGE_BYTES;
 
 /// Most bytes of a command. A command is written to the log in one piece, and the inspection of a torn log
@@ -319,6 +322,7 @@ impl Engine {
                 self.snapshot_installed(checkpoint, &mut actions);
             }
             Event::InstallFailed { checkpoint } => self.install_failed(checkpoint, &mut actions),
+            Event::LogRead { read, entries } => self.log_read(read, entries),
             // The log itself is intact: only what the host was handed does not follow.
             Event::Broken { what } => self.raw.store().fail_for(what, true),
             Event::Condemned { what } => self.raw.store().fail(what),
@@ -326,6 +330,7 @@ impl Engine {
         self.fix_election_timeout();
         self.announce_commit();
         self.drain_ready(&mut actions);
+        self.request_reads(&mut actions);
         if !self.alone {
             self.offer_snapshots(&mut actions);
             self.abandon_unneeded(&mut actions);

@@ -135,9 +135,10 @@ impl Engine {
         }
     }
 
-    /// Whether raft-rs only has committed entries ready, while the host still has enough to apply.
+    /// Whether raft-rs only has committed entries ready, while the host still has enough to apply or reads them.
     fn only_more_to_apply(&self) -> bool {
-        let full = self.backlog_bytes >= self.config.max_apply_backlog_bytes;
+        let full = self.backlog_bytes >= self.config.max_apply_backlog_bytes
+            || self.raw.store().reads().waits_to_apply();
         if !full && !self.peers.installing() {
             return false;
         }
@@ -191,6 +192,7 @@ impl Engine {
         }
         self.counters.commits += committed.len() as u64;
         if let Some(last) = committed.last() {
+            self.raw.store().reads().handed_out(last.lsn.0);
             self.backlog.push_back((last.lsn, bytes));
             self.backlog_bytes += bytes;
         }

@@ -10,12 +10,14 @@
 //! raft-rs gets a harmless answer (no entries; term 0, which no entry has). The engine halts at the end of
 //! that step, and drops all actions that resulted from the answer.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
 
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
+use super::log_reads::{LogReads, entry_bytes};
+use super::terms::Terms;
 use super::{LogFloor, LogReader, Membership, PersistedState};
 use crate::ids::{Lsn, NodeId, Term};
 
@@ -37,6 +39,8 @@ pub(super) struct EngineStorage {
     /// Peers that need removed entries, since the last [`EngineStorage::take_behind`].
     behind: RefCell<Vec<NodeId>>,
     reader: Box<dyn LogReader>,
+    terms: Terms,
+    reads: RefCell<LogReads>,
     /// Bytes that were read for peers in this step.
     read_for_peers: Cell<u64>,
     /// The first failure to read: see the module's head.
@@ -61,6 +65,8 @@ impl EngineStorage {
         let mut hard_state = persisted.hard_state;
         hard_state.commit = hard_state.commit.max(applied.0);
         let conf_state = membership.to_conf_state();
+        let start = (persisted.start.lsn, persisted.start.term);
+        let terms = Terms::new(reader.terms(start, persisted.last));
         EngineStorage {
             hard_state,
             conf_state,
@@ -72,6 +78,8 @@ impl EngineStorage {
             last_change: persisted.last_change,
             behind: RefCell::default(),
             reader,
+            terms,
+            reads: RefCell::default(),
             read_for_peers: Cell::new(0),
             failure: RefCell::new(None),
         }
@@ -97,6 +105,12 @@ impl EngineStorage {
     /// A new step begins: its bytes that are read for peers count from 0.
     pub fn begin_step(&self) {
         self.read_for_peers.set(0);
+        self.reads().begin_step();
+    }
+
+    /// What the host is to read, or has read.
+    pub fn reads(&self) -> RefMut<'_, LogReads> {
+        self.reads.borrow_mut()
     }
 
     /// Appends entries. Entries that they replace, such as those of an earlier leader, are removed first.
@@ -118,6 +132,7 @@ impl EngineStorage {
         // If no entry is in memory, the first one may have any LSN: the reader has those before it.
         self.recent.extend(entries.iter().cloned());
         self.recent_bytes += entries.iter().map(entry_bytes).sum::<u64>();
+        self.terms.append(entries);
         self.last = Lsn(entries[entries.len() - 1].index);
     }
 
@@ -156,6 +171,7 @@ impl EngineStorage {
             term: Term(term),
         };
         self.evict(up_to);
+        self.terms.compact(up_to);
         Some(self.start)
     }
 
@@ -166,6 +182,8 @@ impl EngineStorage {
         self.start = at;
         self.evicted = at;
         self.last = at.lsn;
+        self.terms.restart((at.lsn, at.term));
+        self.reads().restart();
     }
 
     /// Takes the peers that need removed entries, each once.
@@ -279,6 +297,19 @@ impl Storage for EngineStorage {
         };
         let first_recent = self.first_recent();
         let mut found = Vec::new();
+        if low < first_recent && !self.reader.reads_at_once() {
+            let end = high.min(first_recent);
+            let mut reads = self.reads();
+            if let Some(found) = reads.at_hand(low, end, max_size) {
+                return Ok(found);
+            }
+            if !context.can_async() {
+                reads.want_to_apply(low, end, max_size);
+                return Ok(Vec::new());
+            }
+            reads.want_for_peer(low, end, self.hard_state.term, context);
+            return Err(raft::Error::Store(StorageError::LogTemporarilyUnavailable));
+        }
         if low < first_recent {
             let for_peer = context.can_async();
             let before = self.read_for_peers.get();
@@ -329,6 +360,9 @@ impl Storage for EngineStorage {
         if idx == self.evicted.lsn.0 {
             return Ok(self.evicted.term.0);
         }
+        if let Some(term) = self.terms.of(idx) {
+            return Ok(term);
+        }
         Ok(self.reader.term(Lsn(idx)).map_or_else(
             |e| {
                 let what = format!("reading the term of LSN {idx}: {e}");
@@ -358,8 +392,4 @@ impl Storage for EngineStorage {
 
 fn is_change(entry: &Entry) -> bool {
     entry.get_entry_type() != EntryType::EntryNormal
-}
-
-fn entry_bytes(entry: &Entry) -> u64 {
-    entry.data.len() as u64 + entry.context.len() as u64 + 24
 }

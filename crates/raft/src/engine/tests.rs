@@ -5,6 +5,7 @@
 //! - [`opening`]: what an engine makes of the log and the state that it finds, and of the floor;
 //! - [`replay`]: a long replay in bounded memory;
 //! - [`bounds`]: what an engine holds in memory, and reads at once;
+//! - [`log_reads`]: entries that the host reads, while the engine goes on;
 //! - [`halting`]: logs that cannot be read, or not understood;
 //! - [`snapshots`]: hints, back-off, the guardrail, what is compacted;
 //! - [`membership`], [`catching_up`]: single stories of several members, on [`cluster`];
@@ -27,6 +28,7 @@ mod halting;
 mod histories;
 mod joins;
 mod leftovers;
+mod log_reads;
 mod membership;
 mod network;
 mod opening;
@@ -129,6 +131,7 @@ fn settle(engine: &mut Engine, disk: &Disk, event: Event) -> Vec<Action> {
                     lsn: committed[committed.len() - 1].lsn,
                 }),
                 Action::Compact { floor } => disk.compact(*floor),
+                Action::ReadLog(read) => events.push_back(disk.read(*read)),
                 _ => {}
             }
             done.push(action);

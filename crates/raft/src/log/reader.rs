@@ -7,7 +7,7 @@ use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use super::{EntryIndex, RaftEngine, is_unreadable, region};
-use crate::engine::{LogReadError, LogReader, RawEntries};
+use crate::engine::{LogReadError, LogReader, MAX_TERMS_AT_OPEN, RawEntries, find_terms};
 use crate::ids::{GroupId, Lsn, Term};
 
 thread_local! {
@@ -120,6 +120,18 @@ impl LogReader for GroupReader {
             .ok_or_else(|| {
                 LogReadError::Damaged(self.failed(format_args!("there is no entry at LSN {lsn}")))
             })
+    }
+
+    /// All on one thread, which keeps the block that it has read last.
+    fn terms(&self, start: (Lsn, Term), last: Lsn) -> Vec<(Lsn, Term)> {
+        let region = region(self.group);
+        let term_of = |lsn: Lsn| {
+            let entry = self.engine.get_entry::<EntryIndex>(region, lsn.0);
+            entry.ok().flatten().map(|entry| Term(entry.term))
+        };
+        let found = self.reading(|| Ok(find_terms(start, last, MAX_TERMS_AT_OPEN, term_of)));
+        // What raft-engine panics at is looked up again, and reported, by whoever needs it.
+        found.unwrap_or_default()
     }
 }
 

@@ -250,12 +250,12 @@ impl<O: Send + 'static> Group<O> {
 
     /// The current term.
     pub fn term(&self) -> Term {
-        self.shared.engine.lock().term()
+        self.shared.view.position().term
     }
 
     /// The leader, if known.
     pub fn leader(&self) -> Option<NodeId> {
-        self.shared.leader()
+        self.shared.view.position().leader
     }
 
     /// Who belongs to the group.
@@ -263,9 +263,10 @@ impl<O: Send + 'static> Group<O> {
         self.shared.membership()
     }
 
-    /// Members, their progress, transfers. Costs more than [`Group::status`]; meant for people.
+    /// Members, their progress, transfers. Costs more than [`Group::status`]; meant for people. If the group is busy, as
+    /// of about a second before.
     pub fn details(&self) -> Status {
-        self.shared.engine.lock().status()
+        self.shared.details()
     }
 
     /// Counters since the group was opened. The metrics `esker_raft_*` have the same values, once a second.
@@ -290,19 +291,19 @@ impl<O: Send + 'static> Group<O> {
     /// The position and the health of the group.
     pub fn status(&self) -> GroupStatus {
         let (applied, applied_term) = *self.shared.applied.borrow();
-        let engine = self.shared.engine.lock();
+        let now = self.shared.view.position();
         GroupStatus {
-            role: engine.role(),
-            term: engine.term(),
-            last: engine.last(),
-            committed: engine.committed(),
+            role: now.role,
+            term: now.term,
+            last: now.last,
+            committed: now.committed,
             applied,
             applied_term,
-            floor: engine.floor(),
-            log_start: engine.log_start(),
-            log_entries: engine.last().0 - engine.log_start().0,
-            log_bytes: engine.log_bytes(),
-            alarm: engine.alarm(),
+            floor: now.floor,
+            log_start: now.log_start,
+            log_entries: now.last.0 - now.log_start.0,
+            log_bytes: now.log_bytes,
+            alarm: now.alarm,
             stalled: self.shared.writer.stalled()
                 || self.shared.apply_stalled.load(Ordering::Relaxed),
             halted: self.shared.halted().is_some(),
@@ -351,14 +352,14 @@ impl<O: Send + 'static> Group<O> {
     /// [`Group::is_serving`], it is as of the last change of the leader, and waits for no thread that works for the
     /// group: these three may be called for each request.
     pub fn serving_term(&self) -> Option<Term> {
-        let term = self.shared.leading_term()?;
+        let term = self.shared.view.position().leading_term?;
         (self.shared.applied.borrow().1 == term).then_some(term)
     }
 
     /// Whether this member leads and takes no proposals for a moment, because it is giving the leadership to another
     /// member.
     pub fn is_transferring(&self) -> bool {
-        self.shared.engine.lock().is_transferring()
+        self.shared.view.position().is_transferring
     }
 
     /// Waits until this member leads and has applied everything from before its term: from then on it may
@@ -387,7 +388,7 @@ impl<O: Send + 'static> Group<O> {
         let Some((ticket, answer)) = self.shared.requests.begin_read() else {
             return Err(ReadFailure::Stopped);
         };
-        self.shared.step(Event::ReadIndex { ticket });
+        self.shared.read_index(ticket);
         answer.await.unwrap_or(Err(ReadFailure::Stopped))
     }
 
@@ -482,7 +483,7 @@ impl<O: Send + 'static> Group<O> {
     pub fn stop(&self) {
         {
             // Under the engine's lock, so that no proposal is between its check and its registration.
-            let _engine = self.shared.engine.lock();
+            let _engine = self.shared.lock();
             self.shared.stopping.store(true, Ordering::Relaxed);
         }
         self.shared.snapshot_jobs.close();

@@ -22,11 +22,15 @@
 //! ```
 //!
 //! An engine has no thread of its own. A thread that has an event takes the engine's lock, steps the engine
-//! and carries out the actions before it releases the lock, so actions keep their order.
+//! and carries out the actions before it releases the lock, so actions keep their order. A thread that serves all
+//! groups puts its event into the group's mailbox, and steps it only if the engine is free; role, leader and position
+//! are read without the lock (`view`). A step does not read the log: `log_fetcher` does. So a slow disk, or one busy
+//! group, holds up no other group, and no request that only looks at a group.
 //!
 //! Roles of the modules, from the bottom up: `config`, `error`, `state_machine` are what a host sees and
-//! brings. `incarnation` numbers the starts. `sequence`, `queue`, `proposals`, `waiters`, `requests`, `counts`,
-//! `reopening`, `snapshot_jobs` each hold one part of a group's state. `snapshot_sender` and `snapshot_receiver` drive the two sides of a
+//! brings. `incarnation` numbers the starts. `sequence`, `queue`, `mailbox`, `view`, `log_fetcher`, `proposals`,
+//! `waiters`, `requests`, `counts`, `reopening`, `snapshot_jobs` each hold one part of a group's state.
+//! `snapshot_sender` and `snapshot_receiver` drive the two sides of a
 //! transfer; `member` joins them for one group. `shared` is a group's engine and all of its state; `apply`
 //! and `snapshot_task` are threads that use it; `group` and `node` are the handles of the host.
 //!
@@ -39,6 +43,8 @@ mod error;
 mod group;
 mod in_memory_state;
 mod incarnation;
+mod log_fetcher;
+mod mailbox;
 mod member;
 mod node;
 mod proposals;
@@ -55,6 +61,7 @@ mod snapshot_task;
 mod state_machine;
 #[cfg(test)]
 mod tests;
+mod view;
 mod waiters;
 
 pub use config::{ConfigError, NodeConfig};

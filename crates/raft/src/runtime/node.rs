@@ -20,6 +20,8 @@ use super::counts::{Unread, UnreadCounts};
 use super::error::NodeError;
 use super::group::Group;
 use super::incarnation::next_incarnation;
+use super::log_fetcher::LogFetcher;
+use super::mailbox::NodeBytes;
 use super::member::{ClusterInit, GroupOptions, Member, Tag, complete_install, make_ready};
 use super::reopening::Reopening;
 use super::shared::{Addressed, SendToPeers, Setup};
@@ -47,6 +49,8 @@ struct Inner {
     config: NodeConfig,
     log: SharedLog,
     writer: LogWriter,
+    log_fetcher: LogFetcher,
+    mailbox_bytes: NodeBytes,
     snapshots: Arc<Permits>,
     /// One for each group; returns false once its group is gone.
     tickables: Mutex<Vec<Tickable>>,
@@ -153,11 +157,14 @@ impl Node {
         };
         let (log, inspection) = SharedLog::open(config.log.clone(), faults)?;
         let writer = LogWriter::start(&log)?;
+        let log_fetcher = LogFetcher::start()?;
         let inner = Arc::new(Inner {
             snapshots: Arc::new(Permits::new(config.parallel_snapshots.max(1))),
             config,
             log,
             writer,
+            log_fetcher,
+            mailbox_bytes: NodeBytes::default(),
             tickables: Mutex::new(Vec::new()),
             ticked: Mutex::new(Instant::now()),
             stopping: AtomicBool::new(false),
@@ -404,6 +411,9 @@ impl Node {
             max_waiting_proposals: config.max_pending_proposals.min(1 << 20) as usize,
             publish_interval: second.max(1) as u64,
             engine,
+            reader: self.inner.log.reader(id).into(),
+            log_fetcher: self.inner.log_fetcher.clone(),
+            mailbox_bytes: self.inner.mailbox_bytes.clone(),
             writer: self.inner.writer.clone(),
             send,
             snapshot_jobs: SnapshotJobs::new(self.inner.snapshots.clone(), sink),
@@ -468,6 +478,7 @@ impl Node {
     pub fn stop(&self) {
         self.inner.stopping.store(true, Ordering::Relaxed);
         self.inner.writer.stop();
+        self.inner.log_fetcher.stop();
         for thread in [&self.inner.ticker, &self.inner.purger] {
             let thread = thread.lock().take();
             if let Some(thread) = thread {

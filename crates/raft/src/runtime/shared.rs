@@ -1,6 +1,7 @@
 //! What the threads of a group share: its engine under a lock, and what its actions need.
 
 mod actions;
+mod engine_lock;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -10,6 +11,8 @@ use tokio::sync::watch;
 
 use super::counts::{self, Counts, Gauges, GroupCounters};
 use super::error::ProposeError;
+use super::log_fetcher::LogFetcher;
+use super::mailbox::{Mailbox, NodeBytes};
 use super::member::Member;
 use super::proposals::{Proposal, Proposals};
 use super::queue::ApplyQueue;
@@ -17,8 +20,9 @@ use super::reopening::Reopening;
 use super::requests::Requests;
 use super::snapshot_jobs::SnapshotJobs;
 use super::snapshot_receiver::FetchHost;
+use super::view::View;
 use super::waiters::{Answer, Attached, Waiter, Waiters};
-use crate::engine::{Action, Engine, Event, Membership, RejectReason, Role, Ticket};
+use crate::engine::{Action, Engine, Event, LogReader, Membership, RejectReason, Role, Ticket};
 use crate::ids::{GroupId, Lsn, NodeId, Term};
 use crate::log::{LogWriter, Persisted};
 use crate::message::Envelope;
@@ -32,7 +36,15 @@ pub(super) struct Shared<O> {
     pub(super) election_ticks: usize,
     /// Metrics are published every so many ticks.
     publish_interval: u64,
-    pub(super) engine: Mutex<Engine>,
+    /// To be locked with [`Shared::lock`].
+    engine: Mutex<Engine>,
+    /// What is known without the engine's lock.
+    pub(super) view: View,
+    /// Events of threads that do not wait for the engine.
+    mailbox: Mailbox,
+    /// What old entries of the log are read with.
+    reader: Arc<dyn LogReader>,
+    log_fetcher: LogFetcher,
     /// Pushed to under the engine's lock.
     pub(super) waiters: Waiters<O>,
     /// Of a group with other members: proposals that wait for the log.
@@ -48,11 +60,6 @@ pub(super) struct Shared<O> {
     pub(super) counts: Counts,
     /// Ticks for which a proposal has waited here while another member led.
     waited_without_lead: AtomicU64,
-    /// The leader, as of the engine's last step; 0 if none is known. Requests look at it: they do not wait for the
-    /// engine's lock.
-    leader: AtomicU64,
-    /// The term in which this member leads; 0 if it does not. As `leader`.
-    leading_term: AtomicU64,
     /// Last applied entry and its term. Tasks that wait for progress subscribe to it.
     pub(super) applied: watch::Sender<(Lsn, Term)>,
     pub(super) apply_stalled: AtomicBool,
@@ -78,14 +85,16 @@ pub struct Halted {
 impl<O: Send + 'static> Shared<O> {
     pub(super) fn new(setup: Setup) -> Arc<Shared<O>> {
         let applied = setup.engine.applied();
-        let leader = setup.engine.leader().map_or(0, |leader| leader.0);
-        let leading_term = setup.engine.leading_term().map_or(0, |term| term.0);
         Arc::new_cyclic(|this| Shared {
             id: setup.id,
             node: setup.node,
             election_ticks: setup.election_ticks,
             publish_interval: setup.publish_interval,
+            view: View::new(&setup.engine),
             engine: Mutex::new(setup.engine),
+            mailbox: Mailbox::new(setup.mailbox_bytes),
+            reader: setup.reader,
+            log_fetcher: setup.log_fetcher,
             waiters: Waiters::default(),
             proposals: Proposals::default(),
             max_waiting_proposals: setup.max_waiting_proposals,
@@ -97,8 +106,6 @@ impl<O: Send + 'static> Shared<O> {
             requests: Requests::default(),
             counts: Counts::default(),
             waited_without_lead: AtomicU64::new(0),
-            leader: AtomicU64::new(leader),
-            leading_term: AtomicU64::new(leading_term),
             applied: watch::Sender::new((applied, Term(0))),
             apply_stalled: AtomicBool::new(false),
             stall_cause: Mutex::default(),
@@ -111,7 +118,7 @@ impl<O: Send + 'static> Shared<O> {
 
     /// Steps the engine and carries out its actions, in order.
     pub(super) fn step(&self, event: Event) {
-        let mut engine = self.engine.lock();
+        let mut engine = self.lock();
         if let Some(reopening) = &self.reopening {
             reopening.note(&event);
         }
@@ -126,7 +133,7 @@ impl<O: Send + 'static> Shared<O> {
         event: Event,
         judge: impl FnOnce(Option<Action>) -> Result<(Lsn, Term, Answer<O>, Attached), E>,
     ) -> Result<(), E> {
-        let mut engine = self.engine.lock();
+        let mut engine = self.lock();
         // Read under the lock: `stop` sees every waiter that is added from here on.
         if self.stopping.load(Ordering::Relaxed) {
             return judge(None).map(|_| ());
@@ -160,8 +167,8 @@ impl<O: Send + 'static> Shared<O> {
             return Err(ProposeError::Busy);
         }
         if !self.proposals.log_is_busy() {
-            let mut engine = self.engine.lock();
-            self.propose_waiting(&mut engine);
+            self.mailbox.proposals();
+            self.step_posted();
         }
         Ok(())
     }
@@ -232,7 +239,7 @@ impl<O: Send + 'static> Shared<O> {
 
     /// Steps the engine. Returns why it rejects the event of that ticket, if it does.
     pub(super) fn refusal_of(&self, event: Event, ticket: Ticket) -> Option<RejectReason> {
-        let mut engine = self.engine.lock();
+        let mut engine = self.lock();
         let mut actions = engine.step(event);
         let refused = |a: &Action| matches!(a, Action::Rejected { ticket: t, .. } if *t == ticket);
         let refusal = actions
@@ -250,7 +257,7 @@ impl<O: Send + 'static> Shared<O> {
     /// commit or replace them, and this member may never know which.
     fn tend_waiters(&self) {
         let alone = self.member.is_none();
-        if alone || self.waiters.is_empty() || self.engine.lock().role() == Role::Leader {
+        if alone || self.waiters.is_empty() || self.view.position().role == Role::Leader {
             self.waited_without_lead.store(0, Ordering::Relaxed);
             return;
         }
@@ -276,11 +283,12 @@ impl<O: Send + 'static> Shared<O> {
 
     /// Replaces the engine that has halted. `first` are the first events for the new one.
     pub(super) fn replace_engine(&self, new: Engine, first: Vec<Event>) {
-        let mut engine = self.engine.lock();
+        let mut engine = self.lock();
         *engine = new;
-        self.note_leader(&engine);
+        self.view.publish(&engine);
         self.proposals.restart();
         self.requests.reopen();
+        self.mailbox.forget_persisted();
         *self.halted.lock() = None;
         for event in first {
             let actions = engine.step(event);
@@ -302,28 +310,8 @@ impl<O: Send + 'static> Shared<O> {
         }
     }
 
-    /// The leader, if known.
-    pub(super) fn leader(&self) -> Option<NodeId> {
-        let leader = self.leader.load(Ordering::Acquire);
-        (leader != 0).then_some(NodeId(leader))
-    }
-
-    /// The term in which this member leads, if it does.
-    pub(super) fn leading_term(&self) -> Option<Term> {
-        let term = self.leading_term.load(Ordering::Acquire);
-        (term != 0).then_some(Term(term))
-    }
-
-    /// Notes who leads, for those who look at it without the engine's lock.
-    fn note_leader(&self, engine: &Engine) {
-        let leader = engine.leader().map_or(0, |leader| leader.0);
-        let leading_term = engine.leading_term().map_or(0, |term| term.0);
-        self.leader.store(leader, Ordering::Release);
-        self.leading_term.store(leading_term, Ordering::Release);
-    }
-
     pub(super) fn membership(&self) -> Membership {
-        self.engine.lock().membership().clone()
+        Membership::clone(&self.view.membership())
     }
 
     pub(super) fn watch_applied(&self) -> watch::Receiver<(Lsn, Term)> {
@@ -331,7 +319,7 @@ impl<O: Send + 'static> Shared<O> {
     }
 
     pub(super) fn counters(&self) -> GroupCounters {
-        self.counters_of(&self.engine.lock())
+        self.counters_of(&self.lock())
     }
 
     fn counters_of(&self, engine: &Engine) -> GroupCounters {
@@ -344,9 +332,9 @@ impl<O: Send + 'static> Shared<O> {
         if self.stopping.load(Ordering::Relaxed) {
             return;
         }
-        let needs_ticks = self.engine.lock().needs_ticks();
-        if needs_ticks {
-            self.step(Event::Tick);
+        if self.view.position().needs_ticks {
+            self.mailbox.tick();
+            self.step_posted();
         }
         self.requests.tick();
         if let Some(member) = &self.member {
@@ -354,26 +342,29 @@ impl<O: Send + 'static> Shared<O> {
             self.tend_waiters();
         }
         let unpublished = self.counts.unpublished.fetch_add(1, Ordering::Relaxed) + 1;
-        if unpublished >= self.publish_interval {
+        if unpublished >= self.publish_interval && self.publish_metrics() {
             self.counts.unpublished.store(0, Ordering::Relaxed);
-            self.publish_metrics();
         }
     }
 
-    fn publish_metrics(&self) {
-        let (counters, gauges) = {
-            let engine = self.engine.lock();
-            let gauges = Gauges {
-                role: engine.role(),
-                term: engine.term().0,
-                apply_lag: engine.committed().0.saturating_sub(engine.applied().0),
-                floor: engine.floor().0,
-                above_floor: engine.last().0.saturating_sub(engine.floor().0),
-            };
-            (self.counters_of(&engine), gauges)
+    /// False if the engine is busy: the ticker does not wait for it.
+    fn publish_metrics(&self) -> bool {
+        let Some(engine) = self.try_lock() else {
+            return false;
         };
+        self.view.refresh(&engine);
+        let gauges = Gauges {
+            role: engine.role(),
+            term: engine.term().0,
+            apply_lag: engine.committed().0.saturating_sub(engine.applied().0),
+            floor: engine.floor().0,
+            above_floor: engine.last().0.saturating_sub(engine.floor().0),
+        };
+        let counters = self.counters_of(&engine);
+        drop(engine);
         self.counts.publish_refusals(&counters.engine.refused);
         counts::publish(self.id, &counters, &gauges);
+        true
     }
 
     pub(super) fn note_applied(&self, lsn: Lsn, term: Term) {
@@ -383,13 +374,8 @@ impl<O: Send + 'static> Shared<O> {
 
 impl<O: Send + 'static> Persisted for Shared<O> {
     fn persisted(&self, number: u64) {
-        let mut engine = self.engine.lock();
-        let actions = engine.step(Event::Persisted { number });
-        self.carry_out(&mut engine, actions);
-        self.proposals.durable(number);
-        if self.has_others() && !self.proposals.log_is_busy() {
-            self.propose_waiting(&mut engine);
-        }
+        self.mailbox.persisted(number);
+        self.step_posted();
     }
 }
 
@@ -422,13 +408,15 @@ impl<O: Send + 'static> Addressed for Shared<O> {
             None => Some(message),
         };
         if let Some(message) = message {
-            self.step(Event::Receive(message));
+            self.mailbox.message(message);
+            self.step_posted();
         }
     }
 
     fn unreachable(&self, node: NodeId) {
-        if !self.stopping.load(Ordering::Relaxed) {
-            self.step(Event::Unreachable(node));
+        // If there is no room, it is noticed again.
+        if !self.stopping.load(Ordering::Relaxed) && self.mailbox.event(Event::Unreachable(node)) {
+            self.step_posted();
         }
     }
 
@@ -438,12 +426,10 @@ impl<O: Send + 'static> Addressed for Shared<O> {
     }
 
     fn release_log(&self) {
-        let helps = {
-            let engine = self.engine.lock();
-            // If the log start is below the floor, a peer or the host keeps entries that a snapshot covers:
-            // another snapshot would free nothing.
-            engine.log_start() == engine.floor() && engine.applied() > engine.floor()
-        };
+        let now = self.view.position();
+        // If the log start is below the floor, a peer or the host keeps entries that a snapshot covers: another
+        // snapshot would free nothing.
+        let helps = now.log_start == now.floor && now.applied > now.floor;
         if helps && self.snapshot_jobs.is_idle() {
             self.request_snapshot();
         }
@@ -460,6 +446,11 @@ pub(super) struct Setup {
     /// Ticks in about a second.
     pub publish_interval: u64,
     pub engine: Engine,
+    /// Of the same log.
+    pub reader: Arc<dyn LogReader>,
+    pub log_fetcher: LogFetcher,
+    /// Shared by all groups of the node.
+    pub mailbox_bytes: NodeBytes,
     pub writer: LogWriter,
     pub send: SendToPeers,
     pub snapshot_jobs: SnapshotJobs,

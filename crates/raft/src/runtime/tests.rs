@@ -18,6 +18,7 @@
 //! - [`fetching`]: fetches that cannot go on, or need not;
 //! - [`keeping`]: which snapshots stay, and for how long;
 //! - [`serving`]: sending snapshots no faster than allowed;
+//! - [`slow_disk`]: reads of the log that take long, and engines that are busy, hold up nobody else;
 //! - [`stopping`]: what is left of a group that was stopped;
 //! - [`spans`]: the spans and log lines of transfers;
 //! - [`power`]: power cuts, by seed.
@@ -39,6 +40,7 @@ mod purging;
 mod reopening;
 mod restart;
 mod sequences;
+mod slow_disk;
 mod snapshot_receiver;
 mod snapshot_sender;
 mod snapshots;

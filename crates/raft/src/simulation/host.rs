@@ -384,6 +384,12 @@ impl World {
                 }
             }
             Action::Apply(entries) => self.handed_out(id, entries),
+            Action::ReadLog(read) => {
+                let most = if self.host(id).slow_disk { 120 } else { 4 };
+                let delay = self.between(1, most);
+                let boot = self.host(id).boot;
+                self.later(delay, Happening::LogRead { id, boot, read });
+            }
             Action::Accepted { ticket, lsn, term } => {
                 let (answer, outcome) = oneshot::channel();
                 let host = self.host_mut(id);

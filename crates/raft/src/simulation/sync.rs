@@ -3,7 +3,7 @@
 use super::disk::Write;
 use super::mutants::Mutant;
 use super::world::{Happening, World};
-use crate::engine::Event;
+use crate::engine::{Event, LogRead, LogReader as _};
 
 impl World {
     /// The log writer begins a sync, if none is under way.
@@ -27,6 +27,14 @@ impl World {
             self.judge(verdict);
         }
         self.host(id).log.write(write);
+    }
+
+    /// The host has read old entries, as its log has them now.
+    pub fn log_read(&mut self, id: u64, read: LogRead) {
+        let log = &self.host(id).log;
+        let entries = log.entries(read.low, read.high, read.max_bytes);
+        self.reached.log_reads += 1;
+        self.step(id, Event::LogRead { read, entries });
     }
 
     pub fn synced(&mut self, id: u64) {

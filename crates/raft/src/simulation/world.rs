@@ -10,7 +10,7 @@ use super::host::{Host, Source};
 use super::mutants::Mutant;
 use super::oracle::{Oracle, Verdict};
 use super::scenario::Scenario;
-use crate::engine::{Membership, Ticket};
+use crate::engine::{LogRead, Membership, Ticket};
 use crate::ids::NodeId;
 use crate::transfer::{ReadId, SenderEvent};
 
@@ -31,6 +31,11 @@ pub enum Happening {
     Applies {
         id: u64,
         boot: u64,
+    },
+    LogRead {
+        id: u64,
+        boot: u64,
+        read: LogRead,
     },
     Captured {
         id: u64,
@@ -98,6 +103,7 @@ pub struct Reached {
     pub fetched_again: u64,
     pub compactions: u64,
     pub held_back: u64,
+    pub log_reads: u64,
     pub slowest_recovery: u64,
 }
 
@@ -127,6 +133,7 @@ impl std::ops::AddAssign<&Reached> for Reached {
         self.fetched_again += o.fetched_again;
         self.compactions += o.compactions;
         self.held_back += o.held_back;
+        self.log_reads += o.log_reads;
         self.slowest_recovery = self.slowest_recovery.max(o.slowest_recovery);
     }
 }
@@ -291,6 +298,9 @@ impl World {
             Happening::Act => self.act(),
             Happening::Synced { id, boot } if self.lives(id, boot) => self.synced(id),
             Happening::Applies { id, boot } if self.lives(id, boot) => self.applies(id),
+            Happening::LogRead { id, boot, read } if self.lives(id, boot) => {
+                self.log_read(id, read);
+            }
             Happening::Captured { id, boot } if self.lives(id, boot) => self.captured(id),
             Happening::Installed { id, boot } if self.lives(id, boot) => self.installed(id),
             Happening::Wrote { id, boot, fetch } if self.lives(id, boot) => self.wrote(id, fetch),

@@ -572,6 +572,7 @@ pub(super) async fn commits(
         start: Some(start),
         end: Some(newest),
         follow: false,
+        client: esker_node::Client::default(),
     })?;
     let mut operations = 0;
     while let Some(event) = events.try_next().await? {

@@ -9,10 +9,12 @@ use http_body_util::{BodyExt as _, Collected};
 
 use super::ServiceError;
 use crate::answers::Answers;
+use crate::client::client;
 
 /// Holds the answer to a read as bytes, which count. An answer of unknown length is left as it is.
 pub async fn hold(State(answers): State<Answers>, request: Request, next: Next) -> Response {
     let is_read = request.method() == Method::GET;
+    let client = client(request.extensions());
     let response = next.run(request).await;
     match response.body().size_hint().exact() {
         Some(bytes) if is_read && bytes > 0 => {}
@@ -22,7 +24,7 @@ pub async fn hold(State(answers): State<Answers>, request: Request, next: Next) 
     let Ok(answer) = answer.collect().await.map(Collected::to_bytes) else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
-    match answers.hold(answer.len()) {
+    match answers.hold(client, answer.len()) {
         Ok(permit) => Response::from_parts(head, answers.body(answer, None, permit)),
         Err(error) => ServiceError::Exhausted(error).into_response(),
     }

@@ -21,6 +21,7 @@ use super::envelope::{Envelope, MAX_HOPS};
 use super::framing::Framing;
 use super::hop_headers::{NOT_LEADER, SERVED_BY, strip, strip_request};
 use super::incoming::{Answering, Incoming};
+use super::lanes::lane;
 use super::outgoing::Outgoing;
 use super::peers::{Connection, Leader, Peers, RETRY_PAUSE, read_index_by};
 use super::replica;
@@ -43,9 +44,11 @@ pub(crate) async fn forward(
     let is_call = is_grpc(request.uri().path());
     let peers = &*forwarder.peers;
     let wait = wait_of(&forwarder, &request);
-    let (place, request) = match place(peers, request, wait).await {
+    let memory = forwarder.bodies.kept(client(request.extensions()));
+    let (place, request) = match place(peers, request, wait, memory).await {
         Ok(placed) => placed,
         Err(Unplaced::Slow) => return ServiceError::SlowBody.into_response(),
+        Err(Unplaced::NoMemory) => return ServiceError::BodiesFull.into_response(),
         Err(Unplaced::Catalog(why)) => return no_leader(is_call, 0, &why),
     };
     let deadline = Instant::now() + wait;
@@ -250,7 +253,9 @@ impl Way<'_> {
 
     /// Sends the request to a node.
     async fn send(&self, node: u64, outgoing: &Outgoing, hop: u32, is_session: bool) -> Sent {
-        let connection = match self.peers().connection(node) {
+        let principal = client(&outgoing.head().extensions).principal;
+        let lane = lane(principal, is_session || self.is_call);
+        let connection = match self.peers().connection_in_lane(node, lane) {
             Ok(connection) => connection,
             Err(why) => return Sent::Unsent(why),
         };
@@ -319,6 +324,15 @@ impl Way<'_> {
         {
             let leader = leader.to_str().ok().and_then(|leader| leader.parse().ok());
             return Sent::NotLeader(leader);
+        }
+        // It counts the time in which it gets nothing as the client's. The client has sent what it had to: what lies
+        // between the nodes was not read.
+        if answer.status() == StatusCode::REQUEST_TIMEOUT && !outgoing.waits_for_client() {
+            let why = format!("node {node} did not read the body in time");
+            return match is_unsent() {
+                true => Sent::Unsent(why),
+                false => Sent::Answered(self.unreachable(Some(&why))),
+            };
         }
         outgoing.release();
         series::first_byte(begun.elapsed());

@@ -56,6 +56,7 @@ mod envelope;
 mod framing;
 mod hop_headers;
 mod incoming;
+mod lanes;
 mod layer;
 mod node_peers;
 mod others;

@@ -86,6 +86,13 @@ impl Peers for NodePeers {
             .map_err(|error| error.to_string())
     }
 
+    fn connection_in_lane(&self, node: u64, lane: u32) -> Result<Connection, String> {
+        let channel = self.cluster.channel_in_lane(node, lane);
+        channel
+            .map(Connection::new)
+            .map_err(|error| error.to_string())
+    }
+
     fn stream_partition(&self, basin: &str, stream: &str) -> Option<u64> {
         self.node.stream_partition(basin, stream)
     }

@@ -101,6 +101,15 @@ pub(crate) trait Peers: Send + Sync + 'static {
     /// Its address is not known, or is none.
     fn connection(&self, node: u64) -> Result<Connection, String>;
 
+    /// The connection to a node for requests of a lane; see `lanes`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Peers::connection`].
+    fn connection_in_lane(&self, node: u64, _lane: u32) -> Result<Connection, String> {
+        self.connection(node)
+    }
+
     /// The partition of a stream; `None` if the basin is not in the catalog as this node has applied it.
     fn stream_partition(&self, basin: &str, stream: &str) -> Option<u64>;
 

@@ -16,13 +16,14 @@ use http_body_util::BodyExt as _;
 use s2_common::basin::BasinName;
 use s2_common::stream::StreamName;
 use serde::Deserialize;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_http::decompression::RequestDecompressionLayer;
 
 use super::peers::{Peers, read_index_by};
 use super::replica::Read;
+use crate::api::Kept;
 use crate::auth::Access;
 use crate::auth::operation::Effect;
 use crate::auth::rules::Rule;
@@ -158,12 +159,8 @@ pub(crate) const TARGETS: &[(&str, &str, Target)] = &[
 
 /// Most bytes of a body that is read for the name of a stream. A stream's configuration has some hundred.
 const MAX_NAMING_BODY: usize = 64 * 1024;
-/// Such bodies that are read at a time: 16 MiB in all.
-const MAX_NAMING_BODIES: usize = 256;
-/// How long such a body may take, with the wait for its turn.
+/// How long such a body may take.
 const NAMING_TIMEOUT: Duration = Duration::from_secs(10);
-
-static NAMING: Semaphore = Semaphore::const_new(MAX_NAMING_BODIES);
 
 /// Where a request is answered.
 #[derive(Debug, PartialEq)]
@@ -186,6 +183,8 @@ pub(super) enum Unplaced {
     Catalog(String),
     /// The body that names the stream came too slowly.
     Slow,
+    /// There is no memory for the body now.
+    NoMemory,
 }
 
 impl Target {
@@ -226,6 +225,7 @@ pub(super) async fn place(
     peers: &dyn Peers,
     mut request: Request,
     wait: Duration,
+    memory: Kept,
 ) -> Result<(Place, Request), Unplaced> {
     let path = request.uri().path();
     let target = match is_grpc(path) {
@@ -253,7 +253,7 @@ pub(super) async fn place(
         }
         Stream | StreamReplica | NewStream => {
             let name = match target {
-                NewStream => match named_in_body(request).await {
+                NewStream => match named_in_body(request, memory).await {
                     Ok((name, with_body)) => {
                         request = with_body;
                         name
@@ -328,32 +328,42 @@ struct NewStreamBody {
 
 /// The stream that a body names, if it does, and the request with the body, decompressed. What is longer than any
 /// such body is left to the handler.
-async fn named_in_body(request: Request) -> Result<(Option<String>, Request), Unplaced> {
+///
+/// What has arrived counts as memory of bodies, which is divided by principals. So nobody waits for the slow bodies of
+/// others: whoever sends 1 byte holds 1 byte.
+async fn named_in_body(
+    request: Request,
+    memory: Kept,
+) -> Result<(Option<String>, Request), Unplaced> {
     let (mut head, body) = request.into_parts();
     let mut coded = http::Request::new(body);
     *coded.headers_mut() = head.headers.clone();
     let (done, read) = oneshot::channel();
-    let mut done = Some(done);
+    let mut once = Some((done, memory));
     let decoding =
         RequestDecompressionLayer::new().layer(service_fn(move |coded: http::Request<_>| {
-            let done = done.take();
+            let once = once.take();
             async move {
-                let begun = begin(Body::new(coded.into_body())).await;
+                let Some((done, memory)) = once else {
+                    return Ok(http::Response::new(Body::empty()));
+                };
+                let begun = begin(Body::new(coded.into_body()), memory).await;
                 // Whoever waits for it may have gone.
-                let _ = done.map(|done| done.send(begun));
+                let _ = done.send(begun);
                 Ok::<_, Infallible>(http::Response::new(Body::empty()))
             }
         }));
     let reading = async {
-        let _turn = NAMING.acquire().await;
         // A content coding that it does not know is refused before the handler as well.
         let _ = decoding.oneshot(coded).await;
     };
     if timeout(NAMING_TIMEOUT, reading).await.is_err() {
         return Err(Unplaced::Slow);
     }
-    let Ok((bytes, rest)) = read.await else {
-        return Ok((None, Request::from_parts(head, Body::empty())));
+    let (bytes, rest) = match read.await {
+        Ok(Some(begun)) => begun,
+        Ok(None) => return Err(Unplaced::NoMemory),
+        Err(_) => return Ok((None, Request::from_parts(head, Body::empty()))),
     };
     head.headers.remove(header::CONTENT_ENCODING);
     head.headers.remove(header::CONTENT_LENGTH);
@@ -371,29 +381,33 @@ async fn named_in_body(request: Request) -> Result<(Option<String>, Request), Un
     Ok((name, Request::from_parts(head, body)))
 }
 
-/// The beginning of a body, and the rest if it is longer than a body that names a stream.
-async fn begin(mut body: Body) -> (Bytes, Option<Body>) {
+/// The beginning of a body, and the rest if it is longer than a body that names a stream. `None` if there is no memory.
+async fn begin(mut body: Body, mut memory: Kept) -> Option<(Bytes, Option<Body>)> {
     let mut bytes = BytesMut::new();
     while bytes.len() <= MAX_NAMING_BODY {
         match body.frame().await {
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
+                    if !memory.cover(bytes.len() + data.len()) {
+                        return None;
+                    }
                     bytes.extend_from_slice(&data);
                 }
             }
             Some(Err(error)) => {
                 let failed = futures::stream::once(async { Err::<Bytes, _>(error) });
-                return (bytes.freeze(), Some(Body::from_stream(failed)));
+                return Some((bytes.freeze(), Some(Body::from_stream(failed))));
             }
-            None => return (bytes.freeze(), None),
+            None => return Some((bytes.freeze(), None)),
         }
     }
-    (bytes.freeze(), Some(body))
+    Some((bytes.freeze(), Some(body)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Bodies;
     use crate::auth::rules::{GRPC_RULES, RULES};
 
     #[test]
@@ -456,7 +470,7 @@ mod tests {
                     .headers_mut()
                     .insert(header::CONTENT_ENCODING, coding);
             }
-            let (name, request) = named_in_body(request).await.unwrap();
+            let (name, request) = named_in_body(request, memory(1)).await.unwrap();
             assert_eq!(name.as_deref(), Some("a/b"), "{coding:?}");
             assert!(!request.headers().contains_key(header::CONTENT_ENCODING));
             let body = request.into_body().collect().await.unwrap().to_bytes();
@@ -464,12 +478,79 @@ mod tests {
         }
     }
 
+    fn bodies() -> Bodies {
+        Bodies::new(64 << 20, 16 << 20, Duration::from_secs(10))
+    }
+
+    fn memory_of(bodies: &Bodies, principal: u64) -> Kept {
+        bodies.kept(esker_node::Client {
+            principal,
+            connection: 0,
+        })
+    }
+
+    fn memory(principal: u64) -> Kept {
+        memory_of(&bodies(), principal)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_slow_bodies_of_one_client_delay_those_of_no_other() {
+        let (mut slow, bodies) = (tokio::task::JoinSet::new(), bodies());
+        for _ in 0..2500 {
+            let begun = futures::stream::once(async { Ok::<_, std::io::Error>(Bytes::from("{")) });
+            let body = begun.chain(futures::stream::pending());
+            let request = Request::new(Body::from_stream(body));
+            slow.spawn(named_in_body(request, memory_of(&bodies, 1)));
+        }
+        tokio::task::yield_now().await;
+        let begun = tokio::time::Instant::now();
+        let request = Request::new(Body::from(r#"{"stream":"a"}"#));
+        let (name, _) = named_in_body(request, memory_of(&bodies, 2)).await.unwrap();
+        assert_eq!(
+            (name.as_deref(), begun.elapsed()),
+            (Some("a"), Duration::ZERO)
+        );
+        while let Some(ended) = slow.join_next().await {
+            assert!(matches!(ended.unwrap(), Err(Unplaced::Slow)));
+        }
+        let time = begun.elapsed().as_secs();
+        assert_eq!(
+            time,
+            NAMING_TIMEOUT.as_secs(),
+            "and each of them has its own time"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_body_for_which_there_is_no_memory_is_refused_and_no_other_principals() {
+        let bodies = bodies();
+        let mut held = memory_of(&bodies, 3);
+        let most = (1..).find(|kib| !held.cover(kib * 1024)).unwrap();
+        let small: Vec<_> = std::iter::from_fn(|| {
+            let mut kept = memory_of(&bodies, 3);
+            let has = [64 * 1024, 1024, 1]
+                .into_iter()
+                .any(|bytes| kept.cover(bytes));
+            has.then_some(kept)
+        })
+        .collect();
+        assert!(most > 1024 && !small.is_empty());
+        let request = || Request::new(Body::from(r#"{"stream":"a"}"#));
+        let refused = named_in_body(request(), memory_of(&bodies, 3)).await;
+        assert!(matches!(refused, Err(Unplaced::NoMemory)));
+        assert!(
+            named_in_body(request(), memory_of(&bodies, 4))
+                .await
+                .is_ok()
+        );
+    }
+
     #[tokio::test]
     async fn a_body_that_names_no_stream_is_left_to_the_handler() {
         let long = vec![b' '; 3 * MAX_NAMING_BODY];
         for body in [b"{".to_vec(), Vec::new(), long] {
             let request = Request::new(Body::from(body.clone()));
-            let (name, request) = named_in_body(request).await.unwrap();
+            let (name, request) = named_in_body(request, memory(1)).await.unwrap();
             assert_eq!(name, None);
             let left = request.into_body().collect().await.unwrap().to_bytes();
             assert_eq!(left, body);

@@ -156,6 +156,8 @@ struct Handled {
     /// Requests whose proposals are refused, because this node does not lead any more.
     refuses: Arc<AtomicUsize>,
     refused: Arc<AtomicUsize>,
+    /// Whether it finds bodies too slow.
+    finds_slow: Arc<AtomicBool>,
 }
 
 impl Handled {

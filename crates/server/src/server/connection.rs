@@ -18,6 +18,7 @@ use tower::ServiceExt as _;
 
 use super::corked::corked;
 use super::stream::Stream;
+use super::vanished::notice_loss;
 use crate::activity::Activity;
 use crate::api::ServiceError;
 use crate::auth::PeerAddress;
@@ -93,6 +94,7 @@ impl Connections {
         if !place.is_ordinary() {
             self.header_timeout = self.header_timeout.min(RESERVE_TIMEOUT);
         }
+        notice_loss(&stream, self.stall_timeout);
         let opened = tokio::select! {
             opened = self.open(stream, peer) => opened,
             () = self.stop.cancelled() => return,

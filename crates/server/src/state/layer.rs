@@ -12,6 +12,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
+use esker_node::Client;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::HeaderMap;
@@ -22,6 +23,7 @@ use tonic::{Code, Status};
 use super::status::{no_access, refused, too_large};
 use crate::answers::{Answers, AtStall, EndFrame, Exhausted, Scanning};
 use crate::auth::{Access, AccessError};
+use crate::client::client;
 
 /// The beginning of the message of `tonic` for a request that is too large. Its code means something
 /// else.
@@ -35,6 +37,7 @@ pub(super) async fn watched(
     next: Next,
 ) -> Response {
     let is_read = READS.contains(&request.uri().path());
+    let client = client(request.extensions());
     let mut call = Call::of(request.uri().path());
     let lease = Access::of(request.extensions()).ok().map(|it| it.lease());
     let response = next.run(request).await;
@@ -43,7 +46,7 @@ pub(super) async fn watched(
         None => response,
     };
     let mut response = match is_read && code(response.headers()).is_none() {
-        true => held(response, &answers).await,
+        true => held(response, &answers, client).await,
         false => response,
     };
     // An answer without a body has its status in its head.
@@ -61,7 +64,7 @@ pub(super) async fn watched(
 }
 
 /// The answer as bytes. The tree of messages is dropped.
-async fn held(mut response: Response, answers: &Answers) -> Response {
+async fn held(mut response: Response, answers: &Answers, client: Client) -> Response {
     let scanning = response.extensions_mut().remove::<Scanning>();
     let (head, body) = response.into_parts();
     let Ok(body) = body.collect().await else {
@@ -70,8 +73,8 @@ async fn held(mut response: Response, answers: &Answers) -> Response {
     let trailers = body.trailers().cloned();
     let bytes = body.to_bytes();
     let permit = match scanning {
-        Some(scanning) => answers.hold_scan(bytes.len(), scanning).await,
-        None => answers.hold(bytes.len()),
+        Some(scanning) => answers.hold_scan(client, bytes.len(), scanning).await,
+        None => answers.hold(client, bytes.len()),
     };
     match permit {
         Ok(permit) => Response::from_parts(head, answers.body(bytes, trailers, permit)),

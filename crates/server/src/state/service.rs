@@ -150,10 +150,12 @@ impl StateService for Calls {
         request: Request<ReplayRequest>,
     ) -> Result<Response<Self::ReplayStream>, Status> {
         let access = access(&request)?;
+        let client = client(request.extensions());
         let it = request.into_inner();
         let agent = it.agent.map(|it| (it.namespace, it.agent_id));
         let store = self.of_agent_or_all(&access, agent.as_ref())?;
         let replay = Replay {
+            client,
             agent,
             start: it.start_ts,
             end: it.end_ts,
@@ -169,11 +171,13 @@ impl StateService for Calls {
         request: Request<WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let access = access(&request)?;
+        let client = client(request.extensions());
         let it = request.into_inner();
         let agent = it.agent.map(|it| (it.namespace, it.agent_id));
         let store = self.of_agent_or_all(&access, agent.as_ref())?;
         let start = it.start_ts.unwrap_or_else(|| store.commit_ts() + 1);
         let replay = Replay {
+            client,
             agent,
             start: Some(start),
             end: None,

@@ -284,9 +284,11 @@ impl StatehouseService for Calls {
         request: Request<ReplayRequest>,
     ) -> Result<Response<Self::ReplayStream>, Status> {
         let access = access(&request)?;
+        let client = client(request.extensions());
         let it = request.into_inner();
         let store = self.of_agent(&access, Effect::Read, &it.namespace, &it.agent_id)?;
         let events = store.replay(Replay {
+            client,
             agent: Some((it.namespace, it.agent_id)),
             start: it.start_ts,
             end: it.end_ts,

@@ -256,6 +256,7 @@ pub(crate) fn refused(error: Exhausted) -> Status {
         | Exhausted::Exports
         | Exhausted::Imports
         | Exhausted::Held
+        | Exhausted::HeldByPrincipal
         | Exhausted::Reads => unavailable(error.to_string()),
     }
 }

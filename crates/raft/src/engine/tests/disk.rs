@@ -23,6 +23,8 @@ struct Written {
     reads: u64,
     /// Most bytes that one read has returned.
     largest_read: u64,
+    /// The host reads, and the engine does not.
+    reads_by_host: bool,
 }
 
 impl Disk {
@@ -87,6 +89,17 @@ impl Disk {
         self.0.lock().unreadable = Some(lsn);
     }
 
+    /// From now on, engines have their host read.
+    pub fn let_the_host_read(&self) {
+        self.0.lock().reads_by_host = true;
+    }
+
+    /// Does what the engine wants to have read.
+    pub fn read(&self, read: LogRead) -> Event {
+        let entries = self.entries(read.low, read.high, read.max_bytes);
+        Event::LogRead { read, entries }
+    }
+
     /// How often entries or terms were read so far.
     pub fn reads(&self) -> u64 {
         self.0.lock().reads
@@ -132,6 +145,10 @@ impl Disk {
 }
 
 impl LogReader for Disk {
+    fn reads_at_once(&self) -> bool {
+        !self.0.lock().reads_by_host
+    }
+
     fn entries(&self, low: Lsn, high: Lsn, max_bytes: u64) -> Result<RawEntries, LogReadError> {
         let mut written = self.0.lock();
         written.reads += 1;

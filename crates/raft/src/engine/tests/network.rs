@@ -210,7 +210,8 @@ impl Network {
             Action::LogAlarm { .. } => {
                 assert_eq!(member.applied, member.flushed, "a snapshot can help");
             }
-            Action::StoreSnapshot { .. }
+            Action::ReadLog(_)
+            | Action::StoreSnapshot { .. }
             | Action::OfferSnapshot { .. }
             | Action::FetchSnapshot { .. }
             | Action::AbandonFetch { .. }

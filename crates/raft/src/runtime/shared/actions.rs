@@ -9,6 +9,8 @@ use crate::runtime::error::ProposeError;
 impl<O: Send + 'static> Shared<O> {
     /// Carries out actions in order. The caller holds the engine's lock.
     pub(in crate::runtime) fn carry_out(&self, engine: &mut Engine, actions: Vec<Action>) {
+        // Before anybody is woken, who then looks at it.
+        self.view.publish(engine);
         // The checkpoint whose fetch cannot begin.
         let mut failed = None;
         for action in actions {
@@ -23,6 +25,7 @@ impl<O: Send + 'static> Shared<O> {
                     self.apply.push(committed);
                 }
                 Action::Send(messages) => (self.send)(messages),
+                Action::ReadLog(read) => self.read_log(read),
                 Action::SnapshotHint {
                     last_included_index,
                 } => {
@@ -44,7 +47,6 @@ impl<O: Send + 'static> Shared<O> {
                 Action::Compact { floor } => self.writer.compact(self.id, floor),
                 Action::Became { role, leader, term } => {
                     tracing::debug!(group = %self.id, ?role, ?leader, %term, "role changed");
-                    self.note_leader(engine);
                     self.requests.leader_is(leader);
                     // Wakes those who wait for a leader.
                     self.applied.send_modify(|_| {});

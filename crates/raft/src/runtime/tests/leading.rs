@@ -13,7 +13,7 @@ fn who_leads_is_known_while_another_thread_works_for_the_group() {
     let answer = group.propose(b"c".to_vec()).unwrap();
     answer.blocking_recv().unwrap().unwrap();
 
-    let working = group.shared.engine.lock();
+    let working = group.shared.lock();
     let (seen, found) = mpsc::channel();
     let looking = std::thread::spawn({
         let group = group.clone();

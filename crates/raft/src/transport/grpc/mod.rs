@@ -62,7 +62,7 @@ use connector::Dial;
 use link::Link;
 use listener::Hall;
 pub use requests::{ChannelError, PeerBody, PeerChannel, PeerRequests};
-use requests::{Channels, Requests};
+use requests::{Channels, Lane, Requests};
 pub use rustls::pki_types::CertificateDer;
 use secrets::Secrets;
 use service::PeerService;
@@ -82,13 +82,13 @@ const THREADS: usize = 3;
 const STREAM_WINDOW: u32 = 1024 * 1024;
 /// The same for a connection for messages, which has one stream.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// The same for the bodies of all requests of the host on a connection: 64 of them that are not read hold up no
-/// other, and this is the most that they hold.
-const BODIES_WINDOW: u32 = 64 * STREAM_WINDOW;
+/// The same for the bodies of all requests of the host on a connection: 16 of them that are not read hold up no
+/// other, and this is the most that they hold. Others have a connection of another lane.
+const BODIES_WINDOW: u32 = 16 * STREAM_WINDOW;
 /// The same for the answer to a request of the host.
 const ANSWER_WINDOW: u32 = 256 * 1024;
-/// The same for all answers on a connection: 1,024 whose clients take nothing hold up no other.
-const ANSWERS_WINDOW: u32 = 1024 * ANSWER_WINDOW;
+/// The same for all answers on a connection: 64 whose clients take nothing hold up no other of their lane.
+const ANSWERS_WINDOW: u32 = 64 * ANSWER_WINDOW;
 /// Requests of the host that one connection may have open.
 const MAX_REQUESTS: u32 = 65_536;
 /// Requests of the host that may be cancelled before this node has seen them, at one time. Clients that go away
@@ -311,7 +311,7 @@ impl GrpcTransport {
         body: Bytes,
         longest: Duration,
     ) -> Result<Bytes, CallError> {
-        let channel = self.channel(node);
+        let channel = self.channel_on(node, Lane::Calls);
         let channel = channel.map_err(|e| CallError::Unavailable(e.to_string()))?;
         calls::call(channel, name, body, longest).await
     }
@@ -323,6 +323,21 @@ impl GrpcTransport {
     ///
     /// The node has no address, or its address is not one. A channel is used within a runtime.
     pub fn channel(&self, node: NodeId) -> Result<PeerChannel, ChannelError> {
+        self.channel_in_lane(node, 0)
+    }
+
+    /// The same, over a connection that is shared by the requests of this lane alone. What is not read of them, here or
+    /// there, holds up no request of another lane, and no call. The host bounds the number of lanes: each is a connection
+    /// to each node, over which 16 MiB of bodies and 16 MiB of answers may be under way.
+    ///
+    /// # Errors
+    ///
+    /// As [`GrpcTransport::channel`].
+    pub fn channel_in_lane(&self, node: NodeId, lane: u32) -> Result<PeerChannel, ChannelError> {
+        self.channel_on(node, Lane::Requests(lane))
+    }
+
+    fn channel_on(&self, node: NodeId, lane: Lane) -> Result<PeerChannel, ChannelError> {
         let Some(set) = self.peer(node) else {
             return Err(ChannelError::Unknown(node));
         };
@@ -333,7 +348,7 @@ impl GrpcTransport {
         let seen = self.whereabouts.seen_at(node).or_else(found);
         let address = seen.unwrap_or(set);
         self.channels
-            .of(node, &address, || self.channel_to(node, &address))
+            .of((node, lane), &address, || self.channel_to(node, &address))
             .map_err(|why| ChannelError::Address { address, why })
     }
 

@@ -55,32 +55,41 @@ impl Requests {
     }
 }
 
-/// One channel per node, to the address that it had last.
+/// Which of the connections to a node: what is sent over one of them holds up nothing on the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lane {
+    /// Calls of the host, which nobody else's requests may hold up.
+    Calls,
+    /// Requests, by a number that the host chooses.
+    Requests(u32),
+}
+
+/// One channel per node and lane, to the address that the node had last.
 #[derive(Default)]
 pub(super) struct Channels {
-    open: Mutex<BTreeMap<NodeId, (String, PeerChannel)>>,
+    open: Mutex<BTreeMap<(NodeId, Lane), (String, PeerChannel)>>,
 }
 
 impl Channels {
     /// The channel to a node at an address, made when it is first needed.
     pub fn of(
         &self,
-        node: NodeId,
+        to: (NodeId, Lane),
         address: &str,
         make: impl FnOnce() -> Result<PeerChannel, String>,
     ) -> Result<PeerChannel, String> {
         let mut open = self.open.lock();
-        if let Some((_, channel)) = open.get(&node).filter(|(at, _)| at == address) {
+        if let Some((_, channel)) = open.get(&to).filter(|(at, _)| at == address) {
             return Ok(channel.clone());
         }
         let channel = make()?;
-        open.insert(node, (address.to_owned(), channel.clone()));
+        open.insert(to, (address.to_owned(), channel.clone()));
         Ok(channel)
     }
 
     /// The node has gone.
     pub fn forget(&self, node: NodeId) {
-        self.open.lock().remove(&node);
+        self.open.lock().retain(|(to, _), _| *to != node);
     }
 }
 

@@ -209,6 +209,63 @@ fn a_request_reaches_the_host_with_its_body_and_its_sender_and_without_the_secre
     });
 }
 
+/// The length of the answer to a request with a body.
+async fn send(one: Arc<GrpcTransport>, lane: u32, path: &'static str, bytes: usize) -> usize {
+    let body = PeerBody::new(tonic::body::Body::new("x".repeat(bytes)));
+    let uri = format!("http://node{path}");
+    let request = http::Request::post(uri).body(body).unwrap();
+    let channel = one.channel_in_lane(NodeId(2), lane).unwrap();
+    let answer = channel.oneshot(request).await.unwrap();
+    read(answer.into_body()).await.len()
+}
+
+#[test]
+fn requests_that_are_not_read_hold_up_no_call_and_no_request_of_another_lane() {
+    let (one, two) = (node(1, "s", Arc::default()), node(2, "s", Arc::default()));
+    let _hears = (started(&one), started(&two));
+    one.set_peer(NodeId(2), two.address().to_string());
+    two.answer_calls(Arc::new(Echo));
+    let service = service_fn(|request: http::Request<PeerBody>| async move {
+        let body = request.into_body();
+        // Held, and not read: as a session that waits for memory.
+        std::future::pending::<()>().await;
+        Ok::<_, Infallible>(http::Response::new(body))
+    });
+    let echo = service_fn(|request: http::Request<PeerBody>| async move {
+        Ok::<_, Infallible>(http::Response::new(request.into_body()))
+    });
+    let service = service_fn(move |request: http::Request<PeerBody>| async move {
+        let is_unread = request.uri().path() == "/unread";
+        match is_unread {
+            true => service.oneshot(request).await,
+            false => echo.oneshot(request).await,
+        }
+    });
+    two.serve_requests(PeerRequests::new(service));
+    let one = Arc::new(one);
+    runtime().block_on(async {
+        let mut unread = tokio::task::JoinSet::new();
+        for _ in 0..80 {
+            unread.spawn(send(one.clone(), 0, "/unread", 1 << 20));
+        }
+        // Until nothing moves in that lane.
+        loop {
+            let moves = send(one.clone(), 0, "/echo", 64 * 1024);
+            if tokio::time::timeout(Duration::from_millis(300), moves)
+                .await
+                .is_err()
+            {
+                break;
+            }
+        }
+        let called = one.call(NodeId(2), "hello", "x".into(), LONG).await;
+        assert_eq!(called.unwrap(), r#"hello of 1: b"x""#);
+        let other = tokio::time::timeout(LONG, send(one.clone(), 1, "/echo", 1 << 20));
+        assert_eq!(other.await, Ok(1 << 20));
+        unread.abort_all();
+    });
+}
+
 async fn read(mut body: PeerBody) -> Vec<u8> {
     let mut all = Vec::new();
     loop {

@@ -96,6 +96,13 @@ async fn watch(State(handled): State<Handled>) -> Response {
 async fn silent(State(handled): State<Handled>, body: Body) -> Response {
     handled.begun.fetch_add(1, Ordering::SeqCst);
     let _ends = Ends(handled.ended.clone());
+    if handled.finds_slow.load(Ordering::SeqCst) {
+        let mut body = body;
+        // It has got something, and waits in vain for more.
+        let _ = body.frame().await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        return StatusCode::REQUEST_TIMEOUT.into_response();
+    }
     let _body = body;
     std::future::pending().await
 }
@@ -229,6 +236,20 @@ async fn at_a_stop_readers_of_any_protocol_get_its_end() {
     assert_eq!(trailers["grpc-status"], "14");
     assert!(body.frame().await.is_none());
     has_ended(&two).await;
+}
+
+#[tokio::test]
+async fn a_body_that_lies_between_the_nodes_is_not_the_clients_slowness() {
+    let (one, two) = two();
+    two.handled.finds_slow.store(true, Ordering::SeqCst);
+    let answer = one.ask(request("PUT", "/v1/streams/a", "whole")).await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    // A client that sends no more is slow.
+    let (client, pieces) = mpsc::unbounded_channel();
+    client.send(Ok::<_, axum::Error>(Bytes::from("x"))).unwrap();
+    let body = Body::from_stream(UnboundedReceiverStream::new(pieces));
+    let answer = one.ask(request("PUT", "/v1/streams/a", body)).await;
+    assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);
 }
 
 #[tokio::test]
