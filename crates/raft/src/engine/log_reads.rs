@@ -56,11 +56,6 @@ enum Why {
 }
 
 impl LogReads {
-    /// A new step begins.
-    pub fn begin_step(&mut self) {
-        self.for_peers = Vec::new();
-    }
-
     /// Entries from `low` on and before `high`, at least one, if they are at hand.
     pub fn at_hand(&self, low: u64, high: u64, max_bytes: u64) -> Option<Vec<Entry>> {
         [&self.for_peers, &self.to_apply]
@@ -115,8 +110,10 @@ impl LogReads {
         all.any(|wanted| matches!(wanted.why, Why::Apply { .. }))
     }
 
-    /// What was wanted since the last call, with numbers.
+    /// What was wanted since the last call, with numbers. Called at the end of a step: what was read for peers in it is
+    /// dropped.
     fn take_wanted(&mut self) -> Vec<(u64, Wanted)> {
+        self.for_peers = Vec::new();
         let wanted = std::mem::take(&mut self.wanted);
         let numbered = wanted.into_iter().map(|wanted| {
             self.next += 1;

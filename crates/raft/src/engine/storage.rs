@@ -105,7 +105,6 @@ impl EngineStorage {
     /// A new step begins: its bytes that are read for peers count from 0.
     pub fn begin_step(&self) {
         self.read_for_peers.set(0);
-        self.reads().begin_step();
     }
 
     /// What the host is to read, or has read.

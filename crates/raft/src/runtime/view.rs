@@ -66,6 +66,9 @@ impl View {
     /// After a step, before anybody is woken by what it has done.
     pub fn publish(&self, engine: &Engine) {
         let position = Position::of(engine);
+        if position.role != self.position().role {
+            self.refresh(engine);
+        }
         let mut now = self.now.lock();
         now.0 = position;
         if *now.1 != *engine.membership() {

@@ -17,6 +17,7 @@ use super::statehouse::{AROUND, too_much};
 use super::status::{invalid, refused, status};
 use super::{Calls, MAX_ANSWER, blocking, convert};
 use crate::auth::operation::Effect;
+use crate::client::client;
 
 /// Approximate bytes of a message of an answer: well below the 4 MiB that clients accept.
 const MESSAGE: usize = 256 * 1024;
@@ -60,6 +61,7 @@ impl Calls {
         request: Request<ScanRequest>,
     ) -> Result<Response<BoxStream<'static, Result<Bytes, Status>>>, Status> {
         let access = access(&request)?;
+        let client = client(request.extensions());
         let request = request.into_inner();
         let store = self.of_agent(&access, Effect::Read, &request.namespace, &request.agent_id)?;
         let store = store.clone();
@@ -67,7 +69,7 @@ impl Calls {
         let (messages, scanning) =
             blocking::read(move || Ok((page(&store, request)?, scanning))).await?;
         let bytes = messages.iter().map(Bytes::len).sum();
-        let permit = self.answers.hold_scan(bytes, scanning).await;
+        let permit = self.answers.hold_scan(client, bytes, scanning).await;
         let permit = permit.map_err(refused)?;
         let messages = stream::iter(messages.into_iter().map(Ok)).boxed();
         let answers = &self.answers;

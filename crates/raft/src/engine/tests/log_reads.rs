@@ -120,7 +120,7 @@ fn a_peer_that_is_far_behind_gets_everything() {
                 wire.extend(messages.into_iter().map(Event::Receive));
             }
         }
-        if two.last() == one.last() {
+        if two.last() == one.last() && one.committed() == one.last() {
             break;
         }
     }
