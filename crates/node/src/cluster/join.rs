@@ -24,7 +24,8 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Joins the cluster that the options name, under the number of `made`. Returns this node's identity in the cluster,
-/// and what that has told. `before` is the identity that the directory had before its log was lost: the cluster removes that node.
+/// and what that has told. `before` is the identity that the directory had before its log was lost: the cluster removes
+/// that node.
 pub(crate) async fn join(
     options: &ClusterOptions,
     cluster_name: &str,

@@ -95,7 +95,7 @@ impl DataDir {
         let entries = match fs::read_dir(&dir) {
             Ok(entries) => entries,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(io("reading", &dir)(e)),
+            Err(e) => return Err(StartError::unreadable(dir.display().to_string(), &e)),
         };
         let prefix = format!("checkpoint-{partition}-");
         let mut found = Vec::new();

@@ -186,7 +186,7 @@ async fn attempt(
     tracing::info!(events, "Replaying {events} log entries of the partitions");
     replay::wait(&inner).await?;
     report.replay = replay.elapsed();
-    serve(&mut inner, options, &forked, entered.survives).await?;
+    serve(&mut inner, options, &forked, entered).await?;
     loaded.recovered(&inner.state.reader);
     note_report(&inner, report, started);
     Ok(inner)
@@ -331,7 +331,7 @@ async fn serve(
     inner: &mut Inner,
     options: &NodeOptions,
     forked: &[u64],
-    survives: bool,
+    entered: &Entered,
 ) -> Result<(), StartError> {
     let (local, data_dir) = (inner.snapshots.local.clone(), inner.data_dir.clone());
     blocking(move || local.remove_stale(&data_dir)).await;
@@ -352,8 +352,10 @@ async fn serve(
     // Every partition has entries in the log now: from here on, a partition without any is damaged.
     inner.data_dir.finish()?;
     // In this order: a crash in between must leave no acceptance that has effect for another loss.
-    acceptance::spend(inner.data_dir.path(), options.bootstrap)?;
-    if survives {
+    // On a node of a cluster the option has had no effect, and is not spent.
+    let said = options.bootstrap.filter(|_| entered.accepted.loss);
+    acceptance::spend(inner.data_dir.path(), said)?;
+    if entered.survives {
         inner.replicas.diverged.forget_all()?;
         inner.data_dir.note_peers(false)?;
         survivor::remove(inner.data_dir.path())?;

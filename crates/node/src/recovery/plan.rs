@@ -79,13 +79,7 @@ impl Plan {
         let text = match std::fs::read(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => {
-                return Err(StartError::Io {
-                    operation: "reading",
-                    path,
-                    source,
-                });
-            }
+            Err(e) => return Err(StartError::unreadable(path.display().to_string(), &e)),
         };
         serde_json::from_slice(&text)
             .map(Some)
@@ -117,5 +111,19 @@ impl Plan {
                 source,
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_that_cannot_be_read_now_is_no_failure_that_ends_an_automatic_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Plan::read(dir.path()).unwrap(), None);
+        std::fs::create_dir(dir.path().join("restore.json")).unwrap();
+        let error = Plan::read(dir.path()).unwrap_err();
+        assert!(error.is_unreadable(), "{error}");
     }
 }

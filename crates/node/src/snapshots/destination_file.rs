@@ -45,13 +45,7 @@ impl DestinationFile {
                 }
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(source) => {
-                return Err(StartError::Io {
-                    operation: "reading",
-                    path,
-                    source,
-                });
-            }
+            Err(error) => return Err(StartError::unreadable(path.display().to_string(), &error)),
         };
         if let Some(stored) = stored
             .as_ref()

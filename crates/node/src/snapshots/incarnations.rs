@@ -54,13 +54,7 @@ impl Incarnations {
                 Stored::default()
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Stored::default(),
-            Err(source) => {
-                return Err(StartError::Io {
-                    operation: "reading",
-                    path,
-                    source,
-                });
-            }
+            Err(error) => return Err(StartError::unreadable(path.display().to_string(), &error)),
         };
         Ok(Incarnations {
             path,
