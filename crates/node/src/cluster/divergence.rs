@@ -102,6 +102,7 @@ impl Diverged {
             path: data_dir.join(NAME),
             node,
             known: Mutex::default(),
+            writing: Mutex::new(()),
         }
     }
 
@@ -116,8 +117,8 @@ impl Diverged {
     ///
     /// The file cannot be removed now.
     pub fn forget_all(&self) -> Result<(), StartError> {
-        let mut known = self.known.lock();
-        known.clear();
+        let _writing = self.writing.lock();
+        self.known.lock().clear();
         match std::fs::remove_file(&self.path) {
             Ok(()) => self.path.parent().map_or(Ok(()), sync_dir),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
