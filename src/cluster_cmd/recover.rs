@@ -25,6 +25,11 @@ pub struct Args {
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 
+    /// Go on although a replica is known to differ from the others': with what the repository and the log have of the
+    /// partition, and only where that is not all, with the replica as it is
+    #[arg(long)]
+    accept_diverged: bool,
+
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -42,7 +47,7 @@ pub async fn run(args: &Args) -> Result<(), Failure> {
         plain(&dir)
     );
     confirm(&question, args.yes).await?;
-    let node = give_up_others(&args.dir)
+    let node = give_up_others(&args.dir, args.accept_diverged)
         .map_err(|error| Failure::wrong(error.code(), error.to_string()))?;
     match args.json {
         true => print(json!({ "node": node, "data_dir": dir })),

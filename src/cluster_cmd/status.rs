@@ -67,10 +67,11 @@ fn node_row(node: &ClusterMember, view: &ClusterView) -> Vec<String> {
         MemberState::Draining => "draining",
         MemberState::Removed => "removed",
     };
-    let remark = match &node.unreachable {
-        Some(why) => format!("does not answer: {}", plain(why)),
-        None if node.node == view.node => "this node".to_owned(),
-        None => String::new(),
+    let remark = match (&node.unreachable, node.address_answers_as) {
+        (Some(why), _) => format!("does not answer: {}", plain(why)),
+        (None, Some(other)) => format!("its address answers as node {other}"),
+        (None, None) if node.node == view.node => "this node".to_owned(),
+        (None, None) => String::new(),
     };
     let zone = node.zone.as_deref().unwrap_or("–");
     vec![

@@ -260,6 +260,72 @@ async fn any_node_reads_from_its_own_replica_what_was_acknowledged_anywhere() {
     none.send().await.refused(404, "stream_not_found");
 }
 
+/// The code of the answer to an append of one record by way of a node; `None` if it was made.
+async fn append_at(nodes: &Cluster, of: usize) -> Option<String> {
+    let body = json!({ "records": [{ "body": "x" }] });
+    let http = nodes.server(of).http1();
+    let append = http.post("/v1/streams/orders/records").basin(BASIN);
+    let answer = append.json(&body).send().await;
+    (answer.status != 200).then(|| answer.code())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_is_not_acknowledged_while_a_leader_that_does_not_know_of_it_takes_appends() {
+    // The leader of the catalog and that of the streams do not reach each other, and both have the third node: what the
+    // catalog has committed comes late to where appends are made.
+    let nodes = Cluster::linked(&Setup::default().partitions(1))
+        .with_three()
+        .await;
+    let basin = sdk::basin(&nodes.client(0), BASIN).await;
+    let stream = sdk::stream(&basin, "orders").await;
+    sdk::append(&stream, ["before"]).await;
+    // Who has just begun to lead is left alone for a while by what spreads leaders.
+    for (partition, leader) in [(0, 2), (0, 0), (1, 2), (1, 1)] {
+        nodes.lead(partition, leader).await;
+    }
+    assert_eq!(append_at(&nodes, 1).await, None);
+    nodes.links().cut([(0, 1), (1, 0)]);
+    let path = format!("/v1/basins/{BASIN}");
+    let http = nodes.server(0).http1();
+    let deleting = http.delete(&path).send();
+    let between = async {
+        eventually("the catalog has the deletion", async || {
+            let http = nodes.server(0).http1();
+            let page = http.get("/v1/basins").send().await.expect(200).json();
+            let basins = page["basins"].as_array()?;
+            let is_deleted = |of: &Value| of["name"] == BASIN && of["deleted_at"].is_string();
+            basins.iter().any(is_deleted).then_some(())
+        })
+        .await;
+        assert_eq!(append_at(&nodes, 1).await, None, "it does not know yet");
+    };
+    let (deleted, ()) = tokio::join!(deleting, between);
+    deleted.refused(500, "other");
+    assert_eq!(append_at(&nodes, 1).await, None, "it does not know yet");
+
+    nodes.links().heal();
+    eventually("it is acknowledged", async || {
+        let deleted = http.delete(&path).send().await;
+        // All of it is gone by then, or is about to be.
+        let is_done = deleted.status == 202 || deleted.code() == "basin_not_found";
+        is_done.then_some(())
+    })
+    .await;
+    for of in nodes.all() {
+        let code = append_at(&nodes, of).await;
+        let code = code.unwrap_or_else(|| panic!("appended by way of n{of} after the deletion"));
+        assert!(
+            [
+                "basin_deletion_pending",
+                "basin_not_found",
+                "stream_not_found"
+            ]
+            .contains(&&*code),
+            "{code}"
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_appended_to_a_basin_once_its_deletion_was_acknowledged_anywhere() {
     // A node looks for deleted basins as seldom as by default.

@@ -44,6 +44,7 @@ async fn every_metric_has_the_type_the_labels_and_the_help_of_its_page() {
     sdk::read_all(&stream).await;
     // Some are published at intervals, others exist only after the event that they measure.
     let later = [
+        "esker_clock_ahead_seconds",
         "esker_digest_comparisons_total",
         "esker_forward_first_byte_seconds",
         "esker_partition_diverged",
@@ -53,6 +54,8 @@ async fn every_metric_has_the_type_the_labels_and_the_help_of_its_page() {
         "esker_partition_store_snapshots_download_duration_seconds",
         "esker_partition_store_snapshots_upload_duration_seconds",
         "esker_partition_store_snapshots_scrub_objects_total",
+        "esker_cluster_secret_reloads_total",
+        "esker_peer_certificate_expiry_timestamp_seconds",
         "esker_peer_certificate_reloads_total",
         "esker_raft_snapshot_full_disk_waits_total",
         "esker_raft_strangers_closed_total",

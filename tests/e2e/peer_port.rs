@@ -266,3 +266,94 @@ async fn a_node_does_not_start_with_a_certificate_that_has_expired() {
         "{said}"
     );
 }
+
+/// The value of a series.
+async fn value(server: &Server, series: &str) -> Option<f64> {
+    let text = server.http1().get("/metrics").send().await.text();
+    let line = text.lines().find_map(|line| line.strip_prefix(series));
+    line.map(|value| value.trim().parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_secret_is_replaced_without_a_restart_and_at_no_time_are_nodes_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port().unwrap();
+    let new = "the-next-secret-of-a-test-that-nobody-guesses";
+    let of = ["secret0", "secret1"];
+    let first = node("n0", port).set(&secret(dir.path(), of[0], SECRET));
+    let first = first.start(&dir.path().join("n0")).await;
+    let setup = joins(node("n1", free_port().unwrap()), port);
+    let setup = setup.set(&secret(dir.path(), of[1], SECRET));
+    let mut second = setup.start(&dir.path().join("n1")).await;
+    ready(&second).await;
+    let steps = [
+        format!("{SECRET}\n{new}\n"),
+        format!("{new}\n{SECRET}\n"),
+        format!("{new}\n"),
+    ];
+    for (step, text) in steps.iter().enumerate() {
+        // One node has it before the other; meanwhile the other one is started again, and is let in.
+        for (at, name) in of.iter().enumerate() {
+            secret(dir.path(), name, text);
+            if at == 0 {
+                eventually("it is read", async || {
+                    let series = "esker_cluster_secret_reloads_total{result=\"ok\"} ";
+                    let reloads = value(&first, series).await?;
+                    (reloads > step as f64).then_some(())
+                })
+                .await;
+                second.stop().await;
+                second.restart(&setup).await;
+                ready(&second).await;
+            }
+        }
+        eventually("it is read", async || {
+            let series = "esker_cluster_secret_reloads_total{result=\"ok\"} ";
+            (value(&second, series).await? > 0.0).then_some(())
+        })
+        .await;
+    }
+    // The old one is worth nothing any more.
+    let late = joins(node("n2", free_port().unwrap()), port);
+    let late = late.set(&secret(dir.path(), "old", SECRET));
+    let (_, said) = late.start_refused(&dir.path().join("n2")).await;
+    assert!(said.contains("secret is missing or wrong"), "{said}");
+    // What is no secret changes nothing.
+    secret(dir.path(), of[0], "short");
+    let problem = first.problem("cluster_secret_not_reloaded").await;
+    assert!(problem.contains("at least 32"), "{problem}");
+    second.stop().await;
+    second.restart(&setup).await;
+    ready(&second).await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_nodes_certificate_is_reported_before_it_comes() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let dir = tempfile::tempdir().unwrap();
+    let (authority, files) = (Authority::new(), Files::new(dir.path(), "files"));
+    files.write(&authority, 5 * DAY);
+    let setup = files.of(node("n0", free_port().unwrap()));
+    let server = setup.start(&dir.path().join("n0")).await;
+    let problem = server.problem("peer_certificate_expires_soon").await;
+    assert!(problem.contains("expires on"), "{problem}");
+    ready(&server).await;
+    let health = server.http1().get("/health/ready").send().await;
+    let health = health.expect(200).json();
+    assert_eq!(health["notes"][0]["code"], "peer_certificate_expires_soon");
+    let series = "esker_peer_certificate_expiry_timestamp_seconds ";
+    let ends = value(&server, series).await.unwrap();
+    let now = std::time::SystemTime::now();
+    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+    let left = ends - now.as_secs_f64();
+    assert!(
+        left < 5.1 * DAY.as_secs_f64() && left > 4.0 * DAY.as_secs_f64(),
+        "{left} s"
+    );
+    files.write(&authority, YEAR);
+    eventually("nothing is noted any more", async || {
+        let health = server.http1().get("/health/ready").send().await;
+        health.json().get("notes").is_none().then_some(())
+    })
+    .await;
+}

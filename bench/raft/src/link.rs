@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use esker_raft::message::Payload;
 use esker_raft::transport::grpc::GrpcTransport;
-use esker_raft::transport::{Inbox, Permit};
+use esker_raft::transport::{Foreign, Inbox, Permit, ProvenSender};
 use esker_raft::{Envelope, NodeId, Transport};
 use parking_lot::Mutex;
 
@@ -68,7 +68,7 @@ struct Ear {
 }
 
 impl Inbox for Ear {
-    fn receive(&self, message: Bytes) {
+    fn receive(&self, message: Bytes, from: Option<&mut ProvenSender>) -> Result<(), Foreign> {
         if let Some(heard) = &self.heard
             && message.len() < LARGE
             && let Ok(Envelope { payload, .. }) = Envelope::decode(message.clone())
@@ -87,8 +87,9 @@ impl Inbox for Ear {
             let seconds = message.len() as f64 / self.rate as f64;
             std::thread::sleep(Duration::from_secs_f64(seconds));
         }
-        if let Some(inbox) = self.inbox.upgrade() {
-            inbox.receive(message);
+        match self.inbox.upgrade() {
+            Some(inbox) => inbox.receive(message, from),
+            None => Ok(()),
         }
     }
 

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use esker_partition::command::{Append, AppendRefusal, Kind, Outcome};
 use esker_partition::encryption::{self, MAX_OVERHEAD};
-use esker_raft::ProposeError;
+use esker_raft::{ProposeError, Sequence};
 use parking_lot::Mutex;
 use s2_common::record::{CommandRecord, MeteredSize as _, Record, StreamPosition};
 use s2_common::stream::{AppendInput, AppendRecordBatch};
@@ -22,7 +22,6 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::admission::{ADMISSION_TIMEOUT, Caller, admit, in_time, unless_stopping};
 use crate::blocking::{MAX_INLINE, blocking};
-use crate::clock::now_ms;
 use crate::error::{Error, changeable, unexpected};
 use crate::space::SpaceUse;
 use crate::stages::{self, Stage};
@@ -159,6 +158,7 @@ impl StreamHandle {
             budget: Arc::new(Semaphore::new(inflight)),
             inflight,
             unanswered: Arc::default(),
+            sequence: Arc::default(),
         }
     }
 
@@ -178,6 +178,7 @@ impl StreamHandle {
                 "the log is full: appends are refused until a snapshot is archived".to_owned(),
             ));
         }
+        inner.clocks_compared().await;
         let metered = input.records.metered_size();
         let longer = match self.stream.cipher {
             None => 0,
@@ -233,7 +234,7 @@ impl StreamHandle {
         if self.node.is_draining() {
             return Err(Error::Stopping);
         }
-        let mut append = Append::new(self.stream.id, records, now_ms());
+        let mut append = Append::new(self.stream.id, records, inner.stamp_ms());
         append.match_seq_num = match_seq_num;
         append.fencing_token = fencing_token.map(|t| t.to_string());
         if let Some(session) = session {
@@ -245,6 +246,7 @@ impl StreamHandle {
             &self.partition.group,
             Kind::Append(append).into_bytes(),
             Some(Box::new((admitted, of_session))),
+            session.map(|session| session.sequence.clone()),
         )?;
         Ok(PendingAppend {
             handle: self.clone(),
@@ -295,6 +297,9 @@ pub struct AppendSession {
     budget: Arc<Semaphore>,
     inflight: usize,
     unanswered: Arc<Unanswered>,
+    /// After one of its appends that was refused before it was in the log, none is accepted. Those that are refused
+    /// when they are applied are remembered by the partition.
+    sequence: Arc<Sequence>,
 }
 
 impl AppendSession {

@@ -19,7 +19,7 @@ pub struct Problem {
 }
 
 /// Codes of problems that are advice: they can wait. Some are there from the first day.
-pub const ADVICE: [&str; 8] = [
+pub const ADVICE: [&str; 9] = [
     "repository_on_this_disk",
     "one_snapshot_retained",
     "unproven",
@@ -28,6 +28,7 @@ pub const ADVICE: [&str; 8] = [
     "snapshot_from_future",
     "restarted",
     "tls_certificate_expires_soon",
+    "peer_certificate_expires_soon",
 ];
 
 impl Problem {

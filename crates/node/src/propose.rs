@@ -61,7 +61,7 @@ impl Inner {
             SpaceUse::GivesBack => self.make_way(group).await,
         }
         stages::note(Stage::Admitted);
-        let answer = stages::propose(group, command.into_bytes(), None)?;
+        let answer = stages::propose(group, command.into_bytes(), None, None)?;
         self.answered(group, answer).await
     }
 }

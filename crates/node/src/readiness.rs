@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::core::Inner;
 use crate::node::Node;
+use crate::problem::Problem;
 
 /// A node whose ticker has not run for so long is not alive: it runs several times a second, and waits for
 /// no disk by itself.
@@ -83,6 +84,11 @@ impl Node {
     /// Whether appends are accepted; the reason if they are not.
     pub fn health(&self) -> Result<(), NotReady> {
         self.inner.readiness()
+    }
+
+    /// Problems of the program around the node, such as a certificate that ends.
+    pub fn host_problems(&self) -> Vec<Problem> {
+        self.inner.options.host_problems.list()
     }
 
     /// Whether the node's own loops run. A disk that does not answer is no reason against it.

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use esker_partition::command::{
     DeleteIfEmpty, DropBasin, Expire, ForgetBasin, Kind, Outcome, RemoveExpiredTokens,
 };
-use esker_partition::reader::Due;
+use esker_partition::reader::{Due, DueBySettings};
 use esker_partition::{BasinId, StreamId};
 use esker_raft::{Group, ProposeError};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
-use crate::clock::{now_ms, now_ms_for_ages};
+use crate::cluster::READS_SETTINGS_VERSIONS;
 use crate::core::Inner;
 use crate::signal::Signal;
 
@@ -100,16 +100,16 @@ impl Retention {
             if !self.late[at + 1].have_come() || !inner.leads(at as u64 + 1) {
                 continue;
             }
+            let Some(now_ms) = inner.ms_for_ages() else {
+                continue;
+            };
             let count = inner.options.streams_per_round;
-            match partition
-                .reader
-                .due(self.places[at], count, now_ms_for_ages())
-            {
+            match partition.reader.due(self.places[at], count, now_ms) {
                 Ok((due, next)) => {
                     self.places[at] = next.unwrap_or_default();
                     if !due.is_empty() {
                         inner.release_reserve();
-                        proposed.push((at + 1, propose_all(&partition.group, due)));
+                        proposed.push((at + 1, propose_all(inner, &partition.group, due)));
                     }
                 }
                 Err(error) => tracing::warn!(%error, "retention was not looked after"),
@@ -130,7 +130,10 @@ impl Retention {
         if !is_due || !self.late[0].have_come() || !inner.leads(0) {
             return;
         }
-        let before = now_ms_for_ages().saturating_sub(EXPIRED_TOKEN_RETENTION.as_millis() as u64);
+        let Some(now_ms) = inner.ms_for_ages() else {
+            return;
+        };
+        let before = now_ms.saturating_sub(EXPIRED_TOKEN_RETENTION.as_millis() as u64);
         let reader = &inner.catalog_reader;
         let ids = reader.tokens_expired_before(before, MAX_EXPIRED_TOKENS);
         if ids.len() < MAX_EXPIRED_TOKENS {
@@ -194,21 +197,33 @@ impl Retention {
 }
 
 /// Proposes what is due. A refused or lost command is due again in a later round.
-fn propose_all(group: &Group<Outcome>, due: Vec<Due>) -> Vec<Answer> {
-    let commands = due.into_iter().map(|one| match one {
+fn propose_all(inner: &Inner, group: &Group<Outcome>, due: Vec<DueBySettings>) -> Vec<Answer> {
+    let partition = group.id().0;
+    let is_read = inner.peers.is_none()
+        || (inner.member_not_reading(partition, READS_SETTINGS_VERSIONS)).is_none();
+    let at_ms = inner.stamp_ms();
+    let commands = due
+        .into_iter()
+        .map(|one| command_for(one.due, is_read.then_some(one.settings_version), at_ms));
+    commands
+        .filter_map(|command| group.propose(command.into_bytes()).ok())
+        .collect()
+}
+
+fn command_for(due: Due, if_settings_version: Option<u64>, at_ms: u64) -> Kind {
+    match due {
         Due::Expire { stream, up_to } => Kind::Expire(Expire {
             stream: stream.0,
             up_to,
-            at_ms: now_ms(),
+            at_ms,
+            if_settings_version,
         }),
         Due::DeleteIfEmpty { stream, since_ms } => Kind::DeleteIfEmpty(DeleteIfEmpty {
             stream: stream.0,
             since_ms,
+            if_settings_version,
         }),
-    });
-    commands
-        .filter_map(|command| group.propose(command.into_bytes()).ok())
-        .collect()
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use esker_partition::command::Outcome;
-use esker_raft::{Attached, Group, Guard, Observer, ProposeError};
+use esker_raft::{Attached, Group, Guard, Observer, ProposeError, Sequence};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -61,6 +61,7 @@ pub(crate) fn propose(
     group: &Group<Outcome>,
     command: Vec<u8>,
     guard: Option<Guard>,
+    sequence: Option<Arc<Sequence>>,
 ) -> Result<oneshot::Receiver<Result<Outcome, ProposeError>>, ProposeError> {
     let observer = WATCHED.try_with(|stages| {
         let stages = stages.clone();
@@ -73,6 +74,7 @@ pub(crate) fn propose(
         Attached {
             guard,
             observer: observer.ok(),
+            sequence,
         },
     )
 }

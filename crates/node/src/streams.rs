@@ -17,7 +17,6 @@ use s2_common::record::StreamPosition;
 
 use crate::admission::Client;
 use crate::basins::{CHANGE_ATTEMPTS, Change, Create};
-use crate::clock::now_ms;
 use crate::core::StreamGroup;
 use crate::error::{Error, changeable, read_error, unexpected};
 use crate::node::Node;
@@ -177,6 +176,7 @@ impl Node {
         self.catch_up(0).await?;
         let basin = self.basin(basin)?;
         changeable(&basin)?;
+        self.inner.clocks_compared().await;
         let mut merged = config
             .clone()
             .merge(basin.config.default_stream_config.clone());
@@ -190,7 +190,7 @@ impl Node {
             settings: StreamSettings::from(&merged),
             mode: create.mode() as i32,
             request_hash: create.request_hash(&StreamSettings::from(config)),
-            at_ms: now_ms(),
+            at_ms: self.inner.stamp_ms(),
             cipher: cipher_number(basin.config.stream_cipher),
         };
         let partition = self.inner.partition(basin.id, name);
@@ -255,7 +255,7 @@ impl Node {
                 stream: handle.stream.id.0,
                 if_version: view.settings_version,
                 settings: StreamSettings::from(&config),
-                at_ms: now_ms(),
+                at_ms: self.inner.stamp_ms(),
             };
             let outcome = self
                 .inner

@@ -609,7 +609,8 @@ impl Catalog {
         }
         tokens.add_to(&mut batch);
         nodes.add_to(&mut batch);
-        let digests = digests.finish(&applied.membership());
+        let digests = digests.finish(&applied.membership(), &self.part);
+        let digests = digests.map_err(|e| streams::failed(&self.part, &e))?;
         digests.add_to(&mut batch);
         batch.write().map_err(|e| streams::failed(&self.part, &e))?;
         self.applied = applied;

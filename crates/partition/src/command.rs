@@ -4,7 +4,7 @@
 //! that is not deterministic (arrival times, hashes of request tokens) before it proposes the command.
 //!
 //! A command that has to do with a cipher has version 2, so that earlier builds, which would ignore the
-//! cipher, refuse it by name.
+//! cipher, refuse it by name. Later versions are of fields that earlier builds would ignore, too.
 
 use bytes::{Buf, Bytes};
 use prost::Message as _;
@@ -28,6 +28,9 @@ const VERSION_ENCRYPTED: u8 = 2;
 /// The version of appends that are refused in a later term ([`Append::session_term`]), and of commands about
 /// the history itself.
 const VERSION_CLUSTER: u8 = 3;
+/// The version of commands that name the version of the settings by which they are due
+/// ([`Expire::if_settings_version`]).
+const VERSION_SETTINGS: u8 = 4;
 
 /// A command.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -311,6 +314,10 @@ pub struct Expire {
     /// Time of the proposal, in milliseconds since the epoch.
     #[prost(uint64, tag = "3")]
     pub at_ms: u64,
+    /// The version of the settings by which the records are too old; if the stream has another one, nothing
+    /// expires. `None` in commands of builds that did not record it, and for members that do not read it.
+    #[prost(uint64, optional, tag = "4")]
+    pub if_settings_version: Option<u64>,
 }
 
 /// See [`Kind::DeleteIfEmpty`].
@@ -323,6 +330,9 @@ pub struct DeleteIfEmpty {
     /// since, it is not deleted.
     #[prost(uint64, tag = "2")]
     pub since_ms: u64,
+    /// As [`Expire::if_settings_version`].
+    #[prost(uint64, optional, tag = "3")]
+    pub if_settings_version: Option<u64>,
 }
 
 /// See [`Kind::DropBasin`].
@@ -541,6 +551,14 @@ impl Kind {
             | Kind::BeginLineage(_)
             | Kind::AskDigest(_)
             | Kind::NoteDigests(_) => return VERSION_CLUSTER,
+            Kind::Expire(Expire {
+                if_settings_version: Some(_),
+                ..
+            })
+            | Kind::DeleteIfEmpty(DeleteIfEmpty {
+                if_settings_version: Some(_),
+                ..
+            }) => return VERSION_SETTINGS,
             Kind::Append(append) if append.session_term != 0 => return VERSION_CLUSTER,
             Kind::Append(append) => append.cipher,
             Kind::ProvisionStream(provision) => provision.cipher,
@@ -566,9 +584,9 @@ impl Kind {
             return Err("an empty command".to_owned());
         }
         let version = bytes.get_u8();
-        if !matches!(version, VERSION | VERSION_ENCRYPTED | VERSION_CLUSTER) {
+        if !(VERSION..=VERSION_SETTINGS).contains(&version) {
             return Err(format!(
-                "a command of version {version}, this version knows up to {VERSION_CLUSTER}: use a newer esker"
+                "a command of version {version}, this version knows up to {VERSION_SETTINGS}: use a newer esker"
             ));
         }
         Command::decode(bytes)
@@ -636,6 +654,8 @@ pub enum NodeRefusal {
     AddressTaken(u64),
     /// There are as many nodes as there may be.
     TooMany,
+    /// The catalog remembers as many nodes as it may, removed ones included.
+    TooManyRemembered,
     /// There is no such node.
     Unknown,
     /// A node that has joined does not join again.

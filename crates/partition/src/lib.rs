@@ -51,7 +51,7 @@ pub mod stream;
 pub mod streams;
 pub mod token;
 
-pub use catalog::{Basin, Catalog, CatalogReader, ClusterNode, MAX_NODES};
+pub use catalog::{Basin, Catalog, CatalogReader, ClusterNode, MAX_NODES, MAX_REMEMBERED_NODES};
 pub use checkpoint::Checkpoint;
 pub use fork::Fork;
 pub use ids::{

@@ -25,9 +25,10 @@
 //! To host a state machine, start with the [`guide`]. No public type contains one of `raft` or `protobuf`.
 //!
 //! The modules form layers. From the bottom up: `ids`, `limits`, `membership`, `logger`, [`priority`]; [`transfer`];
-//! [`message`]; [`engine`]; [`store`] and [`transport`]; [`log`]; [`runtime`]. A module uses only those
-//! before it.
+//! [`message`]; `drops`; [`engine`]; [`store`] and [`transport`]; [`log`]; [`runtime`]. A module uses only
+//! those before it.
 
+mod drops;
 pub mod engine;
 #[doc = include_str!("../GUIDE.md")]
 pub mod guide {}
@@ -53,7 +54,8 @@ pub use message::Envelope;
 pub use runtime::{
     ApplyError, Attached, Capture, ChangeError, ClusterInit, ConfigError, Group, GroupCounters,
     GroupOptions, GroupStatus, Guard, Halted, InMemory, InMemoryState, Node, NodeConfig as Config,
-    NodeError, Observer, ProposeError, RemoveFiles, SnapshotData, SnapshotDir, SnapshotError,
-    SnapshotSink, StateMachine, StoredSnapshot, UnreadCounts, Writing, capture_clone,
+    NodeError, Observer, ProposeError, RemoveFiles, Sequence, SnapshotData, SnapshotDir,
+    SnapshotError, SnapshotSink, StateMachine, StoredSnapshot, UnreadCounts, Writing,
+    capture_clone,
 };
 pub use transport::Transport;

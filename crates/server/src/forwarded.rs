@@ -1,4 +1,4 @@
-//! Marks requests that another node of the cluster has sent.
+//! Marks requests that another node of the cluster has sent, and answers after which another node may be asked.
 
 use std::time::Duration;
 
@@ -14,4 +14,14 @@ pub(crate) struct Forwarded {
 /// Whether another node has sent the request.
 pub(crate) fn is_forwarded(extensions: &Extensions) -> bool {
     extensions.get::<Forwarded>().is_some()
+}
+
+/// Marks an answer: what the request would have changed was certainly not proposed, or another leader's entry has
+/// taken the place of its own, because this node does not lead the partition any more. So nothing has happened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NotProposed;
+
+/// Whether an answer has the mark.
+pub(crate) fn is_not_proposed(extensions: &Extensions) -> bool {
+    extensions.get::<NotProposed>().is_some()
 }

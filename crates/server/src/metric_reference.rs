@@ -330,6 +330,18 @@ const SECTIONS: &[Section] = &[
                 &[],
                 "Until when the served certificate and its chain are valid.",
             ),
+            gauge(
+                "esker_peer_certificate_expiry_timestamp_seconds",
+                "seconds since the epoch",
+                &[],
+                "When the certificate of this node for other nodes, or another one of its chain, expires; with `cluster.certificate` alone.",
+            ),
+            counter(
+                "esker_cluster_secret_reloads_total",
+                "reloads",
+                &["result"],
+                "Changes of the file of `cluster.secret-file`: `ok`, new connections between nodes use it; `failed`, it cannot be read or has no secret.",
+            ),
             counter(
                 "esker_auth_failures_total",
                 "requests",
@@ -467,6 +479,12 @@ const SECTIONS: &[Section] = &[
                 "seconds",
                 PARTITION,
                 "In a cluster, on the node that leads the partition: for how long the members of the partition have not been those that they should be, for example because a node does not catch up; 0 if they are. `esker cluster status` has the reason.",
+            ),
+            gauge(
+                "esker_clock_ahead_seconds",
+                "seconds",
+                &[],
+                "How far the clock of this node is ahead of the time that a majority of the nodes have; below 0 if it is behind. While too few clocks are known, the last value stays. Two right clocks differ by less than a minute.",
             ),
             counter(
                 "esker_digest_comparisons_total",
@@ -729,6 +747,12 @@ const SECTIONS: &[Section] = &[
                 &[],
                 "Exports that run now.",
             ),
+            gauge(
+                "esker_state_imports_running",
+                "imports",
+                &[],
+                "Imports that are sent or take effect now.",
+            ),
             counter(
                 "esker_state_snapshots_total",
                 "snapshots",
@@ -838,6 +862,12 @@ const SECTIONS: &[Section] = &[
                 "Messages that the group refused.",
             ),
             counter(
+                "esker_raft_messages_dropped_total",
+                "messages",
+                &["reason"],
+                "Messages between members that were dropped, of all groups. On their way out: `queue_full`, too much was queued for the receiver; `disconnected`, there was no connection to it; `no_address`, its address is not known. On arrival: `malformed`; `newer_format`; `sender` and `recipient`, of or for another node than that of their connection, which is ended; `group`, the group is not open here; `cluster`, `lineage` and `incarnation`, of another cluster, another history of the group, or an earlier start of the sender; `not_a_member`; `contradiction`, with what this member knows.",
+            ),
+            counter(
                 "esker_raft_reopened_total",
                 "times",
                 GROUP,
@@ -907,7 +937,13 @@ const SECTIONS: &[Section] = &[
                 "esker_raft_strangers_closed_total",
                 "connections",
                 &["reason"],
-                "Connections to `cluster.peer-listen` that were closed before a request over them was admitted: `slow`, it took longer than 10 s; `crowded`, 256 were open and others needed the place; `refused`, 16 of its requests were refused; `handshake`, that of TLS has failed.",
+                "Connections to `cluster.peer-listen` that were closed before a request over them was admitted: `slow`, it took longer than 10 s; `crowded`, 256 were open and others needed the place; `refused`, 16 of its requests were refused; `handshake`, that of TLS has failed. `foreign`: a request was admitted, and then a message came that was of or for another node.",
+            ),
+            gauge(
+                "esker_raft_snapshot_send_rate_bytes",
+                "bytes a second",
+                &[],
+                "The rate at which snapshots may be sent to other nodes now, all together: at most `cluster.transfer-rate`, and less while that makes appends wait.",
             ),
             counter(
                 "esker_raft_snapshot_paced_milliseconds_total",

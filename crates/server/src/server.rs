@@ -51,6 +51,7 @@ mod corked;
 mod listener;
 mod node_options;
 pub(crate) mod peer_certificates;
+pub(crate) mod peer_secret;
 mod stream;
 
 /// Longest time for reading what a restart needs, and for counting it: small files. If it takes longer, their disk
@@ -199,6 +200,7 @@ impl Server {
         let problems = HostProblems::default();
         let cluster_options = read_cluster_options(config).await?;
         let certificates = cluster_options.as_ref().and_then(|it| it.tls.clone());
+        let secrets: Vec<String> = cluster_options.iter().flat_map(secrets_of).collect();
         let options = NodeOptions {
             empty_partitions,
             restarted,
@@ -275,6 +277,12 @@ impl Server {
         if let Some((cluster, used)) = node.cluster().zip(certificates) {
             let (files, problems) = (config.cluster.clone(), problems.clone());
             let follow = peer_certificates::follow(files, used, cluster, problems, stop.clone());
+            tokio::spawn(follow);
+        }
+        let secret_file = config.cluster.secret_file.clone();
+        if let Some((cluster, path)) = node.cluster().zip(secret_file) {
+            let problems = problems.clone();
+            let follow = peer_secret::follow(path, secrets, cluster, problems, stop.clone());
             tokio::spawn(follow);
         }
         if let Some(tls) = tls.clone() {
@@ -445,6 +453,12 @@ async fn load_tls(config: &Config, names: &[String]) -> Result<Option<Tls>, TlsE
         Ok(loaded) => loaded,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
+}
+
+/// All secrets of the cluster that a node accepts, the one that it presents first.
+fn secrets_of(options: &ClusterOptions) -> impl Iterator<Item = String> {
+    let all = options.secret.iter().chain(&options.other_secrets);
+    all.cloned()
 }
 
 /// The same for the files of the cluster.

@@ -1,5 +1,6 @@
 //! Clocks that jump, forwards and back, on each node by itself. No decision of the cluster may rest on them: elections
-//! and leases count ticks of a clock that only goes on, and timestamps of records never decrease.
+//! and leases count ticks of a clock that only goes on, timestamps of records never decrease, and what expires goes by
+//! the clocks of a majority.
 //!
 //! The clocks are those of `libfaketime`; where it is not installed, the test prints that and passes.
 
@@ -25,17 +26,16 @@ fn file(dir: &tempfile::TempDir, at: usize) -> PathBuf {
     dir.path().join(format!("clock-{at}"))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clocks_that_jump_move_no_leader_lose_no_append_and_turn_no_timestamp_back() {
+/// Three nodes whose clocks the files in a directory set; `None` where that is not possible.
+async fn with_clocks(clocks: &tempfile::TempDir) -> Option<Cluster> {
     let library = LIBRARIES.iter().find(|path| Path::new(path).exists());
     let Some(library) = library else {
         eprintln!("SKIPPED: libfaketime is not installed");
-        return;
+        return None;
     };
-    let clocks = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::empty(&Setup::default().partitions(1));
     for at in 0..3 {
-        let clock = file(&clocks, at);
+        let clock = file(clocks, at);
         set_off(&clock, "+0");
         let with_clock = |setup: Setup| {
             setup
@@ -47,6 +47,68 @@ async fn clocks_that_jump_move_no_leader_lose_no_append_and_turn_no_timestamp_ba
         cluster.add(with_clock).await;
     }
     cluster.voting().await;
+    Some(cluster)
+}
+
+/// Restarts a node with its clock off by so much, and has it lead the partition of the streams.
+async fn leads_with_clock(cluster: &mut Cluster, clocks: &tempfile::TempDir, at: usize, by: &str) {
+    cluster.kill(at);
+    set_off(&file(clocks, at), by);
+    cluster.restart(at).await;
+    cluster.voting_as_of(at, 3).await;
+    cluster.lead(1, at).await;
+}
+
+/// The number of records of a stream after several rounds of retention.
+async fn count_later(cluster: &Cluster, name: &str) -> usize {
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    sdk::read_all(&stream(cluster, 0, name)).await.len()
+}
+
+/// By default records are kept for seven days.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_clock_is_days_off_makes_no_record_expire_early_here_or_under_another_leader()
+ {
+    let clocks = tempfile::tempdir().unwrap();
+    let Some(mut cluster) = with_clocks(&clocks).await else {
+        return;
+    };
+    create(&cluster, 0, "ahead").await;
+    sdk::append(&stream(&cluster, 0, "ahead"), ["a", "b", "c"]).await;
+    leads_with_clock(&mut cluster, &clocks, 1, "+8d").await;
+    assert_eq!(
+        count_later(&cluster, "ahead").await,
+        3,
+        "its clock is ahead"
+    );
+    eventually("the status shows it", async || {
+        let status = cluster.http(1).get("/esker/v1/status").send().await;
+        let status = status.expect(200).json();
+        let mut problems = status["problems"].as_array()?.iter();
+        problems.find(|problem| problem["code"] == "clock_differs")?;
+        Some(())
+    })
+    .await;
+
+    leads_with_clock(&mut cluster, &clocks, 1, "-8d").await;
+    let basin = cluster.client(1).basin(sdk::basin_name("test-basin"));
+    sdk::stream(&basin, "behind").await;
+    sdk::append(&stream(&cluster, 1, "behind"), ["a", "b", "c"]).await;
+    cluster.lead(1, 0).await;
+    assert_eq!(
+        count_later(&cluster, "behind").await,
+        3,
+        "its clock was behind"
+    );
+    assert_eq!(count_later(&cluster, "ahead").await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_that_jump_move_no_leader_lose_no_append_and_turn_no_timestamp_back() {
+    let clocks = tempfile::tempdir().unwrap();
+    let Some(mut cluster) = with_clocks(&clocks).await else {
+        return;
+    };
     create(&cluster, 0, "orders").await;
     cluster.lead(1, 0).await;
     let first = of_last_record(&cluster, "before").await;

@@ -9,18 +9,22 @@
 //! | [`clocks`] | clocks that jump |
 //! | [`names`] | names of nodes that cannot be resolved, or that change |
 //! | [`tokens`] | access tokens on all nodes |
+//! | [`addresses`] | nodes that are where another one was |
+//! | [`moves`] | leaderships that move as planned cost no append |
 //! | [`clients`] | the official clients by way of any node |
 //! | [`digests`] | replicas are compared, and one that differs stops |
 //! | [`transfers`] | what is sent to a node that was left behind, across restarts and on a full disk |
 //! | [`sources`] | where a node gets what it lacks |
 //! | [`writer`] | a writer across failures, and what it knows |
 
+mod addresses;
 mod clients;
 mod clocks;
 mod digests;
 mod disks;
 mod guide;
 mod histories;
+mod moves;
 mod names;
 mod partitions;
 mod sources;

@@ -176,6 +176,46 @@ impl Nodes {
         }
     }
 
+    /// Makes a node lead a partition.
+    async fn lead(&self, partition: usize, at: usize) {
+        let what = format!("node {at} leads partition {partition}");
+        eventually(&what, async || {
+            let shown = self.shown(at).await?;
+            let of = &shown["partitions"].as_array()?[partition];
+            if of["leader_name"] == format!("n{at}") {
+                return Some(());
+            }
+            let path = format!("/esker/v1/cluster/partitions/{partition}/leader");
+            let asked = self.servers[at].http1().post(&path);
+            let asked = asked
+                .json(&json!({ "to": format!("n{at}") }))
+                .try_send()
+                .await;
+            drop(asked.ok()?);
+            None
+        })
+        .await;
+    }
+
+    /// Appends to all streams without a majority, all at once: the log gets them, and nothing is acknowledged.
+    async fn append_in_vain(&self, at: usize, times: usize) {
+        let basin = sdk::client(self.servers[at].url(), 1).basin(sdk::basin_name("test-basin"));
+        let mut appends = tokio::task::JoinSet::new();
+        for name in STREAMS {
+            for _ in 0..times {
+                let stream = basin.stream(sdk::stream_name(name));
+                appends.spawn(async move { stream.append(sdk::input(["in vain"])).await.is_ok() });
+            }
+        }
+        let wait = std::time::Duration::from_secs(1);
+        while let Ok(Some(done)) = tokio::time::timeout(wait, appends.join_next()).await {
+            assert!(
+                !done.unwrap(),
+                "an append was acknowledged without a majority"
+            );
+        }
+    }
+
     /// Checks that all streams have these records, as a node reads them.
     async fn have(&self, at: usize, bodies: &[&str]) {
         let basin = self.client(at).basin(sdk::basin_name("test-basin"));

@@ -3,7 +3,7 @@
 use testkit_s3::Fault;
 
 use super::contents::contents;
-use super::history::{History, eager, start_and_read, work};
+use super::history::{History, eager, quiet, start_and_read, work};
 use super::losses::{Loss, RepositoryLoss, inflict};
 use super::target::{Kind, Node, files};
 use crate::support::{Setup, eventually};
@@ -222,4 +222,26 @@ async fn local_snapshots_of_one_cluster_are_not_mixed_with_the_repository_of_ano
             after.are(&other.phases[2].after_forks(1), "restored");
         }
     }
+}
+
+#[tokio::test]
+async fn directories_of_somebody_else_are_not_cleared_because_of_their_names() {
+    let node = Node::new(Kind::Directory, quiet()).await;
+    let data = node.data();
+    for file in ["scratch/thesis.txt", "restore/backup.sql"] {
+        let path = data.join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "precious").unwrap();
+    }
+    let before = files(&data);
+    for setup in [node.setup.clone(), node.setup.clone().bootstrap("new")] {
+        let (_, log) = setup.start_refused(&data).await;
+        assert!(log.contains("error [data_dir_holds_others]"), "{log}");
+        assert!(log.contains("scratch/"), "{log}");
+        assert_eq!(files(&data), before);
+    }
+    for name in ["scratch", "restore"] {
+        std::fs::rename(data.join(name), node.path(name)).unwrap();
+    }
+    node.setup.start(&data).await;
 }

@@ -11,6 +11,7 @@
 //! | [`empty_directories`] | the meaning of an empty data directory |
 //! | [`empty_partitions`] | partitions without any copy |
 //! | [`runbook`] | what status and health show after each row of the runbook |
+//! | [`old_copies`] | older copies that are put back beside newer local snapshots; what is put aside |
 //! | [`twins`] | two copies of one node; two losses in a row |
 //! | [`kills`] | kills during concurrent work of every kind |
 //! | [`any_history`] | random histories and losses, against a model |
@@ -39,6 +40,7 @@ mod log_bound;
 mod losses;
 mod lossless;
 mod lossy;
+mod old_copies;
 mod outages;
 pub mod positions;
 mod refusals;

@@ -7,6 +7,7 @@ use axum::extract::{Query, State};
 use axum::response::Response;
 use esker_server::admin::cluster::{
     ClusterGroup, ClusterMember, ClusterReplica, ClusterView, GroupMembers, MemberState,
+    ReplicaFetch,
 };
 use maud::{Markup, html};
 use serde::Deserialize;
@@ -18,7 +19,7 @@ use crate::layout::{
     Page, PageError, Section, commands, live as live_part, page as layout, quoted,
 };
 use crate::live::{Place, repeat};
-use crate::words::{count, several};
+use crate::words::{bytes, count, several};
 
 /// Partitions on a page.
 const PAGE: usize = 100;
@@ -165,8 +166,23 @@ fn member(it: &ClusterMember, is_this: bool) -> Markup {
             td { (state) @if let Some(why) = &it.unreachable { ", " strong.bad { "no answer: " (why) } } }
             td.number { (count(it.leads)) }
             td { (it.client_address) }
-            td { (it.peer_address) }
+            td {
+                (it.peer_address)
+                @if let Some(other) = it.address_answers_as { ", " strong.bad { "answers as node " (other) } }
+            }
             td { (it.zone.as_deref().unwrap_or("–")) }
+        }
+    }
+}
+
+/// `1.20 GiB of 4.00 GiB fetched, 60.0 MiB/s`.
+fn fetched(fetch: &ReplicaFetch) -> Markup {
+    html! {
+        span.fetch {
+            (bytes(fetch.bytes_done)) " of " (bytes(fetch.bytes_total)) " fetched, "
+            @if fetch.waits_for_space { strong.bad { "waits for space on its disk" } }
+            @else if fetch.installing { "installs it" }
+            @else { (bytes(fetch.bytes_per_second)) "/s" }
         }
     }
 }
@@ -183,6 +199,7 @@ fn row(group: &ClusterGroup, nodes: &[ClusterMember]) -> Markup {
                     Some(it) => td class={ "replica " (it.role) } {
                         span.role { (it.role) } " " (count(it.applied))
                         @match it.lag { Some(lag) if lag > 0 => span.lag { " −" (count(lag)) }, _ => "" }
+                        @if let Some(fetch) = &it.fetching { " " (fetched(fetch)) }
                         @if let Some(why) = &it.halted { " " strong.bad { "halted: " (why) } }
                     },
                 }

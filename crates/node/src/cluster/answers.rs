@@ -4,8 +4,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use esker_partition::MAX_NODES;
 use esker_partition::command::{Kind, NodeRefusal, NodeState, Outcome, RegisterNode, SetNodeState};
+use esker_partition::{MAX_NODES, MAX_REMEMBERED_NODES};
 use esker_raft::transport::grpc::{CallAnswer, CallError, Calls, Claim};
 use esker_raft::{Group, GroupId, NodeId};
 use serde::Serialize;
@@ -15,8 +15,8 @@ use tokio::runtime::Handle;
 use super::directory::Nodes;
 use super::peers::{Peers, cluster_number};
 use super::wire::{
-    CHANGE, ChangeCluster, Check, DIGEST, GROUPS, GroupOf, GroupsOf, JOIN, Join, Joined, Peer,
-    to_hex,
+    CHANGE, CLOCK, ChangeCluster, Check, DIGEST, GROUPS, GroupOf, GroupsOf, JOIN, Join, Joined,
+    Peer, to_hex,
 };
 use crate::clock::now_ms;
 use crate::core::Inner;
@@ -57,6 +57,7 @@ impl Calls for Answers {
                 JOIN => answer(&inner.register(read(&body)?, from).await?),
                 CHANGE => answer(&inner.change_cluster(read(&body)?).await?),
                 GROUPS => answer(&inner.own_groups()),
+                CLOCK => answer(&inner.own_clock()),
                 DIGEST => answer(&inner.own_digest(read(&body)?)?),
                 _ => Err(CallError::Refused(format!(
                     "there is no call {name}: a node of another release may have sent it"
@@ -115,6 +116,10 @@ fn refused(refusal: NodeRefusal, nodes: &Nodes) -> CallError {
             name(id)
         ),
         NodeRefusal::TooMany => format!("a cluster has at most {MAX_NODES} nodes: remove those that are gone"),
+        NodeRefusal::TooManyRemembered => format!(
+            "the cluster has had {MAX_REMEMBERED_NODES} nodes, and remembers all of them, because the number of one that \
+             was removed is never used again: it takes no more"
+        ),
         NodeRefusal::Unknown => "there is no such node".to_owned(),
         NodeRefusal::NotJoining => "the node has joined already".to_owned(),
     })
@@ -172,6 +177,10 @@ impl Inner {
             self.note_address(peers, &join, from);
             return self.pass_on(&join).await;
         }
+        let is_new = !self.catalog_reader.nodes().contains_key(&join.id);
+        if let Some(clock_ms) = join.clock_ms.filter(|_| is_new) {
+            self.clock_of_joining(clock_ms)?;
+        }
         self.remove_replaced(&join).await?;
         let state = match peers.me() == join.id {
             // The first one has everything.
@@ -189,7 +198,7 @@ impl Inner {
                 }
             },
         };
-        self.propose_node(Kind::RegisterNode(RegisterNode {
+        let command = RegisterNode {
             id: join.id,
             name: join.name,
             peer_address: join.peer_address,
@@ -200,9 +209,68 @@ impl Inner {
             reads_format: join.reads_format,
             max_nodes: MAX_NODES as u64,
             incarnation,
-        }))
-        .await?;
+        };
+        self.register_known(peers, command).await?;
         self.joined()
+    }
+
+    /// Registers a node. If it is a node of the cluster, and the catalog has its new address for another one, that one
+    /// has moved as well, or has gone: nodes may exchange their addresses. Then the other one is registered where it
+    /// was seen last. If it was not seen elsewhere, the node goes on and tries again: the others find it where it is.
+    /// It is refused if the other one was seen at that address.
+    async fn register_known(&self, peers: &Peers, command: RegisterNode) -> Result<(), CallError> {
+        let nodes = self.catalog_reader.nodes();
+        let known = nodes.get(&command.id);
+        let is_known = known.is_some_and(|node| node.state != NodeState::Removed);
+        let set = self.set_node(Kind::RegisterNode(command.clone())).await?;
+        match set {
+            Ok(()) => Ok(()),
+            Err(NodeRefusal::AddressTaken(other)) if is_known => {
+                if self.register_where_seen(peers, &nodes, other).await? {
+                    return self.propose_node(Kind::RegisterNode(command)).await;
+                }
+                if peers.transport.is_at_its_address(NodeId(other)) {
+                    let taken = NodeRefusal::AddressTaken(other);
+                    return Err(refused(taken, &self.catalog_reader.nodes()));
+                }
+                Err(CallError::Unavailable(format!(
+                    "the catalog has this address for node {other}, which was not seen elsewhere yet"
+                )))
+            }
+            Err(refusal) => Err(refused(refusal, &self.catalog_reader.nodes())),
+        }
+    }
+
+    /// Registers a node at the address where it was seen last, if that is not the one that the catalog has. Returns
+    /// whether that was done.
+    async fn register_where_seen(
+        &self,
+        peers: &Peers,
+        nodes: &Nodes,
+        other: u64,
+    ) -> Result<bool, CallError> {
+        let Some(node) = nodes.get(&other) else {
+            return Ok(false);
+        };
+        let Some(seen) = peers.transport.moved_to(NodeId(other)) else {
+            return Ok(false);
+        };
+        // As a URL, it is no other node's: the catalog may have that address for a third one, which has moved, too. The
+        // node registers by itself, in the form of its configuration, once it may.
+        let seen = seen.split_once("://").map_or(&*seen, |(_, rest)| rest);
+        let command = Kind::RegisterNode(RegisterNode {
+            id: other,
+            name: node.name.clone(),
+            peer_address: format!("{}://{seen}", peers.scheme()),
+            client_address: node.client_address.clone(),
+            zone: node.zone.clone(),
+            state: node.state.into(),
+            at_ms: now_ms(),
+            reads_format: node.reads_format,
+            max_nodes: MAX_NODES as u64,
+            incarnation: Vec::new(),
+        });
+        Ok(self.set_node(command).await?.is_ok())
     }
 
     /// What a node learns that has joined.
@@ -222,6 +290,9 @@ impl Inner {
             cluster_id: self.identity.cluster_id.clone(),
             partitions: self.options.partitions,
             lineages: lineages?,
+            snapshots_after: (0..=u64::from(self.options.partitions))
+                .map(|partition| self.replicas.diverged_at(partition))
+                .collect(),
             nodes: live
                 .map(|node| Peer {
                     id: node.id,
@@ -274,9 +345,13 @@ impl Inner {
     }
 
     pub(super) async fn propose_node(&self, command: Kind) -> Result<(), CallError> {
+        let set = self.set_node(command).await?;
+        set.map_err(|refusal| refused(refusal, &self.catalog_reader.nodes()))
+    }
+
+    async fn set_node(&self, command: Kind) -> Result<Result<(), NodeRefusal>, CallError> {
         match self.execute(&self.catalog, command).await.map_err(failed)? {
-            Outcome::NodeSet(Ok(())) => Ok(()),
-            Outcome::NodeSet(Err(refusal)) => Err(refused(refusal, &self.catalog_reader.nodes())),
+            Outcome::NodeSet(set) => Ok(set),
             other => Err(failed(crate::error::unexpected(&other))),
         }
     }

@@ -57,6 +57,7 @@ pub(crate) async fn run(inner: Arc<Inner>) {
     let stopping = inner.stopping.clone();
     let mut led_since = HashMap::new();
     let mut not_before = HashMap::new();
+    let mut renewed = HashMap::new();
     let mut counted = 0;
     loop {
         tokio::select! {
@@ -76,6 +77,7 @@ pub(crate) async fn run(inner: Arc<Inner>) {
                 continue;
             }
             let since = *led_since.entry(partition).or_insert_with(Instant::now);
+            renew_snapshot(&inner, partition, &mut renewed);
             let may_be_due = not_before
                 .get(&partition)
                 .is_none_or(|at| *at <= Instant::now());
@@ -103,6 +105,34 @@ pub(crate) async fn run(inner: Arc<Inner>) {
             *inner.replicas.checks.under_way.lock() = None;
         }
     }
+}
+
+/// Wants a whole snapshot of a partition if the repository's newest one may have been made of a replica that has
+/// diverged: whoever restores it, or joins, would have the wrong state again.
+fn renew_snapshot(inner: &Inner, partition: u64, renewed: &mut HashMap<u64, Instant>) {
+    let diverged_at = inner.replicas.diverged_at(partition);
+    if diverged_at == 0 || inner.replicas.digests.divergence(partition).is_some() {
+        return;
+    }
+    let tried = renewed.get(&partition).map(Instant::elapsed);
+    if tried.is_some_and(|ago| ago < REPEAT_INTERVAL) {
+        return;
+    }
+    let mut known = inner.snapshots.known[partition as usize].lock();
+    if !known.looked || (known.newest()).is_none_or(|newest| newest.lsn > diverged_at) {
+        return;
+    }
+    tracing::warn!(
+        partition,
+        diverged_at,
+        "the newest snapshot in the repository may have been made of a replica that has diverged: another one is put"
+    );
+    known.force_full = true;
+    // Nobody waits for it.
+    drop(known.ask());
+    drop(known);
+    inner.snapshots.wake.notify_one();
+    renewed.insert(partition, Instant::now());
 }
 
 fn note_failure(inner: &Inner, partition: u64, why: String) {
@@ -168,12 +198,7 @@ async fn check(inner: &Inner, peers: &Peers, partition: u64) -> Result<Compared,
     if members.len() < 2 {
         return Err("the partition has one replica, so there is nothing to compare".to_owned());
     }
-    let nodes = inner.catalog_reader.nodes();
-    let reads = |node: &u64| {
-        let known = nodes.get(node);
-        known.is_some_and(|known| known.reads_format >= READS_DIGESTS)
-    };
-    if let Some(node) = members.iter().find(|node| !reads(node)) {
+    if let Some(node) = inner.member_not_reading(partition, READS_DIGESTS) {
         return Err(format!(
             "node {node} runs a release that compares no digests: upgrade it"
         ));

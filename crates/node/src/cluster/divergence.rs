@@ -1,8 +1,9 @@
 //! The replicas here whose state is not that of the majority, in `diverged.json`.
 //!
 //! Such a replica is stopped for good: it neither votes nor leads, and serves nothing. A start finds it here, and
-//! stops it again at once. Only a node that joins has replicas that are known to be right, so nothing here is ever
-//! removed; what is here of another number than the node has now does not count.
+//! stops it again at once. Only a node that joins has replicas that are known to be right, so nothing here is
+//! removed, but where this node goes on without the others (`esker cluster recover`): then there is nothing that it
+//! could differ from. What is here of another number than the node has now does not count.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use esker_partition::digest::Divergence;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::data_dir::write_durably;
+use crate::data_dir::{sync_dir, write_durably};
 use crate::error::StartError;
 
 /// The file.
@@ -70,14 +71,9 @@ impl Diverged {
     pub fn open(data_dir: &Path, node: u64) -> Result<Diverged, StartError> {
         let path = data_dir.join(NAME);
         let contents = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(StartError::unreadable(path.display().to_string(), &e)),
-        };
-        let contents = match contents.is_empty() {
-            true => Contents::default(),
-            false => {
-                serde_json::from_slice(&contents).map_err(|e| StartError::BadIdentity {
+            // An empty one is not what was written either.
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map_err(|e| StartError::BadIdentity {
                     path: path.clone(),
                     why: format!(
                         "{e}. It names replicas that must not take part, so nothing is started without it: replace \
@@ -85,6 +81,8 @@ impl Diverged {
                     ),
                 })?
             }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Contents::default(),
+            Err(e) => return Err(StartError::unreadable(path.display().to_string(), &e)),
         };
         let known = contents.replicas.into_iter();
         let known = known.filter(|_| contents.node == node);
@@ -93,6 +91,39 @@ impl Diverged {
             node,
             known: Mutex::new(known.map(|it| (it.partition, it)).collect()),
         })
+    }
+
+    /// Those of a node whose replicas are the only ones: none of them has diverged from anything.
+    pub fn none(data_dir: &Path, node: u64) -> Diverged {
+        Diverged {
+            path: data_dir.join(NAME),
+            node,
+            known: Mutex::default(),
+        }
+    }
+
+    /// The partitions whose replicas must not take part.
+    pub fn partitions(&self) -> Vec<u64> {
+        self.known.lock().keys().copied().collect()
+    }
+
+    /// Forgets all, and removes the file.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be removed now.
+    pub fn forget_all(&self) -> Result<(), StartError> {
+        let mut known = self.known.lock();
+        known.clear();
+        match std::fs::remove_file(&self.path) {
+            Ok(()) => self.path.parent().map_or(Ok(()), sync_dir),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(StartError::Io {
+                operation: "removing",
+                path: self.path.clone(),
+                source,
+            }),
+        }
     }
 
     /// Why the replica of a partition must not take part, if it must not.
@@ -157,8 +188,10 @@ mod tests {
     #[test]
     fn a_file_that_is_not_whole_lets_no_replica_take_part() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join(NAME), "{\"replicas\": [").unwrap();
-        let refused = Diverged::open(dir.path(), 7).err().unwrap().to_string();
-        assert!(refused.contains("diverged.json"), "{refused}");
+        for torn in ["{\"replicas\": [", ""] {
+            std::fs::write(dir.path().join(NAME), torn).unwrap();
+            let refused = Diverged::open(dir.path(), 7).err().unwrap().to_string();
+            assert!(refused.contains("diverged.json"), "{refused}");
+        }
     }
 }

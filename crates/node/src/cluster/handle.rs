@@ -86,6 +86,8 @@ pub struct NodeStatusOf {
     pub node: ClusterNode,
     /// Why it could not be asked, if so.
     pub unreachable: Option<String>,
+    /// The node that answers at its address, if that is another one, as this node has found.
+    pub answers_as: Option<u64>,
     /// How many partitions it leads.
     pub leads: usize,
 }
@@ -180,6 +182,16 @@ impl Cluster {
         live.cloned().collect()
     }
 
+    /// Whether this node leads a partition and takes no proposals for a moment, because it is giving the leadership to
+    /// another node.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such partition.
+    pub fn is_moving(&self, partition: u64) -> bool {
+        self.inner.group(partition).is_transferring()
+    }
+
     /// Who leads a partition, as this node knows now.
     ///
     /// # Panics
@@ -250,6 +262,12 @@ impl Cluster {
     /// What is wrong with them; nothing changes then.
     pub fn set_certificates(&self, tls: &TlsConfig) -> Result<(), TlsError> {
         self.peers.transport.set_tls(tls)
+    }
+
+    /// Presents another secret to other nodes from now on, and accepts these others as well. Streams of messages that
+    /// are open stay. Returns false, and changes nothing, if this node was started without a secret.
+    pub fn set_secrets(&self, secret: String, others: Vec<String>) -> bool {
+        self.peers.set_secrets(secret, others)
     }
 
     /// Removes a node: its replicas go, and its number is never used again.
@@ -332,6 +350,7 @@ impl Cluster {
                 Ok(groups) => (groups, None),
                 Err(why) => (Vec::new(), Some(why)),
             };
+            let answers_as = self.peers.transport.answers_as(NodeId(node.id));
             let leads = groups.iter().filter(|group| group.role == "leader").count();
             for (of, group) in status.partitions.iter_mut().zip(groups) {
                 // A leader of an earlier release does not say who belongs to it.
@@ -364,6 +383,7 @@ impl Cluster {
             status.nodes.push(NodeStatusOf {
                 node,
                 unreachable,
+                answers_as: answers_as.map(|answers| answers.0),
                 leads,
             });
         }
@@ -378,7 +398,10 @@ impl Cluster {
         let asked = transport
             .call(NodeId(node), GROUPS, Bytes::new(), REPORT_TIMEOUT)
             .await;
-        let answer = asked.map_err(|e| e.to_string())?;
+        let answer = asked.map_err(|e| match transport.answers_as(NodeId(node)) {
+            Some(answers) => format!("its address answers as node {answers}"),
+            None => e.to_string(),
+        })?;
         let groups: GroupsOf = serde_json::from_slice(&answer).map_err(|e| e.to_string())?;
         Ok(groups.groups)
     }

@@ -1,7 +1,8 @@
 //! Joining a cluster: an empty data directory asks a member of it for its identity.
 //!
-//! The node is registered in the catalog before anything is written here. If the process ends in between, the
-//! next start registers under another number, and replaces the registration that was never of use.
+//! The node is registered in the catalog before anything is written here but its number. If the process ends in
+//! between, the next start registers under the same number. Where that was lost as well, it registers under another
+//! one, and replaces the registration that was never of use.
 
 use std::time::{Duration, Instant};
 
@@ -22,16 +23,16 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// Wait before all addresses are tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Joins the cluster that the options name. Returns this node's identity in it, and what the cluster has told.
-/// `before` is the identity that the directory had before its log was lost: the cluster removes that node.
+/// Joins the cluster that the options name, under the number of `made`. Returns this node's identity in the cluster,
+/// and what that has told. `before` is the identity that the directory had before its log was lost: the cluster removes that node.
 pub(crate) async fn join(
     options: &ClusterOptions,
     cluster_name: &str,
-    partitions: u32,
+    made: Identity,
     before: Option<&Identity>,
 ) -> Result<(Identity, Joined), StartError> {
-    // The number in it is that of this node; what belongs to the cluster comes with its answer.
-    let made = Identity::new(cluster_name, partitions);
+    // What belongs to the cluster comes with its answer.
+    let partitions = made.partitions;
     let claim = Claim {
         cluster: ClusterId::default(),
         node: NodeId(made.node_id),
@@ -98,22 +99,25 @@ pub(crate) async fn join(
     }
 }
 
-/// The first of the configured nodes that answers anything: then the cluster runs, or a part of it.
-pub(crate) async fn running(options: &ClusterOptions, cluster_name: &str) -> Option<String> {
+/// The first of the nodes at these addresses that answers anything: then the cluster runs, or a part of it.
+pub(crate) async fn running(
+    options: &ClusterOptions,
+    addresses: &[String],
+    cluster_name: &str,
+) -> Option<String> {
     let claim = Claim {
         cluster: ClusterId::default(),
         node: NodeId(Identity::new(cluster_name, 1).node_id),
         process: rand::random(),
     };
-    let config = credentials(options, claim);
-    for address in &options.join {
+    let config = &credentials(options, claim);
+    let asking = addresses.iter().map(|address| async move {
         // A stranger is refused, and that is an answer.
-        let asked = call_at(address, &config, GROUPS, Bytes::new(), CALL_TIMEOUT).await;
-        if !matches!(asked, Err(CallError::Unavailable(_))) {
-            return Some(address.clone());
-        }
-    }
-    None
+        let asked = call_at(address, config, GROUPS, Bytes::new(), CALL_TIMEOUT).await;
+        (!matches!(asked, Err(CallError::Unavailable(_)))).then(|| address.clone())
+    });
+    let answers = futures::future::join_all(asking).await;
+    answers.into_iter().flatten().next()
 }
 
 async fn call(

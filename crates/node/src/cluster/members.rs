@@ -159,6 +159,17 @@ impl Inner {
         peers.follow(self.catalog_reader.nodes(), members);
     }
 
+    /// A member of a partition whose release does not read a format of commands, if there is one.
+    pub(crate) fn member_not_reading(&self, partition: u64, format: u32) -> Option<u64> {
+        let nodes = self.catalog_reader.nodes();
+        let membership = self.group(partition).membership();
+        let mut members = membership.members().map(|node| node.0);
+        members.find(|node| {
+            let known = nodes.get(node);
+            known.is_none_or(|known| known.reads_format < format)
+        })
+    }
+
     /// Whether the catalog has this node as it is, with the incarnation as which it puts snapshots. On a node that
     /// is not in a cluster nothing is registered.
     pub(crate) fn is_registered(&self) -> bool {

@@ -14,6 +14,7 @@
 //! | `rounds` | how often nodes and members are looked at |
 //! | `answers`, `members` | answers to other nodes; keeping registration and members as they should be |
 //! | `checks` | digests of replicas, compared through the log; replicas that differ are stopped |
+//! | `clocks` | the clocks of the nodes, compared |
 //! | `replicas`, `divergence`, `transfers` | what is known of the replicas here: digests; which are stopped; what they fetch |
 //! | `replacement` | a node that lost its log or its disk is replaced by the one that joins in its place |
 //! | `slow_disk` | leaderships move away from a node whose disk does not keep up |
@@ -22,6 +23,7 @@
 mod answers;
 mod changes;
 mod checks;
+mod clocks;
 mod contact;
 mod directory;
 mod divergence;
@@ -43,6 +45,7 @@ mod wire;
 
 pub(crate) use answers::Answers;
 pub(crate) use checks::{run as run_checks, watch as watch_replicas};
+pub(crate) use clocks::compare_clocks;
 pub(crate) use divergence::Diverged;
 pub use handle::{
     Cluster, ClusterError, ClusterPartition, ClusterStatus, Leader, Members, NodeStatusOf, Replica,
@@ -55,5 +58,5 @@ pub(crate) use replicas::Replicas;
 pub(crate) use slow_disk::run as give_leaderships_away;
 pub use transfers::Fetching;
 pub use waiting::ChangeWait;
-pub(crate) use wire::Joined;
 pub use wire::{Check, CheckOutcome};
+pub(crate) use wire::{Joined, READS_SETTINGS_VERSIONS};

@@ -22,6 +22,8 @@ pub struct ClusterOptions {
     pub join: Vec<String>,
     /// The secret that all nodes of the cluster have.
     pub secret: Option<String>,
+    /// Secrets that are accepted as well, while one replaces another.
+    pub other_secrets: Vec<String>,
     /// Certificates.
     pub tls: Option<TlsConfig>,
     /// Time after which the digests of a partition's replicas are compared again; `None` for on request alone.
@@ -42,6 +44,7 @@ impl std::fmt::Debug for ClusterOptions {
             .field("zone", &self.zone)
             .field("join", &self.join)
             .field("secret", &self.secret.as_ref().map(|_| "(hidden)"))
+            .field("other_secrets", &self.other_secrets.len())
             .field("tls", &self.tls.is_some())
             .field("check_interval", &self.check_interval)
             .field("check_rate", &self.check_rate)

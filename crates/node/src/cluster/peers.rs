@@ -10,20 +10,25 @@ use esker_raft::transport::grpc::{CallError, Claim, GrpcConfig, GrpcTransport};
 use esker_raft::{ClusterId, NodeId};
 use parking_lot::Mutex;
 
+use super::clocks::Clocks;
 use super::directory::{Directory, Nodes};
 use super::gatekeeper::Gate;
 use super::options::ClusterOptions;
 use super::wire::{Join, Peer, READS_FORMAT};
+use crate::clock::now_ms;
 use crate::data_dir::Identity;
 use crate::error::StartError;
 
 /// This node among the others.
 pub(crate) struct Peers {
     options: ClusterOptions,
+    /// The secrets of now: the one that this node presents, and others that it accepts.
+    secrets: Mutex<(Option<String>, Vec<String>)>,
     cluster_name: String,
     me: u64,
     pub transport: Arc<GrpcTransport>,
     pub directory: Arc<Directory>,
+    pub clocks: Clocks,
     /// Why the cluster does not take this node, if it does not.
     refused: Mutex<Option<String>>,
 }
@@ -32,6 +37,8 @@ pub(crate) struct Peers {
 pub(crate) fn credentials(options: &ClusterOptions, claim: Claim) -> GrpcConfig {
     GrpcConfig {
         secret: options.secret.clone(),
+        other_secrets: options.other_secrets.clone(),
+        advertise: options.peer_address.clone(),
         tls: options.tls.clone(),
         claim: Some(claim),
         ..GrpcConfig::default()
@@ -77,10 +84,12 @@ impl Peers {
             })?;
         Ok(Peers {
             options: options.clone(),
+            secrets: Mutex::new((options.secret.clone(), options.other_secrets.clone())),
             cluster_name: identity.cluster_name.clone(),
             me: identity.node_id,
             transport: Arc::new(transport),
             directory,
+            clocks: Clocks::default(),
             refused: Mutex::default(),
         })
     }
@@ -110,6 +119,14 @@ impl Peers {
         self.me
     }
 
+    /// What URLs of peer addresses begin with.
+    pub fn scheme(&self) -> &'static str {
+        match self.options.tls {
+            Some(_) => "https",
+            None => "http",
+        }
+    }
+
     /// The name of the cluster.
     pub fn cluster_name(&self) -> &str {
         &self.cluster_name
@@ -122,7 +139,22 @@ impl Peers {
 
     /// What this node presents to a node of which only the address is known.
     pub fn credentials(&self, claim: Claim) -> GrpcConfig {
-        credentials(&self.options, claim)
+        let (secret, other_secrets) = self.secrets.lock().clone();
+        GrpcConfig {
+            secret,
+            other_secrets,
+            ..credentials(&self.options, claim)
+        }
+    }
+
+    /// Presents another secret from now on, and accepts these others as well. Returns false, and changes nothing, if
+    /// this node was started without a secret.
+    pub fn set_secrets(&self, secret: String, others: Vec<String>) -> bool {
+        let is_on = self.transport.set_secrets(secret.clone(), others.clone());
+        if is_on {
+            *self.secrets.lock() = (Some(secret), others);
+        }
+        is_on
     }
 
     /// How this node registers.
@@ -196,5 +228,6 @@ pub(crate) fn registration(
         hops: 0,
         replaces: None,
         of_cluster: None,
+        clock_ms: Some(now_ms()),
     }
 }

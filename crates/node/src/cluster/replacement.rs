@@ -142,6 +142,7 @@ mod tests {
             hops: 0,
             replaces,
             of_cluster: None,
+            clock_ms: None,
         }
     }
 

@@ -38,6 +38,12 @@ impl Replicas {
         }
     }
 
+    /// The LSN as of which the log has last recorded that a replica of a partition has diverged; 0 if it has not.
+    pub fn diverged_at(&self, partition: u64) -> u64 {
+        let compared = self.digests.compared(partition);
+        compared.map_or(0, |compared| compared.diverged_at)
+    }
+
     /// Who leads a partition whose replica here has halted and learns of no leader, if another node has told.
     pub fn leader_elsewhere(&self, partition: u64) -> Option<u64> {
         self.elsewhere.read().get(&partition).copied()

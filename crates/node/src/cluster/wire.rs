@@ -14,14 +14,19 @@ pub(crate) const CHANGE: &str = "change";
 /// What a node knows of its groups.
 pub(crate) const GROUPS: &str = "groups";
 
+/// The time of a node.
+pub(crate) const CLOCK: &str = "clock";
+
 /// The digest of a replica, as of an entry.
 pub(crate) const DIGEST: &str = "digest";
 
 /// The newest format of commands and messages that this build reads. Raised with every addition that an earlier
 /// build would not understand.
-pub(crate) const READS_FORMAT: u32 = 2;
+pub(crate) const READS_FORMAT: u32 = 3;
 /// The format from which on a node reads the commands about digests.
 pub(crate) const READS_DIGESTS: u32 = 2;
+/// The format from which on a node reads commands that name the version of the settings by which they are due.
+pub(crate) const READS_SETTINGS_VERSIONS: u32 = 3;
 
 /// What the path of a call begins with.
 const CALLS: &str = "/esker.raft.v1.Peers/Call/";
@@ -69,6 +74,16 @@ pub(crate) struct Join {
     /// The cluster that it belonged to under that number.
     #[serde(default)]
     pub of_cluster: Option<String>,
+    /// Its time of day, in milliseconds since the epoch.
+    #[serde(default)]
+    pub clock_ms: Option<u64>,
+}
+
+/// The time of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ClockOf {
+    /// That by which it computes ages, in milliseconds since the epoch.
+    pub ages_ms: u64,
 }
 
 /// The cluster that a node has joined.
@@ -83,6 +98,10 @@ pub(crate) struct Joined {
     pub lineages: Vec<String>,
     /// The addresses of its nodes.
     pub nodes: Vec<Peer>,
+    /// By partition: snapshots of the repository as of this LSN or an earlier one may have been made of a replica that
+    /// has diverged; 0 if none has. Earlier builds did not tell it.
+    #[serde(default)]
+    pub snapshots_after: Vec<u64>,
 }
 
 impl Joined {
@@ -306,6 +325,7 @@ mod tests {
             partitions: 1,
             lineages: lineages.iter().map(|it| to_hex(&it.to_bytes())).collect(),
             nodes: Vec::new(),
+            snapshots_after: Vec::new(),
         };
         (joined, lineages)
     }

@@ -3,15 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::files::io;
+use super::files::{io, or_absent};
 use crate::error::{StartError, in_words};
 
 /// The checkpoints below a directory by partition, newest first; partitions without any are left out.
 pub(crate) fn checkpoints_in(base: &Path) -> Result<Vec<(u64, Vec<PathBuf>)>, StartError> {
-    let entries = match fs::read_dir(base) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(StartError::unreadable(base.display().to_string(), &e)),
+    let Some(entries) = or_absent(fs::read_dir(base), base)? else {
+        return Ok(Vec::new());
     };
     let mut found = Vec::new();
     for entry in entries {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::DataDir;
-use super::files::{io, sync_dir, write_durably};
+use super::files::{io, is_there, or_absent, sync_dir, write_durably};
 use crate::error::StartError;
 
 /// Reported as damage of a partition's database until its new lineage has begun.
@@ -22,11 +22,8 @@ impl DataDir {
     /// damaged.
     pub fn known_damage(&self, partition: u64) -> Result<Option<String>, StartError> {
         let path = self.damage(partition);
-        match fs::read(&path) {
-            Ok(why) => Ok(Some(String::from_utf8_lossy(&why).into_owned())),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(StartError::unreadable(path.display().to_string(), &e)),
-        }
+        let why = or_absent(fs::read(&path), &path)?;
+        Ok(why.map(|why| String::from_utf8_lossy(&why).into_owned()))
     }
 
     /// Notes durably, for the next start, that a partition's database must not be used.
@@ -60,6 +57,13 @@ impl DataDir {
     /// Moves a directory to `damaged/`, under this name and a number; returns the new path.
     pub fn put_aside_as(&self, from: &Path, name: &str) -> Result<PathBuf, StartError> {
         put_aside_in(&self.path, from, name)
+    }
+
+    /// The path for something that is put aside under this name and a number; creates its parent directory.
+    pub fn place_aside(&self, name: &str) -> Result<PathBuf, StartError> {
+        let to = place_in(&self.path, name)?;
+        sync_dir(&self.path)?;
+        Ok(to)
     }
 
     /// Moves a partition's checkpoint to `damaged/`; returns the new path.
@@ -112,18 +116,60 @@ pub(super) fn put_aside_in(
     from: &Path,
     name: &str,
 ) -> Result<PathBuf, StartError> {
+    let to = place_in(data_dir, name)?;
+    match fs::rename(from, &to) {
+        Ok(()) => {}
+        // A disk is mounted there: it stays, and what is on it stays on it.
+        Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => {
+            return put_contents_aside(from);
+        }
+        Err(e) => return Err(io("moving", from)(e)),
+    }
+    to.parent().map_or(Ok(()), sync_dir)?;
+    from.parent().map_or(Ok(()), sync_dir)?;
+    Ok(to)
+}
+
+/// What begins the names of directories into which the contents of a directory were moved.
+const CONTENTS: &str = "put-aside-";
+
+/// Moves what is in a directory into one in it; returns the path of that. What was moved before stays where it is, and
+/// so does the directory that a file system has of its own.
+pub(super) fn put_contents_aside(dir: &Path) -> Result<PathBuf, StartError> {
+    let (mut contents, mut number) = (Vec::new(), 1);
+    for entry in fs::read_dir(dir).map_err(io("reading", dir))? {
+        let entry = entry.map_err(io("reading", dir))?;
+        let name = entry.file_name();
+        match name.to_string_lossy().strip_prefix(CONTENTS) {
+            Some(before) => number = number.max(1 + before.parse().unwrap_or(0)),
+            None if name == "lost+found" => {}
+            None => contents.push(name),
+        }
+    }
+    if contents.is_empty() {
+        return Ok(dir.to_owned());
+    }
+    let to = dir.join(format!("{CONTENTS}{number}"));
+    fs::create_dir(&to).map_err(io("creating", &to))?;
+    for name in contents {
+        let from = dir.join(&name);
+        fs::rename(&from, to.join(&name)).map_err(io("moving", &from))?;
+    }
+    sync_dir(&to)?;
+    sync_dir(dir)?;
+    Ok(to)
+}
+
+/// A path in `damaged/` that nothing has yet.
+fn place_in(data_dir: &Path, name: &str) -> Result<PathBuf, StartError> {
     let dir = data_dir.join("damaged");
     fs::create_dir_all(&dir).map_err(io("creating", &dir))?;
     let mut number = 1;
-    let to = loop {
+    loop {
         let to = dir.join(format!("{name}-{number}"));
-        if !to.exists() {
-            break to;
+        if !is_there(&to)? {
+            return Ok(to);
         }
         number += 1;
-    };
-    fs::rename(from, &to).map_err(io("moving", from))?;
-    sync_dir(&dir)?;
-    from.parent().map_or(Ok(()), sync_dir)?;
-    Ok(to)
+    }
 }

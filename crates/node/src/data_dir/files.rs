@@ -4,7 +4,27 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
 
+use esker_partition::checkpoint::{LEADS_NOWHERE, is_absent};
+
 use crate::error::StartError;
+
+/// What was read; `None` if nothing is at the path.
+///
+/// # Errors
+///
+/// It cannot be read now; or the path is, or is below, a link that leads nowhere: what it leads to may be on a disk
+/// that is not mounted.
+pub(crate) fn or_absent<T>(read: std::io::Result<T>, path: &Path) -> Result<Option<T>, StartError> {
+    let shown = path.display().to_string();
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(e) if is_absent(path, &e) => Ok(None),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(StartError::unreadable(shown, &LEADS_NOWHERE))
+        }
+        Err(e) => Err(StartError::unreadable(shown, &e)),
+    }
+}
 
 /// Replaces a file: whole or not at all, durable when this returns.
 pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), StartError> {
@@ -24,7 +44,7 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), StartError> {
 }
 
 /// Whether a name exists, even as a link that leads nowhere.
-pub(super) fn is_there(path: &Path) -> Result<bool, StartError> {
+pub(crate) fn is_there(path: &Path) -> Result<bool, StartError> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::files::{io, is_there, sync_dir, write_durably};
+use super::files::{io, is_there, or_absent, sync_dir, write_durably};
 use crate::error::StartError;
 
 /// Version of the layout of a data directory, and of everything in it. 1 was never released.
@@ -15,8 +15,12 @@ use crate::error::StartError;
 ///
 /// Format 5 has what the members of a cluster need: column families that a member's snapshot has replaced, and
 /// entries that earlier builds would not apply, or apply otherwise. A directory of format 4 is marked as one of
-/// format 5 when it is opened, and nothing else in it is changed.
+/// format 5 once a start has passed its checks, and nothing else in it is changed.
 pub const FORMAT: u32 = 5;
+
+/// The first format of which a database is opened without a change to it: a database of an earlier one gets column
+/// families when it is opened.
+pub(crate) const UNCHANGED_SINCE: u32 = 4;
 
 /// The identity of a data directory: the node and the cluster that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,41 +84,26 @@ impl Identity {
     }
 }
 
-/// Converts the layout of an earlier format to the current one. A crash leaves it at the earlier format, and
-/// the next start completes the conversion.
-pub(super) fn brought_up_to_date(
-    path: &Path,
-    identity: Identity,
-    is_new: bool,
-) -> Result<Identity, StartError> {
+/// Moves local snapshots to where they are since format 3. A crash leaves some of them where they were, and the next
+/// start moves the others.
+pub(super) fn move_checkpoints(path: &Path) -> Result<(), StartError> {
     // Checkpoints were in `snapshots` up to format 2.
     let (from, to) = (path.join("snapshots"), path.join("checkpoints"));
-    if from.exists() {
-        fs::create_dir_all(&to).map_err(io("creating", &to))?;
-        for entry in fs::read_dir(&from).map_err(io("reading", &from))? {
-            let entry = entry.map_err(io("reading", &from))?;
-            let name = entry.file_name();
-            if name.to_string_lossy().parse::<u64>().is_ok() {
-                let there = to.join(&name);
-                fs::rename(entry.path(), &there).map_err(io("renaming to", &there))?;
-            }
-        }
-        sync_dir(&to)?;
-        sync_dir(&from)?;
-        sync_dir(path)?;
-    }
-    let name = if is_new { "node.json.new" } else { "node.json" };
-    let before = identity.format;
-    let identity = Identity {
-        format: FORMAT,
-        ..identity
+    let Some(entries) = or_absent(fs::read_dir(&from), &from)? else {
+        return Ok(());
     };
-    write_identity(&path.join(name), &identity)?;
-    tracing::info!(
-        path = %path.display(),
-        "the data directory has format {FORMAT} now, and had {before}: earlier builds do not open it any more"
-    );
-    Ok(identity)
+    fs::create_dir_all(&to).map_err(io("creating", &to))?;
+    for entry in entries {
+        let entry = entry.map_err(io("reading", &from))?;
+        let name = entry.file_name();
+        if name.to_string_lossy().parse::<u64>().is_ok() {
+            let there = to.join(&name);
+            fs::rename(entry.path(), &there).map_err(io("renaming to", &there))?;
+        }
+    }
+    sync_dir(&to)?;
+    sync_dir(&from)?;
+    sync_dir(path)
 }
 
 /// Reads the identity of a directory; `None` if it has no such file.

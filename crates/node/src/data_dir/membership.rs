@@ -4,18 +4,36 @@
 //! number, so its directory gets the identity of another node. Nothing of it is deleted: log, database and
 //! checkpoints are put aside in `damaged/`, and `node.json` last but one. After a crash in between, `node.json` is
 //! still that of the old node and the log is still missing, so the next start begins again.
+//!
+//! The number of a node that joins is written down before the cluster is asked (`joining.json`): the cluster never uses
+//! a number again, so a start that fails after it was registered must not register another one each time it is
+//! repeated.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::damage::put_aside_in;
-use super::files::{io, is_there, sync_dir, write_durably};
+use super::files::{io, is_there, or_absent, sync_dir, write_durably};
 use super::identity::{Identity, write_identity};
 use super::{DataDir, LockedDir};
 use crate::error::StartError;
 
 /// What the cluster has told a node that joins, until the directory is complete.
 const JOINED: &str = "joined.json";
+
+/// The number with which a node joins, until the directory is complete.
+const JOINING: &str = "joining.json";
+
+/// What is in `joining.json`.
+#[derive(Serialize, Deserialize)]
+struct Joining {
+    /// The number.
+    node_id: u64,
+    /// The number that the directory had before its log was lost.
+    replaces: Option<u64>,
+}
 
 /// What belongs to the old number, and is put aside.
 const OF_OLD_NODE: [&str; 5] = ["db", "checkpoints", "raft", "log", "restore"];
@@ -70,6 +88,44 @@ impl LockedDir {
         identity.filter(|identity| identity.may_have_peers())
     }
 
+    /// The identity with which the directory joins a cluster: an earlier start that has asked the cluster has used the
+    /// same number. `before` is the identity that the directory has. Durable when this returns. Blocking.
+    pub fn draw_number(
+        &self,
+        cluster_name: &str,
+        partitions: u32,
+        before: Option<&Identity>,
+    ) -> Result<Identity, StartError> {
+        let made = Identity::new(cluster_name, partitions);
+        let replaces = before.map(|before| before.node_id);
+        let path = self.path.join(JOINING);
+        let drawn = match fs::read(&path) {
+            // One that cannot be parsed was not written here.
+            Ok(text) => serde_json::from_slice::<Joining>(&text).ok(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            Err(e) => return Err(StartError::unreadable(path.display().to_string(), &e)),
+        };
+        let drawn = drawn.filter(|drawn| drawn.replaces == replaces && drawn.node_id != 0);
+        if let Some(Joining { node_id, .. }) = drawn {
+            return Ok(Identity { node_id, ..made });
+        }
+        let joining = Joining {
+            node_id: made.node_id,
+            replaces,
+        };
+        let text = serde_json::to_vec(&joining).map_err(|e| StartError::BadIdentity {
+            path: path.clone(),
+            why: e.to_string(),
+        })?;
+        write_durably(&path, &text)?;
+        Ok(made)
+    }
+
+    /// Removes the number: the cluster has refused it.
+    pub fn forget_number(&self) -> Result<(), StartError> {
+        remove(&self.path.join(JOINING))
+    }
+
     /// Gives the directory of a node that lost its log the identity of a new node, and puts aside what belongs to
     /// the old one. Blocking.
     pub fn begin_again(&mut self, identity: Identity) -> Result<(), StartError> {
@@ -105,12 +161,14 @@ impl LockedDir {
 }
 
 /// Whether a directory has any file of a log: that of a node in use always has one.
+///
+/// # Errors
+///
+/// It cannot be read now, or is a link that leads nowhere.
 pub(crate) fn has_log(dir: &Path) -> Result<bool, StartError> {
     let failed = |e| StartError::unreadable(format!("the log in {}", dir.display()), &e);
-    let files = match fs::read_dir(dir) {
-        Ok(files) => files,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Err(e) => return Err(failed(e)),
+    let Some(files) = or_absent(fs::read_dir(dir), dir)? else {
+        return Ok(false);
     };
     for file in files {
         let path = file.map_err(failed)?.path();
@@ -138,7 +196,8 @@ pub(crate) fn read_joined(dir: &Path) -> Result<Option<(Vec<u8>, PathBuf)>, Star
 
 /// Removes it: the directory is complete.
 pub(super) fn remove_joined(dir: &Path) -> Result<(), StartError> {
-    remove(&dir.join(JOINED))
+    remove(&dir.join(JOINED))?;
+    remove(&dir.join(JOINING))
 }
 
 fn remove(path: &Path) -> Result<(), StartError> {

@@ -5,6 +5,7 @@
 //! node.json        identity: format version, node id, cluster id, number of partitions
 //! node.json.new    the same, while the directory is being created
 //! joined.json      what a cluster has told this node that joins, while the directory is being created
+//! joining.json     the number with which this node joins, while the directory is being created
 //! log/             the Raft log of all partitions
 //! db/              RocksDB
 //! checkpoints/<p>/ checkpoints of partition p: hard links to files of the database
@@ -13,6 +14,7 @@
 //! restore.json     the decisions of a restore under way that may lose data
 //! repository/      partition snapshots, if no other destination is configured
 //! scratch/         restores that are tested; removed at a start
+//! .esker-start/    what a start works in before the directory has an identity; removed
 //! damaged/         what a recovery has put aside, and why databases of partitions must not be used
 //! incarnations.json  which starts of this directory have put snapshots
 //! recover.json     that the other nodes of the cluster are given up, until this node serves alone
@@ -47,17 +49,21 @@ use parking_lot::Mutex;
 
 pub(crate) use copies::{checkpoints_in, copies_in};
 pub(crate) use damage::MADE_OF_STATE;
-use files::{io, is_in_use, is_there};
-pub(crate) use files::{sync_dir, write_durably};
+use files::{io, is_in_use};
+pub(crate) use files::{is_there, or_absent, sync_dir, write_durably};
+pub(crate) use identity::UNCHANGED_SINCE;
 pub(crate) use identity::now_rfc3339;
 pub use identity::{FORMAT, Identity};
-use identity::{brought_up_to_date, read_identity, write_identity};
+use identity::{move_checkpoints, read_identity, write_identity};
 pub(crate) use membership::{has_log, read_joined, write_joined};
 
 use crate::error::StartError;
 
 /// The file that is locked while a process uses the directory.
 const LOCK: &str = "LOCK";
+
+/// What a start works in until it has decided what the directory is. Nobody else has a directory of this name.
+pub(crate) const UNDECIDED: &str = ".esker-start";
 
 /// A locked data directory that may not have an identity yet.
 #[derive(Debug)]
@@ -89,7 +95,13 @@ pub struct DataDir {
     pub joins: bool,
     /// See [`DataDir::has_peers`]; locked while it is written.
     peers: Arc<Mutex<bool>>,
+    /// The format that `node.json` has, until [`DataDir::bring_up_to_date`].
+    found_format: Arc<Mutex<u32>>,
 }
+
+/// What is removed without a look at it by a start or a restore. A directory that has any of it and no identity is
+/// somebody else's.
+const REMOVED: [&str; 3] = ["scratch", "restore", "raft"];
 
 impl LockedDir {
     /// Locks the directory, and reads its identity if it has one. Creates it if it is missing.
@@ -108,26 +120,48 @@ impl LockedDir {
         let new_path = path.join("node.json.new");
         let found = if let Some(identity) = read_identity(&path, &final_path)? {
             Some((identity, false))
-        } else if let Some(identity) = read_identity(&path, &new_path)? {
-            Some((identity, true))
         } else {
-            for what in ["log", "db"] {
-                if is_in_use(&path.join(what))? {
-                    return Err(StartError::NoIdentity {
-                        dir: path,
-                        what: format!("{what}/"),
-                    });
-                }
-            }
-            None
+            read_identity(&path, &new_path)?.map(|identity| (identity, true))
         };
-        Ok(LockedDir {
+        let locked = LockedDir {
             path,
             lock,
             found,
             is_lock_new,
             made,
-        })
+        };
+        match locked.refusal() {
+            Ok(None) => Ok(locked),
+            Ok(Some(error)) | Err(error) => {
+                locked.leave();
+                Err(error)
+            }
+        }
+    }
+
+    /// Why a directory without an identity is not used: it has what a start would mistake for its own.
+    fn refusal(&self) -> Result<Option<StartError>, StartError> {
+        if !self.is_empty() {
+            return Ok(None);
+        }
+        let has_any = |names: &[&'static str]| {
+            let mut found = None;
+            for name in names {
+                if found.is_none() && is_in_use(&self.path.join(name))? {
+                    found = Some(*name);
+                }
+            }
+            Ok::<_, StartError>(found)
+        };
+        let dir = self.path.clone();
+        if let Some(what) = has_any(&["log", "db"])? {
+            let what = format!("{what}/");
+            return Ok(Some(StartError::NoIdentity { dir, what }));
+        }
+        Ok(has_any(&REMOVED)?.map(|what| StartError::HoldsOthers {
+            dir,
+            what: format!("{what}/"),
+        }))
     }
 
     /// Removes what a refused start has created, if the directory has no identity. What cannot be removed
@@ -155,16 +189,13 @@ impl LockedDir {
     }
 
     /// Begins to create the directory for `identity`, if it is empty. Its identity must have as many
-    /// partitions as are configured.
+    /// partitions as are configured. One of an earlier format keeps it until [`DataDir::bring_up_to_date`].
     pub fn belonging_to(
         self,
         identity: impl FnOnce() -> Identity,
         partitions: u32,
     ) -> Result<DataDir, StartError> {
         let (identity, is_new) = match self.found {
-            Some((identity, is_new)) if identity.format < FORMAT => {
-                (brought_up_to_date(&self.path, identity, is_new)?, is_new)
-            }
             Some(found) => found,
             None => {
                 let identity = identity();
@@ -185,13 +216,43 @@ impl LockedDir {
             noting: Arc::default(),
             joins: identity.joined,
             peers: Arc::new(Mutex::new(identity.may_have_peers())),
-            identity,
+            found_format: Arc::new(Mutex::new(identity.format)),
+            // Whatever is written from here on is of this format.
+            identity: Identity {
+                format: FORMAT,
+                ..identity
+            },
             is_new,
         })
     }
 }
 
 impl DataDir {
+    /// Marks a directory whose format is below this one as one of the current format, before anything is written
+    /// that an earlier build would not read. A start that is refused before that leaves the directory to the build
+    /// that it had. Durable when this returns. Blocking.
+    pub fn bring_up_to_date(&self, below: u32) -> Result<(), StartError> {
+        let mut found = self.found_format.lock();
+        if *found >= below.min(FORMAT) {
+            return Ok(());
+        }
+        if *found < 3 {
+            move_checkpoints(&self.path)?;
+        }
+        let name = if self.is_new {
+            "node.json.new"
+        } else {
+            "node.json"
+        };
+        write_identity(&self.path.join(name), &self.identity)?;
+        tracing::info!(
+            path = %self.path.display(),
+            "the data directory has format {FORMAT} now, and had {found}: earlier builds do not open it any more"
+        );
+        *found = FORMAT;
+        Ok(())
+    }
+
     /// Completes the creation: from now on a missing part is damage.
     pub fn finish(&mut self) -> Result<(), StartError> {
         if self.is_new {

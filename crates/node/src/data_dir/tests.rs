@@ -119,6 +119,8 @@ fn checkpoints_of_format_2_are_found_where_they_are_now() {
     // A crash came after some of them were moved.
     fs::create_dir_all(dir.path().join("checkpoints/1")).unwrap();
     let opened = open(dir.path(), 8).unwrap();
+    assert!(!opened.checkpoints().join("3/lsn_5").exists());
+    opened.bring_up_to_date(UNCHANGED_SINCE).unwrap();
     assert_eq!(opened.identity.format, FORMAT);
     assert!(opened.checkpoints().join("3/lsn_5").exists());
     assert!(before.join("x").exists());
@@ -127,6 +129,97 @@ fn checkpoints_of_format_2_are_found_where_they_are_now() {
         open(dir.path(), 8).unwrap().identity.node_id,
         identity.node_id
     );
+}
+
+/// The format that a directory is marked with.
+fn format_of(dir: &Path) -> u32 {
+    let path = dir.join("node.json");
+    read_identity(dir, &path).unwrap().unwrap().format
+}
+
+#[test]
+fn a_directory_keeps_its_format_until_a_start_is_about_to_change_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let of_format = |format| {
+        let identity = Identity {
+            format,
+            ..made(dir.path())
+        };
+        write_identity(&dir.path().join("node.json"), &identity).unwrap();
+    };
+    of_format(4);
+    open(dir.path(), 9).unwrap_err();
+    let opened = open(dir.path(), 8).unwrap();
+    opened.bring_up_to_date(UNCHANGED_SINCE).unwrap();
+    assert_eq!(format_of(dir.path()), 4);
+    opened.clone().bring_up_to_date(FORMAT).unwrap();
+    assert_eq!(format_of(dir.path()), FORMAT);
+    drop(opened);
+    // A database of format 3 is changed when it is opened.
+    of_format(3);
+    let opened = open(dir.path(), 8).unwrap();
+    assert_eq!(format_of(dir.path()), 3);
+    opened.bring_up_to_date(UNCHANGED_SINCE).unwrap();
+    assert_eq!(format_of(dir.path()), FORMAT);
+    // What the directory notes later is no step back.
+    opened.note_peers(true).unwrap();
+    assert_eq!(format_of(dir.path()), FORMAT);
+}
+
+#[test]
+fn what_a_node_would_remove_of_its_own_makes_a_directory_somebody_elses() {
+    for name in REMOVED {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(name)).unwrap();
+        fs::write(dir.path().join(name).join("backup.sql"), "precious").unwrap();
+        let error = open(dir.path(), 8).unwrap_err();
+        assert_eq!(error.code(), "data_dir_holds_others", "{error}");
+        assert!(error.to_string().contains(&format!("{name}/")), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no LOCK");
+        // An empty one is nobody's.
+        fs::remove_file(dir.path().join(name).join("backup.sql")).unwrap();
+        made(dir.path());
+        // In a node's own directory they are its own.
+        fs::write(dir.path().join(name).join("file"), "own").unwrap();
+        open(dir.path(), 8).unwrap();
+    }
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_not_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let unmounted = |name: &str| {
+        let link = dir.path().join(name);
+        let _ = fs::remove_dir_all(&link);
+        std::os::unix::fs::symlink(dir.path().join("not/mounted"), &link).unwrap();
+    };
+    let code = |error: StartError| {
+        assert!(error.to_string().contains("leads nowhere"), "{error}");
+        error.code()
+    };
+    member(dir.path(), true);
+    unmounted("log");
+    let locked = LockedDir::open(dir.path()).unwrap();
+    assert_eq!(code(locked.member_without_log().unwrap_err()), "unreadable");
+    drop(locked);
+    unmounted("damaged");
+    let opened = open(dir.path(), 8).unwrap();
+    assert_eq!(code(opened.known_damage(1).unwrap_err()), "unreadable");
+    unmounted("checkpoints");
+    assert_eq!(code(copies_in(dir.path()).unwrap_err()), "unreadable");
+}
+
+#[test]
+fn what_is_put_aside_does_not_take_the_place_of_a_link_that_leads_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    made(dir.path());
+    let aside = dir.path().join("damaged/db-1");
+    fs::create_dir_all(aside.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink(dir.path().join("not/mounted"), &aside).unwrap();
+    let opened = open(dir.path(), 8).unwrap();
+    fs::write(opened.db(), "").unwrap();
+    assert!(opened.put_aside("db").unwrap().ends_with("db-2"));
+    assert!(aside.is_symlink());
 }
 
 #[test]
@@ -351,4 +444,58 @@ fn only_a_complete_member_without_any_file_of_a_log_begins_again() {
     let locked = LockedDir::open(dir.path()).unwrap();
     let error = locked.member_without_log().unwrap_err();
     assert_eq!(error.code(), "unreadable", "{error}");
+}
+
+#[test]
+fn a_node_that_joins_asks_under_the_same_number_until_its_directory_is_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let draw = |before: Option<&Identity>| {
+        let locked = LockedDir::open(dir.path()).unwrap();
+        locked.draw_number("test", 8, before).unwrap()
+    };
+    let first = draw(None);
+    assert_eq!(draw(None).node_id, first.node_id);
+    LockedDir::open(dir.path())
+        .unwrap()
+        .forget_number()
+        .unwrap();
+    let drawn = draw(None);
+    assert_ne!(drawn.node_id, first.node_id, "that one was refused");
+    let locked = LockedDir::open(dir.path()).unwrap();
+    let mut made = locked.belonging_to(|| drawn.clone(), 8).unwrap();
+    made.finish().unwrap();
+    drop(made);
+    // Its log is lost.
+    let again = draw(Some(&drawn));
+    assert_ne!(again.node_id, drawn.node_id);
+    assert_eq!(draw(Some(&drawn)).node_id, again.node_id);
+    // What was drawn for another number does not count.
+    assert_ne!(draw(Some(&first)).node_id, again.node_id);
+    let again = draw(Some(&drawn));
+    let mut locked = LockedDir::open(dir.path()).unwrap();
+    locked.begin_again(again.clone()).unwrap();
+    let mut made = locked.belonging_to(|| unreachable!(), 8).unwrap();
+    assert_eq!(made.identity.node_id, again.node_id);
+    made.finish().unwrap();
+    assert!(!dir.path().join("joining.json").exists());
+}
+
+/// As of a directory that cannot be moved, because a disk is mounted there.
+#[test]
+fn what_is_on_a_disk_of_its_own_is_put_aside_on_that_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    fs::create_dir_all(log.join("lost+found")).unwrap();
+    assert_eq!(
+        damage::put_contents_aside(&log).unwrap(),
+        log,
+        "it is empty"
+    );
+    for round in 1..=2 {
+        fs::write(log.join("1.raftlog"), "damaged").unwrap();
+        let aside = damage::put_contents_aside(&log).unwrap();
+        assert_eq!(aside, log.join(format!("put-aside-{round}")));
+        assert!(aside.join("1.raftlog").exists() && !has_log(&log).unwrap());
+    }
+    assert!(log.join("lost+found").exists());
 }

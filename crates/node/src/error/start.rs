@@ -73,6 +73,17 @@ pub enum StartError {
         /// What was found.
         what: String,
     },
+    /// A directory without an identity has what a start removes from its own.
+    #[error(
+        "{dir} has no node.json, and {what} in it is not empty: a node would remove what is in there, and it may be \
+         somebody else's. Move it away, or use another data directory. Nothing was changed"
+    )]
+    HoldsOthers {
+        /// The data directory.
+        dir: PathBuf,
+        /// What was found.
+        what: String,
+    },
     /// The configured number of partitions differs from that of the directory, which is fixed.
     #[error(
         "{dir} was made with {made} partitions, the configuration says {configured}: the number cannot be changed"
@@ -298,6 +309,21 @@ pub enum StartError {
         /// Seconds to wait.
         wait: u64,
     },
+    /// A new lineage could not be begun in the repository now.
+    #[error(
+        "the new lineage of partition {partition} could not be begun in {repository}: {why}. {done}. Mend the cause, and start again: restore.json has what was decided",
+        done = begun_before(.begun)
+    )]
+    LineageNotBegun {
+        /// The partition.
+        partition: u64,
+        /// The repository.
+        repository: String,
+        /// Why not.
+        why: String,
+        /// The partitions whose lineages have begun.
+        begun: Vec<u64>,
+    },
     /// A node of a cluster has lost its log, and with it votes and acknowledgements.
     #[error(
         "{dir}: {what}. What this node has voted for and acknowledged is not known any more, so it does not serve under its number again. {remedy}. Nothing was changed",
@@ -324,6 +350,27 @@ pub enum StartError {
     PeersNotHeard {
         /// The data directory.
         dir: PathBuf,
+    },
+    /// The other nodes are given up, and one of them runs.
+    #[error(
+        "{dir} has recover.json, so this node is to go on without the other nodes of its cluster, and the node at {address} answers: two histories would begin from one. If the others still have a majority, remove recover.json, and start again: this node goes on with them. If they have not, stop all of them first. Nothing was changed"
+    )]
+    OthersRun {
+        /// The data directory.
+        dir: PathBuf,
+        /// The node that has answered.
+        address: String,
+    },
+    /// A node is to go on without others, and its replicas have diverged.
+    #[error(
+        "{dir}: the replica of {list} is known to differ from what the other nodes had (diverged.json): it would be the only one that is left. Go on with another node: `esker cluster recover` there. If this is the last one, `esker cluster recover --accept-diverged` takes what the repository and the log have of {list}, and only where that is not all, the replica as it is. Nothing was changed",
+        list = in_words(.partitions)
+    )]
+    Diverged {
+        /// The data directory.
+        dir: PathBuf,
+        /// The partitions.
+        partitions: Vec<u64>,
     },
     /// A cluster is to be restored from the repository while a node of it runs.
     #[error(
@@ -416,6 +463,7 @@ impl StartError {
             StartError::BadIdentity { .. } | StartError::NoIdentity { .. } => {
                 "data_dir_bad_identity"
             }
+            StartError::HoldsOthers { .. } => "data_dir_holds_others",
             StartError::OlderFormat { .. } => "data_dir_unreleased_format",
             StartError::NotEmpty { .. } => "data_dir_not_empty",
             StartError::DirectoryReplaced { .. } | StartError::DirectoryGone { .. } => {
@@ -425,7 +473,9 @@ impl StartError {
             StartError::RepositoryHoldsCluster { .. } => "repository_holds_cluster",
             StartError::Halted { .. } => "replay_halted",
             StartError::StateSnapshotsThere { .. } => "state_snapshots_there",
-            StartError::RepositoryUnreadable { .. } => "repository_unreadable",
+            StartError::RepositoryUnreadable { .. } | StartError::LineageNotBegun { .. } => {
+                "repository_unreadable"
+            }
             StartError::RestoreSpent { error, .. } => error.code(),
             StartError::NothingToRestore { .. } => "nothing_to_restore",
             StartError::NothingUsable { .. } | StartError::NoCopy { .. } => "nothing_usable",
@@ -437,7 +487,8 @@ impl StartError {
             StartError::MemberLostLog { .. } => "member_lost_log",
             StartError::NoPeers { .. } => "no_peers",
             StartError::PeersNotHeard { .. } => "peers_not_heard",
-            StartError::ClusterRuns { .. } => "cluster_runs",
+            StartError::ClusterRuns { .. } | StartError::OthersRun { .. } => "cluster_runs",
+            StartError::Diverged { .. } => "diverged_replicas",
             StartError::JoinUnsupported => "join_unsupported",
             StartError::PeerListen { .. } => "peer_listen",
             StartError::PeerCertificate(_) => "peer_certificate",
@@ -480,6 +531,17 @@ impl StartError {
             why,
             remedy,
         }
+    }
+}
+
+/// What a start has begun in the repository before it was refused.
+fn begun_before(partitions: &[u64]) -> String {
+    match partitions.is_empty() {
+        true => "Nothing was changed".to_owned(),
+        false => format!(
+            "Those of {} have begun there, so no other node may be started that has them",
+            in_words(partitions)
+        ),
     }
 }
 

@@ -48,6 +48,11 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
         "`--bootstrap restore` goes on from the newest copies, those of the repository included; what was acknowledged after them is lost. To begin a new cluster, move the copies away.",
     ),
     (
+        "data_dir_holds_others",
+        "`node.json` is missing, and `scratch/`, `restore/` or `raft/` has something: a node removes what is in these directories of its own.",
+        "Move it away if it is wanted, or remove it; or use another data directory. Nothing was changed.",
+    ),
+    (
         "data_dir_no_directory",
         "`data-dir` names a file, or a link that leads nowhere.",
         "Name a directory, or mount what the link leads to.",
@@ -144,8 +149,13 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "cluster_runs",
-        "`--bootstrap restore` was given with an empty data directory, and a node that `cluster.join` names runs.",
-        "Leave `--bootstrap` out to join; or stop all nodes of the cluster if it is to be given up. Nothing was changed.",
+        "`--bootstrap restore` was given with an empty data directory, or `esker cluster recover` was run, and another node of the cluster runs.",
+        "Leave `--bootstrap` out to join, or remove `recover.json`; or stop all other nodes of the cluster if it is to be given up. Nothing was changed.",
+    ),
+    (
+        "diverged_replicas",
+        "`esker cluster recover` was given a node of which replicas differ from those of the majority; the message names the partitions.",
+        "Run it for another node. If this is the last one, `--accept-diverged` goes on with what the repository and the log have, and only where that is not all, with the replica as it is. Nothing was changed.",
     ),
     (
         "join_unsupported",

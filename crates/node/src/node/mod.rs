@@ -71,6 +71,7 @@ impl Node {
                 .transport
                 .answer_calls(Arc::new(cluster::Answers::new(&inner)));
             tokio::spawn(cluster::run(inner.clone()));
+            tokio::spawn(cluster::compare_clocks(inner.clone()));
             tokio::spawn(cluster::run_checks(inner.clone()));
             tokio::spawn(cluster::watch_replicas(inner.clone()));
             tokio::spawn(cluster::give_leaderships_away(inner.clone()));

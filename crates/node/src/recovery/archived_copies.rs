@@ -48,6 +48,7 @@ impl Search<'_> {
                     let why = format!("repository snapshot {dir}: {error}");
                     self.unreadable.push(why.clone());
                     self.tried.push(why);
+                    self.newest_unreadable = self.newest_unreadable.max(dir.lsn.0);
                     continue;
                 }
                 Err(error) => return Err(self.unreadable_repository(&error)),

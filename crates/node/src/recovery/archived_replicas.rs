@@ -52,7 +52,7 @@ pub(super) async fn create(cx: &Context) -> Result<Store, StartError> {
 }
 
 /// The newest snapshot that the repository has of a partition, fetched and compared with its checksums; `None` if
-/// there is none of its lineage.
+/// there is none of its lineage, or if it may have been made of a replica that has diverged.
 async fn newest(cx: &Context, partition: u64) -> Result<Option<Checkpoint>, String> {
     let identity = &cx.data_dir.identity;
     let repository = cx.archive.repository(identity, partition);
@@ -78,6 +78,17 @@ async fn newest(cx: &Context, partition: u64) -> Result<Option<Checkpoint>, Stri
     let begun = cx.joined.get(partition as usize).cloned();
     let begun = begun.unwrap_or_else(first).id();
     if metadata.lineage != Some(lineage_id(begun)) || metadata.term.is_none() {
+        return Ok(None);
+    }
+    let after = cx.snapshots_after.get(partition as usize).copied();
+    let after = after.unwrap_or_default();
+    if metadata.min_applied_lsn.0 <= after {
+        tracing::warn!(
+            partition,
+            snapshot = %dir,
+            diverged_at = after,
+            "a snapshot is not used: it may have been made of a replica that has diverged; another node sends the partition"
+        );
         return Ok(None);
     }
     tracing::info!(partition, snapshot = %dir, "Loading snapshot from {}", cx.archive.shown());

@@ -11,6 +11,7 @@ use esker_repository::ownership;
 
 use super::search::remove;
 use crate::blocking::blocking;
+use crate::data_dir::UNDECIDED;
 use crate::error::StartError;
 use crate::snapshots::Archive;
 use crate::state::archive::StateArchive;
@@ -74,7 +75,7 @@ pub(super) async fn bring_archived_state(
     };
     let listed = archive.list().await;
     let listed = listed.map_err(|e| unreadable(e.to_string()))?;
-    let scratch = dir.join("scratch");
+    let scratch = dir.join(UNDECIDED);
     for one in listed {
         if one.commit_ts <= newest_here {
             break;

@@ -19,6 +19,10 @@ pub(crate) struct LogFacts {
     pub start_term: u64,
     /// The last entry.
     pub last: u64,
+    /// The term of the last entry.
+    pub last_term: u64,
+    /// Up to here the entries are known to be committed.
+    pub commit: u64,
     /// The lineage that the log belongs to.
     pub lineage: Lineage,
 }
@@ -169,6 +173,8 @@ mod tests {
             start,
             start_term: 1,
             last,
+            last_term: 1,
+            commit: last,
             lineage: Lineage::first("c", 1, PartitionId(1)),
         }
     }
@@ -206,6 +212,8 @@ mod tests {
             start: 10,
             start_term: 1,
             last: 20,
+            last_term: 1,
+            commit: 20,
             lineage: first.fork(LineageId(7), 10),
         };
         assert!(connects(Some(&forked), &copy(first.id(), 10)).is_ok());

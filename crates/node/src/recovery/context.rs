@@ -29,8 +29,13 @@ pub(super) struct Context {
     /// The lineages with which the logs of the groups begin that the node joins in this start, the catalog's first;
     /// empty if it joins none.
     pub joined: Arc<[Lineage]>,
+    /// By partition: up to which LSN snapshots of the repository may be wrong, as the cluster has told that the node
+    /// joins.
+    pub snapshots_after: Arc<[u64]>,
     /// Whether the other nodes of the cluster are given up.
     pub survives: bool,
+    /// The partitions of which the replicas here differ from the others' that are given up.
+    pub diverged: Arc<[u64]>,
     pub attempts: Arc<Attempts>,
     pub raft: esker_raft::Node,
     /// The other nodes; `None` on a node that is not in a cluster.
@@ -53,7 +58,9 @@ impl Context {
             archive: inner.snapshots.archive.clone(),
             accepted: Accepted::default(),
             joined: Arc::default(),
+            snapshots_after: Arc::default(),
             survives: false,
+            diverged: Arc::default(),
             attempts: Arc::default(),
             raft: inner.raft.clone(),
             peers: inner.peers.clone(),

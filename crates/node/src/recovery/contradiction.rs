@@ -217,6 +217,8 @@ mod tests {
             start,
             start_term: 3,
             last,
+            last_term: 3,
+            commit: last,
             lineage: Lineage::first("c", 1, PartitionId(1)),
         }
     }

@@ -53,10 +53,11 @@ impl Search<'_> {
         tracing::error!(
             partition,
             why,
-            aside = aside.map(|aside| aside.display().to_string()),
+            aside = aside.as_ref().map(|aside| aside.display().to_string()),
             "a file of the database is damaged: the new lineage of the partition begins with another copy"
         );
         self.tried.push(format!("database: {why}"));
+        self.files_are_aside = aside.is_some();
         Ok(false)
     }
 }

@@ -9,12 +9,12 @@ use esker_repository::{ownership, partitions};
 
 use super::acceptance::{self, Accepted};
 use super::archived_state::{bring_archived_state, newest_state};
-use super::joining::{join_again, note_joined, told_before};
+use super::joining::{join_again, join_as_drawn, told_before};
 use super::plan::Plan;
 use super::restored_identity::restored_identity;
 use super::survivor;
 use crate::blocking::blocking;
-use crate::cluster::{ClusterOptions, Joined, Peers, join, running};
+use crate::cluster::{ClusterOptions, Joined, Peers, running};
 use crate::data_dir::{DataDir, Identity, LockedDir, copies_in};
 use crate::error::StartError;
 use crate::options::NodeOptions;
@@ -32,6 +32,8 @@ pub(super) struct Entered {
     pub lineages: Arc<[Lineage]>,
     /// Whether the other nodes of the cluster are given up.
     pub survives: bool,
+    /// The partitions of which the replicas here differ from the others' that are given up.
+    pub diverged: Arc<[u64]>,
 }
 
 impl Entered {
@@ -106,7 +108,12 @@ fn use_dir(options: &NodeOptions, locked: LockedDir, begun: Begun) -> Result<Ent
              set snapshots.destination"
         );
     }
-    let survives = !data_dir.is_new && survivor::is_alone(data_dir.path())?;
+    let given_up = survivor::given_up(data_dir.path())?.filter(|_| !data_dir.is_new);
+    let diverged = given_up
+        .as_ref()
+        .map(|given_up| survivor::diverged(data_dir.path(), data_dir.identity.node_id, given_up));
+    let diverged = diverged.transpose()?.unwrap_or_default().into();
+    let survives = given_up.is_some();
     let is_member = data_dir.has_peers() && !data_dir.is_new && !survives;
     let restores = begun.said == Some(Bootstrap::Restore) && !is_member;
     if is_member && begun.said == Some(Bootstrap::Restore) {
@@ -118,7 +125,8 @@ fn use_dir(options: &NodeOptions, locked: LockedDir, begun: Begun) -> Result<Ent
     // lose. The option was given to an earlier start, which a crash interrupted.
     let is_filled = data_dir.is_new && begun.plan.is_some_and(|plan| plan.everything);
     let accepted = Accepted {
-        loss: restores || is_filled || survives,
+        // That the other nodes are given up accepts no loss of what this one has.
+        loss: restores || is_filled,
         empty: match restores {
             true => options.empty_partitions.clone(),
             false => BTreeSet::new(),
@@ -141,6 +149,7 @@ fn use_dir(options: &NodeOptions, locked: LockedDir, begun: Begun) -> Result<Ent
         joined,
         lineages: lineages.unwrap_or_default().into(),
         survives,
+        diverged,
     })
 }
 
@@ -183,6 +192,11 @@ async fn begin(options: &Arc<NodeOptions>, locked: &mut LockedDir) -> Result<Beg
                 });
             }
             if let Some(cluster) = cluster
+                && survivor::is_alone(locked.path())?
+            {
+                survivor::none_answers(locked.path(), cluster, &options.cluster_name).await?;
+            }
+            if let Some(cluster) = cluster
                 && let Some(before) = locked.member_without_log()?.cloned()
                 && !survivor::is_alone(locked.path())?
             {
@@ -192,7 +206,7 @@ async fn begin(options: &Arc<NodeOptions>, locked: &mut LockedDir) -> Result<Beg
         Some(Bootstrap::Restore) => {
             if plan.is_none()
                 && let Some(cluster) = cluster
-                && let Some(address) = running(cluster, &options.cluster_name).await
+                && let Some(address) = running(cluster, &cluster.join, &options.cluster_name).await
             {
                 return Err(StartError::ClusterRuns { address });
             }
@@ -211,9 +225,7 @@ async fn begin(options: &Arc<NodeOptions>, locked: &mut LockedDir) -> Result<Beg
                     what,
                 });
             }
-            let name = &options.cluster_name;
-            let (mine, told) = join(cluster, name, options.partitions, None).await?;
-            note_joined(locked.path(), &told).await?;
+            let (mine, told) = join_as_drawn(options, cluster, locked, None).await?;
             identity = Some(mine);
             joined = Some(told);
         }
@@ -341,5 +353,62 @@ mod tests {
             }
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_directory_of_somebody_else_is_refused_and_left_as_it_is() {
+        for name in ["scratch", "restore", "raft"] {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join(name).join("thesis.txt");
+            std::fs::create_dir(file.parent().unwrap()).unwrap();
+            std::fs::write(&file, "precious").unwrap();
+            for bootstrap in [None, Some(Bootstrap::New), Some(Bootstrap::Restore)] {
+                let options = NodeOptions {
+                    bootstrap,
+                    ..NodeOptions::new(dir.path())
+                };
+                let error = enter(&Arc::new(options)).await.err().unwrap();
+                assert_eq!(error.code(), "data_dir_holds_others", "{error}");
+                assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+                assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_start_does_not_raise_the_format_of_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.json");
+        let options = NodeOptions::new(dir.path());
+        let mut identity = Identity::new(&options.cluster_name, options.partitions);
+        identity.format = 4;
+        std::fs::write(&path, serde_json::to_vec(&identity).unwrap()).unwrap();
+        let other_name = NodeOptions {
+            cluster_name: "another".to_owned(),
+            ..options.clone()
+        };
+        let other_number = NodeOptions {
+            partitions: options.partitions + 1,
+            ..options.clone()
+        };
+        for (options, code) in [
+            (other_name, "cluster_name_changed"),
+            (other_number, "partitions_changed"),
+        ] {
+            let error = enter(&Arc::new(options)).await.err().unwrap();
+            assert_eq!(error.code(), code, "{error}");
+        }
+        // What is decided later is not decided by this: the log, the ports, the copies.
+        let entered = enter(&Arc::new(options)).await.unwrap();
+        let format = || {
+            let text = std::fs::read(&path).unwrap();
+            serde_json::from_slice::<Identity>(&text).unwrap().format
+        };
+        assert_eq!(format(), 4);
+        entered
+            .data_dir
+            .bring_up_to_date(crate::data_dir::FORMAT)
+            .unwrap();
+        assert_eq!(format(), crate::data_dir::FORMAT);
     }
 }

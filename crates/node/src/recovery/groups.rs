@@ -23,7 +23,7 @@ use crate::answer::LOOK_INTERVAL;
 use crate::blocking::blocking;
 use crate::cluster::{Diverged, Replicas};
 use crate::core::{Inner, StreamGroup};
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, UNDECIDED};
 use crate::error::StartError;
 use crate::follower_turns::FollowerTurns;
 use crate::options::NodeOptions;
@@ -31,7 +31,7 @@ use crate::read_budget::ReadBudget;
 use crate::restarts::Restarts;
 use crate::shared_records::SharedScans;
 use crate::shared_ticks::SharedTicks;
-use crate::snapshots::{LocalSnapshots, Rates, ScrubFile, Snapshots};
+use crate::snapshots::{Fit, LocalSnapshots, Rates, ScrubFile, Snapshots};
 use crate::space_account::Space;
 use crate::state::files::Files;
 use crate::state::rebuild::{Loaded, Origin, StateSources};
@@ -93,16 +93,21 @@ async fn open_local_snapshots(
             let part = store.partition_db(PartitionId(number));
             let applied = part.applied()?.map_or(0, |a| a.lsn);
             let last = log_state(&raft, number)?.last.0;
-            positions.push((applied, last, part.lineage()?.id()));
+            positions.push((applied, last, part.lineage()?));
         }
         let local = LocalSnapshots::open(
             data_dir.checkpoints(),
             options.partitions,
             |partition, checkpoint| {
-                let (applied, _, lineage) = positions[partition as usize];
-                checkpoint.lineage() == Some(lineage)
-                    && checkpoint.meta.lsn <= applied
-                    && !attempts.is_damaged_local(&checkpoint.dir)
+                let (applied, _, lineage) = &positions[partition as usize];
+                let is_of = checkpoint.lineage();
+                let is_known = is_of.is_some_and(|of| lineage.contains(of, checkpoint.meta.lsn));
+                match is_known && checkpoint.meta.lsn <= *applied {
+                    true if is_of != Some(lineage.id()) => Fit::Superseded,
+                    true if attempts.is_damaged_local(&checkpoint.dir) => Fit::Superseded,
+                    true => Fit::Usable,
+                    false => Fit::HasMore,
+                }
             },
         );
         Ok::<_, StartError>((local, positions, log_bytes(&raft)?))
@@ -123,11 +128,12 @@ async fn open_local_snapshots(
 }
 
 fn remove_scratch(data_dir: &DataDir) {
-    let dir = data_dir.scratch();
-    if let Err(error) = std::fs::remove_dir_all(&dir)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!(%error, dir = %dir.display(), "what a test of a restore left is not removed");
+    for dir in [data_dir.scratch(), data_dir.path().join(UNDECIDED)] {
+        if let Err(error) = std::fs::remove_dir_all(&dir)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, dir = %dir.display(), "what a test of a restore left is not removed");
+        }
     }
 }
 
@@ -183,7 +189,12 @@ fn open_all(
     let options = &cx.options;
     let mut open = Opened::default();
     let sink: Arc<dyn SnapshotSink> = local.clone();
-    let diverged = Diverged::open(cx.data_dir.path(), cx.data_dir.identity.node_id)?;
+    let node = cx.data_dir.identity.node_id;
+    let diverged = match cx.survives {
+        // What is left is what there is; the file goes once this node serves.
+        true => Diverged::none(cx.data_dir.path(), node),
+        false => Diverged::open(cx.data_dir.path(), node)?,
+    };
     let catalog = Catalog::open_with(store, cx.digests.clone())?;
     let catalog_reader = catalog.reader();
     let catalog = open_group(cx, &catalog_reader.partition_db().clone(), catalog, &sink)?;
@@ -210,6 +221,12 @@ fn open_all(
         });
     }
     for (number, group) in (0..).zip(&open.groups) {
+        // An earlier process may have ended before it could note it.
+        if let Some(found) = cx.digests.divergence(number)
+            && let Err(error) = diverged.note(number, &found)
+        {
+            tracing::warn!(partition = number, %error, "that the replica has diverged is not noted");
+        }
         if let Some(why) = diverged.why(number) {
             group.condemn(why);
         }

@@ -9,12 +9,12 @@ use esker_raft::log::{Faults, LogConfig};
 use esker_raft::runtime::{NodeConfig, NodeError};
 use esker_raft::{GroupId, Lsn, NodeId, Transport};
 
-use super::candidates::LogFacts;
+use super::candidates::{Candidate, LogFacts, Source};
 use super::context::{Context, log_state};
 use super::plan::Plan;
 use super::{MAX_PENDING, TICK};
 use crate::cluster::{Peers, cluster_number};
-use crate::data_dir::{DataDir, MADE_OF_STATE};
+use crate::data_dir::{DataDir, MADE_OF_STATE, or_absent};
 use crate::error::StartError;
 use crate::options::NodeOptions;
 
@@ -26,6 +26,8 @@ pub(super) struct Facts {
     /// Partitions whose files are damaged: the database is open for inspection only, and has to be opened
     /// again without them. Empty if it is open for use.
     pub to_drop: Vec<u64>,
+    /// Why the log does not have everything, whichever partition shows it: see [`super::cut_log`].
+    pub cut: Option<String>,
 }
 
 /// What a data directory has of a partition.
@@ -36,6 +38,8 @@ pub(super) struct PartitionFacts {
     /// Whether its files in the database are damaged. Files of copies may be links to the same files, so
     /// they are checked block by block then.
     pub is_damaged: bool,
+    /// Why the log does not have everything of it, where a copy on this disk shows that.
+    pub cut: Option<String>,
 }
 
 /// What the database has of a partition.
@@ -45,6 +49,17 @@ pub(super) struct DatabaseFacts {
     pub term: u64,
     pub lineage: LineageId,
     pub tail: Option<LogTail>,
+}
+
+/// What the database has of a partition, as a copy.
+pub(super) fn copy_in(database: &DatabaseFacts) -> Candidate {
+    Candidate {
+        source: Source::Database,
+        lineage: database.lineage,
+        lsn: database.lsn,
+        term: Some(database.term),
+        tail: database.tail.clone(),
+    }
 }
 
 /// Opens the log. A damaged one is put aside if the operator accepts that.
@@ -196,9 +211,11 @@ pub(super) fn inspect(cx: &Context, plan: &Plan) -> Result<Facts, StartError> {
             log,
             database,
             is_damaged,
+            cut: None,
         });
     }
     Ok(Facts {
+        cut: None,
         partitions,
         store,
         to_drop,
@@ -212,18 +229,9 @@ fn open_database(
     options: &StoreOptions,
 ) -> Result<(Result<Store, String>, bool), StartError> {
     let current = path.join("CURRENT");
-    match std::fs::metadata(&current) {
-        Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let none = format!("there is none in {}", path.display());
-            return Ok((Err(none), true));
-        }
-        Err(e) => {
-            return Err(StartError::unreadable(
-                format!("the database, {}", current.display()),
-                &e,
-            ));
-        }
+    if or_absent(std::fs::metadata(&current), &current)?.is_none() {
+        let none = format!("there is none in {}", path.display());
+        return Ok((Err(none), true));
     }
     let unreadable = |error: &StoreError| StartError::unreadable("the database", error);
     match Store::open_any(path, options) {
@@ -261,6 +269,8 @@ pub(super) fn log_facts(
         start: state.start.lsn.0,
         start_term: state.start.term.0,
         last: state.last.0,
+        last_term: state.last_term.0,
+        commit: state.commit().0,
         lineage,
     }))
 }

@@ -20,9 +20,7 @@ pub(super) async fn join_again(
         node = before.node_id,
         "this node's log is missing, and other nodes have replicas of its partitions: it joins again under a new number"
     );
-    let (name, partitions) = (&options.cluster_name, options.partitions);
-    let (mine, told) = join(cluster, name, partitions, Some(before)).await?;
-    note_joined(locked.path(), &told).await?;
+    let (mine, told) = join_as_drawn(options, cluster, locked, Some(before)).await?;
     let number = mine.node_id;
     locked.begin_again(mine)?;
     tracing::warn!(
@@ -31,6 +29,32 @@ pub(super) async fn join_again(
         "this node has a new number"
     );
     Ok(told)
+}
+
+/// Joins the cluster, under the same number at every start until the directory is complete. Returns this node's
+/// identity in it and what the cluster has told, which is written down.
+pub(super) async fn join_as_drawn(
+    options: &NodeOptions,
+    cluster: &ClusterOptions,
+    locked: &LockedDir,
+    before: Option<&Identity>,
+) -> Result<(Identity, Joined), StartError> {
+    let (name, partitions) = (&options.cluster_name, options.partitions);
+    let drawn = locked.draw_number(name, partitions, before)?;
+    match join(cluster, name, drawn, before).await {
+        Ok((mine, told)) => {
+            note_joined(locked.path(), &told).await?;
+            Ok((mine, told))
+        }
+        Err(error) => {
+            if matches!(error, StartError::JoinRefused { .. })
+                && let Err(kept) = locked.forget_number()
+            {
+                tracing::warn!(error = %kept, "the number that the cluster has refused is not removed");
+            }
+            Err(error)
+        }
+    }
 }
 
 /// What the cluster has told an earlier start that joined it.
@@ -46,7 +70,7 @@ pub(super) fn told_before(dir: &Path) -> Result<Option<Joined>, StartError> {
 }
 
 /// Writes down what the cluster has told, before the directory has an identity in it.
-pub(super) async fn note_joined(dir: &Path, told: &Joined) -> Result<(), StartError> {
+async fn note_joined(dir: &Path, told: &Joined) -> Result<(), StartError> {
     let path = dir.to_owned();
     let text = serde_json::to_vec(told).map_err(|e| StartError::BadIdentity {
         path: path.clone(),

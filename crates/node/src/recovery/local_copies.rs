@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use esker_partition::{Checkpoint, StoreError, checkpoint};
+use esker_partition::{Checkpoint, LineageId, StoreError, checkpoint};
 
-use super::candidates::{Candidate, Source, connects, copy_of};
-use super::inspect::DatabaseFacts;
+use super::candidates::{Candidate, connects, copy_of};
+use super::inspect::copy_in;
+use super::plan::PlannedFork;
 use super::search::{RecoverySource, Search, remove};
 use crate::blocking::blocking;
 use crate::error::StartError;
@@ -89,7 +90,7 @@ impl Search<'_> {
     /// a new lineage may begin with it.
     pub(super) async fn blocks(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
         let facts = self.facts;
-        let may_fork = self.cx.accepted.loss || self.is_pending();
+        let may_fork = self.cx.accepted.loss || self.cx.survives || self.is_pending();
         if !facts.is_damaged && facts.database.is_err() && !may_fork {
             return Ok(());
         }
@@ -130,14 +131,26 @@ impl Search<'_> {
         })
         .await
     }
-}
 
-pub(super) fn copy_in(database: &DatabaseFacts) -> Candidate {
-    Candidate {
-        source: Source::Database,
-        lineage: database.lineage,
-        lsn: database.lsn,
-        term: Some(database.term),
-        tail: database.tail.clone(),
+    /// Whether the database has something that a source does not have, and the log behind it.
+    pub(super) fn has_more(&self, copy: &Candidate, fork: Option<&PlannedFork>) -> bool {
+        let Ok(database) = &self.facts.database else {
+            return false;
+        };
+        // What an interrupted start has begun is made of what this source is made of.
+        let is_begun = (self.planned).is_some_and(|it| it.id() == Some(database.lineage));
+        if is_begun || self.files_are_aside {
+            return false;
+        }
+        let is_in = |lineage: LineageId, lsn| database.lineage == lineage && database.lsn <= lsn;
+        let reaches = match (fork, &self.log) {
+            (None, Some(log)) => log.last,
+            _ => copy.lsn,
+        };
+        let log = self.log.as_ref().filter(|log| database.lsn <= log.last);
+        let in_log = log.is_some_and(|log| {
+            fork.is_none() && log.lineage.contains(database.lineage, database.lsn)
+        });
+        !is_in(copy.lineage, reaches) && !in_log
     }
 }

@@ -7,7 +7,7 @@ use esker_repository::{CurrentRoot, Repository};
 
 use super::candidates::{Candidate, Source, best, copy_of};
 use super::empty_partitions::Left;
-use super::local_copies::copy_in;
+use super::inspect::copy_in;
 use super::plan::PlannedFork;
 use super::search::{CONTRADICTED, RecoverySource, Search, ancestry_of};
 use crate::clock::past_age;
@@ -20,7 +20,7 @@ const BEGINNING: Duration = Duration::from_secs(60);
 impl Search<'_> {
     /// The copy that loses least.
     pub(super) async fn with_a_loss(
-        mut self,
+        &mut self,
         repository: &Repository,
         root: Option<&CurrentRoot>,
         locals: &[Checkpoint],

@@ -8,12 +8,13 @@
 //! 4. For each partition: does the log continue where the database ends? Then it is replayed. Otherwise
 //!    copies are tried ([`search`], [`candidates`]): local ones first ([`local_copies`]), then the
 //!    repository's, newest first ([`archived_copies`]). Each is checked byte for byte before it is used, and
-//!    none is used that the log contradicts ([`contradiction`]). If none connects with the log, the start
+//!    none is used that the log contradicts ([`contradiction`]). A log that ends before a copy on this disk does
+//!    not count as one that has everything ([`cut_log`], [`lineage_after_log`]). If none connects with the log, the start
 //!    ends and reports what was tried; or, if the operator accepts a loss, the copy that loses least is taken
 //!    and a new lineage begins there ([`plan`], [`loss`], [`database_blocks`], [`last_resort`],
 //!    [`empty_partitions`]). On a node of a cluster nothing is given up ([`members`]), unless
-//!    the others are ([`survivor`]).
-//! 5. Bring database and log into that state ([`rebuild`], [`rebuild_state`]), open the groups ([`groups`]),
+//!    the others are ([`survivor`], [`uncommitted`]).
+//! 5. Bring database and log into that state ([`rebuild`], [`rebuild_state`], [`new_lineage`]), open the groups ([`groups`]),
 //!    and replay all partitions at once ([`replay`]).
 //! 6. Damage that is met in any of these steps rules out the source that it was met in, and the start
 //!    begins again at 2 ([`attempts`]).
@@ -38,6 +39,7 @@ mod attempts;
 mod candidates;
 mod context;
 mod contradiction;
+mod cut_log;
 mod database_blocks;
 mod directory;
 mod empty_partitions;
@@ -45,9 +47,11 @@ mod groups;
 mod inspect;
 mod joining;
 mod last_resort;
+mod lineage_after_log;
 mod local_copies;
 mod loss;
 mod members;
+mod new_lineage;
 mod plan;
 mod readiness;
 mod rebuild;
@@ -57,6 +61,7 @@ mod report;
 mod restored_identity;
 mod search;
 mod survivor;
+mod uncommitted;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,7 +72,7 @@ use esker_partition::digest::ReplicaDigests;
 
 use crate::blocking::blocking;
 use crate::core::Inner;
-use crate::data_dir::{DataDir, has_log};
+use crate::data_dir::{DataDir, FORMAT, UNCHANGED_SINCE, has_log};
 use crate::error::StartError;
 use crate::options::NodeOptions;
 use crate::snapshots::scan_tells;
@@ -232,7 +237,10 @@ async fn open_log(
         archive: entered.archive,
         accepted: entered.accepted,
         joined: entered.lineages,
+        snapshots_after: (entered.joined)
+            .map_or_else(Arc::default, |joined| joined.snapshots_after.into()),
         survives: entered.survives,
+        diverged: entered.diverged,
         attempts: attempts.clone(),
         raft,
         peers,
@@ -254,6 +262,13 @@ struct Database {
 /// Opens the database, and brings it into a state that the log connects with.
 async fn open_database(cx: &Context, plan: &mut Option<Plan>) -> Result<Database, StartError> {
     let is_new_cluster = cx.data_dir.is_new && !plan.as_ref().is_some_and(|plan| plan.everything);
+    let format = if is_new_cluster {
+        FORMAT
+    } else {
+        UNCHANGED_SINCE
+    };
+    let data_dir = cx.data_dir.clone();
+    blocking(move || data_dir.bring_up_to_date(format)).await?;
     if is_new_cluster {
         return Ok(Database {
             store: archived_replicas::create(cx).await?,
@@ -263,10 +278,20 @@ async fn open_database(cx: &Context, plan: &mut Option<Plan>) -> Result<Database
         });
     }
     let (leaf, planned) = (cx.clone(), plan.clone().unwrap_or_default());
-    let facts = blocking(move || inspect::inspect(&leaf, &planned)).await?;
+    let inspecting = blocking(move || {
+        let mut facts = inspect::inspect(&leaf, &planned)?;
+        cut_log::note_cut(&leaf, &mut facts, &planned)?;
+        Ok::<_, StartError>(facts)
+    });
+    let facts = inspecting.await?;
+    if cx.survives {
+        survivor::none_runs(cx, &facts).await?;
+    }
     let decided = Instant::now();
     let sources = search::find(cx, &facts, plan.get_or_insert_default()).await?;
     let restored = decided.elapsed();
+    let data_dir = cx.data_dir.clone();
+    blocking(move || data_dir.bring_up_to_date(FORMAT)).await?;
     let damaged = sources.iter().filter(|source| source.damage);
     let damaged = damaged.map(|source| source.partition).collect();
     let rebuilt = rebuild::rebuild(cx, facts, sources, plan.get_or_insert_default()).await?;
@@ -308,7 +333,8 @@ async fn serve(
     forked: &[u64],
     survives: bool,
 ) -> Result<(), StartError> {
-    inner.snapshots.local.remove_stale();
+    let (local, data_dir) = (inner.snapshots.local.clone(), inner.data_dir.clone());
+    blocking(move || local.remove_stale(&data_dir)).await;
     publish_forked(inner, forked).await;
     match inner.find_unknown_basins() {
         Ok(found) => *inner.unknown_basins.lock() = found,
@@ -328,6 +354,7 @@ async fn serve(
     // In this order: a crash in between must leave no acceptance that has effect for another loss.
     acceptance::spend(inner.data_dir.path(), options.bootstrap)?;
     if survives {
+        inner.replicas.diverged.forget_all()?;
         inner.data_dir.note_peers(false)?;
         survivor::remove(inner.data_dir.path())?;
     }

@@ -3,7 +3,7 @@
 //! It is written down before anything is done, so that the start after a crash continues in the same way:
 //! the same lineage is begun, after the same LSN, and the operator need not accept the loss again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use esker_partition::LineageId;
@@ -18,9 +18,15 @@ pub(crate) struct Plan {
     /// Whether the directory was empty: everything comes from the repository.
     #[serde(default)]
     pub everything: bool,
+    /// Whether the log was found to be cut: of no partition it is known then that the log has everything.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub log_is_cut: bool,
     /// The lineages that are begun, by partition.
     #[serde(default)]
     pub forks: BTreeMap<u64, PlannedFork>,
+    /// Those of these partitions in which the rest of the log is applied after the lineage has begun.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub replays_log: BTreeSet<u64>,
 }
 
 /// A lineage that is begun.

@@ -32,6 +32,7 @@ pub(crate) async fn make_ready(
         log: blocking(move || log_facts(&raft, partition)).await?,
         database: Err(damage),
         is_damaged: true,
+        cut: None,
     };
     Ok(Search::lossless(&cx, &facts).find().await?.source)
 }

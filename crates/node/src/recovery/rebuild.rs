@@ -6,24 +6,23 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use esker_partition::{Checkpoint, Lineage, LineageId, PartitionId, Store, StoreOptions};
+use esker_partition::{Checkpoint, Lineage, PartitionId, Store, StoreOptions};
 use esker_raft::engine::LogFloor;
 use esker_raft::runtime::NodeError;
 use esker_raft::{GroupId, Lsn, Term};
-use esker_repository::Error as RepositoryError;
 
 use super::candidates::Source;
 use super::context::{Context, cluster_init, log_state};
 use super::inspect::Facts;
-use super::plan::{Plan, PlannedFork};
+use super::new_lineage::{begin_in_repository, begin_lineage, begin_log, with_begun};
+use super::plan::Plan;
 use super::rebuild_state::from_state;
 use super::report::RecoveryReport;
 use super::search::RecoverySource;
 use super::survivor::replay_log;
 use crate::blocking::blocking;
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, is_there};
 use crate::error::StartError;
-use crate::snapshots::lineage_id;
 
 /// The rebuilt database.
 pub(super) struct Rebuilt {
@@ -74,18 +73,6 @@ pub(super) fn create(cx: &Context, ready: &BTreeMap<u64, Checkpoint>) -> Result<
     Ok(store)
 }
 
-fn begin_log(
-    raft: &esker_raft::Node,
-    partition: u64,
-    start: LogFloor,
-    lineage: &Lineage,
-) -> Result<(), StartError> {
-    Ok(raft
-        .log()
-        .begin_group(GroupId(partition), start, &lineage.to_bytes())
-        .map_err(NodeError::from)?)
-}
-
 /// Makes each partition from the source that was found for it.
 pub(super) async fn rebuild(
     cx: &Context,
@@ -94,8 +81,14 @@ pub(super) async fn rebuild(
     plan: &Plan,
 ) -> Result<Rebuilt, StartError> {
     let started = Instant::now();
+    if cx.survives {
+        // Of all partitions, before anything here is changed: where a root cannot be swapped, this node is what it was.
+        begin_in_repository(cx, &sources).await?;
+    }
     let leaf = cx.clone();
-    let store = blocking(move || open_store(&leaf, facts)).await?;
+    let keep = sources.iter().filter(|source| source.keeps_files);
+    let keep: Vec<u64> = keep.map(|source| source.partition).collect();
+    let store = blocking(move || open_store(&leaf, facts, &keep)).await?;
     let mut report = RecoveryReport::default();
     let mut forked = Vec::new();
     for source in sources {
@@ -109,7 +102,8 @@ pub(super) async fn rebuild(
         report.restored_bytes += made.restored_bytes;
         report.state_commits += made.state_commits;
         if let Some(fork) = &source.fork {
-            begin_lineage(cx, &store, &source, fork).await?;
+            let begun = begin_lineage(cx, &store, &source, fork).await;
+            begun.map_err(|error| with_begun(error, &forked))?;
             forked.push(partition);
         }
         if source.source != Source::Database || source.fork.is_some() {
@@ -128,14 +122,20 @@ pub(super) async fn rebuild(
     })
 }
 
-/// Opens the database without its damaged partitions; an empty one, if it cannot be used.
-fn open_store(cx: &Context, facts: Facts) -> Result<Store, StartError> {
+/// Opens the database without its damaged partitions, of some of which the files are kept; an empty one, if it
+/// cannot be used.
+fn open_store(cx: &Context, facts: Facts, keep: &[u64]) -> Result<Store, StartError> {
     let data_dir = &cx.data_dir;
+    if let Ok(store) = &facts.store {
+        for partition in keep {
+            keep_files(data_dir, store, *partition)?;
+        }
+    }
     match facts.store {
         Ok(store) if facts.to_drop.is_empty() => Ok(store),
         Ok(store) => without(store, &facts.to_drop, data_dir, &cx.store),
         Err(why) => {
-            if data_dir.db().exists() {
+            if is_there(&data_dir.db())? {
                 let aside = data_dir.put_aside("db")?;
                 tracing::warn!(
                     why,
@@ -198,8 +198,10 @@ fn make_partition(
         let voters: &[u64] = if waits { &[] } else { &me };
         part.fork(lineage, voters)?;
     }
-    if source.replays_log {
-        replay_log(cx, store, partition)?;
+    if source.replays_log
+        && let Some(fork) = &source.fork
+    {
+        replay_log(cx, store, partition, fork.lsn)?;
     }
     Ok(made)
 }
@@ -229,6 +231,22 @@ fn keep_database(cx: &Context, store: &Store, partition: u64) -> Result<(), Star
         aside = %kept.dir.display(),
         "what the database has of the partition is kept as a local snapshot that is put aside"
     );
+    Ok(())
+}
+
+/// Keeps what is left of a damaged partition's files, before they are dropped for a copy that may have less.
+fn keep_files(data_dir: &DataDir, store: &Store, partition: u64) -> Result<(), StartError> {
+    let to = data_dir.place_aside(&format!("db-partition-{partition}"))?;
+    let part = store.partition_db(PartitionId(partition));
+    let files = part.link_what_is_left(&to)?;
+    if files > 0 {
+        tracing::warn!(
+            partition,
+            files,
+            aside = %to.display(),
+            "the damaged files of the partition were put aside: they may have what no copy has; remove them when you no longer want them"
+        );
+    }
     Ok(())
 }
 
@@ -272,7 +290,7 @@ fn make_empty(cx: &Context, store: &Store, partition: u64) -> Result<(), StartEr
     store.drop_partition(PartitionId(partition))?;
     store.create_partition(PartitionId(partition), &cluster_init(data_dir))?;
     let checkpoints = data_dir.checkpoints().join(partition.to_string());
-    if checkpoints.exists() {
+    if is_there(&checkpoints)? {
         let name = format!("checkpoints-{partition}");
         let aside = data_dir.put_aside_as(&checkpoints, &name)?;
         tracing::warn!(
@@ -344,86 +362,6 @@ fn without(
                 }
             }
             Err(why) => why.into(),
-        },
-    })
-}
-
-/// Begins a lineage: first in the repository, so that of two restores at once one fails; then in the
-/// database; then in the log.
-async fn begin_lineage(
-    cx: &Context,
-    store: &Store,
-    source: &RecoverySource,
-    fork: &PlannedFork,
-) -> Result<(), StartError> {
-    let partition = source.partition;
-    let malformed = || StartError::BadIdentity {
-        path: cx.data_dir.path().join("restore.json"),
-        why: format!("the lineages of partition {partition}"),
-    };
-    let (id, parent) = fork.id().zip(fork.parent()).ok_or_else(malformed)?;
-    let between = fork.between().ok_or_else(malformed)?;
-    if source.has_root {
-        let archive = cx.archive.clone();
-        blocking(move || archive.begin_to_write()).await?;
-        fork_root(cx, partition, parent, fork.lsn, id).await?;
-    }
-    let (leaf, store, fork) = (cx.clone(), store.clone(), fork.clone());
-    let is_noted = matches!(source.source, Source::State(_) | Source::Empty);
-    blocking(move || {
-        let node_id = leaf.data_dir.identity.node_id;
-        let part = store.partition_db(PartitionId(partition));
-        let mut lineage = part.lineage()?;
-        if lineage.id() != id {
-            lineage = match fork.empty {
-                true => lineage.begin_empty(parent, fork.skipped, id),
-                false => lineage.fork_of_descendant(parent, fork.skipped, &between, id, fork.lsn),
-            };
-            part.fork(&lineage, &[node_id])?;
-        }
-        let applied = part.applied()?.unwrap_or_default();
-        let start = LogFloor {
-            lsn: Lsn(applied.lsn),
-            term: Term(applied.term),
-        };
-        begin_log(&leaf.raft, partition, start, &lineage)?;
-        (leaf.raft.remove_snapshots(GroupId(partition))).map_err(StartError::Raft)?;
-        match is_noted {
-            true => leaf.data_dir.forget_damage(partition),
-            false => Ok(()),
-        }
-    })
-    .await
-}
-
-/// Swaps a new lineage into the repository's root, unless it is there already.
-async fn fork_root(
-    cx: &Context,
-    partition: u64,
-    parent: LineageId,
-    lsn: u64,
-    id: LineageId,
-) -> Result<(), StartError> {
-    let archive = &cx.archive;
-    let repository = archive.repository(&cx.data_dir.identity, partition);
-    let forked = async {
-        if repository.root().await?.lineage == Some(lineage_id(id)) {
-            return Ok(());
-        }
-        let lsn = esker_repository::Lsn(lsn);
-        let parent = Some(lineage_id(parent));
-        repository.fork(parent, lsn, lineage_id(id)).await?;
-        Ok(())
-    };
-    forked.await.map_err(|error: RepositoryError| match error {
-        RepositoryError::OtherLineage { .. } => StartError::OtherLineage {
-            partition,
-            repository: archive.shown().to_owned(),
-            why: error.to_string(),
-        },
-        other => StartError::RepositoryUnreadable {
-            repository: archive.shown().to_owned(),
-            why: other.to_string(),
         },
     })
 }

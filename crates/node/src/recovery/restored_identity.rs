@@ -9,7 +9,7 @@ use esker_repository::partitions;
 use super::archived_state::{bring_archived_state, newest_state};
 use super::search::remove;
 use crate::blocking::blocking;
-use crate::data_dir::{Identity, LockedDir, checkpoints_in};
+use crate::data_dir::{Identity, LockedDir, UNDECIDED, checkpoints_in};
 use crate::error::StartError;
 use crate::options::NodeOptions;
 use crate::snapshots::{Archive, cluster_id};
@@ -172,7 +172,7 @@ fn identity_of_checkpoints(
     options: &NodeOptions,
     path: &Path,
 ) -> Result<Option<Identity>, StartError> {
-    let scratch = path.join("scratch");
+    let scratch = path.join(UNDECIDED);
     let left = checkpoints_in(&path.join("checkpoints"))?;
     for dir in left.into_iter().flat_map(|(_, dirs)| dirs) {
         remove(&scratch)?;

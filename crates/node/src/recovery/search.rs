@@ -14,6 +14,7 @@ use futures::StreamExt as _;
 use super::candidates::{Candidate, LOG_IS_LOST, LogFacts, Source, connects, copy_of, is_whole};
 use super::context::Context;
 use super::contradiction::Witness;
+use super::cut_log::has_begun;
 use super::empty_partitions::{begin_empty, no_copy};
 use super::inspect::{Facts, PartitionFacts};
 use super::members::has_others;
@@ -40,12 +41,15 @@ pub(super) struct RecoverySource {
     pub adopt: Option<Lineage>,
     /// Whether a snapshot in the repository was found damaged.
     pub damage: bool,
-    /// Whether the database has files of the partition that the log contradicts: they are put aside, as a
+    /// Whether the database has what is not in this source, or is contradicted by the log: it is put aside, as a
     /// checkpoint.
     pub keeps_database: bool,
+    /// Whether the damaged files of the database are kept: they may have what no copy has.
+    pub keeps_files: bool,
     /// Where the log is restarted, because the copy covers more than a member's log has.
     pub restarts_log: Option<LogFloor>,
-    /// Whether all that the log has is applied before the lineage begins: see [`super::survivor`].
+    /// Whether all that the log has is applied: up to the fork before the lineage begins, and then the rest. See
+    /// [`super::survivor`].
     pub replays_log: bool,
 }
 
@@ -58,11 +62,15 @@ pub(super) async fn find(
     let planned: &Plan = plan;
     let store = facts.store.as_ref().ok();
     let has_others = has_others(cx, facts)?;
+    let cut = &facts.cut;
     let finding = facts.partitions.iter().map(|facts| {
         let search = Search {
             store,
             planned: planned.forks.get(&facts.partition),
+            replays_log: planned.replays_log.contains(&facts.partition),
             has_others,
+            // The log of a lineage that has begun since is another one.
+            cut: cut.as_deref().filter(|_| !has_begun(facts, planned)),
             ..Search::lossless(cx, facts)
         };
         search.find()
@@ -93,9 +101,17 @@ pub(super) async fn find(
         );
     }
     let before = plan.clone();
+    if let Some(why) = cut {
+        tracing::warn!("{why}: all partitions begin new lineages");
+        plan.log_is_cut = true;
+    }
     for source in &sources {
         if let Some(fork) = &source.fork {
             plan.forks.insert(source.partition, fork.clone());
+            match source.replays_log {
+                true => plan.replays_log.insert(source.partition),
+                false => plan.replays_log.remove(&source.partition),
+            };
         }
     }
     if *plan != before {
@@ -112,12 +128,16 @@ pub(super) struct Search<'a> {
     /// The database, if it can be used.
     pub(super) store: Option<&'a Store>,
     pub(super) planned: Option<&'a PlannedFork>,
+    /// Whether what the log has after that fork is applied too, as an earlier start has decided.
+    pub(super) replays_log: bool,
     /// What the log has; `None` once it turns out to be too short.
     pub(super) log: Option<LogFacts>,
     /// The log itself, which contradicts copies even if it is too short.
     pub(super) witness: Option<Witness>,
     /// Whether the log contradicts the database.
     pub(super) keeps_database: bool,
+    /// Whether the files of the database were found damaged in this search, and put aside.
+    pub(super) files_are_aside: bool,
     /// Whether it contradicts any copy.
     pub(super) contradicted: bool,
     /// Copies that are not usable, and why.
@@ -129,6 +149,10 @@ pub(super) struct Search<'a> {
     pub(super) damage: bool,
     /// Whether other nodes may have the partition: see [`super::members`].
     pub(super) has_others: bool,
+    /// Why the log may not have everything of the partition, although nothing of the partition shows it.
+    pub(super) cut: Option<&'a str>,
+    /// The LSN of the newest snapshot of the repository that could not be read now; 0 if all could.
+    pub(super) newest_unreadable: u64,
 }
 
 /// The lineages of a partition's history that the repository knows, the newest first, each with the last LSN
@@ -145,31 +169,36 @@ impl<'a> Search<'a> {
     /// A search for copies other than the database that lead to the present.
     pub(super) fn lossless(cx: &'a Context, facts: &'a PartitionFacts) -> Search<'a> {
         let log = facts.log.clone();
+        let whole = facts.log.clone().filter(|_| facts.cut.is_none());
         Search {
             cx,
             facts,
             store: None,
             planned: None,
+            replays_log: false,
             witness: log.map(|log| Witness::new(&cx.raft, facts.partition, log)),
-            log: facts.log.clone(),
+            log: whole,
             keeps_database: false,
+            files_are_aside: false,
             contradicted: false,
-            tried: Vec::new(),
+            tried: facts.cut.iter().cloned().collect(),
             unreadable: Vec::new(),
             damage: false,
             has_others: cx.data_dir.has_peers() && !cx.data_dir.is_new,
+            cut: None,
+            newest_unreadable: 0,
         }
     }
 
     /// The source that loses least.
-    pub(super) async fn find(self) -> Result<RecoverySource, StartError> {
+    pub(super) async fn find(mut self) -> Result<RecoverySource, StartError> {
         let partition = self.facts.partition;
         // A decision of an earlier start is continued.
         let is_begun = self.planned.is_some_and(|planned| planned.empty);
         let is_named = self.cx.accepted.empty.contains(&partition) && !is_begun;
         let source = match self.cx.survives {
             true => self.survive().await?,
-            false => self.search().await?,
+            false => self.search_in_cut_log().await?,
         };
         match is_named && source.source != Source::Empty {
             true => Err(StartError::CopyLeft {
@@ -180,7 +209,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    pub(super) async fn search(mut self) -> Result<RecoverySource, StartError> {
+    pub(super) async fn search(&mut self) -> Result<RecoverySource, StartError> {
         if let Some(source) = self.database().await? {
             return Ok(source);
         }
@@ -386,10 +415,14 @@ impl<'a> Search<'a> {
             adopt: log
                 .filter(|log| fork.is_none() && log.lineage.id() != copy.lineage)
                 .map(|log| log.lineage.clone()),
+            keeps_database: copy.source != Source::Database
+                && (self.keeps_database || self.has_more(copy, fork.as_ref())),
+            keeps_files: copy.source != Source::Database
+                && self.facts.is_damaged
+                && (fork.is_some() || self.cx.survives || self.cut.is_some()),
             fork,
             has_root,
             damage: self.damage,
-            keeps_database: self.keeps_database && copy.source != Source::Database,
             restarts_log: None,
             replays_log: false,
         }
@@ -420,19 +453,24 @@ pub(super) fn remove(dir: &Path) -> Result<(), StartError> {
 }
 
 impl Search<'_> {
-    /// Whether a member's log may end before a copy without having lost anything.
+    /// Whether a copy may be ahead of a member's log without that having lost anything.
     pub(super) fn goes_beyond_log(&self, copy: &Candidate) -> bool {
         self.restart_after(copy).is_some()
     }
 
-    /// Where the log is restarted if a member goes on from a snapshot of the repository that covers more than its
-    /// log has; `None` if the copy is another one.
+    /// Where the log is restarted if a member goes on from a snapshot of the repository that is ahead of its log; `None`
+    /// if the copy is another one. It is ahead if it is of a later term than the last entry of the log, or of the same
+    /// and covers more. All that it covers was committed, so entries of the log in its place that are of an earlier
+    /// term were not.
     pub(super) fn restart_after(&self, copy: &Candidate) -> Option<LogFloor> {
         let log = self.log.as_ref().filter(|_| self.has_others)?;
         let is_of_log = log.lineage.id() == copy.lineage;
         let is_archived = matches!(copy.source, Source::Repository(_));
         let term = copy.term?;
-        (is_archived && is_of_log && copy.lsn > log.last).then_some(LogFloor {
+        let is_ahead = (term, copy.lsn) > (log.last_term, log.last);
+        // What was committed is not replaced: then one of the two is of another copy of this data directory.
+        let is_ahead = is_ahead && copy.lsn > self.committed();
+        (is_archived && is_of_log && is_ahead).then_some(LogFloor {
             lsn: Lsn(copy.lsn),
             term: Term(term),
         })

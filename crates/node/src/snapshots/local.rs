@@ -11,6 +11,8 @@ use esker_partition::{Checkpoint, checkpoint};
 use esker_raft::{GroupId, SnapshotData, SnapshotError, SnapshotSink, StoredSnapshot};
 use parking_lot::Mutex;
 
+use crate::data_dir::DataDir;
+
 /// A checkpoint that is in use.
 #[derive(Debug)]
 pub(crate) struct Held {
@@ -43,18 +45,38 @@ pub(crate) struct LocalSnapshots {
     base: PathBuf,
     newest: Vec<Mutex<Option<Arc<Held>>>>,
     failures: Vec<Mutex<Option<Failing>>>,
-    /// Directories to remove once the start has succeeded.
-    stale: Mutex<Vec<PathBuf>>,
+    /// What is not needed once the start has succeeded.
+    stale: Mutex<Vec<Stale>>,
+}
+
+/// How a checkpoint fits the database at a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fit {
+    /// It is of the database's lineage, and may be the partition's checkpoint.
+    Usable,
+    /// It cannot be used, and the database has all that is in it.
+    Superseded,
+    /// It has what the database does not have, as far as is known.
+    HasMore,
+}
+
+/// A checkpoint that is not used.
+#[derive(Debug)]
+struct Stale {
+    partition: u64,
+    dir: PathBuf,
+    /// Whether the database has all that is in it.
+    is_superseded: bool,
 }
 
 impl LocalSnapshots {
     /// Opens the checkpoints of partitions 0 to `partitions`, and removes those that a crash left
-    /// unfinished. The newest that fits `usable` becomes the partition's checkpoint; the others stay until
+    /// unfinished. The newest that is usable becomes the partition's checkpoint; the others stay until
     /// [`LocalSnapshots::remove_stale`].
     pub fn open(
         base: PathBuf,
         partitions: u32,
-        usable: impl Fn(u64, &Checkpoint) -> bool,
+        fit: impl Fn(u64, &Checkpoint) -> Fit,
     ) -> LocalSnapshots {
         let (mut newest, mut stale) = (Vec::new(), Vec::new());
         for partition in 0..=u64::from(partitions) {
@@ -69,15 +91,29 @@ impl LocalSnapshots {
             });
             for dir in there {
                 let opened = Checkpoint::open(&dir);
-                match opened {
-                    Ok(checkpoint) if found.is_none() && usable(partition, &checkpoint) => {
-                        found = Some(Arc::new(Held::new(checkpoint)));
-                    }
+                let fits = match &opened {
+                    Ok(checkpoint) => fit(partition, checkpoint),
                     Err(error) if error.is_unreadable() => {
                         tracing::warn!(%error, "a checkpoint was not looked at, and stays");
+                        continue;
                     }
-                    // It is older, of another history, or not usable.
-                    _ => stale.push(dir),
+                    // A file is damaged or missing. What is left of it may be all that is left.
+                    Err(_) => match Checkpoint::described(&dir) {
+                        Ok(described) if fit(partition, &described) != Fit::HasMore => {
+                            Fit::Superseded
+                        }
+                        _ => Fit::HasMore,
+                    },
+                };
+                match opened {
+                    Ok(checkpoint) if found.is_none() && fits == Fit::Usable => {
+                        found = Some(Arc::new(Held::new(checkpoint)));
+                    }
+                    _ => stale.push(Stale {
+                        partition,
+                        dir,
+                        is_superseded: fits != Fit::HasMore,
+                    }),
                 }
             }
             newest.push(Mutex::new(found));
@@ -91,19 +127,36 @@ impl LocalSnapshots {
         }
     }
 
-    /// Removes the checkpoints that were found and are not used. To be called when everything has been
-    /// replayed: until then the database may turn out to be damaged, and an older checkpoint be needed.
-    pub fn remove_stale(&self) {
+    /// Removes the checkpoints that were found and are not used; those that have what the database does not have
+    /// are put aside. To be called when everything has been replayed: until then the database may turn out to be
+    /// damaged, and an older checkpoint be needed. Blocking.
+    pub fn remove_stale(&self, data_dir: &DataDir) {
         let in_use: Vec<PathBuf> = self
             .newest
             .iter()
             .filter_map(|one| Some(one.lock().as_ref()?.checkpoint.dir.clone()))
             .collect();
-        for dir in self.stale.lock().drain(..) {
-            if !in_use.contains(&dir)
-                && let Err(error) = std::fs::remove_dir_all(&dir)
-            {
-                tracing::warn!(dir = %dir.display(), %error, "an old checkpoint was not removed");
+        for stale in self.stale.lock().drain(..) {
+            let Stale { partition, dir, .. } = stale;
+            if in_use.contains(&dir) {
+                continue;
+            }
+            if stale.is_superseded {
+                if let Err(error) = std::fs::remove_dir_all(&dir) {
+                    tracing::warn!(dir = %dir.display(), %error, "an old checkpoint was not removed");
+                }
+                continue;
+            }
+            match data_dir.put_checkpoint_aside(partition, &dir) {
+                Ok(aside) => tracing::warn!(
+                    partition,
+                    snapshot = %dir.display(),
+                    aside = %aside.display(),
+                    "a local snapshot that is not used was put aside: it may have what nothing else has; remove it when you no longer want it"
+                ),
+                Err(error) => {
+                    tracing::warn!(dir = %dir.display(), %error, "a local snapshot was not put aside");
+                }
             }
         }
     }
@@ -203,5 +256,85 @@ impl SnapshotSink for LocalSnapshots {
                 tracing::debug!(partition = group.0, %error, times, "no local snapshot was taken")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::data_dir::{Identity, LockedDir};
+
+    /// Writes the description of a checkpoint of partition 0.
+    fn describe(base: &Path, lsn: u64, description: &str) {
+        let dir = base.join(format!("0/lsn_{lsn:020}"));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("checkpoint.json"), description).unwrap();
+    }
+
+    fn described(lsn: u64, files: &[&str]) -> String {
+        let file = |name: &&str| {
+            serde_json::json!({
+                "name": name, "size": 1, "level": 0, "start_key": null, "end_key": null, "smallest_seqno": 0,
+                "largest_seqno": 0, "num_entries": 1, "num_deletions": 0,
+            })
+        };
+        let files: Vec<_> = files.iter().map(file).collect();
+        serde_json::json!({
+            "format": 1, "partition": 0, "lsn": lsn, "term": 1, "voters": [1], "learners": [],
+            "lineage": "1", "comparator": "", "files": files,
+        })
+        .to_string()
+    }
+
+    #[test]
+    fn a_local_snapshot_is_removed_only_if_the_database_has_all_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let locked = LockedDir::open(dir.path()).unwrap();
+        let data_dir = locked.belonging_to(|| Identity::new("test", 1), 1).unwrap();
+        let base = data_dir.checkpoints();
+        // The database has everything up to 10.
+        for lsn in [3, 5, 12] {
+            describe(&base, lsn, &described(lsn, &[]));
+        }
+        // Damaged: a file is missing, or it cannot be known what it has.
+        describe(&base, 4, &described(4, &["/1.sst"]));
+        describe(&base, 13, &described(13, &["/1.sst"]));
+        describe(&base, 6, "{");
+        let fit = |_: u64, checkpoint: &Checkpoint| match checkpoint.meta.lsn {
+            0..=10 => Fit::Usable,
+            _ => Fit::HasMore,
+        };
+        let local = LocalSnapshots::open(base.clone(), 0, fit);
+        assert_eq!(local.newest(0).unwrap().checkpoint.meta.lsn, 5);
+        let left = || {
+            let mut names: Vec<_> = checkpoint::all(&base.join("0"))
+                .unwrap()
+                .iter()
+                .filter_map(|dir| checkpoint::lsn_of(dir))
+                .collect();
+            names.sort();
+            names
+        };
+        assert_eq!(
+            left(),
+            [3, 4, 5, 6, 12, 13],
+            "until the start has succeeded"
+        );
+        local.remove_stale(&data_dir);
+        assert_eq!(left(), [5]);
+        let mut aside = data_dir.checkpoints_aside(0).unwrap();
+        aside.sort();
+        let read = |dir: &PathBuf| std::fs::read_to_string(dir.join("checkpoint.json")).unwrap();
+        let mut kept: Vec<String> = aside.iter().map(read).collect();
+        kept.sort();
+        let mut wanted = [
+            described(12, &[]),
+            described(13, &["/1.sst"]),
+            "{".to_owned(),
+        ];
+        wanted.sort();
+        assert_eq!(kept, wanted);
     }
 }

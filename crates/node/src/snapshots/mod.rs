@@ -46,7 +46,7 @@ mod upload_rate;
 mod uploader;
 
 pub(crate) use archive::{Archive, cluster_id, lineage_id, log_tail, restored};
-pub(crate) use local::LocalSnapshots;
+pub(crate) use local::{Fit, LocalSnapshots};
 pub use online::DescribedSnapshot;
 pub use options::{Bootstrap, DestinationOptions, OnLogFull, SnapshotKind, SnapshotOptions};
 pub use rates::{Measured, Prediction};

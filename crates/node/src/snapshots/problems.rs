@@ -73,6 +73,14 @@ impl Inner {
                 "if the clock is wrong, put it right before that; if it is right now, do nothing",
             );
         }
+        if let Some((code, what)) = inner.clock_problem() {
+            problems.add(
+                code,
+                None,
+                what,
+                "set the clocks of the nodes (chrony, systemd-timesyncd), and look whether all nodes run and reach each other",
+            );
+        }
         if let Some(why) = inner
             .restarts
             .held_back()

@@ -92,6 +92,9 @@ impl<'a> SnapshotJob<'a> {
     async fn make_checkpoint(&self) -> Result<Made, Failure> {
         let (inner, partition) = (self.inner, self.partition);
         let group = inner.group(partition);
+        if inner.replicas.digests.divergence(partition).is_some() {
+            return Err(Failure::here("the replica here has diverged"));
+        }
         // A snapshot that covers no more than the newest would replace the newest, and not the oldest.
         let is_asked = self.reason == Reason::Asked && inner.is_log_trimmed(partition);
         if is_asked || matches!(self.reason, Reason::LogFull | Reason::DiskFull) {

@@ -1,4 +1,4 @@
-//! The rate of uploads, which falls while they make appends wait: pure decisions.
+//! The rate of uploads, and of snapshots for other members, which falls while they make appends wait: pure decisions.
 //!
 //! Four times a second the controller gets the latency of appends (and of commits) in the last interval, and
 //! returns the rate for the next one. It compares the latency with a *reference*: the average of intervals
@@ -21,6 +21,9 @@
 //! So a snapshot of `n` bytes takes `16 n / upload-rate` at most, whatever appends do. While one is put,
 //! half as much is appended at most as is uploaded; so successive incremental snapshots do not grow.
 //! A snapshot that others wait for (the log or the disk is full) is uploaded at the maximum.
+//!
+//! What is sent to other members has a controller of its own, with `cluster.transfer-rate` as its maximum. While one of
+//! the two sends, the other learns nothing of appends.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -53,6 +56,8 @@ pub(super) struct Interval {
     pub log_rate: u64,
     /// Whether something waits for a snapshot that is being uploaded.
     pub is_urgent: bool,
+    /// Whether something else may have made appends wait: nothing is learned from them.
+    pub is_disturbed: bool,
 }
 
 /// The controller. See the module.
@@ -78,6 +83,11 @@ impl UploadRate {
             reference: None,
             hold: 0,
         }
+    }
+
+    /// Whether bytes that were admitted may be under way still.
+    pub fn is_busy(&self) -> bool {
+        self.unsent > 0 || !self.was_idle
     }
 
     /// The rate for the next interval, in bytes a second.
@@ -124,7 +134,7 @@ impl UploadRate {
         let Some(latency) = interval.latency else {
             return;
         };
-        if (is_idle && was_idle) || self.rate <= min {
+        if ((is_idle && was_idle) || self.rate <= min) && !interval.is_disturbed {
             self.reference = Some(match self.reference {
                 None => latency,
                 Some(reference) => (reference * (REFERENCE_PARTS - 1) + latency) / REFERENCE_PARTS,
@@ -298,6 +308,18 @@ mod tests {
     }
 
     #[test]
+    fn appends_that_something_else_makes_wait_are_no_reference() {
+        let mut rate = with_reference();
+        for _ in 0..100 {
+            rate.next(&Interval {
+                is_disturbed: true,
+                ..interval(90_000, 0)
+            });
+        }
+        assert_eq!(rate.reference, Some(Duration::from_millis(1)));
+    }
+
+    #[test]
     fn whatever_happens_the_rate_stays_within_its_bounds() {
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
         let mut draw = || {
@@ -314,6 +336,7 @@ mod tests {
                     uploaded: (draw() % 3) * (draw() % MIB),
                     log_rate: draw() % (2 * MIB),
                     is_urgent: draw() % 50 == 0,
+                    is_disturbed: draw() % 9 == 0,
                 };
                 let next = rate.next(&interval).get();
                 assert!(

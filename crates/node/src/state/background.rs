@@ -21,7 +21,7 @@ use super::import::is_unchecked;
 use super::inventory::Found;
 use super::types::{StateOptions, StateSnapshot};
 use crate::blocking::blocking;
-use crate::clock::{now_ms, now_ms_for_ages};
+use crate::clock::now_ms;
 use crate::core::Inner;
 use crate::signal::pause;
 
@@ -63,6 +63,7 @@ impl Background {
 
 async fn keep_bounded(inner: Weak<Inner>) {
     let mut pruned = Instant::now();
+    let mut abandoned = None;
     while let Some(inner) = inner.upgrade() {
         inner.follow_term();
         let expired = inner.state.transactions.lock().sweep(Instant::now());
@@ -71,6 +72,7 @@ async fn keep_bounded(inner: Weak<Inner>) {
         }
         inner.state.publish();
         if pruned.elapsed() >= PRUNE_EVERY {
+            abandoned = super::import::abort_abandoned(&inner, abandoned).await;
             if let Err(error) = prune(&inner).await {
                 tracing::warn!(%error, "history of the state store was not looked after");
             }
@@ -84,24 +86,28 @@ async fn keep_bounded(inner: Weak<Inner>) {
 
 async fn keep_snapshots(inner: Weak<Inner>) {
     if let Some(inner) = inner.upgrade() {
-        // In a cluster the import may be another node's, and be under way: its leader ends it.
-        if inner.peers.is_none() {
-            super::import::abort_abandoned(&inner).await;
-        }
+        super::import::abort_abandoned(&inner, None).await;
         blocking(move || inner.state.inspect_files()).await;
     }
     while let Some(inner) = inner.upgrade() {
-        if inner.leads(inner.state.partition.0) && inner.state.snapshot_is_due() {
-            let this = inner.clone();
-            blocking(move || {
-                let done = this.state.write_snapshot(&this);
-                this.state.snapshot_done(done);
-            })
-            .await;
-        }
+        look_after_snapshots(&inner, inner.leads(inner.state.partition.0)).await;
         if !pause(&inner.stopping, Some(&inner.state.wake), TICK).await {
             return;
         }
+    }
+}
+
+/// Writes a snapshot that is due, on the node that leads the store.
+async fn look_after_snapshots(inner: &Arc<Inner>, leads: bool) {
+    if !leads {
+        inner.state.refuse_snapshots();
+    } else if inner.state.snapshot_is_due() {
+        let this = inner.clone();
+        blocking(move || {
+            let done = this.state.write_snapshot(&this);
+            this.state.snapshot_done(done);
+        })
+        .await;
     }
 }
 
@@ -115,6 +121,17 @@ impl Shared {
         self.progress.lock().waiting.push((commit_ts, answer));
         self.wake.notify_one();
         answered
+    }
+
+    /// Answers those who wait for a snapshot on a node that does not lead the store any more: another node writes the
+    /// next one.
+    fn refuse_snapshots(&self) {
+        for (_, answer) in self.progress.lock().waiting.drain(..) {
+            let why =
+                "another node leads the state store by now, and writes its snapshots: ask again";
+            // The caller may no longer wait.
+            let _ = answer.send(Err(StateError::Unavailable(why.to_owned())));
+        }
     }
 
     /// Notes a commit, and wakes the task if a snapshot is due.
@@ -358,7 +375,10 @@ fn kept_from(inner: &Inner, options: &StateOptions, bound: u64) -> Result<u64, S
         from = from.min(stream.view().state.before_tail(commits) + 1);
     }
     if let Some(age) = options.keep_history_age {
-        let now = now_ms_for_ages();
+        // Without a time to compute ages with, nothing is too old.
+        let Some(now) = inner.ms_for_ages() else {
+            return Ok(begins);
+        };
         let oldest = now.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         let by_age = inner
             .state
@@ -419,7 +439,7 @@ async fn prune(inner: &Arc<Inner>) -> Result<(), String> {
                 false => 0,
             },
             history_below: if history { to } else { 0 },
-            at_ms: now_ms(),
+            at_ms: inner.stamp_ms(),
         };
         match inner
             .execute(inner.state_group(), Kind::StatePrune(command))
@@ -438,3 +458,6 @@ async fn prune(inner: &Arc<Inner>) -> Result<(), String> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

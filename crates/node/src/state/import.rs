@@ -1,8 +1,8 @@
 //! Imports a JSON snapshot through the log, one piece at a time; it becomes visible with the last piece.
 //!
 //! The whole snapshot is checked before the first piece is proposed, so that a refused snapshot writes
-//! nothing. An import that ends in the middle is aborted: what it wrote is removed, at once or at the next
-//! start.
+//! nothing. An import that ends in the middle is aborted: what it wrote is removed, by the node that leads the store as
+//! soon as it finds it. Each node knows the imports that it makes itself.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -30,7 +30,6 @@ use super::error::{FileError, StateError, unexpected};
 use super::files::{self, Written};
 use super::types::{ImportSummary, ValueCheck};
 use crate::blocking::blocking;
-use crate::clock::now_ms;
 use crate::core::Inner;
 
 /// Most bytes of one command.
@@ -92,11 +91,7 @@ pub(super) async fn import(
     .await?;
     let begun = std::time::Instant::now();
     let step = |step| propose(inner, id, step);
-    let mut begun_import = Begun {
-        inner: inner.clone(),
-        id,
-        is_finished: false,
-    };
+    let mut begun_import = Begun::new(inner, id);
     step(ImportStep::Begin(ImportBegin { replace })).await?;
     let (send, mut commands) = mpsc::channel(2);
     let reading = tokio::task::spawn_blocking(move || {
@@ -151,35 +146,68 @@ struct Begun {
     is_finished: bool,
 }
 
+impl Begun {
+    fn new(inner: &Arc<Inner>, id: u64) -> Begun {
+        inner.state.imports.lock().insert(id);
+        Begun {
+            inner: inner.clone(),
+            id,
+            is_finished: false,
+        }
+    }
+}
+
 impl Drop for Begun {
     fn drop(&mut self) {
+        self.inner.state.imports.lock().remove(&self.id);
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
         if !self.is_finished {
             let (inner, id) = (self.inner.clone(), self.id);
-            runtime.spawn(async move { abort(&inner, id).await });
+            runtime.spawn(async move {
+                if let Err(error) = abort(&inner, id).await {
+                    not_aborted(&error);
+                }
+            });
         }
     }
 }
 
 /// Removes what an import has written, if it is still under way.
-async fn abort(inner: &Inner, id: u64) {
+async fn abort(inner: &Inner, id: u64) -> Result<(), StateError> {
     match propose(inner, id, ImportStep::Abort(ImportAbort {})).await {
-        // Another import has begun since, and has removed it.
-        Ok(_) | Err(StateError::Unavailable(_)) => {}
-        Err(error) => {
-            tracing::warn!(%error, "what an ended import into the state store wrote is removed by the next start");
-        }
+        // Another import has begun since, and has removed it; or another node leads, and removes it.
+        Ok(_) | Err(StateError::Unavailable(_)) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
-/// Aborts the import that was under way when the node ended.
-pub(super) async fn abort_abandoned(inner: &Inner) {
-    if let Some(importing) = inner.state.reader.meta().importing {
-        tracing::info!("an import into the state store did not end: what it wrote is removed");
-        abort(inner, importing.id).await;
+fn not_aborted(error: &StateError) {
+    tracing::warn!(%error, "what an ended import into the state store wrote is still there: the node that leads the store removes it later");
+}
+
+/// Aborts the import that is under way if no process makes it: the node that made it has ended, or has lost the
+/// leadership. Only on the node that leads the store. `known` is the import that was found the last time; returns the
+/// one that is found now, if it is there still.
+pub(super) async fn abort_abandoned(inner: &Inner, known: Option<u64>) -> Option<u64> {
+    if !inner.leads(inner.state.partition.0) {
+        return None;
     }
+    let id = inner.state.reader.meta().importing?.id;
+    if inner.state.imports.lock().contains(&id) {
+        return None;
+    }
+    let is_new = known != Some(id);
+    if is_new {
+        tracing::info!("an import into the state store did not end: what it wrote is removed");
+    }
+    if let Err(error) = abort(inner, id).await
+        && is_new
+    {
+        not_aborted(&error);
+    }
+    Some(id)
 }
 
 /// Checks all of a snapshot; `newest` is the newest commit of this store.
@@ -339,7 +367,7 @@ async fn propose(inner: &Inner, id: u64, step: ImportStep) -> Result<u64, StateE
     let command = Kind::StateImport(StateImport {
         id,
         step: Some(step),
-        at_ms: now_ms(),
+        at_ms: inner.stamp_ms(),
     });
     let outcome =
         inner
@@ -365,6 +393,8 @@ async fn propose(inner: &Inner, id: u64, step: ImportStep) -> Result<u64, StateE
     }
 }
 
+#[cfg(test)]
+mod abandoned;
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;

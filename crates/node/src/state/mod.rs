@@ -45,7 +45,6 @@ use esker_partition::command::Outcome;
 use esker_partition::state::command::StateRefusal;
 use esker_partition::state::read::{At, StateView};
 use esker_raft::ProposeError;
-use esker_raft::engine::Role;
 use futures::stream::BoxStream;
 use parking_lot::MutexGuard;
 
@@ -84,9 +83,7 @@ impl Inner {
         if self.peers.is_none() {
             return;
         }
-        let status = self.state_group().status();
-        let is_serving = status.role == Role::Leader && status.applied_term == status.term;
-        let term = is_serving.then_some(status.term.0);
+        let term = self.state_group().serving_term().map(|term| term.0);
         self.state.transactions.lock().follow_term(term);
     }
 }
@@ -207,8 +204,10 @@ impl StateStore {
         }
         let shared = self.shared();
         self.inner.follow_term();
+        self.inner.clocks_compared().await;
         let begun = Committing::begin(&shared.transactions, txn, expected, permitted);
         let mut committing = begun.map_err(|error| self.explained(error))?;
+        committing.stamp(self.inner.stamp_ms());
         let only_deletes = match committing.command() {
             esker_partition::command::Kind::StateCommit(commit) => {
                 commit.operations.iter().all(|op| op.value.is_none())
@@ -248,7 +247,7 @@ impl StateStore {
         // If the client disconnects from here on, the transaction is not opened again.
         committing.proposed();
         let group = self.inner.state_group();
-        let answered = match stages::propose(group, bytes, Some(Box::new(permits))) {
+        let answered = match stages::propose(group, bytes, Some(Box::new(permits)), None) {
             Ok(answer) => match self.inner.answer_in_time(group, answer).await {
                 Ok(answered) => answered,
                 Err(why) => return Err(StateError::Unknown(why)),

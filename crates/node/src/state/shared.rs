@@ -1,5 +1,7 @@
 //! What a node keeps for its state store.
 
+use std::collections::BTreeSet;
+
 use esker_partition::state::StateReader;
 use esker_partition::store::StoreError;
 use esker_partition::{Lineage, PartitionId};
@@ -26,6 +28,8 @@ pub(crate) struct Shared {
     pub archive: Option<StateArchive>,
     pub inventory: Mutex<Inventory>,
     pub progress: Mutex<Progress>,
+    /// Imports that this process makes. Any other that is under way has lost the process that made it.
+    pub imports: Mutex<BTreeSet<u64>>,
     /// Archived snapshots that are not of this history, as they were last logged.
     pub others_archived: Mutex<Vec<(u64, String)>>,
     pub wake: Notify,
@@ -52,6 +56,7 @@ impl Shared {
             options,
             inventory: Mutex::default(),
             progress: Mutex::default(),
+            imports: Mutex::default(),
             others_archived: Mutex::default(),
             wake: Notify::new(),
             wake_archive: Notify::new(),

@@ -383,6 +383,13 @@ impl<'a> Committing<'a> {
         &self.command
     }
 
+    /// Sets the time of the commit, in milliseconds since the epoch.
+    pub fn stamp(&mut self, at_ms: u64) {
+        if let Kind::StateCommit(commit) = &mut self.command {
+            commit.at_ms = at_ms;
+        }
+    }
+
     /// Notes that its command is in the log, or may be.
     pub fn proposed(&mut self) {
         self.was_proposed = true;

@@ -1,7 +1,8 @@
 //! The nodes of the cluster, as the catalog has them.
 //!
 //! A node is registered when it joins, and again when one of its addresses changes. Its number is never used
-//! again once it was removed, so removed nodes stay in the catalog: some 100 bytes each.
+//! again once it was removed, so removed nodes stay in the catalog: some 100 bytes each. Those that have never run are
+//! forgotten where there is no space for another one: under their numbers nobody has voted.
 //!
 //! After a fork of the catalog, nodes that were registered before it count as removed: what they have may belong
 //! to the history that was cut off. One that goes on from the fork, as the node does on which it happened,
@@ -20,8 +21,8 @@ use crate::store::{PartitionBatch, PartitionDb, StoreError};
 
 /// Most nodes of a cluster that are not removed.
 pub const MAX_NODES: usize = 64;
-/// Most nodes that the catalog remembers, removed ones included. At this number no new node is registered; it
-/// bounds memory and what a request for all nodes answers.
+/// Most nodes that the catalog remembers, removed ones included. At this number no new node is registered, unless one
+/// of them has never run; it bounds memory and what a request for all nodes answers.
 pub const MAX_REMEMBERED_NODES: usize = 1024;
 /// Incarnations that are remembered of a node: its last starts.
 pub const MAX_INCARNATIONS: usize = 64;
@@ -153,7 +154,8 @@ impl CatalogReader {
 /// One step of apply: commands change an overlay.
 pub(super) struct NodeStep<'a> {
     nodes: &'a RwLock<Nodes>,
-    changed: BTreeMap<u64, NodeMeta>,
+    /// `None` for one that is forgotten.
+    changed: BTreeMap<u64, Option<NodeMeta>>,
 }
 
 impl<'a> NodeStep<'a> {
@@ -165,15 +167,16 @@ impl<'a> NodeStep<'a> {
     }
 
     fn get(&self, id: u64) -> Option<NodeMeta> {
-        let changed = self.changed.get(&id).cloned();
-        changed.or_else(|| self.nodes.read().metas.get(&id).cloned())
+        match self.changed.get(&id) {
+            Some(changed) => changed.clone(),
+            None => self.nodes.read().metas.get(&id).cloned(),
+        }
     }
 
     /// All nodes with the changes of this step.
     fn all(&self) -> BTreeMap<u64, NodeMeta> {
         let mut all = self.nodes.read().metas.clone();
-        let changed = self.changed.iter().map(|(id, meta)| (*id, meta.clone()));
-        all.extend(changed);
+        apply(self.changed.clone(), &mut all);
         all
     }
 
@@ -214,8 +217,17 @@ impl<'a> NodeStep<'a> {
             let live = all.iter().filter(|(id, meta)| {
                 state_of(meta, forks) != NodeState::Removed && !replaced.contains(id)
             });
-            if live.count() as u64 >= command.max_nodes || all.len() >= MAX_REMEMBERED_NODES {
+            if live.count() as u64 >= command.max_nodes {
                 return Err(NodeRefusal::TooMany);
+            }
+            if all.len() >= MAX_REMEMBERED_NODES {
+                // The oldest has left all groups by now.
+                let never_ran = all.iter().filter(|(_, meta)| {
+                    meta.incarnations.is_empty() && state_of(meta, forks) == NodeState::Removed
+                });
+                let oldest = never_ran.min_by_key(|(_, meta)| meta.registered_at_ms);
+                let (forgotten, _) = oldest.ok_or(NodeRefusal::TooManyRemembered)?;
+                self.changed.insert(*forgotten, None);
             }
         }
         for id in replaced {
@@ -224,7 +236,7 @@ impl<'a> NodeStep<'a> {
                     state: NodeState::Removed.into(),
                     ..meta.clone()
                 };
-                self.changed.insert(id, meta);
+                self.changed.insert(id, Some(meta));
             }
         }
         let mut incarnations = known
@@ -246,7 +258,7 @@ impl<'a> NodeStep<'a> {
             forks,
             incarnations,
         };
-        self.changed.insert(command.id, meta);
+        self.changed.insert(command.id, Some(meta));
         Ok(())
     }
 
@@ -265,7 +277,8 @@ impl<'a> NodeStep<'a> {
             _ => {}
         }
         let state = command.state;
-        self.changed.insert(command.id, NodeMeta { state, ..meta });
+        let meta = NodeMeta { state, ..meta };
+        self.changed.insert(command.id, Some(meta));
         Ok(())
     }
 
@@ -276,15 +289,28 @@ impl<'a> NodeStep<'a> {
     }
 }
 
+/// Makes the changes of a step.
+fn apply(changed: BTreeMap<u64, Option<NodeMeta>>, metas: &mut BTreeMap<u64, NodeMeta>) {
+    for (id, meta) in changed {
+        match meta {
+            Some(meta) => metas.insert(id, meta),
+            None => metas.remove(&id),
+        };
+    }
+}
+
 /// What a step has changed.
 pub(super) struct NodeChanges {
-    changed: BTreeMap<u64, NodeMeta>,
+    changed: BTreeMap<u64, Option<NodeMeta>>,
 }
 
 impl NodeChanges {
     pub(super) fn add_to(&self, batch: &mut PartitionBatch) {
         for (id, meta) in &self.changed {
-            batch.put(keys::node(*id), meta.encode_to_vec());
+            match meta {
+                Some(meta) => batch.put(keys::node(*id), meta.encode_to_vec()),
+                None => batch.delete(keys::node(*id)),
+            }
         }
     }
 
@@ -293,7 +319,7 @@ impl NodeChanges {
             return;
         }
         let mut nodes = nodes.write();
-        nodes.metas.extend(self.changed);
+        apply(self.changed, &mut nodes.metas);
         nodes.show();
     }
 }

@@ -14,6 +14,7 @@ impl Catalog {
     pub(super) fn replace_by(&mut self, snapshot: &StoredSnapshot) -> Result<(), StoreError> {
         let next = self.part.import_snapshot(snapshot)?;
         let contents = Contents::read(next.part())?;
+        self.digests.open_replaced(next.part())?;
         // Readers see the old state or the new one.
         let (mut basins, mut tokens) = (self.basins.write(), self.tokens.write());
         let mut nodes = self.nodes.write();

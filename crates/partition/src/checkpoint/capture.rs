@@ -109,7 +109,8 @@ impl Capture {
             None => {
                 let to = base.join(format!("lsn_{:020}", applied.lsn));
                 let there = Checkpoint::open(&to);
-                if matches!(there, Err(StoreError::NewerCheckpoint { .. })) {
+                if there.as_ref().is_err_and(StoreError::is_unreadable) {
+                    // What is there may be sound, and have what this one does not have.
                     return there;
                 }
                 if let Ok(there) = there
@@ -228,6 +229,39 @@ impl PartitionDb {
         }
         let (comparator, files) = self.export(to)?;
         Ok(without_position(self.partition(), to, &comparator, files))
+    }
+
+    /// Links those of the present files that are left into a directory that does not exist yet, before the
+    /// partition is dropped because of damage: they may have what no other copy has. Memtables are not flushed.
+    /// Returns how many files were linked; with none, the directory is not created.
+    ///
+    /// # Errors
+    ///
+    /// The files cannot be listed, or links cannot be created now.
+    pub fn link_what_is_left(&self, to: &Path) -> Result<usize, StoreError> {
+        let failed = |e| self.error("listing the files of the partition", e);
+        let _kept = self.keep_files()?;
+        let listed = self.store().db().live_files().map_err(failed)?;
+        let families = self.families();
+        let mut linked = 0;
+        for file in listed {
+            let name = &file.column_family_name;
+            if *name != families.rows && *name != families.segments {
+                continue;
+            }
+            let from = (self.store().path()).join(file.name.trim_start_matches('/'));
+            let Some(name) = from.file_name().filter(|_| from.exists()) else {
+                continue;
+            };
+            fs::create_dir_all(to).map_err(io("creating", to))?;
+            let link = to.join(name);
+            fs::hard_link(&from, &link).map_err(io("linking", &link))?;
+            linked += 1;
+        }
+        if linked > 0 {
+            sync_dir(to)?;
+        }
+        Ok(linked)
     }
 }
 

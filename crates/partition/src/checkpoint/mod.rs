@@ -159,8 +159,12 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads a checkpoint's description, and checks that its files exist with their sizes.
-    pub fn open(dir: &Path) -> Result<Checkpoint, StoreError> {
+    /// Reads a checkpoint's description, whatever its files are.
+    ///
+    /// # Errors
+    ///
+    /// It is damaged or missing, or cannot be read now ([`StoreError::is_unreadable`]).
+    pub fn described(dir: &Path) -> Result<Checkpoint, StoreError> {
         let bad = |why: String| StoreError::Checkpoint {
             path: dir.to_owned(),
             why,
@@ -182,9 +186,18 @@ impl Checkpoint {
         }
         let meta: CheckpointMeta = serde_json::from_slice(&text)
             .map_err(|e| bad(format!("{DESCRIPTION} is not a description: {e}")))?;
-        let checkpoint = Checkpoint {
+        Ok(Checkpoint {
             dir: dir.to_owned(),
             meta: Arc::new(meta),
+        })
+    }
+
+    /// Reads a checkpoint's description, and checks that its files exist with their sizes.
+    pub fn open(dir: &Path) -> Result<Checkpoint, StoreError> {
+        let checkpoint = Checkpoint::described(dir)?;
+        let bad = |why: String| StoreError::Checkpoint {
+            path: dir.to_owned(),
+            why,
         };
         for file in &checkpoint.meta.files {
             let path = checkpoint.path_of(file)?;
@@ -276,11 +289,19 @@ pub fn newest(base: &Path) -> Result<Option<Checkpoint>, StoreError> {
 }
 
 /// The directories of checkpoints below a directory, newest first.
+///
+/// # Errors
+///
+/// It cannot be listed now. A link that leads nowhere is such an error: its disk may not be mounted.
 pub fn all(base: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let mut found = Vec::new();
     let entries = match fs::read_dir(base) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+        Err(e) if is_absent(base, &e) => return Ok(found),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let error = std::io::Error::other(LEADS_NOWHERE);
+            return Err(io("listing", base)(error));
+        }
         Err(e) => return Err(io("listing", base)(e)),
     };
     for entry in entries {
@@ -293,6 +314,32 @@ pub fn all(base: &Path) -> Result<Vec<PathBuf>, StoreError> {
     found.sort();
     found.reverse();
     Ok(found)
+}
+
+/// The LSN in the name of a checkpoint's directory.
+pub fn lsn_of(dir: &Path) -> Option<u64> {
+    let name = dir.file_name()?.to_str()?;
+    name.strip_prefix("lsn_")?.parse().ok()
+}
+
+/// What is said of a path that [`is_absent`] does not call absent.
+pub const LEADS_NOWHERE: &str =
+    "it is, or is below, a link that leads nowhere: mount or make what the link leads to";
+
+/// Whether an error means that nothing is at a path. A link that leads nowhere, at the path or above it, is
+/// something: what it leads to may be on a disk that is not mounted.
+pub fn is_absent(path: &Path, error: &std::io::Error) -> bool {
+    if error.kind() != std::io::ErrorKind::NotFound {
+        return false;
+    }
+    for one in path.ancestors() {
+        match fs::symlink_metadata(one) {
+            Ok(found) => return !found.is_symlink() || fs::metadata(one).is_ok(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(_) => return false,
+        }
+    }
+    true
 }
 
 /// Removes checkpoints that a crash left unfinished.
@@ -328,5 +375,36 @@ fn io(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> St
         operation,
         path,
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_is_behind_a_link_that_leads_nowhere_is_not_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mounted, link) = (dir.path().join("mounted"), dir.path().join("checkpoints"));
+        let base = link.join("1");
+        let absent = |path: &Path| is_absent(path, &fs::read_dir(path).unwrap_err());
+        assert!(absent(&base));
+        assert!(all(&base).unwrap().is_empty());
+        symlink(&mounted, &link).unwrap();
+        for path in [&link, &base, &base.join("further/below")] {
+            assert!(!absent(path), "{}", path.display());
+        }
+        let error = all(&base).unwrap_err();
+        assert!(error.is_unreadable(), "{error}");
+        assert!(error.to_string().contains("leads nowhere"), "{error}");
+        // Once it is mounted, what is not there is absent.
+        fs::create_dir(&mounted).unwrap();
+        assert!(absent(&base));
+        fs::create_dir(&base).unwrap();
+        symlink(dir.path().join("elsewhere"), base.join("2")).unwrap();
+        assert!(absent(&base.join("1")));
+        assert!(!absent(&base.join("2")));
     }
 }

@@ -27,6 +27,10 @@ pub struct Compared {
     /// The right digest; empty if that is not known.
     #[prost(bytes = "vec", tag = "5")]
     pub right: Vec<u8>,
+    /// LSN of the last entry that has recorded that a replica has diverged; 0 if none has. Snapshots of the partition
+    /// as of an earlier entry may have been made of such a replica.
+    #[prost(uint64, tag = "6")]
+    pub diverged_at: u64,
 }
 
 /// A member's digest in a [`Compared`].
@@ -56,9 +60,14 @@ fn number(bytes: &[u8]) -> Option<u128> {
 }
 
 impl Compared {
-    /// What the entry at `noted_at` records, applied by a group with these members. An answer that is no digest is
+    /// What the entry at `noted_at` records, applied by a group with these members, after the comparison `before`. An answer that is no digest is
     /// left out, and so is a second one of the same member.
-    pub(super) fn of(note: &NoteDigests, noted_at: u64, members: &Membership) -> Compared {
+    pub(super) fn of(
+        note: &NoteDigests,
+        noted_at: u64,
+        members: &Membership,
+        before: Option<&Compared>,
+    ) -> Compared {
         let mut answers: Vec<_> = note
             .answers
             .iter()
@@ -76,9 +85,13 @@ impl Compared {
             at_ms: note.at_ms,
             answers,
             right: Vec::new(),
+            diverged_at: before.map_or(0, |before| before.diverged_at),
         };
         if let Some(right) = compared.judge(members) {
             compared.right = right.to_be_bytes().to_vec();
+        }
+        if matches!(compared.verdict(), Verdict::Diverged(_)) {
+            compared.diverged_at = noted_at;
         }
         compared
     }
@@ -107,6 +120,14 @@ impl Compared {
     /// The right digest; `None` if that is not known.
     pub fn right(&self) -> Option<u128> {
         number(&self.right)
+    }
+
+    /// What a member has answered, if that is not the right digest.
+    pub(super) fn has_wrong_answer_of(&self, node: u64) -> Option<u128> {
+        let right = self.right()?;
+        let mut answers = self.digests();
+        let (_, digest) = answers.find(|(other, _)| *other == node)?;
+        (digest != right).then_some(digest)
     }
 
     /// What the answers say together.
@@ -150,7 +171,7 @@ mod tests {
             at_ms: 1,
             answers: answers.collect(),
         };
-        Compared::of(&note, 9, members)
+        Compared::of(&note, 9, members, None)
     }
 
     #[test]
@@ -207,7 +228,7 @@ mod tests {
                 digest: vec![1; 15],
             }],
         };
-        assert_eq!(Compared::of(&note, 9, &three).answers, []);
+        assert_eq!(Compared::of(&note, 9, &three, None).answers, []);
     }
 
     #[test]

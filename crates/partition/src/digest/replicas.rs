@@ -117,19 +117,40 @@ impl ReplicaDigests {
         }
     }
 
-    /// Takes the last comparison from the database.
+    /// Takes the last comparison from the database. If what this member has answered was wrong, the replica has
+    /// diverged: the process may have ended before that was noted anywhere else.
     pub(crate) fn open(&self, part: &PartitionDb) -> Result<(), StoreError> {
         let Some(inner) = &self.inner else {
             return Ok(());
         };
         let compared = part.get::<Compared>(keys::COMPARED, "the last comparison")?;
-        let replica = Replica {
+        let mut replica = Replica {
             compared: compared.into_iter().collect(),
             ..Replica::default()
         };
+        replica.compare(inner.me);
         let mut state = inner.state.lock();
         state.partitions.insert(part.partition(), replica);
         Ok(())
+    }
+
+    /// The same, for a partition whose state a snapshot of another member is about to replace: what this member has
+    /// answered was the digest of the state before. Durable when this returns.
+    pub(crate) fn open_replaced(&self, part: &PartitionDb) -> Result<(), StoreError> {
+        let Some(inner) = &self.inner else {
+            return Ok(());
+        };
+        let compared = part.get::<Compared>(keys::COMPARED, "the last comparison")?;
+        if let Some(mut compared) = compared
+            && compared.has_wrong_answer_of(inner.me).is_some()
+        {
+            compared.answers.retain(|answer| answer.node != inner.me);
+            let mut batch = part.batch();
+            batch.put(keys::COMPARED, prost::Message::encode_to_vec(&compared));
+            batch.write()?;
+            part.flush()?;
+        }
+        self.open(part)
     }
 
     /// Computes the digest of a partition, which is as of `lsn` now and until this returns.
@@ -205,7 +226,7 @@ impl ReplicaDigests {
         self.with(partition, |replica| replica.compared.back().cloned())?
     }
 
-    /// Why the replica here is wrong, if a comparison since this start has shown that.
+    /// Why the replica here is wrong, if a comparison has shown that.
     pub fn divergence(&self, partition: u64) -> Option<Divergence> {
         self.with(partition, |replica| replica.diverged.clone())?
     }
@@ -297,7 +318,13 @@ impl Replica {
     /// Looks whether the replica is wrong by what is known now.
     fn compare(&mut self, me: u64) {
         for compared in &self.compared {
-            let OwnDigest::Computed(own) = self.own(compared.lsn) else {
+            let own = match self.own(compared.lsn) {
+                OwnDigest::Computed(own) => Some(own),
+                OwnDigest::Computing => None,
+                // It has answered before this start.
+                OwnDigest::Unknown => compared.has_wrong_answer_of(me),
+            };
+            let Some(own) = own else {
                 continue;
             };
             let Some(right) = compared.right().filter(|right| *right != own) else {

@@ -7,7 +7,7 @@ use super::comparison::Compared;
 use super::replicas::ReplicaDigests;
 use crate::command::{AskDigest, NoteDigests, Outcome};
 use crate::keys;
-use crate::store::{PartitionBatch, PartitionDb};
+use crate::store::{PartitionBatch, PartitionDb, StoreError};
 
 /// What a step asks and records. Each of the two commands is in a step of its own.
 #[derive(Debug, Default)]
@@ -35,14 +35,22 @@ impl DigestStep {
     }
 
     /// Compares what is recorded; `members` are those as of the end of the step.
-    pub fn finish(self, members: &Membership) -> DigestsDone {
-        let compared = self
-            .noted
-            .map(|(lsn, note)| Compared::of(&note, lsn, members));
-        DigestsDone {
+    pub fn finish(
+        self,
+        members: &Membership,
+        part: &PartitionDb,
+    ) -> Result<DigestsDone, StoreError> {
+        let compared = match self.noted {
+            Some((lsn, note)) => {
+                let before = part.get::<Compared>(keys::COMPARED, "the last comparison")?;
+                Some(Compared::of(&note, lsn, members, before.as_ref()))
+            }
+            None => None,
+        };
+        Ok(DigestsDone {
             asked: self.asked,
             compared,
-        }
+        })
     }
 }
 

@@ -29,6 +29,15 @@ pub enum Due {
     },
 }
 
+/// What is due of a stream, and by which settings: it is not, once they are others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DueBySettings {
+    /// What is due.
+    pub due: Due,
+    /// The version of the stream's settings.
+    pub settings_version: u64,
+}
+
 impl Reader {
     /// What is due at `now_ms` of up to `count` streams with ids after `after`; and the id after which
     /// the next call continues, `None` at the end.
@@ -37,7 +46,7 @@ impl Reader {
         after: StreamId,
         count: usize,
         now_ms: u64,
-    ) -> Result<(Vec<Due>, Option<StreamId>), StoreError> {
+    ) -> Result<(Vec<DueBySettings>, Option<StreamId>), StoreError> {
         let mut seen = Vec::new();
         {
             let (_, to) = keys::all_stream_metas();
@@ -64,7 +73,11 @@ impl Reader {
         let mut due = Vec::new();
         for (id, meta) in seen {
             if !self.directory.is_dropped(BasinId(meta.basin)) {
-                due.extend(self.due_of(id, &meta, now_ms)?);
+                let found = self.due_of(id, &meta, now_ms)?;
+                due.extend(found.map(|due| DueBySettings {
+                    due,
+                    settings_version: meta.settings_version,
+                }));
             }
         }
         Ok((due, next))

@@ -21,7 +21,7 @@ use crate::stream::{Stream, StreamState, View};
 use crate::streams::directory::Directory;
 use crate::streams::name_index::NameEntry;
 
-pub use due::Due;
+pub use due::{Due, DueBySettings};
 pub use scan::{Cursor, Place, Scan, ScanEnd};
 pub use size::StreamSize;
 

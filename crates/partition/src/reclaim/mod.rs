@@ -17,6 +17,10 @@
 //! however short that time was. So what is reclaimable and not yet rewritten stays below the sum of
 //! `max(set, live)` and `set / 2`. While files are rewritten, at most `max(set, live)` bytes are written
 //! beside that; beyond it, [`PartitionDb::reclaim_is_behind`] holds, and appends wait.
+//!
+//! What is moved is uploaded with the next snapshot. While appends go on, moves are paid for by what is written: a
+//! snapshot that covers `written` bytes uploads `2 × written` and two steps at most, some 8 MiB. It is more only
+//! while more is dead in segments than live, which is the bound of the disk, and on a disk that is nearly full.
 
 mod garbage;
 mod segments;
@@ -41,12 +45,24 @@ use segments::SegmentReclaimer;
 
 /// How long one round may occupy the apply thread.
 const ROUND_TIMEOUT: Duration = Duration::from_millis(5);
+/// Without appends for so long, batches are moved as fast as that goes; in tests at each round.
+const REST: Duration = match cfg!(test) {
+    true => Duration::ZERO,
+    false => garbage::QUIET,
+};
 /// Most streams that one round visits.
 const MAX_STREAMS_PER_ROUND: usize = 64;
 /// Most ranges that wait for a flush; files of further ranges are removed when they are rewritten.
 const MAX_DROPPABLE: usize = 1024;
 /// Up to this many keys are deleted one by one: a range deletion makes every later read slower.
 const MAX_SINGLE_DELETES: usize = 128;
+
+/// Whether batches may be moved, after so many bytes were written beyond those that were moved, the last ones so
+/// long ago. While appends go on, as many bytes are moved as are written, however slowly they come: what is moved is
+/// uploaded with the next snapshot.
+fn may_move(unmoved: u64, since: Duration, rest: Duration) -> bool {
+    unmoved >= segments::MAX_STEP_BYTES || since >= rest
+}
 
 pub(crate) struct Reclaimer {
     part: PartitionDb,
@@ -59,8 +75,10 @@ pub(crate) struct Reclaimer {
     droppable: VecDeque<Droppable>,
     garbage: Garbage,
     segments: SegmentReclaimer,
-    /// Bytes written since batches were last moved.
+    /// Bytes written, less those that were moved.
     unmoved: u64,
+    /// When something was last appended.
+    appended: Instant,
     compact_garbage: u64,
     reclaim_after: Duration,
     compacting: Arc<AtomicBool>,
@@ -94,6 +112,7 @@ impl Reclaimer {
             garbage: Garbage::none(),
             segments: SegmentReclaimer::open(part.clone(), options.compact_garbage)?,
             unmoved: 0,
+            appended: Instant::now(),
             compact_garbage: options.compact_garbage,
             reclaim_after: options.reclaim_after,
             compacting: Arc::new(AtomicBool::new(false)),
@@ -141,12 +160,16 @@ impl Reclaimer {
         }
     }
 
-    /// Counts written bytes.
-    pub fn note_written(&mut self, bytes: u64) {
+    /// Counts written bytes. Without appends they are those of expiries and deletions, after which there is more to move,
+    /// and which must not keep it from being moved.
+    pub fn note_written(&mut self, bytes: u64, appended: bool) {
         if !self.queue.is_empty() {
             self.unvisited += bytes;
         }
         self.unmoved += bytes;
+        if appended {
+            self.appended = Instant::now();
+        }
         if self.compacting.load(Ordering::Acquire) {
             self.beside += bytes;
             if self.beside > self.most_beside {
@@ -197,8 +220,20 @@ impl Reclaimer {
     }
 
     fn work_on_segments(&mut self) -> Result<(), StoreError> {
-        self.unmoved = 0;
-        let Some(last) = self.segments.work()? else {
+        let is_short = self.part.short_space().is_some();
+        let may_move = is_short || may_move(self.unmoved, self.appended.elapsed(), REST);
+        let done = self.segments.work(may_move);
+        if done.is_err() {
+            // Without this, every step would retry it.
+            self.unmoved = 0;
+        }
+        let (moved, converted) = done?;
+        self.unmoved = self.unmoved.saturating_sub(moved);
+        if !self.segments.is_moving() {
+            // What was written before does not let more be moved at once later.
+            self.unmoved = self.unmoved.min(segments::MAX_STEP_BYTES);
+        }
+        let Some(last) = converted else {
             return Ok(());
         };
         // The keys of an earlier build up to this one are deleted now.
@@ -481,5 +516,19 @@ impl Reclaimer {
             self.garbage.put_back(garbage, Instant::now());
             self.compacting.store(false, Ordering::Release);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn while_appends_go_on_as_many_bytes_are_moved_as_are_written_however_slowly_they_come() {
+        let rest = Duration::from_secs(10);
+        let step = segments::MAX_STEP_BYTES;
+        assert!(may_move(step, Duration::ZERO, rest));
+        assert!(!may_move(step - 1, rest / 2, rest));
+        assert!(may_move(0, rest, rest), "nothing is appended any more");
     }
 }

@@ -93,9 +93,10 @@ impl SegmentReclaimer {
         })
     }
 
-    /// Does one step: drops segments, moves at most some batches, or converts some. Returns the last key
-    /// that was converted: files with no keys after it can be dropped once that is durable.
-    pub fn work(&mut self) -> Result<Option<[u8; 17]>, StoreError> {
+    /// Does one step: drops segments, moves at most some batches if it may, or converts some. Returns the bytes
+    /// that were moved, and the last key that was converted: files with no keys after it can be dropped once that
+    /// is durable.
+    pub fn work(&mut self, may_move: bool) -> Result<(u64, Option<[u8; 17]>), StoreError> {
         let usages = self.part.segment_usage()?;
         let total = Total::of(&usages);
         self.note(total);
@@ -116,8 +117,13 @@ impl SegmentReclaimer {
             };
             self.moving = next.map(|segment| (segment, keys::batch(segment, StreamId(0), 0)));
         }
-        self.move_some()?;
-        self.convert_some()
+        // However little is appended: files must not take much more than what is live.
+        let is_urgent = total.garbage - total.droppable > total.live;
+        let moved = match may_move || is_urgent {
+            true => self.move_some()?,
+            false => 0,
+        };
+        Ok((moved, self.convert_some()?))
     }
 
     /// Bytes that no row has any more.
@@ -193,20 +199,20 @@ impl SegmentReclaimer {
         self.joining.pop_front()
     }
 
-    fn move_some(&mut self) -> Result<(), StoreError> {
+    fn move_some(&mut self) -> Result<u64, StoreError> {
         let Some((segment, from)) = self.moving else {
-            return Ok(());
+            return Ok(0);
         };
         let part = self.part.clone();
         let mut batch = part.batch();
-        let next = collect(&part, segment, from, &mut batch)?;
+        let (next, bytes) = collect(&part, segment, from, &mut batch)?;
         // After a failure, the same batches are moved again: a move takes those before it for trimmed.
         batch.write()?;
         self.moving = next.map(|next| (segment, next));
         if self.moving.is_none() {
             self.exhausted.insert(segment);
         }
-        Ok(())
+        Ok(bytes)
     }
 
     fn convert_some(&mut self) -> Result<Option<[u8; 17]>, StoreError> {
@@ -329,13 +335,13 @@ fn written(first: u64, value: &[u8]) -> Written {
 }
 
 /// Adds moves of a segment's batches from a key on to a batch of writes. Returns the key at which the next
-/// step continues; `None` at the end of the segment.
+/// step continues, `None` at the end of the segment; and the bytes that are moved.
 fn collect(
     part: &PartitionDb,
     segment: u64,
     from: [u8; 24],
     batch: &mut PartitionBatch,
-) -> Result<Option<[u8; 24]>, StoreError> {
+) -> Result<(Option<[u8; 24]>, u64), StoreError> {
     let (first_row, rows_end) = keys::all_rows();
     let mut rows = part.iterate(&first_row, &rows_end, true);
     let mut it = part.iterate_segments(false);
@@ -395,7 +401,7 @@ fn collect(
         it.status()
             .map_err(|e| part.error("reading what to move", e))?;
     }
-    Ok(next)
+    Ok((next, bytes))
 }
 
 /// The row of a stream under an iterator, with the last sequence number of its key.
@@ -416,99 +422,4 @@ fn row_under(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn usage(bytes: u64, live: u64) -> Usage {
-        Usage { bytes, live }
-    }
-
-    #[test]
-    fn the_worst_segment_is_moved_and_the_newest_of_those_that_are_nearly_equal() {
-        let none = HashSet::new();
-        let nearly = [
-            (1, usage(1000, 500)),
-            (2, usage(1000, 520)),
-            (3, usage(1000, 600)),
-            (4, usage(1000, 1000)),
-        ];
-        assert_eq!(worst(&nearly, None, &none), Some(2));
-        assert_eq!(worst(&nearly, None, &HashSet::from([2])), Some(1));
-        let much_worse = [(1, usage(1000, 100)), (2, usage(1000, 500))];
-        assert_eq!(worst(&much_worse, None, &none), Some(1));
-        // What is moved has to fit into the free space.
-        let large = [(1, usage(1000, 10)), (2, usage(10_000, 90))];
-        assert_eq!(worst(&large, Some(100), &none), Some(1));
-        assert_eq!(worst(&large, Some(10), &none), None);
-        // A segment without rows is dropped, and one without dead bytes gives nothing back.
-        let others = [(1, usage(1000, 0)), (2, usage(1000, 1000))];
-        assert_eq!(worst(&others, None, &none), None);
-    }
-
-    /// A part of a segment, and when it is trimmed.
-    type Part = (u64, usize);
-
-    /// Moves and largest garbage for each live byte over some days, for streams that keep their records for so many
-    /// days and get so many bytes a day.
-    fn simulate(streams: &[Part], days: usize) -> (f64, f64) {
-        const WARM_UP: usize = 150;
-        let mut segments: Vec<(u64, u64, Vec<Part>)> = Vec::new();
-        let (mut moved, mut written, mut most) = (0, 0, 0.0_f64);
-        for day in 0..WARM_UP + days {
-            let mut present: Vec<Part> = streams.iter().map(|(b, keep)| (*b, day + keep)).collect();
-            let new: u64 = streams.iter().map(|(bytes, _)| bytes).sum();
-            let live = |parts: &[Part]| -> u64 {
-                let parts = parts.iter().filter(|(_, until)| *until > day);
-                parts.map(|(bytes, _)| bytes).sum()
-            };
-            let mut budget = new;
-            while budget > 0 {
-                segments.retain(|(_, _, parts)| live(parts) > 0);
-                let usages: Vec<_> = segments
-                    .iter()
-                    .map(|(number, bytes, parts)| (*number, usage(*bytes, live(parts))))
-                    .collect();
-                let total = Total::of(&usages);
-                if !is_too_much(total.garbage, total.live + live(&present)) {
-                    break;
-                }
-                let Some(number) = worst(&usages, None, &HashSet::new()) else {
-                    break;
-                };
-                let at = segments.iter().position(|(n, _, _)| *n == number).unwrap();
-                let (_, _, parts) = segments.remove(at);
-                let bytes = live(&parts);
-                present.extend(parts.into_iter().filter(|(_, until)| *until > day));
-                budget = budget.saturating_sub(bytes);
-                if day >= WARM_UP {
-                    moved += bytes;
-                }
-            }
-            let bytes = present.iter().map(|(bytes, _)| bytes).sum();
-            segments.push((day as u64, bytes, present));
-            if day >= WARM_UP {
-                written += new;
-                let all: u64 = segments.iter().map(|(_, bytes, _)| bytes).sum();
-                let live: u64 = segments.iter().map(|(_, _, parts)| live(parts)).sum();
-                most = most.max(all as f64 / live as f64);
-            }
-        }
-        (moved as f64 / written as f64, most)
-    }
-
-    #[test]
-    fn little_is_moved_and_files_stay_below_one_and_a_half_of_what_is_live() {
-        // (streams, most bytes moved for each byte written)
-        let cases: [(&[Part], f64); 4] = [
-            (&[(1000, 20)], 0.0),
-            (&[(500, 10), (500, 30)], 0.2),
-            (&[(333, 5), (333, 15), (333, 40)], 0.4),
-            (&[(900, 10), (100, 100)], 0.6),
-        ];
-        for (streams, most_moved) in cases {
-            let (moved, disk) = simulate(streams, 300);
-            assert!(moved <= most_moved, "{streams:?}: {moved} moved");
-            assert!(disk <= 1.5, "{streams:?}: {disk}");
-        }
-    }
-}
+mod tests;

@@ -26,7 +26,7 @@ impl Step<'_> {
     /// Number of forks that versions given out now have seen; an import that replaced the store counts as
     /// one.
     fn state_forks(&self, meta: &StateMeta) -> u64 {
-        self.counters.forks + meta.replaced
+        self.forks() + meta.replaced
     }
 
     fn state_entry(
@@ -74,9 +74,12 @@ impl Step<'_> {
         command: &StateCommit,
     ) -> Result<Result<StateCommitted, StateRefusal>, StoreError> {
         let mut meta = self.state.meta();
+        let forks = self.state_forks(&meta);
+        let behind = self.behind;
         for expected in &command.expected {
             let key = expected.key();
             let entry = self.state_entry(meta.generation, &key.encode())?;
+            let entry = entry.map(|entry| behind.expected_entry(entry, forks));
             if let Some(actual) = mismatch(entry.as_ref(), expected.version) {
                 return Ok(Err(StateRefusal::VersionMismatch {
                     key,
@@ -85,7 +88,6 @@ impl Step<'_> {
                 }));
             }
         }
-        let forks = self.state_forks(&meta);
         let mut versions = Vec::with_capacity(command.operations.len());
         let mut latest: HashMap<Vec<u8>, u64> = HashMap::new();
         let mut names = Vec::with_capacity(command.operations.len());

@@ -605,3 +605,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn commits_that_were_proposed_before_a_fork_find_the_versions_that_they_expect() {
+    let mut it = Fixture::new();
+    let (old, new) = (key("old"), key("new"));
+    it.commit(vec![write(&old, "1")]);
+    it.fork_before(1);
+    let mut commit = |key: &StateKey, expected, version: u64| {
+        let made = it.try_commit(vec![write(key, "2")], vec![expect(key, expected)]);
+        assert_eq!(made.unwrap().versions, [version + GAP], "{expected}");
+    };
+    commit(&old, 1, 2);
+    commit(&old, 2, 3);
+    commit(&new, 0, 1);
+    commit(&new, 1, 2);
+    for (key, version) in [(&old, 1), (&old, 2), (&old, 3 + GAP), (&new, 0), (&new, 1)] {
+        let made = it.try_commit(vec![write(key, "3")], vec![expect(key, version)]);
+        assert!(made.is_err(), "{version}");
+    }
+    it.flush();
+    it.open_behind_fork();
+    let made = it.try_commit(vec![write(&old, "3")], vec![expect(&old, 3)]);
+    assert_eq!(made.unwrap().versions, [4 + GAP]);
+    it.reopen();
+    let made = it.try_commit(vec![write(&old, "4")], vec![expect(&old, 4 + GAP)]);
+    assert_eq!(made.unwrap().versions, [5 + GAP]);
+}

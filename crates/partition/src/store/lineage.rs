@@ -78,6 +78,8 @@ impl PartitionDb {
         let mut batch = self.batch();
         batch.put(keys::APPLIED, applied.encode_to_vec());
         batch.put(keys::LINEAGE, lineage.to_bytes());
+        // Its replicas have other voters now, or none.
+        batch.delete(keys::COMPARED);
         batch.write()?;
         self.note_lineage(lineage.clone());
         self.flush()

@@ -165,9 +165,19 @@ impl PartitionDb {
 
     /// A batch of writes.
     pub(crate) fn batch(&self) -> PartitionBatch {
+        self.batch_of(WriteBatch::default())
+    }
+
+    /// A batch of writes with room for so many bytes of keys and values: one that grows copies what it has again and
+    /// again.
+    pub(crate) fn batch_with_room(&self, bytes: usize) -> PartitionBatch {
+        self.batch_of(WriteBatch::with_capacity_bytes(bytes))
+    }
+
+    fn batch_of(&self, batch: WriteBatch) -> PartitionBatch {
         PartitionBatch {
             part: self.clone(),
-            batch: WriteBatch::default(),
+            batch,
             steps: Vec::new(),
         }
     }

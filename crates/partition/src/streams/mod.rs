@@ -4,6 +4,7 @@
 //! RocksDB batch together with the LSN; then it is published to readers ([`directory`]). Data that later
 //! steps need and readers do not is kept apart from that ([`mod@failed`]).
 
+mod behind_fork;
 pub(crate) mod counters;
 pub(crate) mod directory;
 pub(crate) mod failed;
@@ -29,6 +30,7 @@ use crate::reader::Reader;
 use crate::reclaim::Reclaimer;
 use crate::state::{Published, StateReader};
 use crate::store::{Applied, PartitionDb, Store, StoreError};
+use behind_fork::BehindFork;
 use counters::Counters;
 use directory::Directory;
 use failed::{FailedSessions, REMEMBER_FAILED};
@@ -45,6 +47,8 @@ pub struct StreamPartition {
     reclaimer: Reclaimer,
     state: Published,
     digests: ReplicaDigests,
+    /// What the entries know less than the partition: usually nothing.
+    behind: BehindFork,
     /// Answers of the steps of a call before the one that failed: the next call has the same entries
     /// again.
     unanswered: Option<Vec<Outcome>>,
@@ -76,7 +80,7 @@ impl StreamPartition {
         let applied = part
             .applied()?
             .ok_or_else(|| part.malformed("the position", &"it is missing"))?;
-        let counters = read_counters(&part)?;
+        let counters = read_counters(&part, part.forks()?)?;
         let failed = FailedSessions::load(&part, applied.lsn, remember_failed)?;
         let reclaimer = Reclaimer::open(part.clone(), &options)?;
         let digests = options.digests.clone();
@@ -92,6 +96,7 @@ impl StreamPartition {
             reclaimer,
             state,
             digests,
+            behind: BehindFork::default(),
             unanswered: None,
         })
     }
@@ -119,15 +124,15 @@ impl StreamPartition {
     }
 }
 
-/// The counters, after all forks that the partition has seen.
-fn read_counters(part: &PartitionDb) -> Result<Counters, StoreError> {
+/// The counters after so many forks.
+fn read_counters(part: &PartitionDb, forks: u64) -> Result<Counters, StoreError> {
     let mut counters = part
         .get::<Counters>(keys::COUNTERS, "the counters")?
         .unwrap_or(Counters {
             next_stream: 1,
             forks: 0,
         });
-    counters.see_forks(part.forks()?);
+    counters.see_forks(forks);
     Ok(counters)
 }
 
@@ -206,7 +211,9 @@ impl StreamPartition {
             &self.failed,
             &self.state,
             self.counters,
-        );
+        )
+        .with_room_for(entries);
+        step.behind = self.behind;
         for (entry, command) in entries.iter().zip(commands) {
             assert!(
                 entry.lsn.0 > self.applied.lsn,
@@ -234,7 +241,9 @@ impl StreamPartition {
         self.failed.written(&done.failed, self.applied.lsn);
         self.reclaimer.mark(&done.to_reclaim);
         self.reclaimer.add_garbage(done.garbage);
-        self.reclaimer.note_written(done.bytes);
+        let mut touched = done.touched.iter();
+        let appended = touched.any(|it| !it.change.batches.is_empty());
+        self.reclaimer.note_written(done.bytes, appended);
         for basin in &done.dropped {
             self.reclaimer.mark_basin(*basin);
         }

@@ -24,10 +24,11 @@ impl StreamPartition {
         let applied = part
             .applied()?
             .ok_or_else(|| part.malformed("the position", &"it is missing"))?;
-        let counters = read_counters(part)?;
+        let counters = read_counters(part, part.forks()?)?;
         let failed = FailedSessions::load(part, applied.lsn, self.failed.window())?;
         let mut reclaimer = Reclaimer::open(part.clone(), self.directory.options())?;
         let meta = part.state_meta()?.unwrap_or_default();
+        self.digests.open_replaced(part)?;
         self.directory
             .replace(part, || self.part.switch_to(&next))?;
         reclaimer.use_part(&self.part);

@@ -7,12 +7,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use esker_raft::{Lsn, Term};
+use esker_raft::{Committed, Lsn, Term};
 use prost::Message as _;
 use s2_common::config::{StreamConfig, TimestampingMode};
 use s2_common::encryption::EncryptionAlgorithm;
 use s2_common::record::{CommandRecord, StreamPosition};
 
+use super::behind_fork::BehindFork;
 use super::counters::Counters;
 use super::directory::{Directory, Done, Published};
 use super::failed::{FailedSessions, Refusal};
@@ -35,6 +36,9 @@ use crate::state::step::StateStep;
 use crate::store::{Applied, PartitionBatch, PartitionDb, StoreError};
 use crate::stream::{Change, Stream, StreamMeta, StreamState};
 
+/// Bytes that a command writes beyond its own: the keys of a batch and of its row, the state of its stream.
+const WRITTEN_WITH_COMMAND: usize = 256;
+
 /// A stream that the step has touched.
 pub(crate) struct Touched {
     /// `None` if the step created it.
@@ -54,6 +58,13 @@ pub(crate) struct Touched {
     batches: Vec<StoredBatch>,
 }
 
+impl Touched {
+    /// Whether the settings are still those by which something is due. Commands of earlier builds name none.
+    fn has_settings(&self, version: Option<u64>) -> bool {
+        version.is_none_or(|version| version == self.settings_version)
+    }
+}
+
 pub(crate) struct Step<'a> {
     pub(crate) part: &'a PartitionDb,
     directory: &'a Directory,
@@ -63,6 +74,7 @@ pub(crate) struct Step<'a> {
     newly_failed: FailedSessions,
     pub(crate) batch: PartitionBatch,
     pub(crate) counters: Counters,
+    pub(crate) behind: BehindFork,
     counters_changed: bool,
     touched: HashMap<StreamId, Touched>,
     /// Names that this step has added, or removed (`None`).
@@ -89,6 +101,7 @@ impl<'a> Step<'a> {
             newly_failed: failed.added(),
             batch: part.batch(),
             counters,
+            behind: BehindFork::default(),
             counters_changed: false,
             touched: HashMap::new(),
             names: HashMap::new(),
@@ -98,6 +111,19 @@ impl<'a> Step<'a> {
             digests: DigestStep::default(),
             state: StateStep::new(state),
         }
+    }
+
+    /// Number of forks that new streams and versions have seen.
+    pub(crate) fn forks(&self) -> u64 {
+        self.counters.forks.max(self.behind.forks)
+    }
+
+    /// Makes room for the writes of these entries. To be called before any is applied.
+    pub fn with_room_for(mut self, entries: &[Committed]) -> Self {
+        let commands = entries.iter().filter_map(|entry| entry.command.as_ref());
+        let bytes = commands.map(|command| command.len() + WRITTEN_WITH_COMMAND);
+        self.batch = self.part.batch_with_room(bytes.sum());
+        self
     }
 
     /// Applies the command of the entry at `lsn`, which was proposed in `term`.
@@ -162,7 +188,7 @@ impl<'a> Step<'a> {
         if let Some(lineage) = &self.lineage {
             self.batch.put(keys::LINEAGE, lineage.to_bytes());
         }
-        let digests = self.digests.finish(&applied.membership());
+        let digests = self.digests.finish(&applied.membership(), self.part)?;
         digests.add_to(&mut self.batch);
         self.failed
             .write(&self.newly_failed, applied.lsn, &mut self.batch);
@@ -303,6 +329,7 @@ impl<'a> Step<'a> {
         let records = append.records();
         records.check().map_err(|e| malformed(&e))?;
         let commands = records.commands().map_err(|e| malformed(&e))?;
+        let behind = self.behind;
         let Some(stream) = self.touch(id)? else {
             return Ok(Err(AppendRefusal::StreamGone));
         };
@@ -321,7 +348,7 @@ impl<'a> Step<'a> {
         }
         let first_seq = stream.state.tail_seq;
         if let Some(expected) = append.match_seq_num
-            && expected != first_seq
+            && expected != behind.expected_seq(first_seq)
         {
             return Ok(Err(AppendRefusal::SeqNumMismatch(first_seq)));
         }
@@ -449,14 +476,14 @@ impl<'a> Step<'a> {
         self.counters_changed = true;
         let mut state = StreamState {
             active_ms: command.at_ms,
-            forks: self.counters.forks,
+            forks: self.forks(),
             ..StreamState::default()
         };
         if basin == STATE_BASIN_ID {
             // The first commit creates this stream. A fork may have cut off an earlier stream of the
             // store, so this one skips the sequence numbers that it may have given out.
             state.forks = 0;
-            state.see_forks(self.counters.forks);
+            state.see_forks(self.forks());
         }
         let meta = StreamMeta {
             basin: basin.0,
@@ -541,7 +568,9 @@ impl<'a> Step<'a> {
         let id = StreamId(command.stream);
         match self.touch(id)? {
             Some(stream)
-                if stream.state.is_empty() && stream.state.active_ms == command.since_ms =>
+                if stream.state.is_empty()
+                    && stream.state.active_ms == command.since_ms
+                    && stream.has_settings(command.if_settings_version) =>
             {
                 self.remove(id)
             }
@@ -560,7 +589,9 @@ impl<'a> Step<'a> {
     }
 
     fn expire(&mut self, command: &Expire) -> Result<(), StoreError> {
-        if let Some(stream) = self.touch(StreamId(command.stream))? {
+        if let Some(stream) = self.touch(StreamId(command.stream))?
+            && stream.has_settings(command.if_settings_version)
+        {
             let state = &mut stream.state;
             if state.trim_to(command.up_to.min(state.tail_seq)) {
                 state.active_ms = state.active_ms.max(command.at_ms);

@@ -403,6 +403,8 @@ pub struct PersistedState {
     pub start: LogFloor,
     /// Its last entry; that of the start if it has none.
     pub last: Lsn,
+    /// The term of its last entry; that of the start if it has none.
+    pub last_term: Term,
     /// What the host stored with [`begin_group`](crate::log::SharedLog::begin_group), if it did.
     pub tag: Option<Vec<u8>>,
     /// The last entry that changes the membership, or one after it; 0 if there never was one.
@@ -414,6 +416,12 @@ impl PersistedState {
     /// Whether nothing was ever written: no entry, no term, no vote.
     pub fn is_blank(&self) -> bool {
         self.last.0 == 0 && self.hard_state.term == 0 && self.hard_state.vote == 0
+    }
+
+    /// Up to here all entries are known to be committed. More may be: what was committed last is written down with
+    /// the next entries.
+    pub fn commit(&self) -> Lsn {
+        Lsn(self.hard_state.commit)
     }
 
     /// Whether the log has the entry `at` with that term, or begins directly after it.
@@ -430,7 +438,7 @@ impl PersistedState {
     #[must_use]
     pub fn restarted_after(mut self, at: LogFloor) -> PersistedState {
         self.start = at;
-        self.last = at.lsn;
+        (self.last, self.last_term) = (at.lsn, at.term);
         if self.hard_state.term < at.term.0 {
             self.hard_state.term = at.term.0;
             self.hard_state.vote = 0;

@@ -236,6 +236,11 @@ impl Engine {
         }
     }
 
+    /// Whether this leader takes no proposals, because it is giving the leadership to another member.
+    pub fn is_transferring(&self) -> bool {
+        self.role == Role::Leader && self.raw.raft.lead_transferee.is_some()
+    }
+
     pub(super) fn transfer_leadership(
         &mut self,
         ticket: Ticket,

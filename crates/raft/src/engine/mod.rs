@@ -36,6 +36,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+mod commit_notice;
 mod compaction;
 mod config;
 mod event;
@@ -121,6 +122,8 @@ pub struct Engine {
     peers: Peers,
     reads: Reads,
     counters: Counters,
+    /// The commit index that was last announced in messages of its own: see `commit_notice.rs`.
+    announced: Lsn,
     /// Ticks since the open.
     ticks: u64,
     /// Until this tick, after the open or an election, the log is not compacted: first the peers report
@@ -184,6 +187,7 @@ impl Engine {
             check_quorum: true,
             pre_vote: true,
             max_committed_size_per_ready: MAX_COMMITTED_PER_READY,
+            skip_bcast_commit: true,
             ..RaftConfig::default()
         };
         raft_config
@@ -207,6 +211,7 @@ impl Engine {
             peers: Peers::default(),
             reads: Reads::default(),
             counters: Counters::default(),
+            announced: Lsn(0),
             ticks: 0,
             compaction_hold_until: config.election_ticks as u64,
             alone: membership.is_only(config.id),
@@ -319,6 +324,7 @@ impl Engine {
             Event::Condemned { what } => self.raw.store().fail(what),
         }
         self.fix_election_timeout();
+        self.announce_commit();
         self.drain_ready(&mut actions);
         if !self.alone {
             self.offer_snapshots(&mut actions);
@@ -390,6 +396,11 @@ impl Engine {
     /// Current role.
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    /// The term in which this member leads, if it does.
+    pub fn leading_term(&self) -> Option<Term> {
+        (self.role == Role::Leader).then(|| self.term())
     }
 
     /// The leader, as far as known.

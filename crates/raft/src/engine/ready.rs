@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use raft::eraftpb::{Entry, EntryType};
+use raft::eraftpb::{Entry, EntryType, MessageType};
 
 use super::peers::floor_of;
 use super::{Action, Committed, Engine, Persist, entry_checksum};
@@ -121,7 +121,7 @@ impl Engine {
             self.advance_to_installed();
         }
         if !messages.is_empty() {
-            actions.push(Action::Send(messages));
+            actions.push(Action::Send(without_covered(messages)));
         }
     }
 
@@ -208,4 +208,37 @@ impl Engine {
         };
         messages.into_iter().map(seal).collect()
     }
+}
+
+/// Without acknowledgements of entries that a later one to the same peer covers: several messages with entries that
+/// one sync has made durable are acknowledged once. The order of the others stays.
+fn without_covered(messages: Vec<Envelope>) -> Vec<Envelope> {
+    if messages.len() < 2 {
+        return messages;
+    }
+    let mut kept = Vec::with_capacity(messages.len());
+    // Of those that come later: to whom, in which term, up to which entry.
+    let mut acknowledged: Vec<(NodeId, u64, u64)> = Vec::new();
+    for envelope in messages.into_iter().rev() {
+        if let Some((term, index)) = acknowledgement(&envelope) {
+            let to = envelope.to;
+            let covers = |it: &(NodeId, u64, u64)| (it.0, it.1) == (to, term) && it.2 >= index;
+            if acknowledged.iter().any(covers) {
+                continue;
+            }
+            acknowledged.push((to, term, index));
+        }
+        kept.push(envelope);
+    }
+    kept.reverse();
+    kept
+}
+
+/// Term and last entry of a message that acknowledges entries.
+fn acknowledgement(envelope: &Envelope) -> Option<(u64, u64)> {
+    let Payload::Raft(PeerMessage(message)) = &envelope.payload else {
+        return None;
+    };
+    let accepts = message.get_msg_type() == MessageType::MsgAppendResponse && !message.reject;
+    accepts.then_some((message.term, message.index))
 }

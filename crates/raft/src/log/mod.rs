@@ -215,16 +215,20 @@ impl SharedLog {
             )));
         }
         // Both are written together, so the hard state is an old copy.
-        if last > start.lsn {
-            let term = self.group_reader(group).term_of(last);
-            let term = term.map_err(|e| self.failed(&format!("group {group}: "), &e))?;
-            if term.is_none_or(|term| term.0 > hard_state.term) {
-                return Err(self.error(format!(
-                    "group {group}: its last entry, {last}, is of a later term than its hard state, {}",
-                    hard_state.term
-                )));
+        let last_term = match last > start.lsn {
+            true => {
+                let term = self.group_reader(group).term_of(last);
+                let term = term.map_err(|e| self.failed(&format!("group {group}: "), &e))?;
+                let known = term.filter(|term| term.0 <= hard_state.term);
+                known.ok_or_else(|| {
+                    self.error(format!(
+                        "group {group}: its last entry, {last}, is of a later term than its hard state, {}",
+                        hard_state.term
+                    ))
+                })?
             }
-        }
+            false => start.term,
+        };
         let last_change = match self.engine.get(region, KEY_LAST_CHANGE) {
             Some(bytes) => Lsn(u64::from_be_bytes(bytes.try_into().map_err(|_| {
                 self.error(format!("last change of group {group} is malformed"))
@@ -234,6 +238,7 @@ impl SharedLog {
         Ok(PersistedState {
             start,
             last,
+            last_term,
             tag: self.tag(group),
             last_change,
             hard_state,

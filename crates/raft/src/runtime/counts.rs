@@ -4,10 +4,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use metrics::{counter, gauge};
+use parking_lot::Mutex;
 
+use crate::drops::DropReason;
 use crate::engine::{Counters, Engine, Role};
 use crate::ids::GroupId;
-use crate::message::{DecodeError, ENVELOPE_FORMAT};
+use crate::message::{DecodeError, ENVELOPE_FORMAT, Refusals};
+use crate::transport::Foreign;
 
 /// What the runtime counts itself, since the group was opened.
 #[derive(Debug, Default)]
@@ -19,6 +22,8 @@ pub(super) struct Counts {
     pub corrupt: AtomicU64,
     /// Ticks since the metrics were published.
     pub unpublished: AtomicU64,
+    /// Messages that were refused, as far as they are in the metrics of the node.
+    pub published_refusals: Mutex<Refusals>,
 }
 
 /// Counters of a group since it was opened.
@@ -41,6 +46,19 @@ pub struct GroupCounters {
 }
 
 impl Counts {
+    /// Adds the messages that the group has refused since the last call to those that the node has dropped. An
+    /// engine that was opened again counts from 0.
+    pub fn publish_refusals(&self, refused: &Refusals) {
+        let mut published = self.published_refusals.lock();
+        for (refusal, count) in refused {
+            let before = published.insert(*refusal, *count).unwrap_or(0);
+            let new = count.checked_sub(before).unwrap_or(*count);
+            if new > 0 {
+                DropReason::from(*refusal).count(new);
+            }
+        }
+    }
+
     pub fn all(&self, engine: &Engine, reopened: u64) -> GroupCounters {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         GroupCounters {
@@ -55,20 +73,23 @@ impl Counts {
     }
 }
 
-/// Messages that a node could not read, since its start.
+/// Messages that a node has read nothing of, since its start.
 #[derive(Debug, Default)]
 pub(super) struct Unread {
     malformed: AtomicU64,
     newer_format: AtomicU64,
+    foreign: AtomicU64,
 }
 
-/// Messages that a node could not read, since its start.
+/// Messages that a node has read nothing of, since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UnreadCounts {
     /// Damaged messages, or of a kind that never travels.
     pub malformed: u64,
     /// Messages of a newer format of envelopes.
     pub newer_format: u64,
+    /// Messages of or for another node than that of their connection.
+    pub foreign: u64,
 }
 
 impl Unread {
@@ -77,10 +98,12 @@ impl Unread {
         let DecodeError::NewerFormat(format) = error else {
             self.malformed.fetch_add(1, Ordering::Relaxed);
             counter!("esker_raft_messages_malformed_total").increment(1);
+            DropReason::Malformed.count(1);
             return tracing::debug!(%error, "a message cannot be decoded");
         };
         let before = self.newer_format.fetch_add(1, Ordering::Relaxed);
         counter!("esker_raft_messages_newer_format_total").increment(1);
+        DropReason::NewerFormat.count(1);
         // There may be many: the 1st, 2nd, 4th, 8th, … is logged.
         if (before + 1).is_power_of_two() {
             tracing::warn!(
@@ -92,10 +115,29 @@ impl Unread {
         }
     }
 
+    /// One more that must not come over its connection.
+    pub fn note_foreign(&self, foreign: &Foreign) {
+        let before = self.foreign.fetch_add(1, Ordering::Relaxed);
+        match foreign {
+            Foreign::Recipient { .. } => DropReason::Recipient.count(1),
+            Foreign::Sender { .. } | Foreign::Cluster(_) | Foreign::Incarnation { .. } => {
+                DropReason::Sender.count(1);
+            }
+        }
+        if (before + 1).is_power_of_two() {
+            tracing::warn!(
+                why = %foreign,
+                times = before + 1,
+                "a connection of another node is ended: what comes over it is not of its sender, or not for this node"
+            );
+        }
+    }
+
     pub fn counts(&self) -> UnreadCounts {
         UnreadCounts {
             malformed: self.malformed.load(Ordering::Relaxed),
             newer_format: self.newer_format.load(Ordering::Relaxed),
+            foreign: self.foreign.load(Ordering::Relaxed),
         }
     }
 }

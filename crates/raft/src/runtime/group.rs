@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::counts::GroupCounters;
 use super::error::{ChangeError, ProposeError};
 use super::proposals::Proposal;
+use super::sequence::Place;
 use super::shared::{Addressed, Halted, Setup, Shared};
 use super::state_machine::{SnapshotError, StateMachine};
 use super::waiters::{Answer, Attached};
@@ -116,11 +117,33 @@ impl<O: Send + 'static> Group<O> {
         self.propose_with(command, Attached::default())
     }
 
-    /// As [`Group::propose`], with a guard that is dropped together with the answer, and an observer.
+    /// As [`Group::propose`], with a guard that is dropped together with the answer, an observer, and a sequence: of
+    /// its proposals, which are to be made one after the other, none is accepted after one that was refused, at once
+    /// or on its receiver.
     pub fn propose_with(
         &self,
         command: Vec<u8>,
         attached: Attached,
+    ) -> Result<oneshot::Receiver<Result<O, ProposeError>>, ProposeError> {
+        let Some(sequence) = &attached.sequence else {
+            return self.propose_at(command, attached, None);
+        };
+        let place = Arc::new(sequence.next());
+        let proposed = match place.check() {
+            Ok(()) => self.propose_at(command, attached, Some(place.clone())),
+            Err(refused) => Err(refused),
+        };
+        if proposed.is_err() {
+            place.refused();
+        }
+        proposed
+    }
+
+    fn propose_at(
+        &self,
+        command: Vec<u8>,
+        attached: Attached,
+        place: Option<Arc<Place>>,
     ) -> Result<oneshot::Receiver<Result<O, ProposeError>>, ProposeError> {
         let shared = &self.shared;
         if shared.stopping.load(Ordering::Relaxed) {
@@ -143,6 +166,7 @@ impl<O: Send + 'static> Group<O> {
                 command,
                 answer: tx,
                 attached,
+                place,
             })?;
             // A proposal that the engine refused is reported by this call.
             return match rx.try_recv() {
@@ -231,7 +255,7 @@ impl<O: Send + 'static> Group<O> {
 
     /// The leader, if known.
     pub fn leader(&self) -> Option<NodeId> {
-        self.shared.engine.lock().leader()
+        self.shared.leader()
     }
 
     /// Who belongs to the group.
@@ -320,8 +344,21 @@ impl<O: Send + 'static> Group<O> {
     /// Whether this member leads and has applied everything from before its term. One that has halted does not
     /// lead any more, whatever it was.
     pub fn is_serving(&self) -> bool {
-        let status = self.status();
-        status.role == Role::Leader && status.applied_term == status.term && !status.halted
+        self.serving_term().is_some() && self.shared.halted().is_none()
+    }
+
+    /// The term in which this member leads, if it has applied everything from before it. Like [`Group::leader`] and
+    /// [`Group::is_serving`], it is as of the last change of the leader, and waits for no thread that works for the
+    /// group: these three may be called for each request.
+    pub fn serving_term(&self) -> Option<Term> {
+        let term = self.shared.leading_term()?;
+        (self.shared.applied.borrow().1 == term).then_some(term)
+    }
+
+    /// Whether this member leads and takes no proposals for a moment, because it is giving the leadership to another
+    /// member.
+    pub fn is_transferring(&self) -> bool {
+        self.shared.engine.lock().is_transferring()
     }
 
     /// Waits until this member leads and has applied everything from before its term: from then on it may

@@ -25,8 +25,8 @@
 //! and carries out the actions before it releases the lock, so actions keep their order.
 //!
 //! Roles of the modules, from the bottom up: `config`, `error`, `state_machine` are what a host sees and
-//! brings. `incarnation` numbers the starts. `queue`, `proposals`, `waiters`, `requests`, `counts`, `reopening`, `snapshot_jobs` each hold
-//! one part of a group's state. `snapshot_sender` and `snapshot_receiver` drive the two sides of a
+//! brings. `incarnation` numbers the starts. `sequence`, `queue`, `proposals`, `waiters`, `requests`, `counts`,
+//! `reopening`, `snapshot_jobs` each hold one part of a group's state. `snapshot_sender` and `snapshot_receiver` drive the two sides of a
 //! transfer; `member` joins them for one group. `shared` is a group's engine and all of its state; `apply`
 //! and `snapshot_task` are threads that use it; `group` and `node` are the handles of the host.
 //!
@@ -46,6 +46,7 @@ mod queue;
 mod rate_limiter;
 mod reopening;
 mod requests;
+mod sequence;
 mod shared;
 mod snapshot_jobs;
 mod snapshot_receiver;
@@ -63,10 +64,13 @@ pub use group::{CHANGE_TIMEOUTS, Group, GroupStatus};
 pub use in_memory_state::{InMemory, InMemoryCapture, InMemoryState, Writing, capture_clone};
 pub use member::{ClusterInit, GroupOptions};
 pub use node::Node;
+pub use sequence::Sequence;
 pub use shared::{Halted, SendToPeers};
 pub use state_machine::{
     ApplyError, Capture, RemoveFiles, SnapshotError, SnapshotSink, StateMachine,
 };
+#[cfg(test)]
+pub(crate) use waiters::{Answer, Waiter, Waiters};
 pub use waiters::{Attached, Guard, Observer};
 
 pub use crate::store::{SnapshotData, SnapshotDir, StoredSnapshot};

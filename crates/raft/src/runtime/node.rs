@@ -26,13 +26,14 @@ use super::shared::{Addressed, SendToPeers, Setup};
 use super::snapshot_jobs::{Permits, SnapshotJobs};
 use super::snapshot_sender::SnapshotSender;
 use super::state_machine::{SnapshotSink, StateMachine};
+use crate::drops::{self, DropReason};
 use crate::engine::{Engine, Event, Membership};
 use crate::ids::{GroupId, Incarnation, Lineage, Lsn, NodeId};
 use crate::log::{Faults, Inspection, LogWriter, SharedLog};
 use crate::message::{Envelope, Identity};
 use crate::store::SnapshotStore;
 use crate::transfer::SenderCounts;
-use crate::transport::{Inbox, Transport};
+use crate::transport::{Foreign, Inbox, ProvenSender, Transport};
 
 type Tickable = Box<dyn Fn() -> bool + Send>;
 
@@ -68,16 +69,28 @@ struct Others {
 }
 
 impl Inbox for Inner {
-    fn receive(&self, message: Bytes) {
-        let Some(others) = &self.others else { return };
+    fn receive(&self, message: Bytes, from: Option<&mut ProvenSender>) -> Result<(), Foreign> {
+        let Some(others) = &self.others else {
+            return Ok(());
+        };
         let message = match Envelope::decode(message) {
             Ok(message) => message,
-            Err(error) => return others.unread.note(&error),
+            Err(error) => {
+                others.unread.note(&error);
+                return Ok(());
+            }
         };
-        let group = others.groups.read().get(&message.sender.group).cloned();
-        if let Some(group) = group.and_then(|g| g.upgrade()) {
-            group.receive(message);
+        if let Some(from) = from {
+            let checked = from.check(&message, self.config.id);
+            checked.inspect_err(|foreign| others.unread.note_foreign(foreign))?;
         }
+        let group = others.groups.read().get(&message.sender.group).cloned();
+        match group.and_then(|group| group.upgrade()) {
+            Some(group) => group.receive(message),
+            // It may be opened yet: while the node starts, its groups are opened one after the other.
+            None => DropReason::Group.count(1),
+        }
+        Ok(())
     }
 
     fn unreachable(&self, node: NodeId) {
@@ -153,6 +166,7 @@ impl Node {
             others,
         });
         if let Some(others) = &inner.others {
+            drops::register();
             let inbox: Weak<Inner> = Arc::downgrade(&inner);
             others.transport.start(inbox)?;
         }
@@ -424,6 +438,14 @@ impl Node {
     pub fn sent(&self) -> SenderCounts {
         let others = self.inner.others.as_ref();
         others.map_or_else(SenderCounts::default, |o| o.snapshot_sender.counts())
+    }
+
+    /// Changes how many bytes of snapshots the node sends in a second, over all transfers; 0 is no limit. It begins
+    /// with [`NodeConfig::max_snapshot_bytes_per_second`].
+    pub fn set_snapshot_rate(&self, bytes_per_second: u64) {
+        if let Some(others) = &self.inner.others {
+            others.snapshot_sender.set_rate(bytes_per_second);
+        }
     }
 
     /// Counters of messages from other nodes that could not be decoded, of all groups.

@@ -10,19 +10,45 @@
 //! nothing. All proposals that have waited share one engine step, one write group and one round of messages
 //! to the peers. A group of one member steps each proposal by itself, because it has no messages to save.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::error::ProposeError;
+use super::sequence::Place;
 use super::waiters::Attached;
+use crate::engine::Engine;
 
 /// A command, and where its answer goes.
 pub(super) struct Proposal<O> {
     pub command: Vec<u8>,
     pub answer: oneshot::Sender<Result<O, ProposeError>>,
     pub attached: Attached,
+    /// Of a proposal whose order counts.
+    pub place: Option<Arc<Place>>,
+}
+
+impl<O> Proposal<O> {
+    /// Whether it may be proposed. A command that no engine accepts is found here, because the refusal of one counts
+    /// for those after it in the same batch.
+    pub fn check(&self) -> Result<(), ProposeError> {
+        let Some(place) = &self.place else {
+            return Ok(());
+        };
+        place.check()?;
+        Engine::refuses(&self.command).map_or(Ok(()), |why| Err(ProposeError::Refused(why)))
+    }
+
+    /// Refuses it: it is in no log.
+    pub fn refuse(self, why: ProposeError) {
+        if let Some(place) = &self.place {
+            place.refused();
+        }
+        // The receiver may be gone.
+        let _ = self.answer.send(Err(why));
+    }
 }
 
 /// See the [module's head](self).
@@ -93,6 +119,7 @@ mod tests {
             command: command.into(),
             answer: oneshot::channel().0,
             attached: Attached::default(),
+            place: None,
         }
     }
 

@@ -30,6 +30,11 @@ impl RateLimiter {
         }
     }
 
+    /// Changes the limit. What was sent so far is paid for at the limit before.
+    pub fn set(&mut self, bytes_per_second: u64) {
+        self.bytes_per_second = bytes_per_second;
+    }
+
     /// How long the next chunk has to wait.
     pub fn wait(&self, now: Instant) -> Duration {
         let over = self.paid_until.unwrap_or(now);
@@ -90,6 +95,17 @@ mod tests {
             goes
         });
         assert_eq!(at_once.count(), 11, "of 100 in a second");
+    }
+
+    #[test]
+    fn another_limit_is_kept_from_the_next_chunk_on() {
+        let start = Instant::now();
+        let mut limiter = RateLimiter::new(100 * u64::from(MIB));
+        let now = send(&mut limiter, 100, start, Duration::ZERO);
+        limiter.set(10 * u64::from(MIB));
+        let took = send(&mut limiter, 51, now, Duration::ZERO) - now;
+        assert!(took >= Duration::from_secs(5), "{took:?}");
+        assert!(took <= Duration::from_millis(5100), "{took:?}");
     }
 
     #[test]

@@ -48,6 +48,11 @@ pub(super) struct Shared<O> {
     pub(super) counts: Counts,
     /// Ticks for which a proposal has waited here while another member led.
     waited_without_lead: AtomicU64,
+    /// The leader, as of the engine's last step; 0 if none is known. Requests look at it: they do not wait for the
+    /// engine's lock.
+    leader: AtomicU64,
+    /// The term in which this member leads; 0 if it does not. As `leader`.
+    leading_term: AtomicU64,
     /// Last applied entry and its term. Tasks that wait for progress subscribe to it.
     pub(super) applied: watch::Sender<(Lsn, Term)>,
     pub(super) apply_stalled: AtomicBool,
@@ -73,6 +78,8 @@ pub struct Halted {
 impl<O: Send + 'static> Shared<O> {
     pub(super) fn new(setup: Setup) -> Arc<Shared<O>> {
         let applied = setup.engine.applied();
+        let leader = setup.engine.leader().map_or(0, |leader| leader.0);
+        let leading_term = setup.engine.leading_term().map_or(0, |term| term.0);
         Arc::new_cyclic(|this| Shared {
             id: setup.id,
             node: setup.node,
@@ -90,6 +97,8 @@ impl<O: Send + 'static> Shared<O> {
             requests: Requests::default(),
             counts: Counts::default(),
             waited_without_lead: AtomicU64::new(0),
+            leader: AtomicU64::new(leader),
+            leading_term: AtomicU64::new(leading_term),
             applied: watch::Sender::new((applied, Term(0))),
             apply_stalled: AtomicBool::new(false),
             stall_cause: Mutex::default(),
@@ -158,7 +167,8 @@ impl<O: Send + 'static> Shared<O> {
     }
 
     /// Steps the engine with all queued proposals. Rejected ones are answered here, the others when they
-    /// are applied.
+    /// are applied. A proposal is rejected if an earlier one of its sequence was: apart from a command that no engine
+    /// accepts, which is found before the step, what makes an engine reject a proposal lasts to the end of the step.
     fn propose_waiting(&self, engine: &mut Engine) {
         let waiting = self.proposals.take();
         if waiting.is_empty() {
@@ -168,43 +178,47 @@ impl<O: Send + 'static> Shared<O> {
         let stopping = self.stopping.load(Ordering::Relaxed);
         if stopping {
             for proposal in waiting {
-                // The receiver may be gone.
-                let _ = proposal.answer.send(Err(ProposeError::stopping()));
+                proposal.refuse(ProposeError::stopping());
             }
             return;
         }
         let mut pending = Vec::with_capacity(waiting.len());
         let mut commands = Vec::with_capacity(waiting.len());
-        for (number, proposal) in waiting.into_iter().enumerate() {
-            commands.push((Ticket(number as u64), proposal.command));
-            pending.push(Some((proposal.answer, proposal.attached)));
+        for mut proposal in waiting {
+            if let Err(refused) = proposal.check() {
+                proposal.refuse(refused);
+                continue;
+            }
+            let ticket = Ticket(pending.len() as u64);
+            commands.push((ticket, std::mem::take(&mut proposal.command)));
+            pending.push(Some(proposal));
         }
         let mut actions = engine.step(Event::ProposeBatch(commands));
         let mut take_pending = |ticket: Ticket| pending.get_mut(ticket.0 as usize)?.take();
         actions.retain(|action| match action {
             Action::Accepted { ticket, lsn, term } => {
-                if let Some((answer, attached)) = take_pending(*ticket) {
+                if let Some(proposal) = take_pending(*ticket) {
                     self.waiters.wait(Waiter {
                         lsn: *lsn,
                         term: *term,
-                        answer: Answer::Command(answer),
-                        observer: attached.observer,
-                        _guard: attached.guard,
+                        answer: Answer::Command(proposal.answer),
+                        observer: proposal.attached.observer,
+                        _guard: proposal.attached.guard,
                     });
                 }
                 false
             }
             Action::Rejected { ticket, reason } => {
-                if let Some((answer, _)) = take_pending(*ticket) {
-                    let _ = answer.send(Err(ProposeError::from(reason.clone())));
+                if let Some(proposal) = take_pending(*ticket) {
+                    proposal.refuse(ProposeError::from(reason.clone()));
                 }
                 false
             }
             _ => true,
         });
-        for (answer, _) in pending.into_iter().flatten() {
+        for proposal in pending.into_iter().flatten() {
             // The engine gave no verdict: it has halted.
-            let _ = answer.send(Err(self.no_verdict()));
+            proposal.refuse(self.no_verdict());
         }
         self.carry_out(engine, actions);
     }
@@ -212,7 +226,7 @@ impl<O: Send + 'static> Shared<O> {
     /// Answers all queued proposals: the group stops.
     pub(super) fn refuse_waiting(&self) {
         for proposal in self.proposals.take() {
-            let _ = proposal.answer.send(Err(ProposeError::stopping()));
+            proposal.refuse(ProposeError::stopping());
         }
     }
 
@@ -264,6 +278,7 @@ impl<O: Send + 'static> Shared<O> {
     pub(super) fn replace_engine(&self, new: Engine, first: Vec<Event>) {
         let mut engine = self.engine.lock();
         *engine = new;
+        self.note_leader(&engine);
         self.proposals.restart();
         self.requests.reopen();
         *self.halted.lock() = None;
@@ -285,6 +300,26 @@ impl<O: Send + 'static> Shared<O> {
             Some(Halted { why, reopens }) => ProposeError::Halted { why, reopens },
             None => ProposeError::stopping(),
         }
+    }
+
+    /// The leader, if known.
+    pub(super) fn leader(&self) -> Option<NodeId> {
+        let leader = self.leader.load(Ordering::Acquire);
+        (leader != 0).then_some(NodeId(leader))
+    }
+
+    /// The term in which this member leads, if it does.
+    pub(super) fn leading_term(&self) -> Option<Term> {
+        let term = self.leading_term.load(Ordering::Acquire);
+        (term != 0).then_some(Term(term))
+    }
+
+    /// Notes who leads, for those who look at it without the engine's lock.
+    fn note_leader(&self, engine: &Engine) {
+        let leader = engine.leader().map_or(0, |leader| leader.0);
+        let leading_term = engine.leading_term().map_or(0, |term| term.0);
+        self.leader.store(leader, Ordering::Release);
+        self.leading_term.store(leading_term, Ordering::Release);
     }
 
     pub(super) fn membership(&self) -> Membership {
@@ -337,6 +372,7 @@ impl<O: Send + 'static> Shared<O> {
             };
             (self.counters_of(&engine), gauges)
         };
+        self.counts.publish_refusals(&counters.engine.refused);
         counts::publish(self.id, &counters, &gauges);
     }
 

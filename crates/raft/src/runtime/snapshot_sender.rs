@@ -40,6 +40,8 @@ pub(super) struct SnapshotSender {
     thread: Mutex<Option<JoinHandle<()>>>,
     max_transfers: usize,
     throttled: AtomicU64,
+    /// Bytes in a second, of all transfers together; 0 is no limit.
+    rate: AtomicU64,
     this: Weak<SnapshotSender>,
 }
 
@@ -178,6 +180,7 @@ impl SnapshotSender {
             thread: Mutex::default(),
             max_transfers,
             throttled: AtomicU64::new(0),
+            rate: AtomicU64::new(bytes_per_second),
             this: this.clone(),
         });
         let thread = std::thread::Builder::new()
@@ -290,6 +293,11 @@ impl SnapshotSender {
         Duration::from_nanos(self.throttled.load(Ordering::Relaxed))
     }
 
+    /// Changes the limit of all transfers together, for what is read from now on; 0 is no limit.
+    pub fn set_rate(&self, bytes_per_second: u64) {
+        self.rate.store(bytes_per_second, Ordering::Relaxed);
+    }
+
     fn step(&self, event: SenderEvent, member: Option<Identity>) {
         let mut to_do = Vec::new();
         let changes = {
@@ -377,6 +385,7 @@ impl SnapshotSender {
         let mut work = self.work.lock();
         loop {
             work.notified = false;
+            limiter.set(self.rate.load(Ordering::Relaxed));
             if let Some((store, checkpoint)) = work.removals.pop_front() {
                 MutexGuard::unlocked(&mut work, || remove(&store, checkpoint));
             } else if work.stopping {

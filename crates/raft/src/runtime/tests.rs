@@ -2,6 +2,7 @@
 //!
 //! - [`machine`]: a state machine that remembers commands, and a store that survives it;
 //! - [`answers`]: who is answered what, and when;
+//! - [`sequences`]: proposals whose order counts;
 //! - [`restart`]: what is there after a restart; compaction, purge, stop;
 //! - [`damaged`]: snapshots that rot where they are stored;
 //! - [`faults`]: full disks, failed syncs, damaged logs, state machines that cannot apply;
@@ -10,8 +11,10 @@
 //! - [`cluster_init`]: which starts may begin a group, and which may not;
 //! - [`condemning`]: a member whose state is found to be wrong;
 //! - [`installing`]: a state that is replaced by a peer's snapshot, or cannot be;
+//! - [`leading`]: what is known of who leads;
 //! - [`snapshots`]: hints and requests, what goes on meanwhile, failures;
 //! - [`purging`]: files of the log that no group needs are deleted, or the host does not want that;
+//! - [`foreign`]: messages in the name of another node than that of their connection;
 //! - [`fetching`]: fetches that cannot go on, or need not;
 //! - [`keeping`]: which snapshots stay, and for how long;
 //! - [`serving`]: sending snapshots no faster than allowed;
@@ -24,14 +27,18 @@ mod cluster_init;
 mod condemning;
 mod damaged;
 mod faults;
+#[cfg(feature = "grpc")]
+mod foreign;
 mod installing;
 mod keeping;
+mod leading;
 mod machine;
 mod members;
 mod power;
 mod purging;
 mod reopening;
 mod restart;
+mod sequences;
 mod snapshot_receiver;
 mod snapshot_sender;
 mod snapshots;

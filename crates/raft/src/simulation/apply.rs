@@ -3,6 +3,8 @@
 use super::mutants::Mutant;
 use super::world::{Happening, World};
 use crate::engine::{Committed, Event};
+use crate::ids::GroupId;
+use crate::runtime::ProposeError;
 
 impl World {
     pub fn handed_out(&mut self, id: u64, entries: Vec<Committed>) {
@@ -39,6 +41,19 @@ impl World {
         self.later(delay, Happening::Applies { id, boot });
     }
 
+    /// Judges the answers to proposals of a host.
+    pub fn look_at_answers(&mut self, id: u64) {
+        for (ticket, outcome) in self.host_mut(id).take_answered() {
+            let verdict = match outcome {
+                Ok((line, _)) if line != ticket => Err(format!("{ticket} landed as {line}")),
+                Ok((_, lsn)) => self.oracle.acknowledge(ticket, lsn),
+                Err(ProposeError::Superseded) => self.oracle.superseded(ticket),
+                Err(_) => Ok(()),
+            };
+            self.judge(verdict);
+        }
+    }
+
     /// Some of what it was handed is applied.
     pub fn applies(&mut self, id: u64) {
         let count = self.host(id).to_apply.len() as u64;
@@ -48,37 +63,26 @@ impl World {
         }
         let some = self.between(1, count.min(16));
         let copies = self.is(Mutant::CopyMembership);
-        let mut landed = Vec::new();
         let host = self.host_mut(id);
         let (next, first) = (host.state.at.lsn.next(), host.to_apply[0].lsn);
         if first != next {
             // Entries are handed out without gaps.
             return self.judge(Err(format!("{id} is to apply {next}, and has {first}")));
         }
+        let (mut entries, mut outputs) = (Vec::new(), Vec::new());
         for mut entry in host.to_apply.drain(..some as usize) {
             if copies {
                 entry.membership = None;
             }
             host.state.apply(&entry);
-            if let Some((ticket, term)) = host.proposed.remove(&entry.lsn.0)
-                && term == entry.term.0
-            {
-                landed.push((ticket, entry));
+            if let Some(command) = &entry.command {
+                outputs.push((super::state::line_of(command).unwrap_or(0), entry.lsn.0));
             }
+            entries.push(entry);
         }
+        host.waiters.answer(GroupId(1), &entries, &mut outputs);
         let lsn = host.state.at.lsn;
-        for (ticket, entry) in landed {
-            let line = entry
-                .command
-                .as_ref()
-                .and_then(|c| super::state::line_of(c));
-            if line.is_some_and(|line| line != ticket) {
-                self.judge(Err(format!("{ticket} landed as {line:?}")));
-            } else if line.is_some() {
-                let verdict = self.oracle.acknowledge(ticket, entry.lsn.0);
-                self.judge(verdict);
-            }
-        }
+        self.look_at_answers(id);
         let state = std::mem::take(&mut self.host_mut(id).state);
         let verdict = self.oracle.state(id, &state, "applied");
         self.host_mut(id).state = state;

@@ -103,6 +103,8 @@ impl Log {
         PersistedState {
             start: durable.start,
             last: Lsn(durable.start.lsn.0 + durable.entries.len() as u64),
+            last_term: (durable.entries.iter().next_back())
+                .map_or(durable.start.term, |e| Term(e.term)),
             tag: None,
             last_change: Lsn(last_change.map_or(0, |e| e.index)),
             hard_state: durable.hard_state.clone(),

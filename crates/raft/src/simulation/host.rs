@@ -3,6 +3,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
+
 use super::disk::{Log, Write};
 use super::mutants::Mutant;
 use super::oracle::is_quorum;
@@ -15,6 +18,7 @@ use crate::engine::{
 };
 use crate::ids::{CheckpointId, Incarnation, Lsn, NodeId, Term};
 use crate::message::{Identity, Payload, Progress};
+use crate::runtime::{Answer, ProposeError, Waiter, Waiters};
 use crate::transfer::{Manifest, Sender, SenderEvent};
 
 /// A read of the sender.
@@ -24,6 +28,16 @@ pub struct Source {
     pub file: u32,
     pub offset: u64,
     pub length: u32,
+}
+
+/// What became of a proposal, by its ticket: the number of the command and its LSN, or why it failed.
+pub type Answered = (u64, Result<(u64, u64), ProposeError>);
+
+/// A proposal that was accepted.
+pub struct Asked {
+    lsn: Lsn,
+    term: Term,
+    outcome: oneshot::Receiver<Result<(u64, u64), ProposeError>>,
 }
 
 pub struct Host {
@@ -55,8 +69,10 @@ pub struct Host {
     pub applying: bool,
     /// Last entry that it was handed for applying.
     pub handed: u64,
-    /// Proposals of this process, by LSN, with their terms.
-    pub proposed: BTreeMap<u64, (u64, u64)>,
+    /// Who waits for the outcome of proposals of this process; an output is the number of the command, and its LSN.
+    pub waiters: Waiters<(u64, u64)>,
+    /// Proposals of this process that were not answered, by ticket.
+    pub asked: BTreeMap<u64, Asked>,
 
     /// A snapshot is being written: the state as of its beginning.
     pub capture: Option<State>,
@@ -106,7 +122,8 @@ impl Host {
             to_apply: VecDeque::new(),
             applying: false,
             handed: 0,
-            proposed: BTreeMap::new(),
+            waiters: Waiters::default(),
+            asked: BTreeMap::new(),
             capture: None,
             described: None,
             stored: Vec::new(),
@@ -126,6 +143,20 @@ impl Host {
 
     pub fn identity(&self) -> Identity {
         self.config.identity()
+    }
+
+    /// The proposals that were answered since the last call.
+    pub fn take_answered(&mut self) -> Vec<Answered> {
+        let mut answered = Vec::new();
+        self.asked
+            .retain(|ticket, asked| match asked.outcome.try_recv() {
+                Ok(outcome) => {
+                    answered.push((*ticket, outcome));
+                    false
+                }
+                Err(error) => error == TryRecvError::Empty,
+            });
+        answered
     }
 
     pub fn set_handed(&mut self, lsn: u64) {
@@ -255,7 +286,8 @@ impl World {
         let host = self.host_mut(id);
         host.to_apply.clear();
         host.applying = false;
-        host.proposed.clear();
+        host.waiters = Waiters::default();
+        host.asked.clear();
         host.capture = None;
         host.installing = None;
         host.transfers.clear();
@@ -353,8 +385,16 @@ impl World {
             }
             Action::Apply(entries) => self.handed_out(id, entries),
             Action::Accepted { ticket, lsn, term } => {
+                let (answer, outcome) = oneshot::channel();
                 let host = self.host_mut(id);
-                host.proposed.insert(lsn.0, (ticket.0, term.0));
+                host.waiters.wait(Waiter {
+                    lsn,
+                    term,
+                    answer: Answer::Command(answer),
+                    observer: None,
+                    _guard: None,
+                });
+                host.asked.insert(ticket.0, Asked { lsn, term, outcome });
             }
             Action::SnapshotHint {
                 last_included_index,
@@ -439,10 +479,28 @@ impl World {
                 if role == Role::Leader {
                     let verdict = self.oracle.leads(id, term.0);
                     self.judge(verdict);
+                    if self.is(Mutant::SupersedeAtOnce) {
+                        self.supersede(id, term);
+                    }
                 }
             }
             Action::Rejected { .. } | Action::LogAlarm { .. } => {}
             Action::Halt { what } => self.judge(Err(format!("{id} halts: {what}"))),
+        }
+    }
+
+    /// A mutant takes proposals for superseded as soon as another entry has their place in its own log.
+    fn supersede(&mut self, id: u64, term: Term) {
+        let host = self.host(id);
+        let Some(engine) = &host.engine else {
+            return;
+        };
+        let last = engine.last();
+        let replaced = host.asked.iter();
+        let replaced = replaced.filter(|(_, asked)| asked.lsn >= last && asked.term != term);
+        for ticket in replaced.map(|(ticket, _)| *ticket).collect::<Vec<_>>() {
+            let verdict = self.oracle.superseded(ticket);
+            self.judge(verdict);
         }
     }
 

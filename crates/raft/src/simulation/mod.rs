@@ -30,7 +30,8 @@
 //! term are the same everywhere, and so are those before; what is committed never changes; commit is never
 //! ahead of what is durable on a majority; every state is the fold of the committed commands, with the
 //! digest and the membership that all members have at that LSN, also after a restart or an install;
-//! acknowledged proposals are there in the end, each once; no read misses what was seen before it began;
+//! acknowledged proposals are there in the end, each once, and superseded ones nowhere; no read misses what
+//! was seen before it began;
 //! the log never begins after what is durable of the state; it stays behind a transfer, within the limit;
 //! no byte is fetched twice but those that a break took; and once faults stop, there is progress within a
 //! bounded time.
@@ -86,5 +87,6 @@ fn finish(mut world: World) -> (Result<Reached, String>, u128) {
     reached.terms = world.oracle.terms();
     reached.promoted_later = world.oracle.promoted_later();
     reached.acknowledged = world.oracle.acknowledged();
+    reached.superseded = world.oracle.count_superseded();
     (Ok(reached), hash)
 }

@@ -34,6 +34,8 @@ pub struct Oracle {
     acknowledged: BTreeMap<u64, u64>,
     /// All nodes that ever were members: a number is not used again.
     pub ever: BTreeSet<NodeId>,
+    /// Proposals of which it was answered that they never happen.
+    superseded: BTreeSet<u64>,
     /// A client has seen the state up to here.
     pub visible: u64,
 }
@@ -53,6 +55,7 @@ impl Oracle {
             }],
             entries: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
+            superseded: BTreeSet::new(),
             visible: 0,
         }
     }
@@ -142,6 +145,9 @@ impl Oracle {
     pub fn handed_out(&mut self, id: u64, entry: &Committed) -> Verdict {
         let lsn = entry.lsn.0;
         let line = entry.command.as_ref().and_then(|c| line_of(c));
+        if let Some(line) = line.filter(|line| self.superseded.contains(line)) {
+            return Err(format!("{line} is committed at {lsn}, and was superseded"));
+        }
         if lsn == self.history.len() as u64 {
             let last = &self.history[self.history.len() - 1];
             let landed = Landed {
@@ -209,6 +215,20 @@ impl Oracle {
             None => Ok(()),
             Some(at) => Err(format!("{ticket} landed at {at} and at {lsn}")),
         }
+    }
+
+    /// It was answered that a proposal never happens.
+    pub fn superseded(&mut self, ticket: u64) -> Verdict {
+        self.superseded.insert(ticket);
+        match self.history.iter().any(|it| it.line == Some(ticket)) {
+            true => Err(format!("{ticket} is committed, and was superseded")),
+            false => Ok(()),
+        }
+    }
+
+    /// How many proposals were superseded.
+    pub fn count_superseded(&self) -> u64 {
+        self.superseded.len() as u64
     }
 
     /// In the end, every acknowledged proposal is in the state once.

@@ -181,7 +181,7 @@ impl Host {
     /// Replaces the state, and drops queued entries, which it covers.
     fn become_state(&mut self, state: State) {
         self.to_apply.clear();
-        self.proposed.retain(|lsn, _| *lsn > state.at.lsn.0);
+        self.waiters.skipped(state.at.lsn);
         self.set_handed(state.at.lsn.0);
         self.durable = state.clone();
         self.state = state;

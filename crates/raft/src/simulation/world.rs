@@ -78,6 +78,7 @@ pub struct Reached {
     pub steps: u64,
     pub terms: u64,
     pub acknowledged: u64,
+    pub superseded: u64,
     pub crashes: u64,
     pub crashes_installing: u64,
     pub crashes_fetching: u64,
@@ -106,6 +107,7 @@ impl std::ops::AddAssign<&Reached> for Reached {
         self.steps += o.steps;
         self.terms += o.terms;
         self.acknowledged += o.acknowledged;
+        self.superseded += o.superseded;
         self.crashes += o.crashes;
         self.crashes_installing += o.crashes_installing;
         self.crashes_fetching += o.crashes_fetching;

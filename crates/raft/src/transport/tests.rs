@@ -21,11 +21,14 @@ struct Heard {
 }
 
 impl Inbox for Heard {
-    fn receive(&self, message: Bytes) {
+    fn receive(&self, message: Bytes, from: Option<&mut ProvenSender>) -> Result<(), Foreign> {
         drop(self.gate.lock());
-        self.messages
-            .lock()
-            .push(Envelope::decode(message).unwrap());
+        let message = Envelope::decode(message).unwrap();
+        if let Some(from) = from {
+            from.check(&message, message.to)?;
+        }
+        self.messages.lock().push(message);
+        Ok(())
     }
 
     fn unreachable(&self, node: NodeId) {
@@ -42,7 +45,7 @@ fn started(transport: &dyn Transport) -> Arc<Heard> {
 
 fn from(node: u64) -> Identity {
     Identity {
-        cluster: ClusterId::default(),
+        cluster: ClusterId([3; 16]),
         group: GroupId(1),
         lineage: Lineage::default(),
         node: NodeId(node),
@@ -138,6 +141,8 @@ fn a_permit_is_given_back_whether_its_chunk_arrives_or_not() {
 
 #[cfg(feature = "grpc")]
 mod calls;
+#[cfg(feature = "grpc")]
+mod identity;
 #[cfg(feature = "grpc")]
 mod strangers;
 #[cfg(feature = "grpc")]

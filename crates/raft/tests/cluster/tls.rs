@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use esker_raft::message::{Identity, Payload};
-use esker_raft::transport::Inbox;
 use esker_raft::transport::grpc::{GrpcConfig, GrpcTransport, TlsConfig};
+use esker_raft::transport::{Foreign, Inbox, ProvenSender};
 use esker_raft::{ClusterId, Incarnation, Lineage, NodeId, Role, Transport};
 
 use crate::host::{Cluster, GROUP, Wire, observe_repeatedly, wait_for};
@@ -70,8 +70,9 @@ struct Stranger {
 }
 
 impl Inbox for Stranger {
-    fn receive(&self, _: bytes::Bytes) {
+    fn receive(&self, _: bytes::Bytes, _: Option<&mut ProvenSender>) -> Result<(), Foreign> {
         self.heard.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 
     fn unreachable(&self, _: NodeId) {

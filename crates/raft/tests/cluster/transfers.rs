@@ -341,12 +341,14 @@ fn a_receiver_that_dies_between_any_two_operations_catches_up_after_its_restart(
 #[test]
 fn strangers_get_no_snapshot() {
     use esker_raft::message::{Envelope, Fetch, Identity};
-    use esker_raft::transport::Inbox;
+    use esker_raft::transport::{Foreign, Inbox, ProvenSender};
     use esker_raft::{CheckpointId, ClusterId, Incarnation, Lineage, Transport};
 
     struct Deaf;
     impl Inbox for Deaf {
-        fn receive(&self, _: bytes::Bytes) {}
+        fn receive(&self, _: bytes::Bytes, _: Option<&mut ProvenSender>) -> Result<(), Foreign> {
+            Ok(())
+        }
         fn unreachable(&self, _: NodeId) {}
     }
 

@@ -100,15 +100,16 @@ fn messages_of_a_newer_version_are_refused_and_counted_apart_from_damaged_ones()
         incarnation: esker_raft::Incarnation(1),
     };
     let mut bytes = sender.seal(NodeId(1), Payload::Wanted).encode();
-    inbox.receive(bytes.clone().into());
+    inbox.receive(bytes.clone().into(), None).unwrap();
     assert_eq!(node.unread(), Default::default());
 
     assert_eq!(u32::from(bytes[1]), ENVELOPE_FORMAT, "its first field");
     bytes[1] += 1;
     for _ in 0..3 {
-        inbox.receive(bytes.clone().into());
+        inbox.receive(bytes.clone().into(), None).unwrap();
     }
-    inbox.receive(bytes::Bytes::from_static(b"\xff\xff"));
+    let damaged = bytes::Bytes::from_static(b"\xff\xff");
+    inbox.receive(damaged, None).unwrap();
     let unread = node.unread();
     assert_eq!((unread.newer_format, unread.malformed), (3, 1));
     drop(inbox);

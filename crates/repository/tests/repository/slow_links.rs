@@ -11,8 +11,12 @@ use crate::fixture::{Files, PARTITION, Place, bytes, options, retries, until};
 use crate::support::Destinations as _;
 
 const MIB: usize = 1 << 20;
-/// How long a store may be silent in these tests.
-const SILENCE: Duration = Duration::from_secs(1);
+/// How long a store may be silent in these tests: longer than a machine stands still on which many tests run. A pause of
+/// that length looks like a silent store, and everything that is under way is sent again.
+const SILENCE: Duration = Duration::from_secs(4);
+/// Bytes in a second. One part alone takes half of [`SILENCE`] at that rate, and parts that share the link twice as long
+/// as that and more.
+const RATE: u64 = 4 << 20;
 
 /// A repository behind a slow link.
 fn behind(place: &Place, link: &SlowLink) -> Repository {
@@ -49,11 +53,11 @@ async fn an_upload_that_takes_longer_than_a_store_may_be_silent_is_sent_once() {
     let files = files();
     let size: usize = files.values().map(Vec::len).sum();
     let mut sent = Vec::new();
-    // A machine that stalls for a second looks like a silent store, so the test may be repeated.
+    // A machine that stalls for so long looks like a silent store, so the test may be repeated.
     for _ in 0..5 {
         let place = Place::on_s3().await;
-        // At the full rate, each part alone takes a second; together they take four.
-        let link = SlowLink::to(&place.server().endpoint(), 8 * MIB as u64).await;
+        // Together they take longer than a store may be silent.
+        let link = SlowLink::to(&place.server().endpoint(), RATE).await;
         let put = place.put_by(&behind(&place, &link), 1, &files).await;
         assert_eq!(put.bytes_uploaded, size as u64);
         assert!(place.verify().await.is_sound());
@@ -70,7 +74,7 @@ async fn an_upload_that_takes_longer_than_a_store_may_be_silent_is_sent_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn parts_that_have_arrived_are_not_sent_again_after_a_link_was_dead() {
     let place = Place::on_s3().await;
-    let link = SlowLink::to(&place.server().endpoint(), 8 * MIB as u64).await;
+    let link = SlowLink::to(&place.server().endpoint(), RATE).await;
     let repository = behind(&place, &link);
     let size = 32 * MIB;
     let files = Files::from([("000001.sst".to_owned(), bytes(1, size))]);
@@ -99,7 +103,7 @@ async fn parts_that_have_arrived_are_not_sent_again_after_a_link_was_dead() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_takes_nothing_is_given_up_in_bounded_time() {
     let place = Place::on_s3().await;
-    let link = SlowLink::to(&place.server().endpoint(), 8 * MIB as u64).await;
+    let link = SlowLink::to(&place.server().endpoint(), RATE).await;
     let repository = behind(&place, &link);
     let checkpoint = place.checkpoint(1, &files());
     let progress = Progress::new();

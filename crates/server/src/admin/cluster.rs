@@ -50,6 +50,10 @@ pub struct ClusterMember {
     pub zone: Option<String>,
     /// Why it has not answered; absent if it has.
     pub unreachable: Option<String>,
+    /// The number of another node that answers at `peer_address`, as the answering node has found; absent if there
+    /// is none. Nothing is sent to it. The node itself is looked for where it was found last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_answers_as: Option<u64>,
     /// How many partitions it leads, as it reports itself.
     pub leads: u64,
 }
@@ -382,6 +386,7 @@ impl From<ClusterStatus> for ClusterView {
             client_address: of.node.client_address,
             zone: Some(of.node.zone).filter(|zone| !zone.is_empty()),
             unreachable: of.unreachable,
+            address_answers_as: of.answers_as,
             leads: of.leads as u64,
         });
         let partitions = status.partitions.into_iter();

@@ -198,6 +198,21 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "The files of `cluster.certificate` have changed and cannot be used: new connections between nodes use what was read before.",
     ),
     (
+        "peer_certificate_expires_soon",
+        true,
+        "The certificate of this node for other nodes (`cluster.certificate`) expires within 14 days.",
+    ),
+    (
+        "peer_certificate_expired",
+        false,
+        "The certificate of this node for other nodes (`cluster.certificate`) has expired, or is not valid yet: they refuse new connections.",
+    ),
+    (
+        "cluster_secret_not_reloaded",
+        false,
+        "The file of `cluster.secret-file` has changed and cannot be used: the secrets that were read before stay.",
+    ),
+    (
         "root_token_not_reloaded",
         false,
         "The file of the root token cannot be used: the token that was read before stays.",
@@ -216,6 +231,16 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "clock_jumped",
         false,
         "The machine's clock has jumped ahead, less than a day ago: ages after which something is deleted do not follow it.",
+    ),
+    (
+        "clock_differs",
+        false,
+        "The clock of this node differs by more than a minute from the time that a majority of the nodes have. Nothing is deleted for its age by the later of the two.",
+    ),
+    (
+        "clocks_unknown",
+        false,
+        "The clocks of a majority of the nodes are not known to this node: in the partitions that it leads, nothing is deleted for its age.",
     ),
     (
         "snapshot_from_future",

@@ -19,6 +19,7 @@ use s2_common::http::extract::HeaderRejection;
 use super::series::session_ended;
 use crate::answers::Exhausted;
 use crate::auth::{self, AccessError};
+use crate::forwarded::NotProposed;
 use crate::refusal::Refusal;
 
 /// When a request that had no effect may be sent again: after a second. It has waited already where that helps,
@@ -366,14 +367,20 @@ impl IntoResponse for ServiceError {
             return error.into_response();
         }
         let response = self.to_response();
+        let is_not_proposed = matches!(self, ServiceError::Node(Error::NotLeader(_)));
         if let ErrorResponse::Standard(error) = &response
             && error.status.is_server_error()
+            // The request goes to the new leader, if there is one in time.
+            && !is_not_proposed
             // A request for what is not implemented needs no action by an operator.
             && error.status != http::StatusCode::NOT_IMPLEMENTED
         {
             tracing::warn!(code = error.info.code, message = %error.info.message, "request failed");
         }
         let mut response = response.into_response();
+        if is_not_proposed {
+            response.extensions_mut().insert(NotProposed);
+        }
         if [
             StatusCode::TOO_MANY_REQUESTS,
             StatusCode::SERVICE_UNAVAILABLE,

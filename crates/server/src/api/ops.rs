@@ -13,13 +13,23 @@ use super::{App, ServiceError};
 use crate::auth::Access;
 use crate::auth::operation::Effect;
 
+/// What is shown to those who may not read the status.
+const ELSEWHERE: &str = "the status of the server has the reason (`esker status`)";
+/// Problems that are noted beside readiness: it ends with the last connection that was made before.
+const NOTED: [&str; 4] = [
+    "tls_certificate_expires_soon",
+    "tls_certificate_expired",
+    "peer_certificate_expires_soon",
+    "peer_certificate_expired",
+];
+
 /// Whether the server is healthy, as far as the sender may know: the path is open, and where there is
 /// authentication, reasons are for those who may read the status.
 fn shown(access: &Access, answer: Result<(), NotReady>) -> Result<(), NotReady> {
     answer.map_err(|not_ready| match access.admin(Effect::Read) {
         Ok(_) => not_ready,
         Err(_) => NotReady {
-            why: "the status of the server has the reason (`esker status`)".to_owned(),
+            why: ELSEWHERE.to_owned(),
             ..not_ready
         },
     })
@@ -30,7 +40,7 @@ pub(crate) async fn health(State(app): State<App>, access: Access, headers: Head
     let health = shown(&access, app.node.open(&access.any()).health());
     let accepts = headers.get(header::ACCEPT);
     if accepts.is_some_and(|kinds| kinds == "application/json") {
-        return judged("ready", health);
+        return judged("ready", health, notes(&app, &access));
     }
     match health {
         Ok(()) => "OK".into_response(),
@@ -43,6 +53,7 @@ pub(crate) async fn ready(State(app): State<App>, access: Access) -> Response {
     judged(
         "ready",
         shown(&access, app.node.open(&access.any()).health()),
+        notes(&app, &access),
     )
 }
 
@@ -51,6 +62,7 @@ pub(crate) async fn live(State(app): State<App>, access: Access) -> Response {
     judged(
         "live",
         shown(&access, app.node.open(&access.any()).liveness()),
+        Vec::new(),
     )
 }
 
@@ -59,6 +71,9 @@ pub(crate) async fn live(State(app): State<App>, access: Access) -> Response {
 struct Judged {
     status: String,
     reasons: Vec<Reason>,
+    /// What ends readiness later, if nothing is done.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<Reason>,
 }
 
 #[derive(Serialize)]
@@ -67,17 +82,37 @@ struct Reason {
     message: String,
 }
 
-fn judged(question: &str, answer: Result<(), NotReady>) -> Response {
+/// Certificates that end soon, or have ended: the server is ready for those that do not connect anew.
+fn notes(app: &App, access: &Access) -> Vec<Reason> {
+    let problems = app.node.open(&access.any()).host_problems();
+    let may_read = access.admin(Effect::Read).is_ok();
+    let noted = problems
+        .into_iter()
+        .filter(|problem| NOTED.contains(&problem.code));
+    noted
+        .map(|problem| Reason {
+            code: problem.code,
+            message: match may_read {
+                true => problem.what,
+                false => ELSEWHERE.to_owned(),
+            },
+        })
+        .collect()
+}
+
+fn judged(question: &str, answer: Result<(), NotReady>, notes: Vec<Reason>) -> Response {
     match answer {
         Ok(()) => Json(Judged {
             status: question.to_owned(),
             reasons: Vec::new(),
+            notes,
         })
         .into_response(),
         Err(NotReady { code, why }) => {
             let judged = Judged {
                 status: format!("not_{question}"),
                 reasons: vec![Reason { code, message: why }],
+                notes,
             };
             (StatusCode::SERVICE_UNAVAILABLE, Json(judged)).into_response()
         }

@@ -44,7 +44,7 @@ pub struct ClusterConfig {
     #[schemars(extend("format" = "text"))]
     pub zone: Option<String>,
 
-    /// File with the cluster's secret as its only line: at least 32 visible ASCII characters, the same on all
+    /// File with the cluster's secret as its only line, or two while one replaces another (the first is presented, both are accepted): at least 32 visible ASCII characters, the same on all
     /// nodes. Other users of the machine must not be able to read it. It authenticates nodes and encrypts
     /// nothing: on a network that others can listen on, use `certificate`. Unset, nodes need no secret.
     #[schemars(extend("format" = "path"))]
@@ -78,7 +78,8 @@ pub struct ClusterConfig {
     pub check_rate: ByteCount,
 
     /// Bytes of snapshots that this node sends to other nodes in a second, to all of them together, so that they
-    /// leave disk and network to appends. A node that is filled takes at least its bytes divided by this.
+    /// leave disk and network to appends. It is the most: while that makes appends wait, less is sent. A node that is
+    /// filled takes at least its bytes divided by this.
     #[schemars(extend("x-minimum" = "1MiB", "x-maximum" = "1TiB"))]
     pub transfer_rate: ByteCount,
 }

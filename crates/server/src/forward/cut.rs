@@ -3,6 +3,8 @@
 //! A session gets the same at the end as one with this node: the message that ends it, behind what has been
 //! answered. What cannot be ended in order ends with an error of the connection.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::Frame;
@@ -15,6 +17,10 @@ use crate::api::ServiceError;
 use crate::auth::AccessError;
 use crate::state::status;
 
+/// Of a session of appends whose leader has answered everything that it got.
+const MOVED: &str =
+    "the node that answers has lost the leadership; what it has not acknowledged was not made";
+
 /// Why an answer ends early.
 #[derive(Clone, Debug)]
 pub(super) enum Cut {
@@ -24,7 +30,9 @@ pub(super) enum Cut {
     Stalled,
     /// The sender may not go on.
     NoAccess(AccessError),
-    /// The node that answers has lost the leadership, or takes too long to end: what was passed on and is not
+    /// The node that answers has lost the leadership. It knows what became of what was passed on to it.
+    Moved,
+    /// The node that answers was lost, or takes too long to end: what was passed on and is not
     /// answered may have happened.
     Lost(String),
     /// The same of what only reads: it may be asked again.
@@ -35,8 +43,18 @@ impl Cut {
     /// Whether what has been passed on is answered before the end.
     pub(super) fn answers_first(&self) -> bool {
         match self {
-            Cut::Stopping | Cut::Stalled | Cut::NoAccess(_) => true,
+            Cut::Stopping | Cut::Stalled | Cut::NoAccess(_) | Cut::Moved => true,
             Cut::Lost(_) | Cut::Unanswered(_) => false,
+        }
+    }
+
+    /// How long the other node has for the rest of an answer that ends early: for what it has to answer, and for the
+    /// message that it has begun. One that has lost the leadership may be cut off, and what it got before is known
+    /// soon.
+    pub(super) fn timeout(&self) -> Duration {
+        match self {
+            Cut::Moved => Duration::from_secs(1),
+            _ => Duration::from_secs(3),
         }
     }
 
@@ -45,6 +63,7 @@ impl Cut {
             Cut::Stopping => ServiceError::Node(esker_node::Error::Stopping),
             Cut::Stalled => ServiceError::Exhausted(Exhausted::Stalled),
             Cut::NoAccess(error) => ServiceError::Access(error.clone()),
+            Cut::Moved => ServiceError::NoLeader(MOVED.to_owned()),
             Cut::Lost(why) => ServiceError::Lost(why.clone()),
             Cut::Unanswered(why) => ServiceError::NoLeader(why.clone()),
         }
@@ -55,6 +74,7 @@ impl Cut {
             Cut::Stopping => status::status(&esker_node::StateError::Stopping),
             Cut::Stalled => status::refused(Exhausted::Stalled),
             Cut::NoAccess(error) => status::no_access(error),
+            Cut::Moved => status::unavailable(MOVED.to_owned()),
             Cut::Lost(why) => status::unknown(why.clone()),
             Cut::Unanswered(why) => status::unavailable(why.clone()),
         }

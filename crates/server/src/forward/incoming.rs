@@ -4,7 +4,6 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -17,10 +16,6 @@ use super::cut::Cut;
 use super::framing::Framing;
 use super::outgoing::Sending;
 use super::series::{self, Direction, Open};
-
-/// How long the other node has for the rest of an answer that ends early: for what it has to answer, and for the
-/// message that it has begun.
-const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// An answer failed before its end.
 #[derive(Debug, thiserror::Error)]
@@ -90,9 +85,9 @@ impl Incoming {
             sending.end_input();
         }
         self.ending = Some(Ending {
-            cut,
             is_awaited,
-            late: Box::pin(tokio::time::sleep(LAST_ANSWERS_TIMEOUT)),
+            late: Box::pin(tokio::time::sleep(cut.timeout())),
+            cut,
         });
     }
 

@@ -22,23 +22,17 @@ use super::framing::Framing;
 use super::hop_headers::{NOT_LEADER, SERVED_BY, strip, strip_request};
 use super::incoming::{Answering, Incoming};
 use super::outgoing::Outgoing;
-use super::peers::{Connection, Leader, Peers};
+use super::peers::{Connection, Leader, Peers, RETRY_PAUSE, read_index_by};
+use super::replica;
 use super::series::{self, Open, Outcome};
-use super::targets::{Place, SILENT, Unplaced, place};
+use super::targets::{Place, Unplaced, place};
 use crate::answers::AtStall;
 use crate::api::ServiceError;
 use crate::auth::{Access, PeerAddress};
 use crate::client::client;
-use crate::forwarded::{Forwarded, is_forwarded};
+use crate::forwarded::{Forwarded, is_forwarded, is_not_proposed};
 use crate::request_guard::{content_type, is_grpc};
 use crate::state::status;
-
-/// Pause before another attempt at a leader that could not be reached, or that does not lead.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// How often the leader of a partition is looked at while another node has a request.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a node that has lost its leadership has for its answers to what it got before.
-const LOST_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Answers a request, here or at the node that leads what it is about.
 pub(crate) async fn forward(
@@ -71,7 +65,11 @@ pub(crate) async fn forward(
             // A leader that becomes known then has the rest of the time.
             let by = Instant::now() + wait / 2;
             match is_own && read.may_be_answered(peers, by).await {
-                true => read.answered(forwarder.peers.clone(), next.run(request).await),
+                true => {
+                    series::read_here();
+                    let answer = next.run(request).await;
+                    replica::answered(&forwarder.contacts, read.partition, answer)
+                }
                 false => to_leader(read.partition, true).go(request, next).await,
             }
         }
@@ -80,8 +78,7 @@ pub(crate) async fn forward(
                 return no_leader(is_call, partitions.start, &not_taken(&why));
             }
             let read = partitions.map(|partition| async move {
-                let read = timeout_at(deadline, peers.read_index(partition)).await;
-                let read = read.unwrap_or_else(|_| Err(SILENT.to_owned()));
+                let read = read_index_by(peers, partition, deadline).await;
                 read.map_err(|why| (partition, why))
             });
             match futures::future::try_join_all(read).await {
@@ -131,27 +128,38 @@ impl Way<'_> {
         &self.forwarder.peers
     }
 
-    async fn go(&self, request: Request, next: Next) -> Response {
+    async fn go(mut self, request: Request, next: Next) -> Response {
         let known = self.peers().leader(self.partition);
-        if known == Leader::Here && self.may_answer().await {
-            return next.run(request).await;
+        let leads = known == Leader::Here && self.may_answer().await;
+        let is_session = content_type(request.headers()).is_some_and(|kind| kind == "s2s/proto");
+        let is_repeated = !self.is_read && !self.is_call && !is_session;
+        if leads && !is_repeated {
+            return self.answer_here(request, next).await;
         }
         if is_forwarded(request.extensions()) {
             // Whoever has sent it decides what becomes of it.
-            return self.not_leader();
+            if !leads {
+                return self.not_leader();
+            }
+            let answer = next.run(request).await;
+            return match is_not_proposed(answer.extensions()) {
+                true => self.not_leader(),
+                false => answer,
+            };
         }
-        if let Some(why) = self.peers().refusal() {
+        if !leads && let Some(why) = self.peers().refusal() {
             return self.unreachable(Some(&not_taken(&why)));
         }
-        let is_session = content_type(request.headers()).is_some_and(|kind| kind == "s2s/proto");
         let memory = self.forwarder.bodies.kept(client(request.extensions()));
         let outgoing = Outgoing::new(request, memory);
         let mut hop = 1;
-        let mut hint = None;
+        let mut hint = leads.then_some(Leader::Here);
+        let mut is_confirmed = leads;
         let mut why = None;
+        let mut waiting = None;
         loop {
             let leader = match hint.take() {
-                Some(node) => Leader::At(node),
+                Some(leader) => leader,
                 None => {
                     let left = self.deadline.saturating_duration_since(Instant::now());
                     self.peers().wait_for_leader(self.partition, left).await
@@ -159,11 +167,26 @@ impl Way<'_> {
             };
             let node = match leader {
                 Leader::Here => {
-                    if self.may_answer().await {
-                        return match outgoing.into_request() {
-                            Some(request) => next.run(request).await,
-                            None => self.unreachable(why.as_deref()),
+                    if std::mem::take(&mut is_confirmed) || self.may_answer().await {
+                        if !is_repeated {
+                            return match outgoing.into_request() {
+                                Some(request) => self.answer_here(request, next).await,
+                                None => self.unreachable(why.as_deref()),
+                            };
+                        }
+                        let Some(request) = outgoing.request_here() else {
+                            return self.unreachable(why.as_deref());
                         };
+                        let answer = next.clone().run(request).await;
+                        if !is_not_proposed(answer.extensions()) {
+                            return answer;
+                        }
+                        if why.is_none() {
+                            // However long it was here, the wait for the new leader begins now.
+                            let deadline = Instant::now() + self.forwarder.leader_timeout;
+                            self.deadline = self.deadline.max(deadline);
+                        }
+                        why = Some("this node has given the leadership away".to_owned());
                     }
                     None
                 }
@@ -178,7 +201,7 @@ impl Way<'_> {
                     }
                     Sent::NotLeader(Some(leader)) if hop < MAX_HOPS && leader != node => {
                         hop += 1;
-                        hint = Some(leader);
+                        hint = Some(Leader::At(leader));
                         continue;
                     }
                     Sent::NotLeader(_) => why = Some(format!("node {node} does not lead it")),
@@ -195,17 +218,31 @@ impl Way<'_> {
                 hop = 1;
             }
             outgoing.take_back();
-            if Instant::now() + RETRY_PAUSE >= self.deadline {
+            if waiting.is_none() {
+                waiting = self.forwarder.waiting.try_acquire().ok();
+            }
+            if waiting.is_none() || Instant::now() + RETRY_PAUSE >= self.deadline {
                 return self.unreachable(why.as_deref());
             }
             sleep(RETRY_PAUSE).await;
         }
     }
 
-    /// Whether this node, which leads as far as it knows, may answer: for a read, a majority has to confirm it.
+    /// The answer of this node, which leads.
+    async fn answer_here(&self, request: Request, next: Next) -> Response {
+        let may_last = self.is_read && (!self.is_call || lasts(request.uri().path()));
+        let answer = next.run(request).await;
+        match may_last {
+            true => replica::answered(&self.forwarder.contacts, self.partition, answer),
+            false => answer,
+        }
+    }
+
+    /// Whether this node, which leads as far as it knows, may answer: for a read, a majority has to confirm it, and
+    /// nothing is proposed while the leadership moves.
     async fn may_answer(&self) -> bool {
         if !self.is_read {
-            return true;
+            return !self.peers().is_moving(self.partition);
         }
         let read = self.peers().read_index(self.partition);
         matches!(timeout_at(self.deadline, read).await, Ok(Ok(())))
@@ -224,7 +261,7 @@ impl Way<'_> {
         let open = Open::begin();
         let begun = Instant::now();
         let known = self.peers().leader(self.partition);
-        let deposed = deposed(self.peers().clone(), self.partition, node);
+        let deposed = self.forwarder.contacts.deposed(self.partition, node);
         let unsent = async {
             loop {
                 sleep(RETRY_PAUSE).await;
@@ -360,7 +397,7 @@ impl Way<'_> {
             // Never.
             None => (CancellationToken::new(), CancellationToken::new()),
         };
-        let deposed = is_of_appends.then(|| deposed(self.peers().clone(), self.partition, node));
+        let deposed = is_of_appends.then(|| self.forwarder.contacts.deposed(self.partition, node));
         let deposed = async move {
             match deposed {
                 Some(deposed) => deposed.await,
@@ -372,7 +409,7 @@ impl Way<'_> {
                 error = ended => Cut::NoAccess(error),
                 () = stopping.cancelled() => Cut::Stopping,
                 () = stalled.cancelled() => Cut::Stalled,
-                () = deposed => Cut::Lost("the node that answers has lost the leadership".to_owned()),
+                () = deposed => Cut::Moved,
             }
         }
         .boxed()
@@ -423,20 +460,10 @@ async fn call(
     })
 }
 
-/// Is done when a node has not been the leader of a partition for [`LOST_TIMEOUT`], as far as this node knows. If it
-/// was named by another node, this one may not know of it yet.
-async fn deposed(peers: Arc<dyn Peers>, partition: u64, node: u64) {
-    let mut since = None;
-    let known = peers.leader(partition);
-    loop {
-        sleep(LOOK_INTERVAL).await;
-        let leader = peers.leader(partition);
-        if leader == Leader::At(node) || leader == known {
-            since = None;
-        } else if since.get_or_insert_with(Instant::now).elapsed() >= LOST_TIMEOUT {
-            return;
-        }
-    }
+/// Whether the answer of this gRPC method may last until the client ends it.
+fn lasts(path: &str) -> bool {
+    let method = path.rsplit('/').next();
+    method.is_some_and(|method| ["Watch", "Replay"].contains(&method))
 }
 
 fn not_taken(why: &str) -> String {

@@ -10,6 +10,7 @@
 //! | [`node_peers`] | the same of the cluster of a running node |
 //! | [`layer`] | the layer that answers here, or sends a request on |
 //! | [`replica`] | reads of a stream that this node answers without leading its partition |
+//! | [`contact`] | whether this node is in contact with a partition's leader, and who that is |
 //! | [`outgoing`] | the request that is sent, again if nothing of it can have happened |
 //! | [`incoming`] | the answer on its way to the client |
 //! | [`cut`], [`framing`] | why an answer ends early, and where in it that is possible |
@@ -37,13 +38,19 @@
 //! the outcome is unknown, and the answer is an error without such a code. Reads change nothing and are sent again
 //! until the answer has begun.
 //!
+//! A leader that is giving its leadership away takes no proposals. What it gets then waits here as well. A request
+//! whose proposal such a node has refused, or whose entry another leader has replaced, is sent to the new leader in
+//! the same way ([`NotProposed`](crate::forwarded::NotProposed)): the client sees that its request takes longer. Sessions
+//! of appends and gRPC calls are not sent again once they were begun: their state is at the node that they began with.
+//!
 //! # Bounds
 //!
-//! Of a request's body [`outgoing::MAX_KEPT`] bytes are kept until the answer begins, which count against
-//! `limits.request-bodies` and are not kept where that has no memory; of an answer nothing is kept;
-//! beyond that the flow control of both connections stops whoever sends. A request is sent from node to node
-//! [`envelope::MAX_HOPS`] times at most.
+//! Of a request's body [`outgoing::MAX_KEPT`] bytes are kept until the answer begins, or [`outgoing::MAX_KEPT_WHOLE`]
+//! if its length is known and is no more; they count against `limits.request-bodies` and are not kept where that has
+//! no memory. Of an answer nothing is kept; beyond that the flow control of both connections stops whoever sends. A
+//! request is sent from node to node [`envelope::MAX_HOPS`] times at most. [`MAX_WAITING`] requests wait for a leader.
 
+mod contact;
 mod cut;
 mod envelope;
 mod framing;
@@ -65,8 +72,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use esker_node::Node;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::api::Bodies;
+use contact::Contacts;
 pub(crate) use layer::forward;
 use node_peers::NodePeers;
 pub(crate) use others::Others;
@@ -75,12 +85,18 @@ pub(crate) use service::peer_requests;
 
 /// How long a request waits for a leader: two election timeouts.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Requests that wait for a leader at one time. Each holds its head, some KiB, and what is kept of its body, which
+/// counts elsewhere; beyond it requests are refused at once.
+const MAX_WAITING: usize = 8192;
 
 /// Sends requests to the nodes that answer them. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Forwarder {
     peers: Arc<dyn Peers>,
+    contacts: Arc<Contacts>,
     leader_timeout: Duration,
+    /// Places of requests that wait for a leader.
+    waiting: Arc<Semaphore>,
     /// Where the beginnings of bodies count that are kept.
     bodies: Bodies,
 }
@@ -95,8 +111,10 @@ impl Forwarder {
     fn with(peers: Arc<dyn Peers>, leader_timeout: Duration, bodies: &Bodies) -> Forwarder {
         series::register();
         Forwarder {
+            contacts: Contacts::new(peers.clone()),
             peers,
             leader_timeout,
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
             bodies: bodies.clone(),
         }
     }
@@ -107,13 +125,8 @@ impl Forwarder {
     ///
     /// The reason why that could not be learned in time.
     pub(crate) async fn read_index(&self, partition: u64) -> Result<(), String> {
-        let reading = self.peers.read_index(partition);
-        match tokio::time::timeout(self.leader_timeout, reading).await {
-            Ok(read) => read,
-            Err(_) => Err(format!(
-                "partition {partition} is not known now: {}",
-                targets::SILENT
-            )),
-        }
+        let deadline = Instant::now() + self.leader_timeout;
+        let read = peers::read_index_by(&*self.peers, partition, deadline).await;
+        read.map_err(|why| format!("partition {partition} is not known now: {why}"))
     }
 }

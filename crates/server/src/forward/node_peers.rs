@@ -65,6 +65,10 @@ impl Peers for NodePeers {
         self.cluster.leader(partition).into()
     }
 
+    fn is_moving(&self, partition: u64) -> bool {
+        self.cluster.is_moving(partition)
+    }
+
     async fn wait_for_leader(&self, partition: u64, longest: Duration) -> Leader {
         let leader = self.cluster.wait_for_leader(partition, longest);
         leader.await.into()

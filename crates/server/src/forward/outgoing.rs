@@ -1,8 +1,11 @@
 //! A request that is sent to another node, as often as nothing of it can have happened.
 //!
-//! What has been read of its body is kept until the answer begins, [`MAX_KEPT`] bytes at most, and as long as the
-//! budget of all bodies has memory for it: a node that does not lead answers so before it handles anything, and the
-//! request then goes to another, whole.
+//! What has been read of its body is kept until the answer begins, [`MAX_KEPT`] bytes at most, or the whole body if it
+//! is known to be no longer than [`MAX_KEPT_WHOLE`], and as long as the budget of all bodies has memory for it: a node
+//! that does not lead answers so before it handles anything, and the request then goes to another, whole.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -21,8 +24,10 @@ use super::series::{self, Direction};
 use crate::api::Kept;
 use crate::request_guard::content_type;
 
-/// Bytes of a body that are kept for another node.
+/// Bytes of a body that are kept for another attempt, if its length is not known.
 pub(super) const MAX_KEPT: usize = 64 * 1024;
+/// Length of a body that is kept whole: that of the largest append, whichever form it has.
+pub(super) const MAX_KEPT_WHOLE: usize = 2 * 1024 * 1024;
 
 /// A request to be sent.
 pub(super) struct Outgoing {
@@ -118,6 +123,7 @@ impl Outgoing {
         shared.again = shared.kept.as_ref()?.iter().cloned().collect();
         shared.take_back();
         shared.is_passed = false;
+        shared.is_remote = true;
         shared.read = 0;
         shared.framing = content_type(&self.head.headers).and_then(|kind| Framing::of(&kind));
         Some(Passing {
@@ -173,20 +179,31 @@ impl Outgoing {
         Sending(self.shared.clone())
     }
 
-    /// The request, for this node; `None` if its body is not all there any more.
+    /// The request, for an attempt of this node, after which nothing is kept; `None` if its body is not all there any
+    /// more.
     pub(super) fn into_request(self) -> Option<Request> {
-        let body = self.begin()?;
+        let body = self.body_here()?;
         self.release();
+        Some(Request::from_parts(self.head, body))
+    }
+
+    /// The same, for an attempt after which another may follow.
+    pub(super) fn request_here(&self) -> Option<Request> {
+        let body = self.body_here()?;
+        Some(Request::from_parts(self.head.clone(), body))
+    }
+
+    fn body_here(&self) -> Option<Body> {
+        let body = self.begin()?;
         let is_empty = {
             let mut shared = lock(&self.shared);
             shared.is_remote = false;
             shared.again.is_empty() && (shared.has_ended || shared.rest.is_end_stream())
         };
-        let body = match is_empty {
+        Some(match is_empty {
             true => Body::empty(),
             false => Body::new(body),
-        };
-        Some(Request::from_parts(self.head, body))
+        })
     }
 }
 
@@ -234,11 +251,14 @@ impl Shared {
         let piece = match piece {
             Piece::Data(data) => {
                 self.kept_bytes += data.len();
-                let length = self.length.and_then(|length| usize::try_from(length).ok());
-                let bytes = self.kept_bytes.max(length.unwrap_or(0)).min(MAX_KEPT);
+                // A length beyond what there can be in memory is too long, too.
+                let length = self
+                    .length
+                    .map(|it| usize::try_from(it).unwrap_or(usize::MAX));
+                let bytes = self.kept_bytes.max(length.unwrap_or(0));
+                let is_short = bytes <= length.map_or(MAX_KEPT, |_| MAX_KEPT_WHOLE);
                 let memory = self.memory.as_mut();
-                let is_covered = memory.is_some_and(|memory| memory.cover(bytes));
-                if self.kept_bytes > MAX_KEPT || !is_covered {
+                if !is_short || !memory.is_some_and(|memory| memory.cover(bytes)) {
                     return self.keep_nothing();
                 }
                 Piece::Data(Bytes::copy_from_slice(data))
@@ -355,194 +375,5 @@ impl Shared {
             }
         }
         piece.into()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use esker_node::Client;
-    use futures::FutureExt as _;
-    use http_body_util::BodyExt as _;
-    use tokio::sync::mpsc;
-    use tokio_stream::wrappers::UnboundedReceiverStream;
-
-    use super::*;
-    use crate::api::Bodies;
-
-    type Sender = mpsc::UnboundedSender<Result<Bytes, axum::Error>>;
-
-    fn streamed() -> (Sender, Outgoing) {
-        let (sender, pieces) = mpsc::unbounded_channel();
-        let body = Body::from_stream(UnboundedReceiverStream::new(pieces));
-        (sender, outgoing(body))
-    }
-
-    fn bodies() -> Bodies {
-        let timeout = std::time::Duration::from_secs(10);
-        Bodies::new(1 << 20, 1 << 20, timeout)
-    }
-
-    fn outgoing(body: Body) -> Outgoing {
-        Outgoing::new(Request::new(body), bodies().kept(Client::default()))
-    }
-
-    fn send(to: &Sender, text: &'static str) {
-        to.send(Ok(Bytes::from_static(text.as_bytes()))).unwrap();
-    }
-
-    async fn next(body: &mut Passing) -> Bytes {
-        body.frame().await.unwrap().unwrap().into_data().unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_body_is_sent_again_from_its_beginning_and_goes_on_where_it_was() {
-        let (client, outgoing) = streamed();
-        let mut first = outgoing.begin().unwrap();
-        send(&client, "one");
-        assert_eq!(next(&mut first).await, "one");
-        assert!(!outgoing.withdraw(), "it has happened, perhaps");
-        let mut second = outgoing.begin().unwrap();
-        assert!(first.frame().await.unwrap().is_err(), "it was taken back");
-        send(&client, "two");
-        assert_eq!(next(&mut second).await, "one");
-        drop(client);
-        let request = outgoing.into_request().unwrap();
-        assert!(second.frame().await.unwrap().is_err());
-        let whole = request.into_body().collect().await.unwrap().to_bytes();
-        assert_eq!(whole, "onetwo");
-    }
-
-    #[tokio::test]
-    async fn an_attempt_that_waits_for_the_client_ends_when_another_begins() {
-        let (_client, outgoing) = streamed();
-        let mut first = outgoing.begin().unwrap();
-        let waiting = tokio::spawn(async move { first.frame().await.unwrap().is_err() });
-        tokio::task::yield_now().await;
-        let _second = outgoing.begin().unwrap();
-        assert!(waiting.await.unwrap());
-    }
-
-    #[tokio::test]
-    async fn what_is_longer_than_what_is_kept_is_sent_once() {
-        let body = vec![7; MAX_KEPT + 1];
-        let outgoing = outgoing(Body::from(body));
-        let mut only = outgoing.begin().unwrap();
-        assert_eq!(next(&mut only).await.len(), MAX_KEPT + 1);
-        assert!(outgoing.begin().is_none());
-        assert!(only.frame().await.is_none());
-    }
-
-    #[tokio::test]
-    async fn the_end_of_an_empty_body_is_passed_on_like_a_byte() {
-        let outgoing = outgoing(Body::empty());
-        let mut body = outgoing.begin().unwrap();
-        assert!(!body.is_end_stream());
-        assert_eq!(body.size_hint().exact(), Some(0));
-        assert!(body.frame().await.is_none());
-        assert!(body.is_end_stream() && !outgoing.withdraw());
-        let request = outgoing.into_request().unwrap();
-        assert!(request.body().is_end_stream());
-    }
-
-    #[tokio::test]
-    async fn an_attempt_that_was_withdrawn_passes_on_nothing() {
-        let outgoing = outgoing(Body::from("body"));
-        let mut first = outgoing.begin().unwrap();
-        assert!(outgoing.withdraw());
-        assert!(first.frame().await.unwrap().is_err());
-        let mut second = outgoing.begin().unwrap();
-        assert_eq!(next(&mut second).await, "body");
-    }
-
-    #[tokio::test]
-    async fn a_client_that_fails_is_noticed() {
-        let (client, outgoing) = streamed();
-        let mut body = outgoing.begin().unwrap();
-        assert!(body.frame().now_or_never().is_none());
-        client.send(Err(axum::Error::new(TakenBack))).unwrap();
-        assert!(body.frame().await.unwrap().is_err());
-        assert!(outgoing.has_failed());
-    }
-
-    #[tokio::test]
-    async fn what_is_kept_counts_among_all_bodies_until_the_answer_begins() {
-        let bodies = bodies();
-        let request = |bytes: usize| {
-            let body = Body::from(vec![7; bytes]);
-            Outgoing::new(Request::new(body), bodies.kept(Client::default()))
-        };
-        let outgoing = request(1000);
-        let mut first = outgoing.begin().unwrap();
-        assert_eq!(bodies.held(), 0, "nothing has come yet");
-        next(&mut first).await;
-        assert_eq!(bodies.held(), 1000);
-        // What is read again is the same memory.
-        let mut second = outgoing.begin().unwrap();
-        assert_eq!(bodies.held(), 1000);
-        outgoing.release();
-        assert_eq!(bodies.held(), 1000, "it is not passed on yet");
-        next(&mut second).await;
-        assert_eq!(bodies.held(), 0);
-        // Larger ones are not kept.
-        let large = request(MAX_KEPT + 1);
-        next(&mut large.begin().unwrap()).await;
-        assert_eq!(bodies.held(), 0);
-    }
-
-    #[tokio::test]
-    async fn without_memory_nothing_is_kept_and_all_is_passed_on() {
-        let bodies = bodies();
-        let request = || {
-            let body = Body::from(vec![7; MAX_KEPT]);
-            Outgoing::new(Request::new(body), bodies.kept(Client::default()))
-        };
-        let mut all = Vec::new();
-        let refused = loop {
-            let outgoing = request();
-            let read = next(&mut outgoing.begin().unwrap()).await;
-            assert_eq!(read.len(), MAX_KEPT);
-            if outgoing.begin().is_none() {
-                break all.len();
-            }
-            all.push(outgoing);
-            assert!(all.len() < 1000, "they are not counted");
-        };
-        assert_eq!(bodies.held(), refused * MAX_KEPT);
-        drop(all);
-        assert_eq!(bodies.held(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_session_ends_behind_the_message_that_has_begun() {
-        let message = |byte: u8| Bytes::from(vec![0, 0, 3, 0, byte, byte]);
-        let (client, mut outgoing) = streamed();
-        let kind = http::HeaderValue::from_static("s2s/proto");
-        (outgoing.head.headers).insert(http::header::CONTENT_TYPE, kind);
-        let mut body = outgoing.begin().unwrap();
-        let sending = outgoing.sending();
-        let both = [message(1), message(2)].concat();
-        client.send(Ok(Bytes::copy_from_slice(&both[..8]))).unwrap();
-        assert_eq!(next(&mut body).await, both[..8]);
-        sending.end_input();
-        assert!(
-            body.frame().now_or_never().is_none(),
-            "the message is not whole"
-        );
-        let rest = [&both[8..], &message(3)].concat();
-        client.send(Ok(rest.into())).unwrap();
-        assert_eq!(next(&mut body).await, both[8..]);
-        assert!(body.frame().await.is_none());
-    }
-
-    #[tokio::test]
-    async fn a_session_between_messages_ends_at_once() {
-        let (client, outgoing) = streamed();
-        let mut body = outgoing.begin().unwrap();
-        let waiting = tokio::spawn(async move { body.frame().await.is_none() });
-        tokio::task::yield_now().await;
-        let sending = outgoing.sending();
-        sending.end_input();
-        assert!(waiting.await.unwrap());
-        drop((client, sending));
     }
 }

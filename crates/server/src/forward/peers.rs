@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::util::BoxCloneSyncService;
 
@@ -13,6 +14,9 @@ pub(crate) type Connection = BoxCloneSyncService<
     tonic::transport::Error,
 >;
 
+/// Why a partition did not answer.
+pub(super) const SILENT: &str = "a majority of its nodes does not answer";
+
 /// Which node leads a partition, as far as this node knows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Leader {
@@ -22,6 +26,33 @@ pub(crate) enum Leader {
     At(u64),
     /// None, or one that is not known.
     Unknown,
+}
+
+/// Pause before another attempt at a leader that could not be reached, or that does not lead.
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Waits until this node has applied what the partition had committed when this was called. While the leadership
+/// moves, no member answers for the partition: it is asked again until `deadline`.
+///
+/// # Errors
+///
+/// The reason why that could not be learned in time.
+pub(super) async fn read_index_by(
+    peers: &dyn Peers,
+    partition: u64,
+    deadline: Instant,
+) -> Result<(), String> {
+    loop {
+        let why = match timeout_at(deadline, peers.read_index(partition)).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(why)) => why,
+            Err(_) => return Err(SILENT.to_owned()),
+        };
+        if Instant::now() + RETRY_PAUSE >= deadline || peers.stopping().is_cancelled() {
+            return Err(why);
+        }
+        sleep(RETRY_PAUSE).await;
+    }
 }
 
 /// The cluster of a node.
@@ -48,6 +79,10 @@ pub(crate) trait Peers: Send + Sync + 'static {
 
     /// The leader of a partition, as this node knows it now.
     fn leader(&self, partition: u64) -> Leader;
+
+    /// Whether this node leads the partition and takes no proposals for a moment, because it is giving the leadership
+    /// to another node.
+    fn is_moving(&self, partition: u64) -> bool;
 
     /// Waits until a leader of the partition is known, `longest` at most.
     async fn wait_for_leader(&self, partition: u64, longest: Duration) -> Leader;

@@ -5,30 +5,25 @@
 //! is committed, and is the same in every replica, at the same numbers. A stream that is not here is left to the
 //! leader, which may have to create it.
 //!
-//! A session goes on without further rounds. It ends when the replica has not followed a leader for a while: it might
-//! never get to know of what is appended elsewhere.
+//! A session ends when contact with the leader is lost, whether this node is the leader or not: it might never get to
+//! know of what is appended elsewhere.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
 use futures::FutureExt as _;
 use s2_common::basin::BasinName;
 use s2_common::stream::StreamName;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
+use super::contact::{Contacts, LOST_TIMEOUT};
 use super::cut::Cut;
 use super::framing::Framing;
 use super::incoming::{Answering, Incoming};
 use super::peers::Peers;
-use super::series;
 use crate::request_guard::content_type;
-
-/// How often a session looks whether the replica follows a leader.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// How long a replica may be without a leader until its sessions end: a few elections.
-const ORPHAN_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::state::status;
 
 /// A stream that is read.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,44 +49,31 @@ impl Read {
         };
         timeout_at(deadline, caught_up).await.unwrap_or(false)
     }
-
-    /// The answer of the replica; a session ends with an error when nothing new can come.
-    pub(super) fn answered(&self, peers: Arc<dyn Peers>, answer: Response) -> Response {
-        series::read_here();
-        let kind = content_type(answer.headers());
-        let Some(framing) = kind.and_then(|kind| Framing::of(&kind)) else {
-            return answer;
-        };
-        let partition = self.partition;
-        let orphaned = async move {
-            orphaned(&*peers, partition).await;
-            Cut::Unanswered(format!(
-                "this node has had no contact with the leader of partition {partition} for {} s",
-                ORPHAN_TIMEOUT.as_secs()
-            ))
-        };
-        let answering = Answering {
-            framing: Some(framing),
-            is_of_appends: false,
-            cut: orphaned.boxed(),
-            incomplete: None,
-        };
-        answer.map(|body| {
-            let body = tonic::body::Body::new(body);
-            Body::new(Incoming::new(body, answering, None))
-        })
-    }
 }
 
-/// Is done when the replica has not followed a leader for [`ORPHAN_TIMEOUT`].
-async fn orphaned(peers: &dyn Peers, partition: u64) {
-    let mut since = None;
-    loop {
-        sleep(LOOK_INTERVAL).await;
-        if peers.follows(partition) && peers.refusal().is_none() {
-            since = None;
-        } else if since.get_or_insert_with(Instant::now).elapsed() >= ORPHAN_TIMEOUT {
-            return;
-        }
-    }
+/// An answer from what this node has of a partition. If it consists of messages and lasts, it ends with an error when
+/// nothing new can come.
+pub(super) fn answered(contacts: &Arc<Contacts>, partition: u64, answer: Response) -> Response {
+    let kind = content_type(answer.headers());
+    let Some(framing) = kind.and_then(|kind| Framing::of(&kind)) else {
+        return answer;
+    };
+    let lost = contacts.lost(partition);
+    let cut = async move {
+        lost.await;
+        Cut::Unanswered(format!(
+            "this node has had no contact with the other members of partition {partition} for {} s",
+            LOST_TIMEOUT.as_secs()
+        ))
+    };
+    let answering = Answering {
+        incomplete: matches!(framing, Framing::Call(_)).then_some(status::unavailable),
+        framing: Some(framing),
+        is_of_appends: false,
+        cut: cut.boxed(),
+    };
+    answer.map(|body| {
+        let body = tonic::body::Body::new(body);
+        Body::new(Incoming::new(body, answering, None))
+    })
 }

@@ -17,11 +17,11 @@ use s2_common::basin::BasinName;
 use s2_common::stream::StreamName;
 use serde::Deserialize;
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_http::decompression::RequestDecompressionLayer;
 
-use super::peers::Peers;
+use super::peers::{Peers, read_index_by};
 use super::replica::Read;
 use crate::auth::Access;
 use crate::auth::operation::Effect;
@@ -155,9 +155,6 @@ const MAX_NAMING_BODIES: usize = 256;
 const NAMING_TIMEOUT: Duration = Duration::from_secs(10);
 
 static NAMING: Semaphore = Semaphore::const_new(MAX_NAMING_BODIES);
-
-/// Why a partition did not answer.
-pub(super) const SILENT: &str = "a majority of its nodes does not answer";
 
 /// Where a request is answered.
 #[derive(Debug, PartialEq)]
@@ -298,8 +295,7 @@ impl Named {
         };
         let mut partition = peers.stream_partition(&basin, &stream);
         if partition.is_none() {
-            let read = timeout(wait, peers.read_index(0)).await;
-            let read = read.unwrap_or_else(|_| Err(SILENT.to_owned()));
+            let read = read_index_by(peers, 0, Instant::now() + wait).await;
             read.map_err(Unplaced::Catalog)?;
             partition = peers.stream_partition(&basin, &stream);
         }

@@ -1,6 +1,7 @@
 //! Two nodes and more in one process, with connections of HTTP/2 in memory between them.
 
 mod endings;
+mod moves;
 mod replicas;
 
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get};
 use axum::{Extension, Router, middleware};
 use bytes::Bytes;
-use esker_node::TokenScope;
+use esker_node::{Error, TokenScope};
 use futures::StreamExt as _;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt as _, StreamBody};
@@ -34,13 +35,15 @@ use super::hop_headers::{ENVELOPE, SERVED_BY};
 use super::peers::{Connection, Leader, Peers};
 use super::service::{PeerRequests, peer_requests};
 use super::{Forwarder, forward};
-use crate::api::Bodies;
+use crate::api::{Bodies, ServiceError};
 use crate::auth::authority::tests::{Issued, authority, stored};
 use crate::auth::token::hash;
 use crate::auth::{Access, Authority, Claim, PeerAddress, Principal};
 use crate::identification::{Learning, identify, learn};
 
 const ROOT: &str = "the-root-token-of-this-test-of-forwarding";
+/// A body that is kept whole.
+const MAX_BODY: usize = super::outgoing::MAX_KEPT_WHOLE;
 /// A time in which nothing more happens that was to happen.
 const WHILE: Duration = Duration::from_millis(100);
 
@@ -51,6 +54,8 @@ struct Node {
     channels: Mutex<HashMap<u64, Channel>>,
     /// Whether a majority answers.
     has_majority: AtomicBool,
+    /// Whether it takes no proposals, because it gives the leadership away.
+    is_moving: AtomicBool,
     /// Whether the catalog of this node has the basin, and whether it has after a round of ReadIndex.
     has_basin: AtomicBool,
     learns_basin: AtomicBool,
@@ -92,6 +97,10 @@ impl Peers for Node {
 
     fn leader(&self, _: u64) -> Leader {
         *self.leader.lock().unwrap()
+    }
+
+    fn is_moving(&self, _: u64) -> bool {
+        self.is_moving.load(Ordering::SeqCst)
     }
 
     async fn wait_for_leader(&self, partition: u64, longest: Duration) -> Leader {
@@ -144,6 +153,9 @@ struct Handled {
     begun: Arc<AtomicUsize>,
     ended: Arc<AtomicUsize>,
     produced: Arc<AtomicUsize>,
+    /// Requests whose proposals are refused, because this node does not lead any more.
+    refuses: Arc<AtomicUsize>,
+    refused: Arc<AtomicUsize>,
 }
 
 impl Handled {
@@ -173,6 +185,7 @@ impl Member {
             leader: Mutex::new(leader),
             channels: Mutex::default(),
             has_majority: AtomicBool::new(true),
+            is_moving: AtomicBool::new(false),
             has_basin: AtomicBool::new(true),
             learns_basin: AtomicBool::new(false),
             rounds: AtomicUsize::new(0),
@@ -300,6 +313,13 @@ async fn keep(State(handled): State<Handled>, request: Request) -> Response {
         Ok(body) => body.to_bytes(),
         Err(_) => return StatusCode::BAD_REQUEST.into_response(),
     };
+    let refuses = |left: usize| left.checked_sub(1);
+    let refused = (handled.refuses).fetch_update(Ordering::SeqCst, Ordering::SeqCst, refuses);
+    if refused.is_ok() {
+        handled.refused.fetch_add(1, Ordering::SeqCst);
+        let error = Error::NotLeader("this node does not lead the partition".to_owned());
+        return ServiceError::Node(error).into_response();
+    }
     handled.requests.lock().unwrap().push((head, body.clone()));
     (StatusCode::CREATED, [("x-of-handler", "1")], body).into_response()
 }

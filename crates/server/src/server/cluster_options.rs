@@ -11,6 +11,8 @@ use crate::config::{ClusterConfig, Config, HumanDuration};
 
 /// Shortest secret, in characters: 128 bits, written in hexadecimal.
 const MIN_SECRET: usize = 32;
+/// Most secrets at a time: the one that nodes present, and the one that it replaces or that replaces it.
+const MAX_SECRETS: usize = 2;
 /// Most bytes of a file that is read: a chain of certificates has some 10 KiB.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -45,10 +47,11 @@ pub(super) fn cluster_options(config: &Config) -> Result<Option<ClusterOptions>,
     if cluster.peer_listen.is_none() {
         return Ok(None);
     }
-    let secret = match &cluster.secret_file {
-        Some(path) => Some(read_secret(path)?),
-        None => None,
-    };
+    let mut secrets = match &cluster.secret_file {
+        Some(path) => read_secrets(path)?,
+        None => Vec::new(),
+    }
+    .into_iter();
     let tls = read_certificates(cluster)?;
     let join = cluster.join.as_deref().unwrap_or_default().split(',');
     Ok(Some(ClusterOptions {
@@ -65,7 +68,8 @@ pub(super) fn cluster_options(config: &Config) -> Result<Option<ClusterOptions>,
             .filter(|it| !it.is_empty())
             .map(str::to_owned)
             .collect(),
-        secret,
+        secret: secrets.next(),
+        other_secrets: secrets.collect(),
         tls,
         check_interval: cluster.check_interval.map(HumanDuration::as_duration),
         check_rate: cluster.check_rate.as_u64(),
@@ -110,7 +114,8 @@ fn read_file(key: &'static str, path: &Path) -> Result<Vec<u8>, ClusterFileError
     }
 }
 
-fn read_secret(path: &Path) -> Result<String, ClusterFileError> {
+/// The secrets of a file: the one that this node presents, and a second one that it accepts, if there is one. Blocking.
+pub(super) fn read_secrets(path: &Path) -> Result<Vec<String>, ClusterFileError> {
     const KEY: &str = "secret-file";
     let unfit = |problem: String| ClusterFileError::Unfit {
         key: KEY,
@@ -130,14 +135,23 @@ fn read_secret(path: &Path) -> Result<String, ClusterFileError> {
         )));
     }
     let text = std::str::from_utf8(bytes.trim_ascii()).unwrap_or_default();
-    let is_visible = text.bytes().all(|byte| byte.is_ascii_graphic());
-    if text.len() < MIN_SECRET || !is_visible {
+    let secrets: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+    let is_secret = |text: &String| {
+        text.len() >= MIN_SECRET && text.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    if secrets.is_empty() || !secrets.iter().all(is_secret) {
         return Err(unfit(format!(
             "has no secret: at least {MIN_SECRET} visible ASCII characters are required as its only line, such as \
-             those of `openssl rand -hex 32`"
+             those of `openssl rand -hex 32`; while one replaces another, it has two lines"
         )));
     }
-    Ok(text.to_owned())
+    if secrets.len() > MAX_SECRETS {
+        return Err(unfit(format!(
+            "has {} lines: there is one secret, and a second one while it is replaced",
+            secrets.len()
+        )));
+    }
+    Ok(secrets)
 }
 
 #[cfg(test)]
@@ -174,7 +188,16 @@ mod tests {
             write(&format!("{secret}\n"), 0o600).unwrap().unwrap(),
             secret
         );
+        let other = "fedcba9876543210fedcba9876543210";
+        write(&format!("{secret}\r\n{other}\n"), 0o600).unwrap();
+        let both = cluster_options(&config(Some(&path))).unwrap().unwrap();
+        assert_eq!(both.secret.as_deref(), Some(secret));
+        assert_eq!(both.other_secrets, [other]);
+        let three = format!("{secret}\n{other}\n{secret}");
+        let short = format!("{secret}\nshort");
         for (text, mode, why) in [
+            (&*three, 0o600, "has 3 lines"),
+            (&*short, 0o600, "at least 32"),
             (secret, 0o644, "mode 644"),
             (secret, 0o620, "mode 620"),
             ("short", 0o600, "at least 32"),

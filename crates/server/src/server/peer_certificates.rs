@@ -2,21 +2,38 @@
 //! once they fit each other.
 //!
 //! Files of which one is written already and another is not, and a certificate that the other nodes would refuse,
-//! change nothing.
+//! change nothing. The end of this node's certificate is reported before it comes.
 
 use std::time::Duration;
 
 use esker_node::{Cluster, HostProblems, PeerTls};
+use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use super::cluster_options::read_certificates;
 use crate::config::ClusterConfig;
 use crate::file_poll::{self, Follower, Outcome, Texts};
+use crate::tls::certificate_info;
+use crate::tls::expiry::{Expiry, ExpiryTexts};
 
 /// How often the files are read.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 /// The code of files that cannot be used.
 pub(crate) const NOT_RELOADED: &str = "peer_certificate_not_reloaded";
+
+/// The code of a certificate that ends soon.
+pub(crate) const EXPIRES_SOON: &str = "peer_certificate_expires_soon";
+/// The code of a certificate that other nodes refuse because of the time.
+pub(crate) const EXPIRED: &str = "peer_certificate_expired";
+
+static EXPIRY: ExpiryTexts = ExpiryTexts {
+    expires_soon: EXPIRES_SOON,
+    expired: EXPIRED,
+    gauge: "esker_peer_certificate_expiry_timestamp_seconds",
+    certificate: "the certificate of this node for other nodes",
+    refused: "they refuse new connections",
+    remedy: "replace the files of cluster.certificate and cluster.private-key; they are read again by themselves",
+};
 
 static TEXTS: Texts = Texts {
     code: NOT_RELOADED,
@@ -33,18 +50,21 @@ pub(super) async fn follow(
     problems: HostProblems,
     stop: CancellationToken,
 ) {
-    let follower = CertificateFollower {
+    let mut follower = CertificateFollower {
         config,
         used,
+        expiry: Expiry::new(&EXPIRY),
         set: move |tls: &PeerTls| cluster.set_certificates(tls).map_err(|e| e.to_string()),
         outcome: Outcome::new(&TEXTS, problems),
     };
+    follower.report_validity(OffsetDateTime::now_utc());
     file_poll::follow(follower, RELOAD_INTERVAL, stop).await;
 }
 
 struct CertificateFollower<S> {
     config: ClusterConfig,
     used: PeerTls,
+    expiry: Expiry,
     /// Uses others from now on, or says what is wrong with them.
     set: S,
     outcome: Outcome,
@@ -55,6 +75,21 @@ where
     S: FnMut(&PeerTls) -> Result<(), String> + Send + 'static,
 {
     fn poll(&mut self) {
+        self.take_changes();
+        self.report_validity(OffsetDateTime::now_utc());
+    }
+
+    fn outcome(&mut self) -> &mut Outcome {
+        &mut self.outcome
+    }
+}
+
+impl<S> CertificateFollower<S>
+where
+    S: FnMut(&PeerTls) -> Result<(), String> + Send + 'static,
+{
+    /// Reads the files once, and uses them if they have changed and fit each other.
+    fn take_changes(&mut self) {
         let found = match read_certificates(&self.config) {
             Ok(Some(found)) => found,
             // The configuration stays as it is.
@@ -70,14 +105,19 @@ where
                     "The certificate of this node was read again: new connections between nodes use it"
                 );
                 self.used = found;
+                self.expiry.begin_again();
                 self.outcome.replaced();
             }
             Err(why) => self.outcome.failed(why),
         }
     }
 
-    fn outcome(&mut self) -> &mut Outcome {
-        &mut self.outcome
+    /// Publishes until when the certificate in use is valid, and reports its end. What cannot be read here was refused
+    /// before it came into use.
+    fn report_validity(&mut self, now: OffsetDateTime) {
+        if let Ok(info) = certificate_info(&self.used.certificate) {
+            self.expiry.report(&info, now, &self.outcome.problems);
+        }
     }
 }
 
@@ -111,6 +151,7 @@ mod tests {
         let mut follower = CertificateFollower {
             used: read_certificates(&config).unwrap().unwrap(),
             config,
+            expiry: Expiry::new(&EXPIRY),
             set: move |tls: &PeerTls| match tls.certificate == tls.key {
                 true => {
                     noted.lock().unwrap().push(tls.certificate.clone());

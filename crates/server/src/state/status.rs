@@ -252,9 +252,11 @@ pub(crate) fn refused(error: Exhausted) -> Status {
             Details::default(),
         ),
         // This passes by itself: clients retry what was unavailable, but not what exceeds a limit.
-        Exhausted::Scans | Exhausted::Exports | Exhausted::Held | Exhausted::Reads => {
-            unavailable(error.to_string())
-        }
+        Exhausted::Scans
+        | Exhausted::Exports
+        | Exhausted::Imports
+        | Exhausted::Held
+        | Exhausted::Reads => unavailable(error.to_string()),
     }
 }
 

@@ -153,6 +153,15 @@ fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
+/// What the certificates of a file say about themselves.
+///
+/// # Errors
+///
+/// What is wrong with the file.
+pub(crate) fn certificate_info(pem: &[u8]) -> Result<CertificateInfo, String> {
+    info(&certificates(pem)?)
+}
+
 /// What the certificates say about themselves.
 fn info(chain: &[CertificateDer<'_>]) -> Result<CertificateInfo, String> {
     let mut infos = Vec::new();

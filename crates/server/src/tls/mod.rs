@@ -6,7 +6,7 @@
 //!   handshake needs of them.
 //! - [`self_signed`] makes a certificate for trying out.
 //! - [`Tls`] is what listeners hold: the identity of new handshakes. [`reload`] replaces it when the files
-//!   change, and reports a certificate that ends.
+//!   change. [`expiry`] reports a certificate that ends.
 //! - [`handshake`] takes a connection through its handshake, and answers clients that speak no TLS.
 //!
 //! A certificate that has expired is served: clients refuse it, and those that do not check still get
@@ -15,6 +15,7 @@
 //! Protocols: TLS 1.3 and 1.2; ALPN `h2` and `http/1.1`. rustls has no renegotiation, no compression and no
 //! cipher suites without forward secrecy, and early data (0-RTT), which could be replayed, stays off.
 
+pub(crate) mod expiry;
 mod files;
 pub(crate) mod handshake;
 mod identity;
@@ -34,6 +35,7 @@ use crate::config::TlsConfig;
 use files::Files;
 pub use identity::CertificateInfo;
 use identity::Identity;
+pub(crate) use identity::certificate_info;
 
 /// The codes of the problems that TLS reports in a status.
 #[cfg(test)]

@@ -8,19 +8,15 @@ use std::time::Duration;
 
 use esker_node::HostProblems;
 use time::OffsetDateTime;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::expiry::{Expiry, ExpiryTexts, Validity};
 use super::identity::Identity;
-use super::{CertificateInfo, Tls, TlsError, self_signed};
+use super::{Tls, TlsError, self_signed};
 use crate::file_poll::{self, Follower, Outcome, Texts};
 
 /// How often the files are read.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
-/// From when on the end of a certificate is a problem in the status.
-const WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
-/// How often the end of a certificate is logged.
-const WARN_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
 /// The code of a certificate that ends soon.
 pub(super) const EXPIRES_SOON: &str = "tls_certificate_expires_soon";
@@ -29,33 +25,14 @@ pub(super) const EXPIRED: &str = "tls_certificate_expired";
 /// The code of files that cannot be used.
 pub(super) const NOT_RELOADED: &str = "tls_not_reloaded";
 
-/// When a certificate is valid, at some time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Validity {
-    NotYet,
-    Valid,
-    EndsSoon,
-    Expired,
-}
-
-impl Validity {
-    /// Of a certificate at a time.
-    pub fn of(info: &CertificateInfo, now: OffsetDateTime) -> Validity {
-        if now > info.not_after {
-            Validity::Expired
-        } else if now < info.not_before {
-            Validity::NotYet
-        } else if info.not_after - now < WARN_BEFORE {
-            Validity::EndsSoon
-        } else {
-            Validity::Valid
-        }
-    }
-
-    fn is_accepted(self) -> bool {
-        matches!(self, Validity::Valid | Validity::EndsSoon)
-    }
-}
+static EXPIRY: ExpiryTexts = ExpiryTexts {
+    expires_soon: EXPIRES_SOON,
+    expired: EXPIRED,
+    gauge: "esker_tls_certificate_expiry_timestamp_seconds",
+    certificate: "the TLS certificate",
+    refused: "clients refuse it",
+    remedy: "replace the files of tls.certificate and tls.private-key; they are read again by themselves",
+};
 
 static TEXTS: Texts = Texts {
     code: NOT_RELOADED,
@@ -104,8 +81,7 @@ pub(super) struct TlsFollower {
     pub tls: Tls,
     names: Vec<String>,
     pub outcome: Outcome,
-    /// When the end of the certificate was logged last, and what about it.
-    pub warned: Option<(Instant, Validity)>,
+    expiry: Expiry,
 }
 
 impl Follower for TlsFollower {
@@ -125,7 +101,7 @@ impl TlsFollower {
             tls,
             names,
             outcome: Outcome::new(&TEXTS, problems),
-            warned: None,
+            expiry: Expiry::new(&EXPIRY),
         }
     }
 
@@ -144,7 +120,7 @@ impl TlsFollower {
                 );
                 self.tls.files.warn_of_permissions();
                 self.tls.replace(identity);
-                self.warned = None;
+                self.expiry.begin_again();
                 self.outcome.replaced();
             }
             Err(error) => self.outcome.failed(error.to_string()),
@@ -163,52 +139,6 @@ impl TlsFollower {
     /// Publishes until when the certificate is valid, and reports its end.
     pub fn report_validity(&mut self, now: OffsetDateTime) {
         let problems = &self.outcome.problems;
-        let info = self.tls.info();
-        metrics::gauge!("esker_tls_certificate_expiry_timestamp_seconds")
-            .set(info.not_after.unix_timestamp() as f64);
-        let validity = Validity::of(&info, now);
-        let (code, what) = match validity {
-            Validity::Valid => {
-                problems.clear(EXPIRES_SOON);
-                problems.clear(EXPIRED);
-                return;
-            }
-            Validity::EndsSoon => (
-                EXPIRES_SOON,
-                format!("the TLS certificate expires on {}", info.end()),
-            ),
-            Validity::Expired => (
-                EXPIRED,
-                format!(
-                    "the TLS certificate expired on {}: clients refuse it",
-                    info.end()
-                ),
-            ),
-            Validity::NotYet => (
-                EXPIRED,
-                format!(
-                    "the TLS certificate is not valid before {}: clients refuse it, unless this machine's \
-                     clock is behind",
-                    info.start()
-                ),
-            ),
-        };
-        let remedy = "replace the files of tls.certificate and tls.private-key; they are read again by \
-                      themselves";
-        let other = if code == EXPIRED {
-            EXPIRES_SOON
-        } else {
-            EXPIRED
-        };
-        problems.clear(other);
-        let is_due = match self.warned {
-            Some((at, of)) => of != validity || at.elapsed() >= WARN_INTERVAL,
-            None => true,
-        };
-        if is_due {
-            tracing::warn!("{what}: {remedy}");
-            self.warned = Some((Instant::now(), validity));
-        }
-        problems.set(code, what, remedy);
+        self.expiry.report(&self.tls.info(), now, problems);
     }
 }

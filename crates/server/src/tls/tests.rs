@@ -10,8 +10,9 @@ use base64::Engine as _;
 use rcgen::{CertificateParams, KeyPair, RsaKeySize};
 use time::OffsetDateTime;
 
+use super::expiry::Validity;
 use super::files::is_too_open;
-use super::reload::{EXPIRED, EXPIRES_SOON, NOT_RELOADED, TlsFollower, Validity};
+use super::reload::{EXPIRED, EXPIRES_SOON, NOT_RELOADED, TlsFollower};
 use super::*;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);

@@ -199,7 +199,7 @@ impl Cluster {
     }
 
     /// A client for requests about the cluster.
-    fn http(&self, at: usize) -> Http {
+    pub fn http(&self, at: usize) -> Http {
         let http = self.server(at).http1();
         match &self.token {
             Some(token) => http.with_token(token),

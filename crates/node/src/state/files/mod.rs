@@ -20,6 +20,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use esker_partition::checkpoint::{LEADS_NOWHERE, is_absent};
 use esker_partition::state::{StateEntry, StateKey};
 
 use super::document::{self, Header};
@@ -100,7 +101,10 @@ impl Files {
         let mut found = Vec::new();
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+            Err(e) if is_absent(&self.dir, &e) => return Ok(found),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(io::Error::other(LEADS_NOWHERE));
+            }
             Err(e) => return Err(e),
         };
         for entry in entries {

@@ -167,15 +167,45 @@ fn there_are_no_more_nodes_than_a_command_allows_and_removed_ones_do_not_count()
     assert_eq!(catalog.apply(more()), DONE);
 }
 
+/// One that has run.
+fn register_run(id: u64) -> Kind {
+    let Kind::RegisterNode(it) = register(id, "n", "h:1") else {
+        unreachable!()
+    };
+    let incarnation = u128::from(id).to_be_bytes().to_vec();
+    Kind::RegisterNode(RegisterNode { incarnation, ..it })
+}
+
 #[test]
 fn the_number_of_nodes_that_are_remembered_is_bounded() {
     let mut catalog = Fixture::new();
     for id in 1..=MAX_REMEMBERED_NODES as u64 {
-        let outcomes = catalog.step(vec![register(id, "n", "h:1"), set(id, NodeState::Removed)]);
+        let outcomes = catalog.step(vec![register_run(id), set(id, NodeState::Removed)]);
         assert_eq!(outcomes, [DONE, DONE]);
     }
     let more = register(1 << 40, "n", "h:1");
-    assert_eq!(catalog.apply(more), refused(NodeRefusal::TooMany));
+    let too_many = refused(NodeRefusal::TooManyRemembered);
+    assert_eq!(catalog.apply(more), too_many);
+    assert_eq!(catalog.nodes().len(), MAX_REMEMBERED_NODES);
+}
+
+#[test]
+fn joins_that_are_repeated_without_end_take_the_place_of_no_node() {
+    let mut catalog = Fixture::new();
+    let (first, last) = (10, 10 + 2 * MAX_REMEMBERED_NODES as u64);
+    let outcomes = catalog.step(vec![register_run(1), set(1, NodeState::Removed)]);
+    assert_eq!(outcomes, [DONE, DONE]);
+    for id in first..=last {
+        assert_eq!(catalog.apply(register(id, "n", "h:1")), DONE, "{id}");
+    }
+    let nodes = catalog.reader().nodes();
+    assert_eq!(nodes.len(), MAX_REMEMBERED_NODES);
+    assert_eq!(nodes[&1].state, NodeState::Removed, "it has voted");
+    assert_eq!(nodes[&last].state, NodeState::Joining);
+    assert!(!nodes.contains_key(&first));
+    let before = catalog.nodes();
+    catalog.reopen();
+    assert_eq!(catalog.nodes(), before);
 }
 
 #[test]

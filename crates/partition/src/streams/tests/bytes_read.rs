@@ -241,6 +241,7 @@ fn what_is_to_expire_is_found_in_a_few_blocks_whatever_the_number_of_runs() {
             .ids
             .iter()
             .map(|id| Due::Expire { stream: *id, up_to });
+        let due: Vec<_> = due.into_iter().map(|found| found.due).collect();
         assert_eq!(due, expected.collect::<Vec<_>>());
         // The search is a binary search.
         let probes = u64::from((runs_of.batches * records).ilog2()) + 3;

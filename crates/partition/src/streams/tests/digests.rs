@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use esker_raft::{Committed, Lsn, Membership, NodeId, Term};
+use esker_raft::{Capture as _, Committed, Lsn, Membership, NodeId, StateMachine as _, Term};
 
 use super::fixture::*;
 use crate::command::{AskDigest, Kind, MemberDigest, NoteDigests, Outcome};
@@ -173,9 +173,78 @@ fn a_member_whose_state_differs_finds_that_itself_and_the_others_do_not_mind() {
     let diverged = members[1].digests.divergence(PARTITION).unwrap();
     assert_eq!((diverged.lsn, &diverged.others[..]), (lsn, &[1, 3][..]));
     assert_ne!(diverged.own, diverged.right);
+    assert_eq!(compared.diverged_at, compared.noted_at);
+    // That is remembered beyond comparisons that are equal again.
+    let again = compare(&mut members, stream);
+    note(&mut members, again, &[0, 2]);
+    let later = members[0].digests.compared(PARTITION).unwrap();
+    assert_eq!(later.verdict(), Verdict::Equal);
+    assert_eq!(later.diverged_at, compared.diverged_at);
     for well in [0, 2] {
         assert_eq!(members[well].digests.divergence(PARTITION), None);
     }
+}
+
+/// Lets the process of a member begin again, with the state that it had.
+fn begin_again(member: &mut Member) {
+    member.digests.close();
+    member.digests = ReplicaDigests::new(member.id, 0);
+    let digests = member.digests.clone();
+    member
+        .fixture
+        .use_options(StreamOptions { digests, ..eager() });
+    member.fixture.reopen();
+}
+
+#[test]
+fn a_member_that_starts_again_before_the_comparison_or_after_it_finds_that_its_answer_was_wrong() {
+    for is_noted_before in [true, false] {
+        let mut members = Member::group();
+        let stream = create_all(&mut members);
+        diverge(&mut members, 1, stream);
+        let lsn = compare(&mut members, stream);
+        let answers: Vec<_> = members.iter().filter_map(|it| it.answer(lsn)).collect();
+        let noted = Kind::NoteDigests(NoteDigests {
+            lsn,
+            at_ms: 5,
+            answers,
+        });
+        if is_noted_before {
+            all_apply(&mut members, &[noted.clone()]);
+            begin_again(&mut members[1]);
+        } else {
+            begin_again(&mut members[1]);
+            all_apply(&mut members, &[noted]);
+        }
+        let diverged = members[1].digests.divergence(PARTITION).unwrap();
+        assert_eq!((diverged.lsn, &diverged.others[..]), (lsn, &[1, 3][..]));
+        begin_again(&mut members[0]);
+        assert_eq!(members[0].digests.divergence(PARTITION), None);
+    }
+}
+
+#[test]
+fn a_member_whose_wrong_state_is_replaced_by_anothers_has_not_diverged() {
+    let mut members = Member::group();
+    let stream = create_all(&mut members);
+    diverge(&mut members, 1, stream);
+    let lsn = compare(&mut members, stream);
+    let answers: Vec<_> = members.iter().filter_map(|it| it.answer(lsn)).collect();
+    // It does not get the comparison by an entry.
+    let [first, second, _] = &mut members;
+    first.fixture.apply(Kind::NoteDigests(NoteDigests {
+        lsn,
+        at_ms: 5,
+        answers,
+    }));
+    let snapshot = first.fixture.partition_db().begin_checkpoint().write();
+    let machine = second.fixture.machine();
+    machine.restore(snapshot.unwrap()).unwrap();
+    assert_eq!(second.digests.divergence(PARTITION), None);
+    let digest = |member: &Member| member.fixture.partition_db().digest().unwrap();
+    assert_eq!(digest(second), digest(first));
+    begin_again(second);
+    assert_eq!(second.digests.divergence(PARTITION), None);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use esker_raft::StateMachine as _;
 use s2_common::record::SeqNum;
 
 use super::fixture::*;
-use crate::command::{Append, AppendRefusal, Kind, Outcome};
+use crate::command::{Append, AppendRefusal, DeleteIfEmpty, Expire, Kind, Outcome, SettingsSet};
 use crate::ids::{BasinId, StreamId};
 use crate::reader::Due;
 use crate::settings::StreamSettings;
@@ -26,7 +26,7 @@ fn due(partition: &Fixture, now_ms: u64) -> Vec<Due> {
         let mut after = StreamId(0);
         loop {
             let (due, next) = reader.due(after, count, now_ms).unwrap();
-            all.extend(due);
+            all.extend(due.into_iter().map(|found| found.due));
             match next {
                 Some(next) => {
                     assert!(next > after, "a page moves on");
@@ -341,4 +341,65 @@ fn a_stale_expiry_or_deletion_never_hits_a_recreated_stream() {
     assert_eq!(outcomes[4], Outcome::StreamDeleted(false));
     assert_eq!(partition.texts("s"), ["new"]);
     assert_eq!(partition.stream("s").id, StreamId(2));
+}
+
+/// What is due by the settings of a moment ago, as a leader proposes it.
+fn proposed(partition: &Fixture, now_ms: u64) -> Kind {
+    let (found, _) = partition.reader().due(StreamId(0), 1, now_ms).unwrap();
+    let if_settings_version = Some(found[0].settings_version);
+    match found[0].due {
+        Due::Expire { stream, up_to } => Kind::Expire(Expire {
+            stream: stream.0,
+            up_to,
+            at_ms: now_ms,
+            if_settings_version,
+        }),
+        Due::DeleteIfEmpty { stream, since_ms } => Kind::DeleteIfEmpty(DeleteIfEmpty {
+            stream: stream.0,
+            since_ms,
+            if_settings_version,
+        }),
+    }
+}
+
+#[test]
+fn what_is_due_by_settings_that_are_changed_meanwhile_does_not_happen() {
+    let mut partition = Fixture::new();
+    let stream = partition.create_in(BASIN, "s", keep_for_secs(10));
+    partition
+        .append(bodies(stream, 20_000, ["a", "b"]))
+        .unwrap();
+    let late = proposed(&partition, 40_000);
+    let forever = partition.apply(set_settings(stream, 1, keep_for_secs(0)));
+    assert_eq!(settings_set(&forever), SettingsSet::Done);
+    partition.apply(late);
+    assert_eq!(partition.stream("s").view().state.head(), 0);
+    partition.reopen();
+    assert_eq!(partition.stream("s").view().state.head(), 0);
+
+    // By the present settings it does, and so does what earlier builds proposed.
+    let short = partition.apply(set_settings(stream, 2, keep_for_secs(5)));
+    assert_eq!(settings_set(&short), SettingsSet::Done);
+    partition.apply(expire(stream, 1, 40_000));
+    assert_eq!(partition.stream("s").view().state.head(), 1);
+    let due = proposed(&partition, 40_000);
+    partition.apply(due);
+    assert_eq!(partition.stream("s").view().state.head(), 2);
+}
+
+#[test]
+fn an_empty_stream_stays_whose_deletion_was_switched_off_by_a_leader_with_an_earlier_clock() {
+    let mut partition = Fixture::new();
+    partition.apply(ensure(BASIN, "s", delete_when_empty_for_secs(10), 90_000));
+    let stream = partition.stream("s").id;
+    let late = proposed(&partition, 200_000);
+    // The time of this change is that of a clock which is behind, so that the stream was not active since.
+    let kept = partition.apply(set_settings(stream, 1, keep_for_secs(0)));
+    assert_eq!(settings_set(&kept), SettingsSet::Done);
+    assert_eq!(partition.apply(late), Outcome::StreamDeleted(false));
+
+    let again = partition.apply(set_settings(stream, 2, delete_when_empty_for_secs(10)));
+    assert_eq!(settings_set(&again), SettingsSet::Done);
+    let due = proposed(&partition, 200_000);
+    assert_eq!(partition.apply(due), Outcome::StreamDeleted(true));
 }

@@ -231,6 +231,22 @@ impl Fixture {
         self.stop_and_open();
     }
 
+    /// Begins a lineage, and opens the partition for entries that were proposed before it.
+    pub fn fork_before(&mut self, id: u128) {
+        self.fork(id);
+        self.open_behind_fork();
+    }
+
+    /// Opens the partition again for entries that were proposed before its lineage began.
+    pub fn open_behind_fork(&mut self) {
+        self.stop_and_open();
+        let (store, machine) = self.open.take().unwrap();
+        drop(machine);
+        let options = self.options.clone();
+        let machine = StreamPartition::open_behind_fork(&store, PARTITION, options).unwrap();
+        self.open = Some((store, machine));
+    }
+
     /// Applies the entries that another partition's log has beyond its own.
     pub fn catch_up(&mut self, other: &Fixture) {
         self.log = other.log.clone();
@@ -283,6 +299,11 @@ impl Fixture {
     pub fn reopen(&mut self) {
         self.flush();
         self.stop_and_open();
+    }
+
+    /// Has it opened with other options from now on.
+    pub fn use_options(&mut self, options: StreamOptions) {
+        self.options = options;
     }
 
     /// Stops it without a flush and opens it again: what was not flushed is lost.
@@ -683,6 +704,7 @@ pub fn expire(stream: StreamId, up_to: SeqNum, at_ms: u64) -> Kind {
         stream: stream.0,
         up_to,
         at_ms,
+        if_settings_version: None,
     })
 }
 
@@ -690,6 +712,7 @@ pub fn delete_if_empty(stream: StreamId, since_ms: u64) -> Kind {
     Kind::DeleteIfEmpty(DeleteIfEmpty {
         stream: stream.0,
         since_ms,
+        if_settings_version: None,
     })
 }
 

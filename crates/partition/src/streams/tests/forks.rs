@@ -489,3 +489,55 @@ fn what_the_repository_retains_is_noted_with_the_position_and_only_of_this_histo
     let checkpoint = partition.checkpoint();
     assert_eq!(archived(&partition.imported(&checkpoint)), Some((4, 8)));
 }
+
+#[test]
+fn entries_that_were_proposed_before_a_fork_get_numbers_behind_its_gap_and_what_they_expect_holds()
+{
+    let mut partition = Fixture::new();
+    let stream = partition.create("s");
+    let expecting = |stream, seq, text| {
+        let mut append = append(stream, 2000, vec![rec(text)]);
+        append.match_seq_num = Some(seq);
+        append
+    };
+    partition.append(expecting(stream, 0, "committed")).unwrap();
+    partition.fork_before(1);
+    for (seq, text) in [(1, "a"), (2, "b")] {
+        let appended = partition.append(expecting(stream, seq, text)).unwrap();
+        assert_eq!(appended.start.seq_num, seq + GAP);
+    }
+    // What was refused is refused again.
+    for seq in [0, 2, 4, 3 + GAP] {
+        partition.append(expecting(stream, seq, "no")).unwrap_err();
+    }
+    // A start that was interrupted goes on in the same way.
+    partition.flush();
+    partition.open_behind_fork();
+    let appended = partition.append(expecting(stream, 3, "c")).unwrap();
+    assert_eq!(appended.start.seq_num, 3 + GAP);
+    partition.reopen();
+    let appended = partition.append(expecting(stream, 4 + GAP, "d")).unwrap();
+    assert_eq!(appended.start.seq_num, 4 + GAP, "the fork counts once");
+    assert_eq!(partition.texts("s"), ["committed", "a", "b", "c", "d"]);
+}
+
+#[test]
+fn streams_of_entries_that_were_proposed_before_a_fork_have_the_ids_that_later_entries_name() {
+    let mut partition = Fixture::new();
+    let first = partition.create("first").0;
+    partition.fork_before(1);
+    let id = partition.create("created");
+    assert_eq!(id.0, first + 1);
+    let mut expecting = append(id, 2000, vec![rec("a")]);
+    expecting.match_seq_num = Some(0);
+    assert_eq!(partition.append(expecting).unwrap().start.seq_num, 0);
+    partition.flush();
+    partition.open_behind_fork();
+    let mut expecting = append(id, 2000, vec![rec("b")]);
+    expecting.match_seq_num = Some(1);
+    assert_eq!(partition.append(expecting).unwrap().start.seq_num, 1);
+    assert_eq!(partition.create("another").0, first + 2);
+    partition.reopen();
+    assert_eq!(partition.create("later").0, first + 3 + GAP);
+    assert_eq!(partition.texts("created"), ["a", "b"]);
+}

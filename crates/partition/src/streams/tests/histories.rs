@@ -330,7 +330,7 @@ impl Run {
             let mut after = Some(StreamId(0));
             while let Some(id) = after {
                 let (found, next) = reader.due(id, 2, now_ms).unwrap();
-                due.extend(found);
+                due.extend(found.into_iter().map(|found| found.due));
                 after = next;
             }
             assert_eq!(due, self.model.due(now_ms), "due at {now_ms}");

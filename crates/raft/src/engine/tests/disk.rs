@@ -118,6 +118,10 @@ impl Disk {
                 Lsn(last.map_or(0, |e| e.index))
             },
             last: last.map_or(written.start.lsn, |last| Lsn(*last)),
+            last_term: {
+                let last = written.entries.values().next_back();
+                last.map_or(written.start.term, |e| Term(e.term))
+            },
             hard_state: written.hard_state.clone(),
         }
     }

@@ -85,13 +85,7 @@ fn a_follower_acknowledges_entries_when_they_are_durable_and_not_before() {
     settle(&mut engine, &disk, received(heartbeat));
 
     let mut append = message(MessageType::MsgAppend, 2, 1);
-    let entry = raft::eraftpb::Entry {
-        index: 1,
-        term: 1,
-        data: b"c".to_vec().into(),
-        ..Default::default()
-    };
-    append.set_entries(vec![entry].into());
+    append.set_entries(vec![entry(1)].into());
     append.commit = 1;
     let received = engine.step(received(append));
     assert_eq!(outline(&received), "persist [1@1]");
@@ -99,6 +93,89 @@ fn a_follower_acknowledges_entries_when_they_are_durable_and_not_before() {
     let durable = engine.step(Event::Persisted { number });
     assert_eq!(sent(&durable), [(MessageType::MsgAppendResponse, 2, false)]);
     assert_eq!(commands(&durable), ["c"], "committed, and now durable here");
+}
+
+fn entry(index: u64) -> raft::eraftpb::Entry {
+    raft::eraftpb::Entry {
+        index,
+        term: 1,
+        data: b"c".to_vec().into(),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn entries_of_several_messages_that_one_sync_makes_durable_are_acknowledged_once() {
+    let disk = Disk::default();
+    let mut engine = open(1, &THREE, &disk, 0).unwrap();
+    let heartbeat = message(MessageType::MsgHeartbeat, 2, 1);
+    settle(&mut engine, &disk, received(heartbeat));
+
+    let mut number = 0;
+    for index in 1..=3 {
+        let mut append = message(MessageType::MsgAppend, 2, 1);
+        (append.index, append.log_term) = (index - 1, u64::from(index > 1));
+        append.set_entries(vec![entry(index)].into());
+        number = numbers(&engine.step(received(append)))[0];
+    }
+    let durable = engine.step(Event::Persisted { number });
+    let indexes: Vec<_> = raft_messages(&durable).iter().map(|m| m.0.index).collect();
+    assert_eq!(indexes, [3]);
+}
+
+/// Makes member 1 the leader in term 1, with the entry of its term committed.
+fn lead(engine: &mut Engine, disk: &Disk) {
+    settle(engine, disk, Event::Campaign);
+    for kind in [
+        MessageType::MsgRequestPreVoteResponse,
+        MessageType::MsgRequestVoteResponse,
+    ] {
+        let yes = message(kind, 2, 1);
+        settle(engine, disk, received(yes));
+    }
+    assert_eq!(engine.role(), Role::Leader);
+    for from in [2, 3] {
+        settle(engine, disk, acknowledges(from, 1));
+    }
+    assert_eq!(engine.committed(), Lsn(1));
+}
+
+fn acknowledges(from: u64, index: u64) -> Event {
+    let mut yes = message(MessageType::MsgAppendResponse, from, 1);
+    yes.index = index;
+    received(yes)
+}
+
+#[test]
+fn while_entries_follow_each_other_followers_learn_of_commits_from_them_and_at_last_from_a_message()
+{
+    let disk = Disk::default();
+    let mut engine = open(1, &THREE, &disk, 0).unwrap();
+    lead(&mut engine, &disk);
+    let appends = |actions: &[Action]| -> Vec<(u64, u64)> {
+        let messages = raft_messages(actions);
+        let appends = messages
+            .iter()
+            .filter(|m| m.0.get_msg_type() == MessageType::MsgAppend);
+        appends
+            .map(|m| (m.0.entries.len() as u64, m.0.commit))
+            .collect()
+    };
+    let first = settle(&mut engine, &disk, propose(1, "a"));
+    assert_eq!(appends(&first), [(1, 1); 2]);
+    // The next is under way before the first is committed.
+    let second = settle(&mut engine, &disk, propose(2, "b"));
+    assert_eq!(appends(&second), [(1, 1); 2]);
+    let committed = settle(&mut engine, &disk, acknowledges(2, 2));
+    assert_eq!(commands(&committed), ["a"]);
+    assert_eq!(appends(&committed), [], "the next entries have it");
+    let third = settle(&mut engine, &disk, propose(3, "c"));
+    assert_eq!(appends(&third), [(1, 2); 2]);
+    let last = settle(&mut engine, &disk, acknowledges(2, 4));
+    assert_eq!(commands(&last), ["b", "c"]);
+    assert_eq!(appends(&last), [(0, 4); 2], "no more entries are under way");
+    let late = settle(&mut engine, &disk, acknowledges(3, 4));
+    assert_eq!(appends(&late), [], "it is announced once");
 }
 
 #[test]

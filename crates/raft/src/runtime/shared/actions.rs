@@ -1,7 +1,7 @@
 //! Carries out the actions of a group's engine.
 
 use super::Shared;
-use crate::engine::{Action, Engine, Event, Role};
+use crate::engine::{Action, Engine, Event};
 use crate::ids::{Lsn, NodeId};
 use crate::message::{EndReason, Payload};
 use crate::runtime::error::ProposeError;
@@ -44,9 +44,7 @@ impl<O: Send + 'static> Shared<O> {
                 Action::Compact { floor } => self.writer.compact(self.id, floor),
                 Action::Became { role, leader, term } => {
                     tracing::debug!(group = %self.id, ?role, ?leader, %term, "role changed");
-                    if role == Role::Leader {
-                        self.waiters.supersede(engine.last(), term);
-                    }
+                    self.note_leader(engine);
                     self.requests.leader_is(leader);
                     // Wakes those who wait for a leader.
                     self.applied.send_modify(|_| {});

@@ -183,7 +183,7 @@ fn the_guard_of_a_proposal_is_dropped_when_it_is_answered_whether_anybody_listen
         let guard = Box::new(Admission(admitted.clone()));
         let attached = Attached {
             guard: Some(guard),
-            observer: None,
+            ..Attached::default()
         };
         host.groups[0].propose_with(command.into(), attached)
     };
@@ -275,10 +275,10 @@ fn the_observer_of_a_proposal_is_called_once_it_is_durable_and_before_it_is_answ
     let propose = |command: &str| {
         let committed = committed.clone();
         let attached = Attached {
-            guard: None,
             observer: Some(Box::new(move || {
                 committed.fetch_add(1, Ordering::SeqCst);
             })),
+            ..Attached::default()
         };
         host.groups[0].propose_with(command.into(), attached)
     };
@@ -303,10 +303,10 @@ fn what_clients_wait_for_is_applied_on_a_thread_with_a_short_time_slice() {
     let host = Host::start(&dir, &Faults::new(), &[Store::default()]);
     let (tell, told) = std::sync::mpsc::channel();
     let attached = Attached {
-        guard: None,
         observer: Some(Box::new(move || {
             let _ = tell.send(crate::priority::has_short_time_slice());
         })),
+        ..Attached::default()
     };
     let waiting = host.groups[0].propose_with("a".into(), attached).unwrap();
     answer(waiting).unwrap();

@@ -60,12 +60,19 @@ pub struct Members {
     pub network: Network,
     pub nodes: BTreeMap<u64, (Node, Group<usize>)>,
     pub knobs: BTreeMap<u64, Arc<Knobs>>,
+    /// Of the disk under each node's log.
+    pub faults: BTreeMap<u64, Faults>,
     pub adjust: fn(&mut NodeConfig),
     founders: Vec<NodeId>,
     written: Vec<String>,
 }
 
 impl Members {
+    /// A state machine of a member.
+    pub fn machine() -> impl crate::StateMachine<Output = usize> {
+        InMemory::new(Lines(Arc::default()))
+    }
+
     /// They found the group, and run.
     pub fn start(ids: &[u64]) -> Members {
         Members::start_with(ids, |_| {})
@@ -77,6 +84,7 @@ impl Members {
             network: Network::new(),
             nodes: BTreeMap::new(),
             knobs: BTreeMap::new(),
+            faults: BTreeMap::new(),
             adjust,
             founders: ids.iter().copied().map(NodeId).collect(),
             written: Vec::new(),
@@ -110,7 +118,9 @@ impl Members {
             ..NodeConfig::new(NodeId(id), &self.data_dir(id))
         };
         (self.adjust)(&mut config);
-        let (node, _) = Node::start_among(config, self.network.transport(NodeId(id))).unwrap();
+        let faults = self.faults.entry(id).or_default().clone();
+        let transport = self.network.transport(NodeId(id));
+        let (node, _) = Node::start_with(config, faults, Some(transport)).unwrap();
         let knobs = self.knobs.entry(id).or_default().clone();
         // What is in memory does not survive.
         knobs.lines.lock().clear();

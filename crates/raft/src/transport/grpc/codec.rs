@@ -56,7 +56,7 @@ impl Encoder for Raw {
     type Error = Status;
 
     fn encode(&mut self, item: Queued, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        item.message.encode_to(to);
+        item.encode_to(to);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use http::uri::PathAndQuery;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
@@ -16,8 +17,10 @@ use tonic::{Code, Request, Status};
 
 use super::codec::Outgoing;
 use super::connector::Dial;
+use super::hello::{self, NotTheNode};
 use super::queued::Queued;
 use super::tls::{self, Tls};
+use super::whereabouts::Whereabouts;
 use super::{Credentials, MAX_BATCH, MESSAGES, chain};
 use crate::ids::NodeId;
 use crate::message::{Envelope, MAX_ENVELOPE_BYTES};
@@ -36,6 +39,9 @@ pub(super) struct Opening {
     pub node: NodeId,
     pub path: &'static str,
     pub credentials: Credentials,
+    /// Where other nodes reach this one.
+    pub own_address: String,
+    pub whereabouts: Whereabouts,
     pub tls: Option<Arc<Tls>>,
     pub inbox: Weak<dyn Inbox>,
 }
@@ -73,9 +79,16 @@ impl Link {
     /// Queues a message, or drops it if the queue is full.
     pub fn push(&self, message: Envelope, permit: Option<Permit>) {
         let (queued, before, size) = Queued::new(message, permit, &self.bytes);
-        if before == 0 || before + size <= MAX_QUEUED_BYTES {
-            // A full queue drops it.
-            let _ = self.queue.try_send(queued);
+        let surplus = match before == 0 || before + size <= MAX_QUEUED_BYTES {
+            true => match self.queue.try_send(queued) {
+                Err(TrySendError::Full(queued)) => Some(queued),
+                // A closed one drops it.
+                Ok(()) | Err(TrySendError::Closed(_)) => None,
+            },
+            false => Some(queued),
+        };
+        if let Some(surplus) = surplus {
+            surplus.drop_surplus();
         }
     }
 }
@@ -86,10 +99,17 @@ async fn run(
     mut waiting: mpsc::Receiver<Queued>,
 ) {
     let mut pause = MIN_RETRY_INTERVAL;
+    let mut failed: u64 = 0;
     let mut refused: u64 = 0;
     // A connection is opened when there is a message to send.
     while let Some(first) = waiting.recv().await {
-        let target = address.borrow_and_update().clone();
+        let own = address.borrow_and_update().clone();
+        // Each second attempt goes to where the node was found beside its address, if it was.
+        let found = opening.whereabouts.found_beside(opening.node, &own);
+        let target = match found {
+            Some(found) if failed % 2 == 1 => found,
+            _ => own,
+        };
         let opened = tokio::time::Instant::now();
         let ended = tokio::select! {
             ended = stream(&opening, &target, first, &mut waiting) => ended,
@@ -105,6 +125,7 @@ async fn run(
             pause = MIN_RETRY_INTERVAL;
             refused = 0;
         }
+        failed += 1;
         let Broken { why, lasting } = broken;
         tracing::debug!(node = %opening.node, path = opening.path, target, why, "a stream to a peer broke");
         if lasting {
@@ -177,7 +198,8 @@ async fn stream(
     first: Queued,
     waiting: &mut mpsc::Receiver<Queued>,
 ) -> Result<(), Broken> {
-    let channel = connect(address, opening.tls.clone()).await?;
+    let mut channel = connect(address, opening.tls.clone()).await?;
+    identify(opening, address, &mut channel).await?;
     let mut client =
         tonic::client::Grpc::new(channel).max_encoding_message_size(MAX_ENVELOPE_BYTES + 64);
     client.ready().await.map_err(|e| Broken::by(&e))?;
@@ -215,6 +237,40 @@ async fn stream(
             },
         }
     }
+}
+
+/// Lets the other end show that it is the node that the messages are for.
+async fn identify(opening: &Opening, address: &str, channel: &mut Channel) -> Result<(), Broken> {
+    let Opening {
+        node,
+        credentials,
+        whereabouts,
+        ..
+    } = opening;
+    let asked = hello::ask(channel, credentials, *node, &opening.own_address).await;
+    let claim = match asked {
+        Ok(()) => {
+            whereabouts.note_right(*node, address);
+            return Ok(());
+        }
+        Err(NotTheNode::Another(claim)) => claim,
+        Err(NotTheNode::Refuses(why)) => return Err(Broken::for_good(&why)),
+        Err(NotTheNode::Silent(why)) => return Err(Broken::from(&*why)),
+    };
+    let own = credentials.claim;
+    if own.is_some_and(|own| own.cluster != claim.cluster) {
+        let why = format!(
+            "the address answers as a node of the cluster {}",
+            claim.cluster
+        );
+        return Err(Broken::for_good(&why));
+    }
+    whereabouts.note_stranger(*node, address, claim.node);
+    if own.is_none_or(|own| own.node != claim.node) {
+        whereabouts.note_found(claim.node, address);
+    }
+    let why = format!("the address answers as node {}", claim.node);
+    Err(Broken::for_good(&why))
 }
 
 async fn connect(address: &str, tls: Option<Arc<Tls>>) -> Result<Channel, Broken> {

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -38,13 +39,15 @@ pub(super) const MAX_ADMITTED: usize = 4096;
 const MAX_REFUSED: u32 = 16;
 /// Pause after accepting a connection failed, for lack of file descriptors for instance.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a connection stays over which a message came that must not: the answer to it has to reach the other end.
+const EXPULSION_DELAY: Duration = Duration::from_millis(500);
 /// Connections that wait for the task that serves them.
 const MAX_WAITING: usize = 16;
 
-/// Counts connections of strangers that were closed, by `reason`.
+/// Counts connections that were closed because they are a stranger's, or not what they were admitted as, by `reason`.
 const CLOSED: &str = "esker_raft_strangers_closed_total";
 
-/// Why the connection of a stranger is closed.
+/// Why a connection is closed.
 #[derive(Clone, Copy)]
 enum Reason {
     /// It has taken too long.
@@ -55,14 +58,17 @@ enum Reason {
     Refused,
     /// The handshake of TLS has failed.
     Handshake,
+    /// A message over it was of another node than was admitted, or for another one than this.
+    Foreign,
 }
 
 impl Reason {
-    const ALL: [Reason; 4] = [
+    const ALL: [Reason; 5] = [
         Reason::Slow,
         Reason::Crowded,
         Reason::Refused,
         Reason::Handshake,
+        Reason::Foreign,
     ];
 
     fn label(self) -> &'static str {
@@ -71,6 +77,7 @@ impl Reason {
             Reason::Crowded => "crowded",
             Reason::Refused => "refused",
             Reason::Handshake => "handshake",
+            Reason::Foreign => "foreign",
         }
     }
 
@@ -81,11 +88,13 @@ impl Reason {
 
 /// All connections that were accepted and are open.
 #[derive(Default)]
-struct Hall {
+pub(super) struct Hall {
     strangers: BTreeMap<u64, Stranger>,
     /// The number of the next connection.
     next: u64,
     admitted: usize,
+    /// Most strangers that were there at one time, for tests.
+    pub(super) most_strangers: usize,
 }
 
 struct Stranger {
@@ -133,6 +142,7 @@ impl Visit {
                 close: close.clone(),
             };
             hall.strangers.insert(number, stranger);
+            hall.most_strangers = hall.most_strangers.max(hall.strangers.len());
             number
         };
         Arc::new(Visit {
@@ -172,6 +182,16 @@ impl Visit {
             self.close.cancel();
         }
     }
+
+    /// Closes the connection soon: what came over it must not come over it.
+    pub fn expel(&self) {
+        Reason::Foreign.count(1);
+        let close = self.close.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(EXPULSION_DELAY).await;
+            close.cancel();
+        });
+    }
 }
 
 impl Drop for Visit {
@@ -196,13 +216,13 @@ pub(super) struct Arrival {
 pub(super) fn arrivals(
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
+    hall: Arc<Mutex<Hall>>,
 ) -> ReceiverStream<io::Result<PeerStream>> {
     for reason in Reason::ALL {
         reason.count(0);
     }
     let (arrived, arrivals) = mpsc::channel(MAX_WAITING);
     tokio::spawn(async move {
-        let hall = Arc::new(Mutex::new(Hall::default()));
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -263,7 +283,8 @@ async fn open(
     };
     Ok(PeerStream {
         stream,
-        leave: Some(Box::pin(leave)),
+        leave: Box::pin(leave),
+        is_admitted: false,
         arrival: Arrival { visit, certificate },
     })
 }
@@ -271,8 +292,10 @@ async fn open(
 /// A connection that was accepted.
 pub(super) struct PeerStream {
     stream: Stream,
-    /// Is done when the connection of a stranger has to end; `None` once a request was admitted.
-    leave: Option<Pin<Box<dyn Future<Output = Option<Reason>> + Send>>>,
+    /// Is done when the connection has to end.
+    leave: Pin<Box<dyn Future<Output = Option<Reason>> + Send>>,
+    /// Whether it is no stranger's any more, so that it has no deadline.
+    is_admitted: bool,
     arrival: Arrival,
 }
 
@@ -287,13 +310,12 @@ impl Connected for PeerStream {
 impl PeerStream {
     /// Ready if the connection has to end.
     fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        if self.arrival.visit.is_admitted.load(Ordering::Acquire) {
-            self.leave = None;
+        if !self.is_admitted && self.arrival.visit.is_admitted.load(Ordering::Acquire) {
+            self.is_admitted = true;
+            let closed = self.arrival.visit.close.clone().cancelled_owned();
+            self.leave = Box::pin(closed.map(|()| None));
         }
-        let Some(leave) = &mut self.leave else {
-            return Poll::Pending;
-        };
-        let Poll::Ready(reason) = leave.as_mut().poll(cx) else {
+        let Poll::Ready(reason) = self.leave.as_mut().poll(cx) else {
             return Poll::Pending;
         };
         if let Some(reason) = reason {
@@ -301,10 +323,10 @@ impl PeerStream {
         }
         let close = self.arrival.visit.close.clone();
         close.cancel();
-        self.leave = Some(Box::pin(async { None }));
+        self.leave = Box::pin(async { None });
         Poll::Ready(io::Error::new(
             io::ErrorKind::TimedOut,
-            "no request over this connection was admitted in time",
+            "no request over this connection was admitted in time, or a message over it was refused",
         ))
     }
 }
@@ -381,6 +403,16 @@ mod tests {
         drop((crowd, quiet, member));
         let hall = hall.lock();
         assert_eq!((hall.strangers.len(), hall.admitted), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_member_that_sends_what_is_not_its_own_has_to_leave_soon() {
+        let hall = Arc::default();
+        let member = Visit::begin(&hall, address(1));
+        assert!(member.admit());
+        member.expel();
+        assert!(!member.close.is_cancelled(), "it is told why");
+        member.close.cancelled().await;
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Messages between nodes over gRPC.
 //!
 //! ```text
+//! /esker.raft.v1.Peers/Hello        who is at the other end, before anything is sent to it
 //! /esker.raft.v1.Peers/Messages     a stream of envelopes, from one node to another
 //! /esker.raft.v1.Peers/Chunks       the same, for transfers, on a connection of its own
 //! /esker.raft.v1.Peers/Call/NAME    a call of the host: one message, one answer
@@ -20,18 +21,24 @@
 //! authority.
 //!
 //! Each request has the [`Claim`] of its sender in its head: cluster, node, and process. A [`Gatekeeper`]
-//! decides about it before anything of the request is used.
+//! decides about it before anything of the request is used. What comes over a stream of messages has to be of the
+//! node that was admitted, and for this one; else the connection is ended. Before a stream is opened, the node at
+//! the address shows that it is the one that the messages are for (`hello`); what else was found there is noted
+//! (`whereabouts`).
 
 mod calls;
 mod claim;
 mod codec;
 mod connector;
+mod hello;
 mod link;
 mod listener;
 mod queued;
 mod requests;
+mod secrets;
 mod service;
 mod tls;
+mod whereabouts;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -45,6 +52,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::Server;
 
 use super::{Inbox, MAX_QUEUED_CHUNKS, MAX_QUEUED_MESSAGES, Permit, Transport};
+use crate::drops::DropReason;
 use crate::ids::NodeId;
 use crate::message::Envelope;
 use calls::Answers;
@@ -52,12 +60,15 @@ pub use calls::{CallAnswer, CallError, Calls, MAX_CALL_BYTES};
 pub use claim::{Admission, Claim, Gatekeeper, Refusal};
 use connector::Dial;
 use link::Link;
+use listener::Hall;
 pub use requests::{ChannelError, PeerBody, PeerChannel, PeerRequests};
 use requests::{Channels, Requests};
 pub use rustls::pki_types::CertificateDer;
+use secrets::Secrets;
 use service::PeerService;
 use tls::Tls;
 pub use tls::{TlsConfig, TlsError, is_for_host};
+use whereabouts::Whereabouts;
 
 const MESSAGES: &str = "/esker.raft.v1.Peers/Messages";
 const CHUNKS: &str = "/esker.raft.v1.Peers/Chunks";
@@ -102,6 +113,10 @@ pub struct GrpcConfig {
     pub peers: BTreeMap<NodeId, String>,
     /// If set, calls without this secret are refused.
     pub secret: Option<String>,
+    /// Secrets that are accepted as well, while one replaces another.
+    pub other_secrets: Vec<String>,
+    /// Where other nodes reach this one: `host:port`, or a URL; `None` for the address on which it listens.
+    pub advertise: Option<String>,
     /// If set, all traffic uses TLS, with certificates of both ends. URLs of peers have to begin with
     /// `https://` then, and with `http://` otherwise.
     pub tls: Option<TlsConfig>,
@@ -112,16 +127,24 @@ pub struct GrpcConfig {
 }
 
 /// What goes in the head of every request.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Credentials {
-    secret: Option<String>,
+    secrets: Secrets,
     claim: Option<Claim>,
 }
 
 impl Credentials {
+    fn of(config: &GrpcConfig) -> Credentials {
+        let secrets = config.secret.iter().chain(&config.other_secrets);
+        Credentials {
+            secrets: Secrets::new(secrets.cloned().collect()),
+            claim: config.claim,
+        }
+    }
+
     /// Adds them to the head of a request.
     fn add_to(&self, headers: &mut http::HeaderMap) -> Result<(), &'static str> {
-        if let Some(secret) = &self.secret {
+        if let Some(secret) = self.secrets.presented() {
             let mut secret: http::HeaderValue =
                 secret.parse().map_err(|_| "the secret is no header")?;
             secret.set_sensitive(true);
@@ -137,8 +160,12 @@ impl Credentials {
 /// See the [module's head](self).
 pub struct GrpcTransport {
     address: SocketAddr,
+    /// Where other nodes reach this one.
+    advertised: String,
     credentials: Credentials,
+    whereabouts: Whereabouts,
     gatekeeper: Option<Arc<dyn Gatekeeper>>,
+    hall: Arc<Mutex<Hall>>,
     tls: Option<Arc<Tls>>,
     requests: Requests,
     answers: Answers,
@@ -166,13 +193,15 @@ impl GrpcTransport {
         let tls = tls.map(Arc::new);
         let listener = std::net::TcpListener::bind(listen)?;
         listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let credentials = Credentials::of(&config);
         Ok(GrpcTransport {
-            address: listener.local_addr()?,
-            credentials: Credentials {
-                secret: config.secret,
-                claim: config.claim,
-            },
+            address,
+            advertised: config.advertise.unwrap_or_else(|| address.to_string()),
+            credentials,
+            whereabouts: Whereabouts::default(),
             gatekeeper: config.gatekeeper,
+            hall: Arc::default(),
             channels: Channels::default(),
             requests: Requests::default(),
             answers: Answers::default(),
@@ -208,6 +237,17 @@ impl GrpcTransport {
         }
     }
 
+    /// Presents another secret from now on, and accepts these others as well. Streams of messages that are open stay.
+    /// Returns false, and changes nothing, if the transport was created without a secret.
+    pub fn set_secrets(&self, secret: String, others: Vec<String>) -> bool {
+        let secrets = &self.credentials.secrets;
+        let is_on = secrets.are_required();
+        if is_on {
+            secrets.replace(std::iter::once(secret).chain(others).collect());
+        }
+        is_on
+    }
+
     /// Sets or changes the address of a node: `host:port`, or a URL.
     pub fn set_peer(&self, node: NodeId, address: impl Into<String>) {
         let address = address.into();
@@ -218,13 +258,33 @@ impl GrpcTransport {
         let before = state.peers.insert(node, address.clone());
         drop(state);
         if before.is_none_or(|before| before != address) {
-            self.channels.forget(node);
+            self.whereabouts.note_set(node);
         }
     }
 
     /// The address of a node, if it is known.
     pub fn peer(&self, node: NodeId) -> Option<String> {
         self.state.lock().peers.get(&node).cloned()
+    }
+
+    /// The node that answers at the address of another one, as was found when this node last connected to it.
+    pub fn answers_as(&self, node: NodeId) -> Option<NodeId> {
+        let address = self.peer(node)?;
+        self.whereabouts.stranger_at(node, &address)
+    }
+
+    /// Whether a node has shown that it is at the address that is set, and no other one has since.
+    pub fn is_at_its_address(&self, node: NodeId) -> bool {
+        let address = self.peer(node);
+        address.is_some() && self.whereabouts.seen_at(node) == address
+    }
+
+    /// Where a node has shown last that it is there, if that is another address than the one that is set.
+    pub fn moved_to(&self, node: NodeId) -> Option<String> {
+        let address = self.peer(node)?;
+        self.whereabouts
+            .seen_at(node)
+            .filter(|seen| *seen != address)
     }
 
     /// What answers the requests of other nodes that are not messages between members. Until this is set they
@@ -263,15 +323,27 @@ impl GrpcTransport {
     ///
     /// The node has no address, or its address is not one. A channel is used within a runtime.
     pub fn channel(&self, node: NodeId) -> Result<PeerChannel, ChannelError> {
-        let Some(address) = self.peer(node) else {
+        let Some(set) = self.peer(node) else {
             return Err(ChannelError::Unknown(node));
         };
+        let found = || {
+            self.whereabouts.stranger_at(node, &set)?;
+            self.whereabouts.found_beside(node, &set)
+        };
+        let seen = self.whereabouts.seen_at(node).or_else(found);
+        let address = seen.unwrap_or(set);
         self.channels
-            .of(node, || self.channel_to(&address))
+            .of(node, &address, || self.channel_to(node, &address))
             .map_err(|why| ChannelError::Address { address, why })
     }
 
-    fn channel_to(&self, address: &str) -> Result<PeerChannel, String> {
+    /// Most connections that were open at one time and over which no request had been admitted.
+    #[cfg(test)]
+    pub(super) fn most_strangers(&self) -> usize {
+        self.hall.lock().most_strangers
+    }
+
+    fn channel_to(&self, node: NodeId, address: &str) -> Result<PeerChannel, String> {
         let mut dial = Dial::to(address, self.tls.clone())?;
         dial.endpoint = (dial.endpoint)
             .initial_stream_window_size(ANSWER_WINDOW)
@@ -279,6 +351,7 @@ impl GrpcTransport {
         Ok(PeerChannel::new(
             dial.connect_lazy(),
             self.credentials.clone(),
+            Some(node),
         ))
     }
 
@@ -290,6 +363,7 @@ impl GrpcTransport {
         drop(state);
         drop(links);
         self.channels.forget(node);
+        self.whereabouts.forget(node);
     }
 
     /// The link to a node, created when it is first needed.
@@ -303,6 +377,8 @@ impl GrpcTransport {
                     node: to,
                     path,
                     credentials: self.credentials.clone(),
+                    own_address: self.advertised.clone(),
+                    whereabouts: self.whereabouts.clone(),
                     tls: self.tls.clone(),
                     inbox: inbox.clone(),
                 };
@@ -319,8 +395,9 @@ impl GrpcTransport {
 
     /// The message may be dropped, always without the lock: dropping a permit may send another message.
     fn queue(&self, message: Envelope, permit: Option<Permit>, which: usize) {
-        if let Some(link) = self.link(message.to, which) {
-            link.push(message, permit);
+        match self.link(message.to, which) {
+            Some(link) => link.push(message, permit),
+            None => DropReason::NoAddress.count(1),
         }
     }
 }
@@ -342,11 +419,7 @@ pub async fn call_at(
     let tls = config.tls.as_ref().map(Tls::new).transpose();
     let tls = tls.map_err(|e| CallError::Refused(e.to_string()))?;
     let dial = Dial::to(address, tls.map(Arc::new)).map_err(refused)?;
-    let credentials = Credentials {
-        secret: config.secret.clone(),
-        claim: config.claim,
-    };
-    let channel = PeerChannel::new(dial.connect_lazy(), credentials);
+    let channel = PeerChannel::new(dial.connect_lazy(), Credentials::of(config), None);
     calls::call(channel, name, body, longest).await
 }
 
@@ -361,19 +434,20 @@ impl Transport for GrpcTransport {
             .thread_name("raft-net")
             .enable_all()
             .build()?;
-        let service = PeerService::new(
-            inbox.clone(),
-            self.credentials.secret.clone(),
-            self.gatekeeper.clone(),
-            self.requests.clone(),
-            self.answers.clone(),
-        );
-        let tls = self.tls.clone();
+        let service = PeerService {
+            inbox: inbox.clone(),
+            credentials: self.credentials.clone(),
+            whereabouts: self.whereabouts.clone(),
+            gatekeeper: self.gatekeeper.clone(),
+            requests: self.requests.clone(),
+            answers: self.answers.clone(),
+        };
+        let (tls, hall) = (self.tls.clone(), self.hall.clone());
         let entered = runtime.enter();
         let listener = tokio::net::TcpListener::from_std(listener)?;
         drop(entered);
         runtime.spawn(async move {
-            let incoming = listener::arrivals(listener, tls);
+            let incoming = listener::arrivals(listener, tls, hall);
             let served = Server::builder()
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(BODIES_WINDOW)

@@ -3,14 +3,26 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tonic::codec::EncodeBuf;
+
+use crate::drops::DropReason;
 use crate::message::Envelope;
 use crate::transport::Permit;
 
-/// A message on its way.
+/// A message on its way. It counts as one that was dropped, unless it was encoded before.
 pub(super) struct Queued {
-    pub message: Envelope,
+    message: Envelope,
+    is_counted: bool,
     _permit: Option<Permit>,
     _bytes: QueuedBytes,
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        if !self.is_counted {
+            DropReason::Disconnected.count(1);
+        }
+    }
 }
 
 /// Counts as queued until it is dropped.
@@ -37,6 +49,7 @@ impl Queued {
         let before = total.fetch_add(size, Ordering::Relaxed);
         let queued = Queued {
             message,
+            is_counted: false,
             _permit: permit,
             _bytes: QueuedBytes {
                 size,
@@ -44,5 +57,17 @@ impl Queued {
             },
         };
         (queued, before, size)
+    }
+
+    /// Encodes the message: it is sent.
+    pub fn encode_to(mut self, buffer: &mut EncodeBuf<'_>) {
+        self.message.encode_to(buffer);
+        self.is_counted = true;
+    }
+
+    /// Drops the message, because too much is queued.
+    pub fn drop_surplus(mut self) {
+        DropReason::QueueFull.count(1);
+        self.is_counted = true;
     }
 }

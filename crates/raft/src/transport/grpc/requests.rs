@@ -12,7 +12,7 @@ use tonic::codegen::Service;
 use tonic::transport::Channel;
 use tower::util::BoxCloneSyncService;
 
-use super::Credentials;
+use super::{Credentials, hello};
 use crate::ids::NodeId;
 
 /// The body of a request between nodes, or of its answer.
@@ -55,47 +55,55 @@ impl Requests {
     }
 }
 
-/// One channel per node.
+/// One channel per node, to the address that it had last.
 #[derive(Default)]
 pub(super) struct Channels {
-    open: Mutex<BTreeMap<NodeId, PeerChannel>>,
+    open: Mutex<BTreeMap<NodeId, (String, PeerChannel)>>,
 }
 
 impl Channels {
-    /// The channel to a node, made when it is first needed.
+    /// The channel to a node at an address, made when it is first needed.
     pub fn of(
         &self,
         node: NodeId,
+        address: &str,
         make: impl FnOnce() -> Result<PeerChannel, String>,
     ) -> Result<PeerChannel, String> {
         let mut open = self.open.lock();
-        if let Some(channel) = open.get(&node) {
+        if let Some((_, channel)) = open.get(&node).filter(|(at, _)| at == address) {
             return Ok(channel.clone());
         }
         let channel = make()?;
-        open.insert(node, channel.clone());
+        open.insert(node, (address.to_owned(), channel.clone()));
         Ok(channel)
     }
 
-    /// The node has gone, or has another address.
+    /// The node has gone.
     pub fn forget(&self, node: NodeId) {
         self.open.lock().remove(&node);
     }
 }
 
 /// A channel to a node. Cheap to clone; a clone has the same connection. It adds this node's secret and claim
-/// to each request.
+/// to each request, and the node that the request is for: another one that answers at its address refuses it.
 #[derive(Clone)]
 pub struct PeerChannel {
     channel: Channel,
     credentials: Credentials,
+    to: Option<NodeId>,
 }
 
 impl PeerChannel {
-    pub(super) fn new(channel: Channel, credentials: Credentials) -> PeerChannel {
+    /// `to` is `None` where only the address is known.
+    pub(super) fn new(
+        channel: Channel,
+        credentials: Credentials,
+        to: Option<NodeId>,
+    ) -> PeerChannel {
         PeerChannel {
             channel,
             credentials,
+            to,
         }
     }
 }
@@ -112,6 +120,9 @@ impl Service<http::Request<PeerBody>> for PeerChannel {
     fn call(&mut self, mut request: http::Request<PeerBody>) -> Self::Future {
         if let Err(why) = self.credentials.add_to(request.headers_mut()) {
             tracing::error!(why, "a request to another node is sent without its secret");
+        }
+        if let Some(to) = self.to {
+            hello::address_to(to, request.headers_mut());
         }
         Box::pin(self.channel.call(request))
     }

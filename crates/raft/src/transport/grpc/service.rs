@@ -1,5 +1,5 @@
 //! The server side of the connections: it checks the secret and the claim, hands messages to the inbox, and
-//! requests to the host.
+//! requests to the host. A message that is not of the node that was admitted ends its connection.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -12,16 +12,18 @@ use bytes::Bytes;
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::server::{ClientStreamingService, Grpc};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::calls::{Answers, CALL};
 use super::claim::{Admission, Claim, Gatekeeper};
 use super::codec::Incoming;
-use super::listener::Arrival;
+use super::hello::{self, HELLO};
+use super::listener::{Arrival, Visit};
 use super::requests::Requests;
-use super::{CHUNKS, MESSAGES, SECRET};
+use super::whereabouts::Whereabouts;
+use super::{CHUNKS, Credentials, MESSAGES, SECRET};
 use crate::message::MAX_ENVELOPE_BYTES;
-use crate::transport::Inbox;
+use crate::transport::{Inbox, ProvenSender};
 
 /// Longest time of a call: whoever waits for it has a shorter one.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -30,34 +32,18 @@ type Answer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 #[derive(Clone)]
 pub(super) struct PeerService {
-    inbox: Weak<dyn Inbox>,
-    secret: Option<Arc<str>>,
-    gatekeeper: Option<Arc<dyn Gatekeeper>>,
-    requests: Requests,
-    answers: Answers,
+    pub inbox: Weak<dyn Inbox>,
+    pub credentials: Credentials,
+    pub whereabouts: Whereabouts,
+    pub gatekeeper: Option<Arc<dyn Gatekeeper>>,
+    pub requests: Requests,
+    pub answers: Answers,
 }
 
 /// What a gatekeeper keeps for as long as a stream or a request lasts.
 type Kept = Option<Box<dyn Send + Sync>>;
 
 impl PeerService {
-    pub fn new(
-        inbox: Weak<dyn Inbox>,
-        secret: Option<String>,
-        gatekeeper: Option<Arc<dyn Gatekeeper>>,
-        requests: Requests,
-        answers: Answers,
-    ) -> PeerService {
-        let secret = secret.map(Into::into);
-        PeerService {
-            inbox,
-            secret,
-            gatekeeper,
-            requests,
-            answers,
-        }
-    }
-
     /// Asks the gatekeeper, if there is one, about the claim in the head of the request, which becomes an
     /// extension of it.
     fn admit<T>(&self, request: &mut http::Request<T>, what: Admission) -> Result<Kept, Status> {
@@ -77,22 +63,9 @@ impl PeerService {
     }
 
     fn admits<T>(&self, request: &http::Request<T>) -> bool {
-        let Some(secret) = &self.secret else {
-            return true;
-        };
-        let given = request
-            .headers()
-            .get(SECRET)
-            .map_or(&[][..], |s| s.as_bytes());
-        // In constant time, so that the duration reveals nothing of the secret.
-        let differs = |(a, b): (&u8, &u8)| a ^ b;
-        given.len() == secret.len()
-            && given
-                .iter()
-                .zip(secret.as_bytes())
-                .map(differs)
-                .fold(0, |a, b| a | b)
-                == 0
+        let given = request.headers().get(SECRET);
+        let given = given.map_or(&[][..], |given| given.as_bytes());
+        self.credentials.secrets.accept(given)
     }
 }
 
@@ -107,17 +80,25 @@ impl Service<http::Request<Body>> for PeerService {
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let arrival = request.extensions().get::<Arrival>().cloned();
+        let me = self.credentials.claim;
         let refuse = |status: Status| -> Self::Future {
             if let Some(arrival) = &arrival {
                 arrival.visit.refuse();
             }
-            Box::pin(async { Ok(status.into_http()) })
+            // Whoever has the secret is told whom it has reached.
+            let me = me.filter(|_| status.code() != Code::Unauthenticated);
+            let answer = hello::answer(status, me.as_ref());
+            Box::pin(async { Ok(answer) })
         };
         if !self.admits(&request) {
             let refused = Status::unauthenticated("the cluster secret is missing or wrong");
             return refuse(refused);
         }
-        let what = match [MESSAGES, CHUNKS].contains(&request.uri().path()) {
+        if let Err(another) = hello::check_receiver(me.as_ref(), request.headers_mut()) {
+            return refuse(another);
+        }
+        let address = hello::take_address(request.headers_mut());
+        let what = match [HELLO, MESSAGES, CHUNKS].contains(&request.uri().path()) {
             true => Admission::Messages,
             false => Admission::Request,
         };
@@ -131,20 +112,31 @@ impl Service<http::Request<Body>> for PeerService {
             ));
         }
         request.extensions_mut().remove::<Arrival>();
+        let from: Option<Claim> = request.extensions().get().copied();
+        if request.uri().path() == HELLO {
+            if let (Some(from), Some(address)) = (from, address) {
+                self.whereabouts.note_found(from.node, &address);
+            }
+            let answer = hello::answer(Status::ok(""), me.as_ref());
+            return Box::pin(async { Ok(answer) });
+        }
         match what {
             Admission::Messages => {
-                let inbox = self.inbox.clone();
+                let receive = Receive {
+                    inbox: self.inbox.clone(),
+                    from: from.map(|from| ProvenSender::new(from.cluster, from.node)),
+                    visit: arrival.map(|arrival| arrival.visit),
+                };
                 Box::pin(async move {
                     let mut grpc =
                         Grpc::new(Incoming).max_decoding_message_size(MAX_ENVELOPE_BYTES);
-                    let answer = grpc.client_streaming(Receive { inbox }, request).await;
+                    let answer = grpc.client_streaming(receive, request).await;
                     drop(kept);
                     Ok(answer)
                 })
             }
             Admission::Request if request.uri().path().starts_with(CALL) => {
                 let answers = self.answers.clone();
-                let from = request.extensions().get().copied();
                 Box::pin(async move {
                     let answer = answers.answer(from, request);
                     let answer = tokio::time::timeout(CALL_TIMEOUT, answer).await;
@@ -168,6 +160,8 @@ impl Service<http::Request<Body>> for PeerService {
 
 struct Receive {
     inbox: Weak<dyn Inbox>,
+    from: Option<ProvenSender>,
+    visit: Option<Arc<Visit>>,
 }
 
 impl ClientStreamingService<Bytes> for Receive {
@@ -176,13 +170,17 @@ impl ClientStreamingService<Bytes> for Receive {
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
         let inbox = self.inbox.clone();
+        let (mut from, visit) = (self.from, self.visit.clone());
         Box::pin(async move {
             let mut messages = request.into_inner();
             while let Some(message) = messages.message().await? {
                 let Some(inbox) = inbox.upgrade() else {
                     return Err(Status::unavailable("the node has stopped"));
                 };
-                inbox.receive(message);
+                if let Err(foreign) = inbox.receive(message, from.as_mut()) {
+                    visit.inspect(|visit| visit.expel());
+                    return Err(Status::permission_denied(foreign.to_string()));
+                }
             }
             Ok(Response::new(Bytes::new()))
         })

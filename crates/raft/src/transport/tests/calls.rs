@@ -11,9 +11,9 @@ use super::super::grpc::{
 use super::grpc::ANY;
 use super::*;
 
-const LONG: Duration = Duration::from_secs(30);
+pub const LONG: Duration = Duration::from_secs(30);
 
-fn claim(node: u64) -> Claim {
+pub fn claim(node: u64) -> Claim {
     Claim {
         cluster: ClusterId([3; 16]),
         node: NodeId(node),
@@ -23,7 +23,7 @@ fn claim(node: u64) -> Claim {
 
 /// Refuses the node 9, and counts what is admitted at present.
 #[derive(Default)]
-struct Door {
+pub struct Door {
     inside: Arc<Mutex<Vec<Admission>>>,
 }
 
@@ -53,11 +53,11 @@ impl Gatekeeper for Door {
     }
 }
 
-fn node(of: u64, secret: &str, door: Arc<Door>) -> GrpcTransport {
+pub fn node(of: u64, secret: &str, door: Arc<Door>) -> GrpcTransport {
     GrpcTransport::bind(ANY, config(of, secret, Some(door))).unwrap()
 }
 
-fn config(of: u64, secret: &str, door: Option<Arc<Door>>) -> GrpcConfig {
+pub fn config(of: u64, secret: &str, door: Option<Arc<Door>>) -> GrpcConfig {
     GrpcConfig {
         secret: Some(secret.to_owned()),
         claim: Some(claim(of)),
@@ -67,7 +67,7 @@ fn config(of: u64, secret: &str, door: Option<Arc<Door>>) -> GrpcConfig {
 }
 
 /// Answers with the name and the body; refuses `no`, and cannot answer `later`.
-struct Echo;
+pub struct Echo;
 
 impl Calls for Echo {
     fn answer(&self, from: Claim, name: &str, body: Bytes) -> CallAnswer {
@@ -80,7 +80,7 @@ impl Calls for Echo {
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.worker_threads(2).enable_all().build().unwrap()
 }

@@ -470,7 +470,11 @@ fn every_problem_that_a_node_reports_is_listed() {
     assert_eq!(advice, BTreeSet::from(esker_node::ADVICE));
     reported.extend(crate::tls::PROBLEMS);
     reported.insert(crate::auth::root_token_reload::NOT_RELOADED);
-    reported.insert(crate::server::peer_certificates::NOT_RELOADED);
+    reported.insert(crate::server::peer_secret::NOT_RELOADED);
+    {
+        use crate::server::peer_certificates::{EXPIRED, EXPIRES_SOON, NOT_RELOADED};
+        reported.extend([NOT_RELOADED, EXPIRES_SOON, EXPIRED]);
+    }
     let listed: BTreeSet<_> = PROBLEMS.iter().map(|(code, ..)| *code).collect();
     assert!(reported.len() > 10, "{reported:?}");
     assert_eq!(reported, listed);

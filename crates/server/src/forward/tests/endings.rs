@@ -25,6 +25,9 @@ use crate::forward::forward;
 /// The deadline of what is to happen at once.
 const SOON: Duration = Duration::from_secs(20);
 
+/// A message with this byte is not answered.
+const SILENT: u8 = 77;
+
 /// A message of a session, with a payload of two bytes.
 fn message(byte: u8) -> Bytes {
     Bytes::from(vec![0, 0, 3, 0, byte, byte])
@@ -54,6 +57,9 @@ async fn acked(State(handled): State<Handled>, request: Request) -> Response {
         let _ends = &ends;
         async {
             tokio::time::sleep(Duration::from_millis(50)).await;
+            if piece.as_ref().is_ok_and(|piece| piece.contains(&SILENT)) {
+                std::future::pending::<()>().await;
+            }
             piece
         }
     });
@@ -291,13 +297,30 @@ async fn a_session_whose_client_takes_nothing_ends_as_one_with_this_node() {
 }
 
 #[tokio::test]
-async fn a_session_whose_leader_is_replaced_ends_without_the_promise_that_nothing_happened() {
+async fn a_session_whose_leader_is_replaced_is_answered_what_that_got_and_ends() {
     let (one, two) = two();
     let (client, asked) = session();
     let answer = one.ask(asked).await;
     client.send(Ok(message(1))).unwrap();
     let mut body = answer.into_body();
     body.frame().await.unwrap().unwrap();
+    client.send(Ok(message(2))).unwrap();
+    one.leads(Leader::At(3));
+    let received = rest(body).await.unwrap();
+    ended_with(&received, &[message(2)], 503, "server_draining");
+    has_ended(&two).await;
+}
+
+#[tokio::test]
+async fn a_session_whose_replaced_leader_is_silent_ends_without_the_promise_that_nothing_happened()
+{
+    let (one, two) = two();
+    let (client, asked) = session();
+    let answer = one.ask(asked).await;
+    client.send(Ok(message(1))).unwrap();
+    let mut body = answer.into_body();
+    body.frame().await.unwrap().unwrap();
+    client.send(Ok(message(SILENT))).unwrap();
     one.leads(Leader::At(3));
     let received = rest(body).await.unwrap();
     ended_with(&received, &[], 500, "other");

@@ -73,6 +73,64 @@ async fn a_read_that_another_node_has_sent_is_answered_by_the_leader_alone() {
 #[tokio::test(start_paused = true)]
 async fn a_session_of_a_replica_ends_when_it_follows_no_leader_and_stays_otherwise() {
     let (one, _) = pair();
+    let mut body = follow(&one).await;
+    // An election is no reason.
+    one.leads(Leader::Unknown);
+    assert!(has_no_end(&mut body, Duration::from_secs(2)).await);
+    one.leads(Leader::At(3));
+    assert!(has_no_end(&mut body, Duration::from_secs(3600)).await);
+    one.leads(Leader::Unknown);
+    ends_with_an_error(body).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_of_a_leader_that_is_cut_off_ends() {
+    let (one, _) = pair();
+    one.leads(Leader::Here);
+    let mut body = follow(&one).await;
+    assert!(has_no_end(&mut body, Duration::from_secs(3600)).await);
+    // It does not know of another leader, and takes itself for one.
+    one.node.has_majority.store(false, Ordering::SeqCst);
+    ends_with_an_error(body).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_of_a_member_that_is_cut_off_and_remembers_its_leader_ends() {
+    let (one, _) = pair();
+    let body = follow(&one).await;
+    // A member without a vote never begins an election, so the leader that it knew stays.
+    one.node.has_majority.store(false, Ordering::SeqCst);
+    ends_with_an_error(body).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_of_a_leader_that_was_removed_ends() {
+    let (one, _) = pair();
+    one.leads(Leader::Here);
+    let body = follow(&one).await;
+    *one.node.refusal.lock().unwrap() = Some("it was removed".to_owned());
+    ends_with_an_error(body).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_that_wait_share_their_rounds_and_leave_nothing_behind() {
+    let (one, _) = pair();
+    let before = one.rounds();
+    let bodies: Vec<_> = futures::future::join_all((0..50).map(|_| follow(&one))).await;
+    let answered = one.rounds();
+    assert_eq!(answered, before + bodies.len());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    // At most one a second, however many there are.
+    assert!((30..=60).contains(&(one.rounds() - answered)));
+    drop(bodies);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let ended = one.rounds();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(one.rounds(), ended);
+}
+
+/// Follows a stream that has no records, as the replica of this node has it.
+async fn follow(one: &Member) -> Body {
     one.node.has_stream.store(true, Ordering::SeqCst);
     let router = Router::new()
         .route("/v1/streams/{stream}/records", get(silent))
@@ -85,15 +143,14 @@ async fn a_session_of_a_replica_ends_when_it_follows_no_leader_and_stays_otherwi
             Principal::Root(hash(ROOT)),
         )));
     let asked = tower::ServiceExt::oneshot(router, read("/v1/streams/a/records"));
-    let mut body = asked.await.unwrap().into_body();
-    // An election is no reason.
-    one.leads(Leader::Unknown);
-    let waited = tokio::time::timeout(Duration::from_secs(2), body.frame()).await;
-    assert!(waited.is_err());
-    one.leads(Leader::At(3));
-    let waited = tokio::time::timeout(Duration::from_secs(3600), body.frame()).await;
-    assert!(waited.is_err());
-    one.leads(Leader::Unknown);
+    asked.await.unwrap().into_body()
+}
+
+async fn has_no_end(body: &mut Body, time: Duration) -> bool {
+    tokio::time::timeout(time, body.frame()).await.is_err()
+}
+
+async fn ends_with_an_error(body: Body) {
     let end = tokio::time::timeout(Duration::from_secs(60), body.collect()).await;
     let end = end.expect("it ends").unwrap().to_bytes();
     let end = String::from_utf8_lossy(&end);
