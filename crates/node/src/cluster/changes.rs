@@ -2,8 +2,9 @@
 //!
 //! Of each group one change at a time is under way; those of different groups are made at the same time, up to a
 //! bound, and each has a deadline. A change is made on a current copy of the catalog, and only if a majority of the
-//! voters after it answers *after* it was decided on: who was heard from a moment before may be gone. Whatever
-//! keeps a change from being made is noted ([`waiting`](super::waiting)), and it is decided again at the next look.
+//! voters after it, and each that gets a vote by it, answers *after* it was decided on: who was heard from a moment
+//! before may be gone. Whatever keeps a change from being made is noted ([`waiting`](super::waiting)), and it is
+//! decided again at the next look.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -305,7 +306,7 @@ async fn change_members(
     changed.map(|()| true).map_err(|error| error.to_string())
 }
 
-/// Waits until a majority of the voters after a change has been heard from since now.
+/// Waits until a majority of the voters after a change, and all new ones among them, have been heard from since now.
 async fn wait_until_heard(
     inner: &Inner,
     group: &Group<Outcome>,
@@ -329,7 +330,7 @@ async fn wait_until_heard(
         let passed = begun.elapsed();
         let silent = silent_since(&details, &change, passed);
         let count = change.voters_after(&details.membership.voters).len();
-        if 2 * (count - silent.len()) > count {
+        if may_be_made(&change, count, &silent) {
             return Ok(());
         }
         if passed >= HEARD_TIMEOUT {
@@ -344,12 +345,19 @@ async fn wait_until_heard(
             };
             let silent: Vec<String> = silent.iter().map(describe).collect();
             return Err(format!(
-                "no majority of the voters after it is in contact: {}",
+                "of the voters after it, these do not answer now: {}",
                 silent.join(", ")
             ));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// Whether a change may be made although these of the voters after it are silent. A node that was killed a moment ago
+/// gets no vote.
+fn may_be_made(change: &VoterChange, voters: usize, silent: &[NodeId]) -> bool {
+    let is_majority = 2 * (voters - silent.len()) > voters;
+    is_majority && !change.promote.iter().any(|node| silent.contains(node))
 }
 
 /// The voters after a change that were not heard from within this time.
@@ -432,6 +440,8 @@ mod tests {
         let alive = details(&[(2, Some(2)), (3, Some(0)), (4, None)]);
         assert_eq!(silent(&alive, &remove, 0), [NodeId(2)], "not yet");
         assert_eq!(silent(&alive, &remove, 300), []);
+        assert!(may_be_made(&remove, 2, &[]));
+        assert!(!may_be_made(&remove, 2, &[NodeId(2)]), "one of two is none");
         let replace = VoterChange {
             promote: vec![NodeId(4)],
             remove: vec![NodeId(3)],
@@ -441,5 +451,8 @@ mod tests {
             [NodeId(4)],
             "a new voter counts"
         );
+        // Two of three are a majority, and 4 gets no vote all the same.
+        assert!(!may_be_made(&replace, 3, &[NodeId(4)]));
+        assert!(may_be_made(&replace, 3, &[NodeId(2)]));
     }
 }

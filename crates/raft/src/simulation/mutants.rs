@@ -137,7 +137,7 @@ fn reading_the_applied_state_without_the_engine_is_caught() {
 
 #[test]
 fn a_voter_that_lost_its_disk_and_is_founded_again_under_its_number_is_caught() {
-    is_caught(Mutant::RejoinUnderOldNumber, 200, "");
+    is_caught(Mutant::RejoinUnderOldNumber, 20, "the log was lost");
 }
 
 #[test]
