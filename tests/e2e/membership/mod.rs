@@ -44,12 +44,18 @@ struct Nodes {
 impl Nodes {
     /// One node, with a listener for others. All nodes put their snapshots into one directory.
     async fn first() -> Nodes {
+        Nodes::first_with(&[]).await
+    }
+
+    /// The same, with more settings.
+    async fn first_with(settings: &[String]) -> Nodes {
         let directory = tempfile::tempdir().unwrap();
         let destination = directory.path().join("repository");
         let base = Setup::default()
             .partitions(2)
             .set("logs.level=info")
             .set(&format!("snapshots.destination={}", destination.display()));
+        let base = settings.iter().fold(base, |base, one| base.set(one));
         let mut nodes = Nodes {
             base,
             setups: Vec::new(),
@@ -63,7 +69,12 @@ impl Nodes {
 
     /// Three nodes that vote.
     async fn three() -> Nodes {
-        let mut nodes = Nodes::first().await;
+        Nodes::three_with(&[]).await
+    }
+
+    /// The same, with more settings.
+    async fn three_with(settings: &[String]) -> Nodes {
+        let mut nodes = Nodes::first_with(settings).await;
         nodes.join().await;
         nodes.join().await;
         nodes.have_voters(0, 3).await;

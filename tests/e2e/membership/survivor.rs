@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use testkit::corruption::{change_in_place, flip};
 use testkit::process::{program, without_configuration};
+use testkit_s3::{Fault, Matching, Operation, S3Server};
 
 use super::{Nodes, PARTITIONS, STREAMS, copy, number_of, read_all};
 use crate::support::{eventually, sdk};
@@ -367,4 +368,39 @@ async fn a_survivor_with_a_replica_that_differs_goes_on_with_what_others_have_pu
     nodes.servers[0].kill();
     nodes.restart(0).await;
     nodes.have(0, &["a", "b", "c"]).await;
+}
+
+/// A lineage cannot be begun in the repository. The operator gets the other disks back, and starts all nodes again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_survivor_that_could_not_begin_is_a_member_like_any_other_again() {
+    let s3 = S3Server::in_memory().await;
+    let mut nodes = Nodes::three_with(&s3.settings()).await;
+    nodes.create(0).await;
+    for partition in 0..PARTITIONS {
+        nodes.lead(partition, 0).await;
+    }
+    nodes.append(0, "a").await;
+    nodes.put_snapshots().await;
+    nodes.servers[1].kill();
+    nodes.servers[2].kill();
+    nodes.append_in_vain(0, 20).await;
+    nodes.servers[0].kill();
+    assert!(recover(&nodes.data(0)).status.success());
+    let puts = Matching::operation(Operation::Put).key("/2/latest");
+    s3.faults().always(puts, Fault::Status(403));
+    let (_, said) = nodes.setups[0].start_refused(&nodes.data(0)).await;
+    assert!(said.contains("error [repository_unreadable]"), "{said}");
+    assert!(said.contains("partitions 0, 1 have begun there"), "{said}");
+    s3.faults().clear();
+    for file in ["recover.json", "restore.json"] {
+        fs::remove_file(nodes.data(0).join(file)).unwrap();
+    }
+    nodes.restart(1).await;
+    nodes.restart(2).await;
+    nodes.append(1, "b").await;
+    nodes.restart(0).await;
+    nodes.have_voters(1, 3).await;
+    for at in 0..3 {
+        nodes.have(at, &["a", "b"]).await;
+    }
 }
