@@ -11,7 +11,7 @@ const DROPPED: &str = "esker_raft_messages_dropped_total";
 /// Why a message was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DropReason {
-    /// On its way out: too much was queued for its receiver.
+    /// Too much was queued: on its way out for its receiver, or here for its group.
     QueueFull,
     /// On its way out: there was no connection to its receiver.
     Disconnected,

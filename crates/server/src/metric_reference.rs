@@ -865,7 +865,7 @@ const SECTIONS: &[Section] = &[
                 "esker_raft_messages_dropped_total",
                 "messages",
                 &["reason"],
-                "Messages between members that were dropped, of all groups. On their way out: `queue_full`, too much was queued for the receiver; `disconnected`, there was no connection to it; `no_address`, its address is not known. On arrival: `malformed`; `newer_format`; `sender` and `recipient`, of or for another node than that of their connection, which is ended; `group`, the group is not open here; `cluster`, `lineage` and `incarnation`, of another cluster, another history of the group, or an earlier start of the sender; `not_a_member`; `contradiction`, with what this member knows.",
+                "Messages between members that were dropped, of all groups. `queue_full`, too much was queued, on their way out for the receiver, or on arrival for their group. On their way out: `disconnected`, there was no connection to it; `no_address`, its address is not known. On arrival: `malformed`; `newer_format`; `sender` and `recipient`, of or for another node than that of their connection, which is ended; `group`, the group is not open here; `cluster`, `lineage` and `incarnation`, of another cluster, another history of the group, or an earlier start of the sender; `not_a_member`; `contradiction`, with what this member knows.",
             ),
             counter(
                 "esker_raft_reopened_total",

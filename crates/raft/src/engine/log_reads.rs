@@ -141,6 +141,14 @@ impl LogReads {
     }
 }
 
+#[cfg(test)]
+impl Engine {
+    /// Has the terms of old entries read from the log, as if they could not be looked up when it was opened.
+    pub(crate) fn forget_terms(&mut self) {
+        self.raw.mut_store().forget_terms();
+    }
+}
+
 impl Engine {
     /// Asks the host for what was wanted in this step.
     pub(super) fn request_reads(&mut self, actions: &mut Vec<Action>) {

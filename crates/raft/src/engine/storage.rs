@@ -107,6 +107,12 @@ impl EngineStorage {
         self.read_for_peers.set(0);
     }
 
+    /// As if the terms could not be looked up when it was opened.
+    #[cfg(test)]
+    pub fn forget_terms(&mut self) {
+        self.terms = Terms::default();
+    }
+
     /// What the host is to read, or has read.
     pub fn reads(&self) -> RefMut<'_, LogReads> {
         self.reads.borrow_mut()

@@ -15,9 +15,12 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// See the [module's head](self).
 #[derive(Clone)]
-pub(super) struct LogFetcher {
+pub(super) struct LogFetcher(Arc<Running>);
+
+/// The threads end with the last one who has this.
+struct Running {
     queue: Arc<Queue>,
-    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 #[derive(Default)]
@@ -29,17 +32,17 @@ struct Queue {
 
 impl LogFetcher {
     pub fn start() -> std::io::Result<LogFetcher> {
-        let fetcher = LogFetcher {
+        let fetcher = LogFetcher(Arc::new(Running {
             queue: Arc::default(),
-            threads: Arc::default(),
-        };
+            threads: Mutex::default(),
+        }));
         for number in 0..THREADS {
-            let queue = fetcher.queue.clone();
+            let queue = fetcher.0.queue.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("log-fetch-{number}"))
                 .spawn(move || run(&queue));
             match thread {
-                Ok(thread) => fetcher.threads.lock().push(thread),
+                Ok(thread) => fetcher.0.threads.lock().push(thread),
                 Err(error) => {
                     fetcher.stop();
                     return Err(error);
@@ -51,27 +54,42 @@ impl LogFetcher {
 
     /// Runs a read soon; drops it once the node stops.
     pub fn submit(&self, job: impl FnOnce() + Send + 'static) {
-        let mut jobs = self.queue.jobs.lock();
+        let queue = &self.0.queue;
+        let mut jobs = queue.jobs.lock();
         let (waiting, is_closed) = &mut *jobs;
         if !*is_closed {
             waiting.push_back(Box::new(job));
-            self.queue.arrived.notify_one();
+            queue.arrived.notify_one();
         }
     }
 
     /// Ends the threads, after the reads that are under way.
     pub fn stop(&self) {
-        {
-            let mut jobs = self.queue.jobs.lock();
-            jobs.0.clear();
-            jobs.1 = true;
-        }
-        self.queue.arrived.notify_all();
-        let threads = std::mem::take(&mut *self.threads.lock());
+        self.0.queue.close();
+        let threads = std::mem::take(&mut *self.0.threads.lock());
         for thread in threads {
             // A panic of it has already been reported by the panic hook.
             let _ = thread.join();
         }
+    }
+}
+
+impl Queue {
+    fn close(&self) {
+        let dropped = {
+            let mut jobs = self.jobs.lock();
+            jobs.1 = true;
+            std::mem::take(&mut jobs.0)
+        };
+        self.arrived.notify_all();
+        drop(dropped);
+    }
+}
+
+impl Drop for Running {
+    /// Without waiting for the threads: one of them may have been the last that had this.
+    fn drop(&mut self) {
+        self.queue.close();
     }
 }
 

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::drops::DropReason;
 use crate::engine::{Event, MAX_COMMAND_BYTES};
 use crate::message::Envelope;
 
@@ -72,6 +73,8 @@ impl Mailbox {
             all.fetch_add(bytes, Ordering::Relaxed);
             posted.bytes += bytes;
             posted.events.push_back((Event::Receive(message), bytes));
+        } else {
+            DropReason::QueueFull.count(1);
         }
     }
 
@@ -114,18 +117,20 @@ impl Mailbox {
         !has_flags && posted.events.is_empty()
     }
 
-    /// Takes the next event: what is durable first, because most waits end with it.
+    /// Takes the next event: what is durable first, because most waits end with it; then the tick, which must not wait for
+    /// messages that keep coming.
     pub fn take(&self) -> Option<Event> {
         let mut posted = self.posted.lock();
         if let Some(number) = posted.persisted.take() {
             return Some(Event::Persisted { number });
         }
-        if let Some((event, bytes)) = posted.events.pop_front() {
-            posted.bytes -= bytes;
-            self.of_node.0.fetch_sub(bytes, Ordering::Relaxed);
-            return Some(event);
+        if std::mem::take(&mut posted.tick) {
+            return Some(Event::Tick);
         }
-        std::mem::take(&mut posted.tick).then_some(Event::Tick)
+        let (event, bytes) = posted.events.pop_front()?;
+        posted.bytes -= bytes;
+        self.of_node.0.fetch_sub(bytes, Ordering::Relaxed);
+        Some(event)
     }
 
     /// Whether proposals were posted since the last call.

@@ -37,6 +37,7 @@ fn an_engine_that_cannot_read_its_log_halts_and_names_the_lsn() {
 fn an_engine_that_cannot_read_the_term_of_its_floor_halts_and_names_the_lsn() {
     let disk = Disk::with(&[1; 9], 9);
     let mut engine = open(1, &[1], &disk, 9).unwrap();
+    engine.forget_terms();
     disk.make_unreadable(6);
     let snapshot = Event::SnapshotTaken {
         last_included_index: Lsn(6),

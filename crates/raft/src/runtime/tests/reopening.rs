@@ -9,6 +9,7 @@ use crate::ids::Term;
 fn halt(host: &Host, faults: &Faults) {
     let group = &host.groups[0];
     faults.fail_reads(true);
+    group.shared.lock().forget_terms();
     group.snapshot_known(Lsn(25), Term(1));
     wait_for("the group halts", || group.status().halted);
 }
@@ -118,6 +119,7 @@ fn a_group_whose_log_is_damaged_stays_halted() {
     execute_all(group, &numbered("c", 50));
     execute(group, "one more").unwrap();
     super::faults::damage(&dir);
+    group.shared.lock().forget_terms();
     group.snapshot_known(Lsn(25), Term(1));
     wait_for("the group halts", || group.status().halted);
     let halted = group.halted().unwrap();
