@@ -6,82 +6,21 @@
 //   CHROMIUM      the browser
 //   SCREENSHOTS   where pictures of the pages go; none are taken if it is not set
 import assert from "node:assert/strict";
-import { spawn, execFile } from "node:child_process";
+import { spawn } from "node:child_process";
 import { mkdtemp, readFile, readdir, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
-import { promisify } from "node:util";
+
+import { Server, WAIT_TIMEOUT, freePort, newServer, run } from "./kit.mjs";
 
 const require = createRequire(join(process.env.NODE_MODULES, "x.js"));
 const { chromium } = require("playwright-core");
 const axe = await readFile(require.resolve("axe-core/axe.min.js"), "utf8");
-const run = promisify(execFile);
 const { ESKER, CHROMIUM, SCREENSHOTS } = process.env;
 
-// Generous: the machine may be slow, and what is awaited is an event, not a time.
-const WAIT_TIMEOUT = 60_000;
 const SCRIPT = `<script>document.title="owned"</script><b>bold</b>`;
-
-async function freePort() {
-  const server = createServer();
-  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
-
-class Server {
-  constructor(dir, port, args) {
-    Object.assign(this, { dir, port, args, url: `http://127.0.0.1:${port}` });
-  }
-
-  async start() {
-    const args = ["server", "--data-dir", join(this.dir, "data"), "--listen", `127.0.0.1:${this.port}`,
-      "--set", "partitions=4", "--set", `snapshots.destination=${join(this.dir, "backups")}`, ...this.args];
-    this.log = "";
-    this.process = spawn(ESKER, args, { stdio: ["ignore", "pipe", "pipe"] });
-    for (const out of [this.process.stdout, this.process.stderr]) out.on("data", (text) => { this.log += text; });
-    const until = Date.now() + WAIT_TIMEOUT;
-    for (;;) {
-      const answer = await fetch(`${this.url}/health`).catch(() => null);
-      if (answer?.ok) return;
-      assert.ok(this.process.exitCode === null && Date.now() < until, `the server does not start:\n${this.log}`);
-      await new Promise((resolve) => setTimeout(resolve, 50));
-    }
-  }
-
-  async stop() {
-    const ended = new Promise((resolve) => this.process.once("exit", resolve));
-    this.process.kill("SIGTERM");
-    await ended;
-  }
-
-  // A command, against this server.
-  async esker(...args) {
-    const env = { ...process.env, ESKER_SERVER: this.url, NO_COLOR: "1", ...this.env };
-    const { stdout } = await run(ESKER, args, { env, maxBuffer: 1 << 26 });
-    return stdout;
-  }
-
-  // The same with standard input.
-  async pipe(input, ...args) {
-    const env = { ...process.env, ESKER_SERVER: this.url, ...this.env };
-    const child = spawn(ESKER, args, { env, stdio: ["pipe", "ignore", "inherit"] });
-    child.stdin.end(input);
-    const code = await new Promise((resolve) => child.once("exit", resolve));
-    assert.equal(code, 0, `esker ${args.join(" ")}`);
-  }
-}
-
-async function newServer(args = []) {
-  const dir = await mkdtemp(join(tmpdir(), "esker-console-"));
-  const server = new Server(dir, await freePort(), args);
-  await server.start();
-  return server;
-}
 
 // Every page of a server that has one stream, one agent and snapshots.
 const PAGES = {
@@ -142,6 +81,20 @@ describe("without tokens", () => {
     await server.stop();
     await rm(server.dir, { recursive: true });
   });
+
+  async function post(path, body) {
+    const answer = await fetch(server.url + path, {
+      method: "POST",
+      headers: { "content-type": "application/json", "s2-basin": "my-basin" },
+      body: JSON.stringify(body),
+    });
+    const text = await answer.text();
+    assert.ok(answer.ok, `${path}: ${answer.status} ${text}`);
+  }
+
+  const create = (stream) => post("/v1/streams", { stream });
+  const append = (stream, bodies, headers = []) => post(`/v1/streams/${encodeURIComponent(stream)}/records`,
+    { records: bodies.map((body) => ({ body, headers })) });
 
   for (const [name, path] of Object.entries(PAGES)) {
     it(`the page ${name} is small, accessible, and asks nobody else`, async () => {
@@ -212,12 +165,8 @@ describe("without tokens", () => {
   it("a copied command means the stream that the page shows, whatever its name", async () => {
     const page = await newPage();
     for (const name of ["a; echo owned", "it's $(echo owned) `echo owned` \"x\" !", "two\nlines\u001b[201~\necho owned", "\u202etxt"]) {
-      const answer = await fetch(`${server.url}/v1/streams/${encodeURIComponent(name)}/records`, {
-        method: "POST",
-        headers: { "content-type": "application/json", "s2-basin": "my-basin" },
-        body: JSON.stringify({ records: [{ body: "in it" }] }),
-      });
-      assert.equal(answer.status, 200, `${JSON.stringify(name)}: ${await answer.text()}`);
+      await create(name);
+      await append(name, ["in it"]);
       await page.goto(`${server.url}/dashboard/stream?${new URLSearchParams({ basin: "my-basin", name })}`);
       const commands = await page.locator("[data-copy]").evaluateAll((all) => all.map((it) => it.dataset.copy));
       const read = commands.find((it) => it.startsWith("esker stream read"));
@@ -243,12 +192,7 @@ describe("without tokens", () => {
         }).observe(document.querySelector("table.records tbody"), { childList: true });
       });
     });
-    const answer = await fetch(`${server.url}/v1/streams/orders/records`, {
-      method: "POST",
-      headers: { "content-type": "application/json", "s2-basin": "my-basin" },
-      body: JSON.stringify({ records: [{ body: "just-appended" }] }),
-    });
-    assert.equal(answer.status, 200);
+    await append("orders", ["just-appended"]);
     const acknowledged = await page.evaluate(() => performance.now());
     const took = await page.evaluate((since) => window.seen.then((at) => at - since), acknowledged);
     assert.ok(took < 1000, `${took} ms`);
@@ -280,21 +224,11 @@ describe("without tokens", () => {
   it("names and bodies are text, whatever is in them", async () => {
     const page = await newPage();
     const stream = `x/${SCRIPT}\u202e`;
-    await server.esker("stream", "create", `my-basin/${stream}`);
-    const path = `/v1/streams/${encodeURIComponent(stream)}/records`;
-    const answer = await fetch(server.url + path, {
-      method: "POST",
-      headers: { "content-type": "application/json", "s2-basin": "my-basin" },
-      body: JSON.stringify({ records: [
-        { body: SCRIPT.repeat(1000), headers: [[SCRIPT, SCRIPT]] },
-        { body: "a\u202eb\u0000c" },
-        { body: "x".repeat(900_000) },
-        { body: `"<&`.repeat(300_000) },
-        { body: "[".repeat(400_000) + "]".repeat(400_000) },
-        { body: "\u0000".repeat(100_000) },
-      ] }),
-    });
-    assert.equal(answer.status, 200, await answer.text());
+    await create(stream);
+    for (const body of [SCRIPT.repeat(1000), "a\u202eb\u0000c", "x".repeat(900_000), `"<&`.repeat(300_000),
+      "[".repeat(400_000) + "]".repeat(400_000), "\u0000".repeat(100_000)]) {
+      await append(stream, [body], [[SCRIPT, SCRIPT]]);
+    }
     await server.esker("state", "put", SCRIPT, SCRIPT, JSON.stringify({ [SCRIPT]: SCRIPT }));
     const named = (path, query) => `${server.url}${path}?${new URLSearchParams(query)}`;
     for (const target of [
@@ -321,12 +255,7 @@ describe("without tokens", () => {
   });
 
   it("a stream with a cipher says that only the holder of its key reads it", async () => {
-    const created = await fetch(`${server.url}/v1/basins`, {
-      method: "POST",
-      headers: { "content-type": "application/json" },
-      body: JSON.stringify({ basin: "secret-basin", config: { stream_cipher: "aes-256-gcm" } }),
-    });
-    assert.equal(created.status, 201, await created.text());
+    await post("/v1/basins", { basin: "secret-basin", config: { stream_cipher: "aes-256-gcm" } });
     await server.esker("stream", "create", "secret-basin/letters");
     const page = await newPage();
     const shown = await page.goto(`${server.url}/dashboard/stream?basin=secret-basin&name=letters`);
