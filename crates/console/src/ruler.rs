@@ -17,6 +17,8 @@ const HEIGHT: f64 = 34.0;
 const LINE: f64 = 14.0;
 /// So that marks at the ends are whole.
 const MARGIN: f64 = 8.0;
+/// Entries that a ruler has at least: of a log with one entry to replay, that one is no whole ruler of alarm.
+const MIN_SPAN: u64 = 50;
 
 /// Positions of a partition.
 #[derive(Clone, Debug, Default)]
@@ -56,7 +58,10 @@ impl Scale {
         // read here.
         let first = known.clone().fold(positions.head, u64::min);
         let last = known.fold(positions.tail, u64::max);
-        Scale { first, last }
+        Scale {
+            first: first.min(last.saturating_sub(MIN_SPAN)),
+            last,
+        }
     }
 
     fn at(self, lsn: u64) -> f64 {
@@ -165,6 +170,21 @@ mod tests {
         );
         assert!(scale.at(10) < scale.at(50) && scale.at(50) < scale.at(103));
         assert!(scale.at(103) <= WIDTH - MARGIN + 0.001);
+    }
+
+    #[test]
+    fn one_entry_is_a_small_part_of_a_ruler() {
+        let positions = Positions {
+            head: 1000,
+            floor: 999,
+            durable: 999,
+            applied: 1000,
+            tail: 1000,
+            ..Positions::default()
+        };
+        let scale = Scale::of(&positions);
+        let width = scale.at(1000) - scale.at(999);
+        assert!(width > 0.0 && width < WIDTH / 40.0, "{width}");
     }
 
     #[test]
