@@ -37,6 +37,9 @@ pub struct Positions {
     pub applied: u64,
     /// Last entry of the log.
     pub tail: u64,
+    /// Whether the repository lacks something of what comes after the newest snapshot; entries without effect do
+    /// not count.
+    pub is_at_risk: bool,
     /// What other nodes have applied: name and LSN.
     pub replicas: Vec<(String, u64)>,
 }
@@ -96,7 +99,7 @@ pub fn ruler(positions: &Positions) -> Markup {
             rect.track x=(MARGIN) y=(LINE - 1.0) height="2" width=(WIDTH - 2.0 * MARGIN) {}
             rect.log x=(x(positions.head)) y=(LINE - 3.0) height="6"
                 width=(width(positions.head, positions.tail)) rx="3" {}
-            @if positions.tail > at_risk {
+            @if positions.is_at_risk && positions.tail > at_risk {
                 rect.at-risk x=(x(at_risk)) y=(LINE + 8.0) height="3" width=(width(at_risk, positions.tail)) {
                     title { "the repository does not have this" }
                 }
@@ -185,6 +188,12 @@ mod tests {
         let scale = Scale::of(&positions);
         let width = scale.at(1000) - scale.at(999);
         assert!(width > 0.0 && width < WIDTH / 40.0, "{width}");
+        assert!(!ruler(&positions).0.contains("at-risk"));
+        let lacking = Positions {
+            is_at_risk: true,
+            ..positions
+        };
+        assert!(ruler(&lacking).0.contains("at-risk"));
     }
 
     #[test]

@@ -446,6 +446,7 @@ fn partition(
         durable: of.durable,
         applied: of.applied,
         tail: of.last,
+        is_at_risk: of.entries_at_risk > 0,
         replicas: replicas.cloned().unwrap_or_default(),
     };
     let number = of.partition.to_string();
