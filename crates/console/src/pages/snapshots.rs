@@ -13,7 +13,8 @@ use crate::Console;
 use crate::access::Viewer;
 use crate::api_client::{ApiError, Caller, path};
 use crate::layout::{
-    LIST_BYTES, Page, Section, commands, failed_part, fitting, page as layout, page_links, table,
+    LIST_BYTES, Page, PageError, Section, commands, failed_part, fitting, page as layout,
+    page_links, table,
 };
 use crate::words::{ago, bytes, count, moment, several, visible};
 
@@ -102,8 +103,11 @@ async fn of_partition(console: &Console, caller: &Caller, partition: u64, page: 
     let inventory = format!("/esker/v1/partitions/{partition}/snapshots");
     let inventory: Result<Inventory, ApiError> = console.api.get(caller, &inventory).await;
     let inventory = match inventory {
+        Err(ApiError::NotFound { code, message }) if code == "partition_not_found" => {
+            return Err(PageError::Api(ApiError::NotFound { code, message }));
+        }
         // The rest of the page does not need the repository.
-        Err(error @ ApiError::Failed { .. }) => Err(error),
+        Err(error @ (ApiError::Failed { .. } | ApiError::NotFound { .. })) => Err(error),
         other => Ok(other?),
     };
     let sweeps = format!("/esker/v1/partitions/{partition}/sweep");
