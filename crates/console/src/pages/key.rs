@@ -178,7 +178,7 @@ fn list(which: &Which, versions: &Versions) -> Markup {
         let before = it.version.saturating_sub(1);
         html! {
             tr {
-                th.number scope="row" { a href=(this(&[("commit_ts", Some(&commit_ts))])) { (count(it.version)) } }
+                th scope="row" { a href=(this(&[("commit_ts", Some(&commit_ts))])) { (count(it.version)) } }
                 td.number { (count(it.commit_ts)) }
                 td.number { @if it.deleted { "deleted" } @else { (bytes(it.bytes)) } }
                 td {
@@ -198,7 +198,7 @@ fn list(which: &Which, versions: &Versions) -> Markup {
         section {
             h2 { "Versions" }
             @if versions.versions.is_empty() { p { "None are kept." } }
-            @else { (table("Versions", &["#Version", "#Commit", "#Size", "Compare"], rows)) }
+            @else { (table("Versions", &["Version", "#Commit", "#Size", "Compare"], rows)) }
             nav.pages aria-label="More versions" {
                 @if which.before.is_some() { a href=(this(&[])) { "The newest" } }
                 @if let Some(next) = next { a rel="next" href=(this(&[("before", Some(&next.to_string()))])) { "Earlier ones" } }

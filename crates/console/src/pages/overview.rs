@@ -173,7 +173,8 @@ fn cards(status: &Status, history: Option<&Samples>) -> Markup {
             }))
             (card("At risk", &match at_risk { 0 => "nothing".to_owned(), some => entries(some) }, html! {
                 @match longest {
-                    Some(since) => { "if this disk is lost: the repository had everything " (seconds(since as f64)) " ago" },
+                    Some(0) => "if this disk is lost: the repository had everything a moment ago",
+                    Some(since) => { "if this disk is lost: the repository had everything " (whole_seconds(since)) " ago" },
                     None => "the repository has everything",
                 }
             }))
@@ -199,6 +200,7 @@ fn snapshots_card(status: &Status, history: Option<&Samples>) -> Markup {
         })
         .collect();
     let retained = status.partitions.iter().map(|it| it.retained).sum();
+    let history = history.filter(|it| !it.samples.is_empty());
     let uploaded = history.map(|it| it.samples.iter().map(|it| it.bytes_uploaded).sum());
     let figure = match stored.is_empty() {
         true => "–".to_owned(),
