@@ -175,8 +175,8 @@ mod tests {
             .unwrap();
         assert_eq!(
             kept.matches("auto_skip=true").count(),
-            1,
-            "of one partition's segments"
+            2,
+            "of the segments of the catalog and of the partition"
         );
     }
 }
