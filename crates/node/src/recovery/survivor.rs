@@ -247,7 +247,8 @@ impl Search<'_> {
         let Some(log) = log.filter(|_| source.fork.is_none()) else {
             return Ok(source);
         };
-        self.all_was_read_beyond(log.last)?;
+        // One of a later term would be ahead of what is not known to be committed.
+        self.all_was_read_beyond(committed)?;
         if log.last == 0 {
             return Err(StartError::NothingUsable {
                 partition: facts.partition,
