@@ -11,6 +11,7 @@
 //! deleted for its age.
 
 use std::collections::BTreeMap;
+use std::mem::Discriminant;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -56,6 +57,15 @@ pub(crate) struct Clocks {
     /// The agreed time at that moment, by the last comparison that found one; 0 before. Each command is stamped by it:
     /// it goes on with the time that passes, also if this node's clock jumps.
     agreed_then_ms: AtomicU64,
+}
+
+/// What is wrong with the clocks, as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ClockProblem {
+    /// That of this node is not as those of a majority.
+    Differs(String),
+    /// Too few are known.
+    Unknown(String),
 }
 
 /// The last answer of a node.
@@ -217,23 +227,19 @@ impl Inner {
         }
     }
 
-    /// What is wrong with the clocks, if something is: the code of a problem, and what it is.
-    pub(crate) fn clock_problem(&self) -> Option<(&'static str, String)> {
+    /// What is wrong with the clocks, if something is.
+    pub(crate) fn clock_problem(&self) -> Option<ClockProblem> {
         let peers = self.peers.as_ref()?;
         match self.agreed_ms(peers) {
             Some(agreed) => {
                 let differs = differs(now_ms_for_ages(), agreed)?;
-                Some((
-                    "clock_differs",
-                    format!(
-                        "the clock of this node is {differs} the time that a majority of the nodes have: nothing is \
-                         deleted for its age by the later of the two"
-                    ),
-                ))
+                Some(ClockProblem::Differs(format!(
+                    "the clock of this node is {differs} the time that a majority of the nodes have: nothing is \
+                     deleted for its age by the later of the two"
+                )))
             }
             None if self.started.elapsed() < MAX_AGE => None,
-            None => Some((
-                "clocks_unknown",
+            None => Some(ClockProblem::Unknown(
                 "the clocks of a majority of the nodes are not known here: what this node leads deletes nothing for \
                  its age"
                     .to_owned(),
@@ -276,8 +282,7 @@ pub(crate) async fn compare_clocks(inner: Arc<Inner>) {
         if is_compared {
             peers.clocks.compared();
         }
-        let code = report(&inner, was);
-        was = code;
+        was = report(&inner, was);
         let pause = match inner.agreed_ms(&peers) {
             Some(_) => INTERVAL,
             None if inner.started.elapsed() < FIRST_TIMEOUT => FIRST_INTERVAL,
@@ -328,11 +333,16 @@ async fn ask(inner: &Inner, peers: &Peers, node: u64) -> bool {
     true
 }
 
-/// Logs a problem with the clocks once, and sets the metric. Returns the problem's code.
-fn report(inner: &Inner, was: Option<&'static str>) -> Option<&'static str> {
+/// Logs a problem with the clocks once, and sets the metric. Returns the kind of the problem.
+fn report(
+    inner: &Inner,
+    was: Option<Discriminant<ClockProblem>>,
+) -> Option<Discriminant<ClockProblem>> {
     let problem = inner.clock_problem();
-    let code = problem.as_ref().map(|(code, _)| *code);
-    if let Some((_, what)) = problem.filter(|_| code != was) {
+    let kind = problem.as_ref().map(std::mem::discriminant);
+    if let Some(ClockProblem::Differs(what) | ClockProblem::Unknown(what)) = problem
+        && kind != was
+    {
         tracing::warn!("{what}");
     }
     if let Some(agreed) = inner
@@ -343,7 +353,7 @@ fn report(inner: &Inner, was: Option<&'static str>) -> Option<&'static str> {
         let ahead = (now_ms_for_ages() as f64 - agreed as f64) / 1000.0;
         metrics::gauge!("esker_clock_ahead_seconds").set(ahead);
     }
-    code
+    kind
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ mod wire;
 
 pub(crate) use answers::Answers;
 pub(crate) use checks::{run as run_checks, watch as watch_replicas};
-pub(crate) use clocks::compare_clocks;
+pub(crate) use clocks::{ClockProblem, compare_clocks};
 pub(crate) use divergence::Diverged;
 pub use handle::{
     Cluster, ClusterError, ClusterPartition, ClusterStatus, Leader, Members, NodeStatusOf, Replica,

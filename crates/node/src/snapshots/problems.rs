@@ -9,6 +9,7 @@ use super::failure::Failure;
 use super::state::RepositoryState;
 use super::status::{NodeStatus, PartitionStatus};
 use crate::clock::{age_of, past_age};
+use crate::cluster::ClockProblem;
 use crate::core::Inner;
 use crate::problem::Problem;
 
@@ -73,13 +74,20 @@ impl Inner {
                 "if the clock is wrong, put it right before that; if it is right now, do nothing",
             );
         }
-        if let Some((code, what)) = inner.clock_problem() {
-            problems.add(
-                code,
+        match inner.clock_problem() {
+            Some(ClockProblem::Differs(what)) => problems.add(
+                "clock_differs",
                 None,
                 what,
-                "set the clocks of the nodes (chrony, systemd-timesyncd), and look whether all nodes run and reach each other",
-            );
+                "set the clocks of the nodes: run chrony or systemd-timesyncd on each",
+            ),
+            Some(ClockProblem::Unknown(what)) => problems.add(
+                "clocks_unknown",
+                None,
+                what,
+                "look whether the nodes run, reach each other, and are of one release",
+            ),
+            None => {}
         }
         if let Some(why) = inner
             .restarts
