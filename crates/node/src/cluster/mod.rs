@@ -14,12 +14,13 @@
 //! | `rounds` | how often nodes and members are looked at |
 //! | `answers`, `members` | answers to other nodes; keeping registration and members as they should be |
 //! | `checks` | digests of replicas, compared through the log; replicas that differ are stopped |
-//! | `clocks` | the clocks of the nodes, compared |
+//! | `agreed_time`, `clocks` | the clocks of the nodes, compared |
 //! | `replicas`, `divergence`, `transfers` | what is known of the replicas here: digests; which are stopped; what they fetch |
 //! | `replacement` | a node that lost its log or its disk is replaced by the one that joins in its place |
 //! | `slow_disk` | leaderships move away from a node whose disk does not keep up |
 //! | `handle` | what requests need of it |
 
+mod agreed_time;
 mod answers;
 mod changes;
 mod checks;
@@ -43,9 +44,10 @@ mod transfers;
 mod waiting;
 mod wire;
 
+pub(crate) use agreed_time::ClockProblem;
 pub(crate) use answers::Answers;
 pub(crate) use checks::{run as run_checks, watch as watch_replicas};
-pub(crate) use clocks::{ClockProblem, compare_clocks};
+pub(crate) use clocks::compare_clocks;
 pub(crate) use divergence::Diverged;
 pub use handle::{
     Cluster, ClusterError, ClusterPartition, ClusterStatus, Leader, Members, NodeStatusOf, Replica,

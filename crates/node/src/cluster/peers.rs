@@ -10,7 +10,7 @@ use esker_raft::transport::grpc::{CallError, Claim, GrpcConfig, GrpcTransport};
 use esker_raft::{ClusterId, NodeId};
 use parking_lot::Mutex;
 
-use super::clocks::Clocks;
+use super::agreed_time::Clocks;
 use super::directory::{Directory, Nodes};
 use super::gatekeeper::Gate;
 use super::options::ClusterOptions;
