@@ -485,28 +485,10 @@ impl World {
                 if role == Role::Leader {
                     let verdict = self.oracle.leads(id, term.0);
                     self.judge(verdict);
-                    if self.is(Mutant::SupersedeAtOnce) {
-                        self.supersede(id, term);
-                    }
                 }
             }
             Action::Rejected { .. } | Action::LogAlarm { .. } => {}
             Action::Halt { what } => self.judge(Err(format!("{id} halts: {what}"))),
-        }
-    }
-
-    /// A mutant takes proposals for superseded as soon as another entry has their place in its own log.
-    fn supersede(&mut self, id: u64, term: Term) {
-        let host = self.host(id);
-        let Some(engine) = &host.engine else {
-            return;
-        };
-        let last = engine.last();
-        let replaced = host.asked.iter();
-        let replaced = replaced.filter(|(_, asked)| asked.lsn >= last && asked.term != term);
-        for ticket in replaced.map(|(ticket, _)| *ticket).collect::<Vec<_>>() {
-            let verdict = self.oracle.superseded(ticket);
-            self.judge(verdict);
         }
     }
 

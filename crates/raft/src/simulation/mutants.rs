@@ -42,8 +42,6 @@ pub enum Mutant {
     ForgetArchived,
     /// A snapshot is installed as the state, and not as the membership.
     InstallWithoutMembership,
-    /// A proposal counts as superseded as soon as its host leads and has another entry in its place.
-    SupersedeAtOnce,
 }
 
 /// Fails unless one of the first `within` seeds detects the mutant, with a message that contains `by`.
@@ -148,9 +146,4 @@ fn forgetting_what_is_archived_at_a_restart_is_caught() {
 #[test]
 fn an_install_that_keeps_the_membership_from_before_is_caught() {
     is_caught(Mutant::InstallWithoutMembership, 40, "membership");
-}
-
-#[test]
-fn taking_for_superseded_what_another_leader_may_commit_is_caught() {
-    is_caught(Mutant::SupersedeAtOnce, 4000, "was superseded");
 }
