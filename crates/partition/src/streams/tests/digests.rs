@@ -224,7 +224,7 @@ fn a_member_that_starts_again_before_the_comparison_or_after_it_finds_that_its_a
 }
 
 #[test]
-fn a_member_whose_wrong_state_is_replaced_by_anothers_has_not_diverged() {
+fn a_member_whose_wrong_state_is_replaced_by_that_of_another_one_has_not_diverged() {
     let mut members = Member::group();
     let stream = create_all(&mut members);
     diverge(&mut members, 1, stream);
