@@ -151,6 +151,11 @@ fn check(join: &Join, cluster_name: &str) -> Result<(), CallError> {
     }
 }
 
+/// An address without the scheme.
+fn bare(address: &str) -> &str {
+    address.split_once("://").map_or(address, |(_, rest)| rest)
+}
+
 impl Inner {
     /// Registers a node in the catalog, or passes that on to the node that leads it.
     pub(crate) async fn register(&self, join: Join, from: Claim) -> Result<Joined, CallError> {
@@ -229,7 +234,9 @@ impl Inner {
                 if self.register_where_seen(peers, &nodes, other).await? {
                     return self.propose_node(Kind::RegisterNode(command)).await;
                 }
-                if peers.transport.is_at_its_address(NodeId(other)) {
+                let there = nodes.get(&other).map(|node| bare(&node.peer_address));
+                let seen = peers.transport.seen_at(NodeId(other));
+                if seen.is_some() && seen.as_deref().map(bare) == there {
                     let taken = NodeRefusal::AddressTaken(other);
                     return Err(refused(taken, &self.catalog_reader.nodes()));
                 }
@@ -252,12 +259,14 @@ impl Inner {
         let Some(node) = nodes.get(&other) else {
             return Ok(false);
         };
-        let Some(seen) = peers.transport.moved_to(NodeId(other)) else {
+        // What this node has set for it may be newer than the catalog, which decides who has the address.
+        let seen = peers.transport.seen_at(NodeId(other));
+        let Some(seen) = seen.filter(|seen| bare(seen) != bare(&node.peer_address)) else {
             return Ok(false);
         };
         // As a URL, it is no other node's: the catalog may have that address for a third one, which has moved, too. The
         // node registers by itself, in the form of its configuration, once it may.
-        let seen = seen.split_once("://").map_or(&*seen, |(_, rest)| rest);
+        let seen = bare(&seen);
         let command = Kind::RegisterNode(RegisterNode {
             id: other,
             name: node.name.clone(),

@@ -35,8 +35,6 @@ pub type Answered = (u64, Result<(u64, u64), ProposeError>);
 
 /// A proposal that was accepted.
 pub struct Asked {
-    lsn: Lsn,
-    term: Term,
     outcome: oneshot::Receiver<Result<(u64, u64), ProposeError>>,
 }
 
@@ -400,7 +398,7 @@ impl World {
                     observer: None,
                     _guard: None,
                 });
-                host.asked.insert(ticket.0, Asked { lsn, term, outcome });
+                host.asked.insert(ticket.0, Asked { outcome });
             }
             Action::SnapshotHint {
                 last_included_index,

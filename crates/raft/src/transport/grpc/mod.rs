@@ -273,18 +273,10 @@ impl GrpcTransport {
         self.whereabouts.stranger_at(node, &address)
     }
 
-    /// Whether a node has shown that it is at the address that is set, and no other one has since.
-    pub fn is_at_its_address(&self, node: NodeId) -> bool {
-        let address = self.peer(node);
-        address.is_some() && self.whereabouts.seen_at(node) == address
-    }
-
-    /// Where a node has shown last that it is there, if that is another address than the one that is set.
-    pub fn moved_to(&self, node: NodeId) -> Option<String> {
-        let address = self.peer(node)?;
-        self.whereabouts
-            .seen_at(node)
-            .filter(|seen| *seen != address)
+    /// Where a node has shown last that it is there, if no other one has since. It may be another address than the one
+    /// that is set.
+    pub fn seen_at(&self, node: NodeId) -> Option<String> {
+        self.whereabouts.seen_at(node)
     }
 
     /// What answers the requests of other nodes that are not messages between members. Until this is set they
