@@ -18,6 +18,15 @@ async fn last_check(cluster: &Cluster, at: usize, partition: u64) -> Option<Valu
     of["check"].is_object().then(|| of["check"].clone())
 }
 
+/// Why the last comparison of a partition came to no end, if so.
+async fn check_failed(cluster: &Cluster, at: usize, partition: u64) -> Option<String> {
+    let view = cluster.view(at).await.ok()?;
+    let groups = view["partitions"].as_array()?;
+    let group = groups.iter().find(|it| it["partition"] == partition)?;
+    let failed = group["check_failed"].as_str()?;
+    (group["checking"] == false).then(|| failed.to_owned())
+}
+
 /// Has a partition compared by way of a node. Returns the result.
 async fn check(cluster: &Cluster, at: usize, partition: u64) -> Value {
     let noted = |check: Option<Value>| check.map_or(0, |it| it["noted_at"].as_u64().unwrap());
@@ -29,8 +38,17 @@ async fn check(cluster: &Cluster, at: usize, partition: u64) -> Value {
     })
     .await;
     eventually("the comparison is done", async || {
-        let check = last_check(cluster, at, partition).await?;
-        (noted(Some(check.clone())) > before).then_some(check)
+        if let Some(check) = last_check(cluster, at, partition).await
+            && noted(Some(check.clone())) > before
+        {
+            return Some(check);
+        }
+        // It comes to no end when the leadership moves meanwhile; the answer says so, and one asks again.
+        if let Some(why) = check_failed(cluster, at, partition).await {
+            println!("partition {partition}: {why}");
+            cluster.change(at, &path, &json!({})).await;
+        }
+        None
     })
     .await
 }

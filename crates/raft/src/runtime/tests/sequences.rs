@@ -11,7 +11,10 @@ use crate::message::Payload;
 /// Later the transfer is given up, and the same leader goes on in the same term.
 #[test]
 fn after_a_proposal_that_is_refused_while_it_waits_for_the_log_none_of_its_sequence_is_accepted() {
-    let mut members = Members::start(&[1, 2, 3]);
+    // A transfer is given up after an election timeout: a second, in which the log becomes free on any machine.
+    let mut members = Members::start_with(&[1, 2, 3], |config| {
+        config.tick_interval = Duration::from_millis(100);
+    });
     members.write(1);
     let (leader, to) = (members.leader(), members.follower());
     let term = members.group(leader).status().term;
@@ -36,6 +39,7 @@ fn after_a_proposal_that_is_refused_while_it_waits_for_the_log_none_of_its_seque
     let mut transfer = std::pin::pin!(group.transfer_leadership(NodeId(to)));
     let begun = async { tokio::time::timeout(Duration::ZERO, &mut transfer).await };
     assert!(runtime.block_on(begun).is_err(), "it is under way");
+    wait_for("the leadership moves", || group.is_transferring());
     faults.hold_sync(false);
     first.blocking_recv().unwrap().unwrap();
     for refused in [refused, with_it] {
