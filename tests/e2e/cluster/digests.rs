@@ -18,13 +18,12 @@ async fn last_check(cluster: &Cluster, at: usize, partition: u64) -> Option<Valu
     of["check"].is_object().then(|| of["check"].clone())
 }
 
-/// Why the last comparison of a partition came to no end, if so.
-async fn check_failed(cluster: &Cluster, at: usize, partition: u64) -> Option<String> {
+/// Whether a comparison of a partition is under way.
+async fn is_under_way(cluster: &Cluster, at: usize, partition: u64) -> Option<bool> {
     let view = cluster.view(at).await.ok()?;
     let groups = view["partitions"].as_array()?;
     let group = groups.iter().find(|it| it["partition"] == partition)?;
-    let failed = group["check_failed"].as_str()?;
-    (group["checking"] == false).then(|| failed.to_owned())
+    group["checking"].as_bool()
 }
 
 /// Has a partition compared by way of a node. Returns the result.
@@ -43,9 +42,8 @@ async fn check(cluster: &Cluster, at: usize, partition: u64) -> Value {
         {
             return Some(check);
         }
-        // It comes to no end when the leadership moves meanwhile; the answer says so, and one asks again.
-        if let Some(why) = check_failed(cluster, at, partition).await {
-            println!("partition {partition}: {why}");
+        // It comes to no end when the leadership moves meanwhile, and one asks again, the new leader.
+        if !is_under_way(cluster, at, partition).await? {
             cluster.change(at, &path, &json!({})).await;
         }
         None
