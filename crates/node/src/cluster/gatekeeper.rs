@@ -87,7 +87,7 @@ impl Gate {
         }
     }
 
-    /// What a removed node is told: why nobody takes it, and what to do.
+    /// The refusal of a removed node: why nobody takes it, and what to do.
     fn removed(&self, node: NodeId) -> Refusal {
         let nodes = self.directory.all();
         let known = nodes.get(&node.0);

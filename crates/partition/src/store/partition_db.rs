@@ -168,7 +168,7 @@ impl PartitionDb {
         self.batch_of(WriteBatch::default())
     }
 
-    /// A batch of writes with room for so many bytes of keys and values: one that grows copies what it has again and
+    /// A batch of writes with capacity for so many bytes of keys and values: one that grows copies what it has again and
     /// again.
     pub(crate) fn batch_with_room(&self, bytes: usize) -> PartitionBatch {
         self.batch_of(WriteBatch::with_capacity_bytes(bytes))

@@ -118,7 +118,7 @@ impl<'a> Step<'a> {
         self.counters.forks.max(self.behind.forks)
     }
 
-    /// Makes room for the writes of these entries. To be called before any is applied.
+    /// Reserves the capacity that the writes of these entries need. To be called before any is applied.
     pub fn with_room_for(mut self, entries: &[Committed]) -> Self {
         let commands = entries.iter().filter_map(|entry| entry.command.as_ref());
         let bytes = commands.map(|command| command.len() + WRITTEN_WITH_COMMAND);

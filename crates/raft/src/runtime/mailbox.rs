@@ -61,7 +61,7 @@ impl Mailbox {
         }
     }
 
-    /// Adds a message, or drops it if there is no room: Raft repeats it.
+    /// Adds a message, or drops it if the mailbox is full: Raft repeats it.
     pub fn message(&self, message: Envelope) {
         let bytes = message.size_hint();
         let mut posted = self.posted.lock();
@@ -78,7 +78,7 @@ impl Mailbox {
         }
     }
 
-    /// Adds another event. False if there is no room.
+    /// Adds another event. False if the mailbox is full.
     #[must_use]
     pub fn event(&self, event: Event) -> bool {
         let mut posted = self.posted.lock();

@@ -414,7 +414,7 @@ impl<O: Send + 'static> Addressed for Shared<O> {
     }
 
     fn unreachable(&self, node: NodeId) {
-        // If there is no room, it is noticed again.
+        // If the mailbox is full, it is noticed again.
         if !self.stopping.load(Ordering::Relaxed) && self.mailbox.event(Event::Unreachable(node)) {
             self.step_posted();
         }

@@ -176,7 +176,7 @@ fn a_full_disk_on_the_receiver_delays_the_fetch_and_not_the_log() {
     let watch = Watch::install(&cluster, usize::MAX);
     cluster.run(behind);
     wait_for("the disk is full", || faults.was_full());
-    wait_for("the status says so", || {
+    wait_for("the status shows it", || {
         let details = cluster.group(behind).details();
         details.transfers.iter().any(|it| it.waits_for_space)
     });

@@ -103,7 +103,7 @@ struct Stranger {
 }
 
 impl Hall {
-    /// Makes room for another stranger.
+    /// Closes strangers while all places are taken: the oldest one of the address that has most.
     fn make_room(&mut self) {
         while self.strangers.len() >= MAX_STRANGERS {
             let mut of_address: BTreeMap<IpAddr, (usize, u64)> = BTreeMap::new();
@@ -411,7 +411,7 @@ mod tests {
         let member = Visit::begin(&hall, address(1));
         assert!(member.admit());
         member.expel();
-        assert!(!member.close.is_cancelled(), "it is told why");
+        assert!(!member.close.is_cancelled(), "it gets the reason");
         member.close.cancelled().await;
     }
 

@@ -85,7 +85,7 @@ impl Service<http::Request<Body>> for PeerService {
             if let Some(arrival) = &arrival {
                 arrival.visit.refuse();
             }
-            // Whoever has the secret is told whom it has reached.
+            // The answer to whoever has the secret names the node that was reached.
             let me = me.filter(|_| status.code() != Code::Unauthenticated);
             let answer = hello::answer(status, me.as_ref());
             Box::pin(async { Ok(answer) })

@@ -7,7 +7,7 @@ use super::super::grpc::{CallError, GrpcConfig, GrpcTransport, call_at};
 use super::grpc::{send_until, transport};
 use super::*;
 
-/// The room for strangers.
+/// Places for strangers.
 const MAX_STRANGERS: usize = 256;
 /// How long a stranger may stay, and some.
 const GONE: Duration = Duration::from_secs(40);
@@ -66,7 +66,7 @@ fn connections_without_number_are_closed_again_and_keep_no_node_out() {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
-    // However fast they came, there were never more than there is room for: the others were closed to make room.
+    // However fast they came, there were never more than there are places: others were closed.
     for stranger in &mut strangers[..ALL - MAX_STRANGERS] {
         assert!(is_closed(stranger), "it is open after {GONE:?}");
     }
