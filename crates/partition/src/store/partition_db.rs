@@ -170,7 +170,7 @@ impl PartitionDb {
 
     /// A batch of writes with capacity for so many bytes of keys and values: one that grows copies what it has again and
     /// again.
-    pub(crate) fn batch_with_room(&self, bytes: usize) -> PartitionBatch {
+    pub(crate) fn batch_with_capacity(&self, bytes: usize) -> PartitionBatch {
         self.batch_of(WriteBatch::with_capacity_bytes(bytes))
     }
 

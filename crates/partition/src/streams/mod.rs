@@ -212,7 +212,7 @@ impl StreamPartition {
             &self.state,
             self.counters,
         )
-        .with_room_for(entries);
+        .with_capacity_for(entries);
         step.behind = self.behind;
         for (entry, command) in entries.iter().zip(commands) {
             assert!(

@@ -119,10 +119,10 @@ impl<'a> Step<'a> {
     }
 
     /// Reserves the capacity that the writes of these entries need. To be called before any is applied.
-    pub fn with_room_for(mut self, entries: &[Committed]) -> Self {
+    pub fn with_capacity_for(mut self, entries: &[Committed]) -> Self {
         let commands = entries.iter().filter_map(|entry| entry.command.as_ref());
         let bytes = commands.map(|command| command.len() + WRITTEN_WITH_COMMAND);
-        self.batch = self.part.batch_with_room(bytes.sum());
+        self.batch = self.part.batch_with_capacity(bytes.sum());
         self
     }
 

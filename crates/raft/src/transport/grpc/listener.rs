@@ -104,7 +104,7 @@ struct Stranger {
 
 impl Hall {
     /// Closes strangers while all places are taken: the oldest one of the address that has most.
-    fn make_room(&mut self) {
+    fn close_surplus(&mut self) {
         while self.strangers.len() >= MAX_STRANGERS {
             let mut of_address: BTreeMap<IpAddr, (usize, u64)> = BTreeMap::new();
             for (number, stranger) in &self.strangers {
@@ -134,7 +134,7 @@ impl Visit {
         let close = CancellationToken::new();
         let number = {
             let mut hall = hall.lock();
-            hall.make_room();
+            hall.close_surplus();
             let number = hall.next;
             hall.next += 1;
             let stranger = Stranger {
