@@ -32,7 +32,13 @@ fn after_a_proposal_that_is_refused_while_it_waits_for_the_log_none_of_its_seque
     };
     let faults = members.faults[&leader].clone();
     faults.hold_sync(true);
+    // The log may still be busy with what came before. The first proposal has to be in the log, or the others would
+    // enter it together with the first.
+    let before = group.status().last;
     let first = propose("first").unwrap();
+    wait_for("the first one is in the log", || {
+        group.status().last > before
+    });
     let (refused, with_it) = (propose("second").unwrap(), propose("third").unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.enable_all().build().unwrap();
