@@ -389,8 +389,8 @@ async fn while_two_replicas_differ_nobody_gets_their_state_until_an_operator_nam
     }
     assert_eq!(received(&cluster, 1).await, 0.0);
     let put = "/esker/v1/partitions/1/snapshots";
-    let refused = cluster.server(0).http1().post(put).json(&json!({})).send();
-    let refused = refused.await;
+    let http = cluster.server(0).http1();
+    let refused = http.post(put).json(&json!({})).send().await;
     assert_ne!(refused.status, 200);
     assert!(
         refused.text().contains("replicas of this partition differ"),

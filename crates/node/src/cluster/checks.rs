@@ -45,7 +45,6 @@ const DIGEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 const FIRST_CHECK: Duration = Duration::from_secs(10 * 60);
 /// How soon a check is made again that has shown a difference and not who is wrong, or that came to no end.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
-
 /// How long the checks are tried that the log has asked for and that came to no end: from the first of them on...
 const UNFINISHED_TIMEOUT: Duration = Duration::from_secs(2 * 60 * 60);
 /// ...and how many of them in a row. Later ones are made as they are due.
@@ -262,6 +261,8 @@ async fn check(
     }
     let digests = &inner.replicas.digests;
     let unfinished = digests.unfinished(partition).map(|asked| asked.lsn);
+    // What was asked long ago says little about now.
+    let unfinished = unfinished.filter(|_| is_unfinished(inner, partition));
     let unfinished = unfinished.filter(|lsn| {
         resumed.get(&partition) != Some(lsn) && digests.own(partition, *lsn) != OwnDigest::Unknown
     });
