@@ -387,6 +387,16 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn the_answer_of_an_earlier_release_has_a_digest_and_no_origin() {
+        let said = r#"{"digest": "computed", "digits": "0a"}"#;
+        let computed = DigestOf::Computed {
+            digits: "0a".to_owned(),
+            origin: None,
+        };
+        assert_eq!(serde_json::from_str::<DigestOf>(said).unwrap(), computed);
+    }
+
     fn joined() -> (Joined, Vec<Lineage>) {
         let first = |partition| Lineage::first("a cluster", 1, PartitionId(partition));
         let lineages = vec![first(0).fork(LineageId(5), 10), first(1)];

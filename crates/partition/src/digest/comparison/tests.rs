@@ -1,7 +1,9 @@
 //! The rule, case by case, over all answers of up to five voters, and over all of their descents.
 
+use bytes::Bytes;
+
 use super::*;
-use crate::command::MemberDigest;
+use crate::command::{Kind, MemberDigest};
 
 fn members(voters: &[u64], learners: &[u64]) -> Membership {
     let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect();
@@ -152,6 +154,36 @@ fn entries_of_earlier_builds_are_judged_as_those_builds_have_judged_them() {
     let mut stored = of(&[(1, 1, 5), (2, 2, 6)], None);
     stored.undecided_since = 0;
     assert_eq!((stored.is_open(), stored.open_since()), (true, 9));
+}
+
+#[test]
+fn an_entry_of_an_earlier_build_is_read_and_one_with_origins_has_a_version_which_that_build_refuses()
+ {
+    // As it is in the log of such a build: version 3, kind 29.
+    let mut entry = vec![
+        3, 0xea, 0x01, 26, 0x08, 7, 0x10, 1, 0x1a, 20, 0x08, 1, 0x12, 16,
+    ];
+    entry.extend([5; 16]);
+    let earlier = NoteDigests {
+        lsn: 7,
+        at_ms: 1,
+        answers: vec![MemberDigest {
+            node: 1,
+            digest: vec![5; 16],
+            origin: None,
+        }],
+        has_origins: false,
+    };
+    let read = Kind::from_bytes(Bytes::from(entry.clone())).unwrap();
+    assert_eq!(read, Kind::NoteDigests(earlier));
+    assert_eq!(read.to_bytes(), entry);
+    let with_origins = Kind::NoteDigests(note(&[(1, 1, 5), (2, 1, 5)])).to_bytes();
+    assert_eq!(with_origins[0], 5);
+    let trust = TrustReplica {
+        noted_at: 9,
+        node: 1,
+    };
+    assert_eq!(Kind::TrustReplica(trust).to_bytes()[0], 5);
 }
 
 #[test]

@@ -423,6 +423,38 @@ fn a_copy_of_a_copy_is_one_of_the_first_until_a_comparison_has_shown_that_all_ar
 }
 
 #[test]
+fn a_state_that_was_built_from_files_which_another_member_has_put_is_a_copy_of_that_members() {
+    let mut members = Member::group();
+    create_all(&mut members);
+    let checkpoint = members[1].fixture.checkpoint();
+    let mut joined = members[1].fixture.imported(&checkpoint);
+    // A node that joins opens what it has imported, again and again.
+    for _ in 0..2 {
+        let digests = ReplicaDigests::new(9, 0);
+        joined.use_options(StreamOptions {
+            digests: digests.clone(),
+            ..eager()
+        });
+        joined.stop_and_open();
+        let copied = Origin {
+            node: 2,
+            since: checkpoint.meta.lsn,
+            holder: 9,
+        };
+        assert_eq!(digests.origin(PARTITION), Some(copied));
+    }
+    // The member that has put them gets its own state back.
+    let digests = ReplicaDigests::new(2, 0);
+    let mut again = members[1].fixture.imported(&checkpoint);
+    again.use_options(StreamOptions {
+        digests: digests.clone(),
+        ..eager()
+    });
+    again.stop_and_open();
+    assert_eq!(digests.origin(PARTITION), Some(Origin::own(2, 0)));
+}
+
+#[test]
 fn a_state_of_an_earlier_build_has_no_known_origin_and_an_answer_of_another_state_confirms_nothing()
 {
     let mut members = Member::group();
