@@ -199,7 +199,9 @@ fn is_due(inner: &Inner, partition: u64, since: Instant) -> bool {
     if inner.group(partition).membership().members().count() < 2 {
         return false;
     }
-    let Some(last) = inner.replicas.digests.compared(partition) else {
+    // What an earlier release has recorded does not say which replicas are copies.
+    let last = inner.replicas.digests.compared(partition);
+    let Some(last) = last.filter(Compared::has_origins) else {
         return since.elapsed() >= interval.min(FIRST_CHECK);
     };
     let pause = match last.is_open() {

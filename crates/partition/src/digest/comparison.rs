@@ -261,6 +261,11 @@ impl Compared {
         }
     }
 
+    /// Whether answers of one origin have counted once. An earlier build has recorded it otherwise.
+    pub fn has_origins(&self) -> bool {
+        self.has_origins
+    }
+
     /// Whether replicas differ, or have differed, and it is not known which is right.
     pub fn is_open(&self) -> bool {
         self.open_since() != 0
