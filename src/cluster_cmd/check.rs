@@ -23,7 +23,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 ///
 /// Each node computes a digest of what it has, as of the same entry of the log. A replica that differs from the
 /// majority stops, and its node has to be replaced. Every replica is read whole, at the rate of
-/// `cluster.check-rate`; nodes do that by themselves at intervals of `cluster.check-interval`.
+/// `cluster.check-rate`; nodes do that by themselves at intervals of `cluster.check-interval`. If the leadership of a
+/// partition moves meanwhile, the next leader goes on, and the command waits for that.
 ///
 /// Exits with 1 if replicas differ, or could not be compared.
 #[derive(clap::Args)]
@@ -109,7 +110,7 @@ fn show(done: &BTreeMap<u64, Checked>, view: &ClusterView, json: bool) -> Result
     let done: Vec<&Checked> = done.values().collect();
     let is_equal = |it: &&&Checked| {
         let check = it.check.as_ref();
-        check.is_some_and(|check| check.outcome == CheckOutcome::Equal)
+        check.is_some_and(|check| check.outcome == CheckOutcome::Equal && !check.undecided)
     };
     let equal = done.iter().filter(is_equal).count();
     let result = match equal == done.len() {
@@ -138,6 +139,22 @@ fn show(done: &BTreeMap<u64, Checked>, view: &ClusterView, json: bool) -> Result
     result
 }
 
+/// Which nodes have the same, and which of them are copies.
+fn states(check: &ReplicaCheck, name: impl Fn(&u64) -> String) -> String {
+    let mut states: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for of in &check.digests {
+        let copy = match &of.copy_of {
+            None => String::new(),
+            Some(0) => " (a copy)".to_owned(),
+            Some(origin) => format!(" (a copy of {}'s)", name(origin)),
+        };
+        let same = states.entry(&of.digest).or_default();
+        same.push(format!("{}{copy}", name(&of.node)));
+    }
+    let states = states.into_values().map(|same| same.join(" = "));
+    states.collect::<Vec<_>>().join("; ")
+}
+
 fn row(checked: &Checked, view: &ClusterView) -> Vec<String> {
     let name = |node: &u64| {
         let known = view.nodes.iter().find(|it| it.node == *node);
@@ -150,10 +167,15 @@ fn row(checked: &Checked, view: &ClusterView) -> Vec<String> {
         }
         Some(check) => {
             let result = match check.outcome {
+                CheckOutcome::Equal if check.undecided => format!(
+                    "equal, but another one differs that has not answered: {}",
+                    states(check, name)
+                ),
                 CheckOutcome::Equal => "equal".to_owned(),
-                CheckOutcome::Undecided => {
-                    "they differ, and it is not known which is wrong".to_owned()
-                }
+                CheckOutcome::Undecided => format!(
+                    "they differ, and it is not known which is wrong: {}",
+                    states(check, name)
+                ),
                 CheckOutcome::Diverged => {
                     let names: Vec<_> = check.diverged.iter().map(name).collect();
                     format!("diverged and stopped: {}", names.join(", "))

@@ -5,6 +5,7 @@
 //! | [`status`] | nodes and partitions, as tables |
 //! | [`change`] | removing, draining and activating nodes; transferring leaders |
 //! | [`check`] | comparing the replicas of partitions |
+//! | [`trust`] | naming the right one of replicas that differ |
 //! | [`secret`] | a secret for the nodes |
 //! | [`recover`] | a stopped node goes on alone after the others were lost |
 //! | [`trial`] | a cluster on this machine, to try it |
@@ -19,6 +20,7 @@ mod secret;
 mod status;
 mod trial;
 pub mod trial_node;
+mod trust;
 
 use clap::Subcommand;
 
@@ -64,6 +66,7 @@ enum Command {
     Activate(change::ActivateArgs),
     TransferLeader(change::LeaderArgs),
     Check(check::Args),
+    Trust(trust::Args),
     Recover(recover::Args),
     Secret(secret::Args),
     Try(trial::Args),
@@ -105,6 +108,7 @@ pub fn run(args: Args, access: &AccessArgs) -> Result<(), Failure> {
             Command::Activate(args) => change::activate(&admin, &args).await,
             Command::TransferLeader(args) => change::transfer_leader(&admin, &args).await,
             Command::Check(args) => check::run(&admin, &args).await,
+            Command::Trust(args) => trust::run(&admin, &args).await,
             // They ask no server.
             Command::Recover(_) | Command::Secret(_) | Command::Try(_) => Ok(()),
         }

@@ -33,6 +33,7 @@ const COMMANDS: &[(&str, &[&str], Asks)] = &[
     ("cluster transfer-leader", &["1", "n2"], Asks::Server),
     ("cluster recover", &["data", "--yes"], Asks::Nothing),
     ("cluster check", &[], Asks::Server),
+    ("cluster trust", &["1", "n2", "--yes"], Asks::Server),
     ("cluster secret", &[], Asks::Nothing),
     ("stream ls", &[], Asks::Server),
     ("stream info", &["my-basin/orders"], Asks::Server),

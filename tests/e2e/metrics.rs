@@ -48,6 +48,7 @@ async fn every_metric_has_the_type_the_labels_and_the_help_of_its_page() {
         "esker_digest_comparisons_total",
         "esker_forward_first_byte_seconds",
         "esker_partition_diverged",
+        "esker_partition_undecided",
         "esker_partition_members_wait_seconds",
         "esker_partition_fetch_remaining_bytes",
         "esker_partition_fetch_waits_for_space",

@@ -38,6 +38,7 @@ fn space_use(command: &Kind) -> SpaceUse {
         | Kind::BeginLineage(_)
         | Kind::AskDigest(_)
         | Kind::NoteDigests(_)
+        | Kind::TrustReplica(_)
         | Kind::ConfirmTokens(_)
         | Kind::SetStreamSettings(_)
         | Kind::Append(_)

@@ -330,6 +330,7 @@ impl Step<'_> {
             }
             Kind::AskDigest(ask) => Ok(self.digests.ask(lsn.0, ask)),
             Kind::NoteDigests(note) => Ok(self.digests.note(lsn.0, note)),
+            Kind::TrustReplica(trust) => self.digests.trust(&trust, self.part),
             Kind::BeginLineage(begin) => {
                 let begun = self.part.lineage()?.begun_by(&begin, lsn.0 - 1);
                 if let Some(lineage) = &begun {
@@ -516,7 +517,12 @@ impl StateMachine for Catalog {
         let begins = |c: &Option<Kind>| {
             matches!(
                 c,
-                Some(Kind::BeginLineage(_) | Kind::AskDigest(_) | Kind::NoteDigests(_))
+                Some(
+                    Kind::BeginLineage(_)
+                        | Kind::AskDigest(_)
+                        | Kind::NoteDigests(_)
+                        | Kind::TrustReplica(_)
+                )
             )
         };
         if let Some(answers) = self.unanswered.take() {
@@ -609,7 +615,7 @@ impl Catalog {
         }
         tokens.add_to(&mut batch);
         nodes.add_to(&mut batch);
-        let digests = digests.finish(&applied.membership(), &self.part);
+        let digests = digests.finish(&applied.membership(), &self.part, &self.digests);
         let digests = digests.map_err(|e| streams::failed(&self.part, &e))?;
         digests.add_to(&mut batch);
         batch.write().map_err(|e| streams::failed(&self.part, &e))?;

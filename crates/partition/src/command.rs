@@ -13,6 +13,7 @@ use s2_common::record::{FencingToken, SeqNum, StreamPosition};
 
 use crate::batch::Unsequenced;
 use crate::ids::{BasinId, StreamId};
+use crate::origin::Origin;
 use crate::settings::{BasinSettings, StreamSettings};
 use crate::state::command::{
     StateCommit, StateCommitted, StateImport, StateImportRefusal, StateImported, StatePrune,
@@ -31,6 +32,9 @@ const VERSION_CLUSTER: u8 = 3;
 /// The version of commands that name the version of the settings by which they are due
 /// ([`Expire::if_settings_version`]).
 const VERSION_SETTINGS: u8 = 4;
+/// The version of comparisons of digests that count answers by their origins ([`NoteDigests::has_origins`]), and of
+/// what an operator says about such a comparison.
+const VERSION_ORIGINS: u8 = 5;
 
 /// A command.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -38,7 +42,7 @@ pub struct Command {
     /// The command; `None` if this version does not know its kind.
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30"
     )]
     pub kind: Option<Kind>,
 }
@@ -118,6 +122,9 @@ pub enum Kind {
     /// Compare the own digest with those of all members. Any partition.
     #[prost(message, tag = "29")]
     NoteDigests(NoteDigests),
+    /// Of replicas that differ, take one for the right one. Any partition.
+    #[prost(message, tag = "30")]
+    TrustReplica(TrustReplica),
 }
 
 /// See [`Kind::Append`].
@@ -194,6 +201,32 @@ pub struct NoteDigests {
     /// The digest of each member that has answered.
     #[prost(message, repeated, tag = "3")]
     pub answers: Vec<MemberDigest>,
+    /// Whether answers of one origin count once. Not in entries of earlier builds: each of their answers counts, on
+    /// every member, whenever such an entry is applied.
+    #[prost(bool, tag = "4")]
+    pub has_origins: bool,
+}
+
+/// See [`Kind::TrustReplica`].
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct TrustReplica {
+    /// LSN of the entry that recorded the comparison that is decided by this.
+    #[prost(uint64, tag = "1")]
+    pub noted_at: u64,
+    /// The member whose state is right.
+    #[prost(uint64, tag = "2")]
+    pub node: u64,
+}
+
+/// Why a replica was not taken for the right one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrustRefusal {
+    /// There is no undecided comparison.
+    Decided,
+    /// The last comparison is another one, recorded at this LSN.
+    Another(u64),
+    /// The member has no answer in it.
+    NoAnswer,
 }
 
 /// The digest of a member's state.
@@ -205,6 +238,9 @@ pub struct MemberDigest {
     /// 16 bytes, the highest first.
     #[prost(bytes = "vec", tag = "2")]
     pub digest: Vec<u8>,
+    /// Whose work the state is of which it is; absent if that is not known.
+    #[prost(message, optional, tag = "3")]
+    pub origin: Option<Origin>,
 }
 
 impl Append {
@@ -547,6 +583,10 @@ impl Kind {
 
     fn version(&self) -> u8 {
         let cipher = match self {
+            Kind::TrustReplica(_)
+            | Kind::NoteDigests(NoteDigests {
+                has_origins: true, ..
+            }) => return VERSION_ORIGINS,
             Kind::NoteArchived(_)
             | Kind::BeginLineage(_)
             | Kind::AskDigest(_)
@@ -584,9 +624,9 @@ impl Kind {
             return Err("an empty command".to_owned());
         }
         let version = bytes.get_u8();
-        if !(VERSION..=VERSION_SETTINGS).contains(&version) {
+        if !(VERSION..=VERSION_ORIGINS).contains(&version) {
             return Err(format!(
-                "a command of version {version}, this version knows up to {VERSION_SETTINGS}: use a newer esker"
+                "a command of version {version}, this version knows up to {VERSION_ORIGINS}: use a newer esker"
             ));
         }
         Command::decode(bytes)
@@ -641,6 +681,8 @@ pub enum Outcome {
     DigestAsked(u64),
     /// To [`Kind::NoteDigests`].
     DigestsNoted,
+    /// To [`Kind::TrustReplica`].
+    ReplicaTrusted(Result<(), TrustRefusal>),
 }
 
 /// Why a node was not registered, or does not stand where it should.

@@ -8,7 +8,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `step` | what the two commands do when they are applied |
+//! | `step` | what the commands do when they are applied |
 //! | [`mod@replicas`] | the threads that compute digests, and what this node knows of its replicas |
 //! | `comparison` | whose digest is right |
 
@@ -26,8 +26,8 @@ use crate::keys::{self, REMEMBER_FAILED};
 use crate::lineage::Lineage;
 use crate::store::{Applied, Db, PartitionDb, RawIterator, StoreError};
 use crate::stream::{StreamMeta, StreamState};
-pub use comparison::{Compared, Verdict};
-pub use replicas::{Divergence, OwnDigest, ReplicaDigests};
+pub use comparison::{Compared, ComparedMember, Trusted, Verdict};
+pub use replicas::{Asked, Divergence, OwnDigest, ReplicaDigests};
 pub(crate) use step::{DigestStep, DigestsDone};
 
 /// What a digest covers, as a number: it is raised whenever other bytes are hashed, because digests of two

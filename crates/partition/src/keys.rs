@@ -10,6 +10,7 @@
 //! | `02` | – | [`Lineage`](crate::lineage::Lineage) |
 //! | `03` | – | the present segment and the number of changes, see [`crate::store`] |
 //! | `04` | – | [`Compared`](crate::digest::Compared): the last comparison of digests |
+//! | `05` | – | [`Origin`](crate::origin::Origin): whose work the state is. Not the same on all members |
 //! | `10` | stream id | `StreamMeta` |
 //! | `11` | stream id | `StreamState` |
 //! | `12` | basin id, name | stream id |
@@ -41,6 +42,7 @@ pub const COUNTERS: [u8; 1] = [0x01];
 pub const LINEAGE: [u8; 1] = [0x02];
 pub const SEGMENTS: [u8; 1] = [0x03];
 pub const COMPARED: [u8; 1] = [0x04];
+pub const ORIGIN: [u8; 1] = [0x05];
 const STREAM_META: u8 = 0x10;
 const STREAM_STATE: u8 = 0x11;
 const STREAM_NAME: u8 = 0x12;

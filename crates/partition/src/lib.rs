@@ -13,6 +13,7 @@
 //! | [`lineage`], [`fork`] | the identity of a partition's history; what its forks did to a stream |
 //! | [`log_tail`] | checksums of the entries that led to a position |
 //! | `applied`, [`members`] | the applied position and the members of a group, as they are stored |
+//! | [`Origin`] | whose work the state of a replica is |
 //! | [`checkpoint`] | a partition's files as of an LSN; importing them |
 //! | [`reader`] | reading records, from memory at the tail and from the database behind it |
 //! | [`state`] | the state store: keys with versions, and the commits that made them |
@@ -38,6 +39,7 @@ mod keys;
 pub mod lineage;
 pub mod log_tail;
 pub mod members;
+mod origin;
 mod raw_record;
 pub mod reader;
 pub mod recent;
@@ -60,6 +62,7 @@ pub use ids::{
 pub use lineage::Lineage;
 pub use log_tail::LogTail;
 pub use members::Members;
+pub use origin::Origin;
 pub use raw_record::{RawContent, RawHeaders, RawRecord};
 pub use reader::{Cursor, ReadError, Reader, Scan};
 pub use recent::RecentBudget;

@@ -475,6 +475,12 @@ const SECTIONS: &[Section] = &[
                 "1 if the state of the replica here is not that of the majority of the nodes: it is stopped, and the node has to be replaced.",
             ),
             gauge(
+                "esker_partition_undecided",
+                "0 or 1",
+                PARTITION,
+                "1 if the replicas of the partition differ, and it is not known which is right: no node gets a snapshot of one of them, and none is put into the repository. `esker status` has what to do.",
+            ),
+            gauge(
                 "esker_partition_members_wait_seconds",
                 "seconds",
                 PARTITION,
@@ -490,7 +496,7 @@ const SECTIONS: &[Section] = &[
                 "esker_digest_comparisons_total",
                 "comparisons",
                 &["outcome"],
-                "Comparisons of the replicas of a partition that this node has made as its leader: `equal`; `diverged`, some differ from the majority; `undecided`, they differ and none has a majority; `failed`, too few have answered.",
+                "Comparisons of the replicas of a partition that this node has made as its leader: `equal`; `diverged`, some differ from the majority; `undecided`, they differ and it is not known which is right; `failed`, too few have answered.",
             ),
             counter(
                 "esker_digest_read_bytes_total",

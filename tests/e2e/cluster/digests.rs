@@ -1,4 +1,5 @@
-//! Replicas are compared under load, and one whose disk has another byte stops.
+//! Replicas are compared under load, and one whose disk has another byte stops. Copies of one replica are no majority, and
+//! no state is passed on while it is not known which one is right.
 
 use std::path::Path;
 
@@ -6,9 +7,10 @@ use rust_rocksdb::{DBWithThreadMode, IteratorMode, MultiThreaded, Options};
 use serde_json::{Value, json};
 use testkit::process::esker;
 
-use super::writer::{Writer, caught_up, create, has_all};
+use super::writer::{Writer, caught_up, create, has_all, stream};
+use crate::small_disk::{noise, small};
 use crate::support::http::Http;
-use crate::support::{Cluster, Setup, eventually};
+use crate::support::{Cluster, Setup, eventually, sdk};
 
 /// The last comparison of a partition, as a node shows it.
 async fn last_check(cluster: &Cluster, at: usize, partition: u64) -> Option<Value> {
@@ -18,15 +20,7 @@ async fn last_check(cluster: &Cluster, at: usize, partition: u64) -> Option<Valu
     of["check"].is_object().then(|| of["check"].clone())
 }
 
-/// Whether a comparison of a partition is under way.
-async fn is_under_way(cluster: &Cluster, at: usize, partition: u64) -> Option<bool> {
-    let view = cluster.view(at).await.ok()?;
-    let groups = view["partitions"].as_array()?;
-    let group = groups.iter().find(|it| it["partition"] == partition)?;
-    group["checking"].as_bool()
-}
-
-/// Has a partition compared by way of a node. Returns the result.
+/// Has a partition compared by way of a node. Returns the result. It comes also if the leadership moves meanwhile.
 async fn check(cluster: &Cluster, at: usize, partition: u64) -> Value {
     let noted = |check: Option<Value>| check.map_or(0, |it| it["noted_at"].as_u64().unwrap());
     let before = noted(last_check(cluster, at, partition).await);
@@ -37,16 +31,8 @@ async fn check(cluster: &Cluster, at: usize, partition: u64) -> Value {
     })
     .await;
     eventually("the comparison is done", async || {
-        if let Some(check) = last_check(cluster, at, partition).await
-            && noted(Some(check.clone())) > before
-        {
-            return Some(check);
-        }
-        // It comes to no end when the leadership moves meanwhile, and one asks again, the new leader.
-        if !is_under_way(cluster, at, partition).await? {
-            cluster.change(at, &path, &json!({})).await;
-        }
-        None
+        let check = last_check(cluster, at, partition).await?;
+        (noted(Some(check.clone())) > before).then_some(check)
     })
     .await
 }
@@ -85,6 +71,13 @@ async fn ready_code(http: &Http) -> Option<String> {
     let answer = http.get("/health/ready").try_send().await.ok()?;
     let reasons = answer.json()["reasons"].as_array()?.clone();
     Some(reasons.first()?["code"].as_str()?.to_owned())
+}
+
+/// What `/health/ready` notes of a node that is ready.
+async fn noted_code(http: &Http) -> Option<String> {
+    let answer = http.get("/health/ready").try_send().await.ok()?;
+    let notes = answer.json()["notes"].as_array()?.clone();
+    Some(notes.first()?["code"].as_str()?.to_owned())
 }
 
 async fn metric(http: &Http, name: &str) -> Option<f64> {
@@ -229,6 +222,8 @@ async fn of_two_answers_that_differ_nobody_stops_until_the_third_has_come() {
     writer.goes_on(50).await;
     caught_up(&cluster, 0).await;
     let written = writer.finish().await;
+    // From now on each replica counts, wherever it was copied from when its node joined.
+    assert_eq!(check(&cluster, 0, 1).await["outcome"], "equal");
     cluster.stop(2).await;
     change_a_byte(cluster.server(2).data_dir(), 1);
     cluster.stop(1).await;
@@ -248,9 +243,13 @@ async fn of_two_answers_that_differ_nobody_stops_until_the_third_has_come() {
                 .contains(&"replicas_differ".to_owned())
         );
         assert_eq!(ready_code(&http).await, None, "n{at} goes on");
+        assert_eq!(noted_code(&http).await.as_deref(), Some("replicas_differ"));
+        eventually("the metric shows it", async || {
+            let shown = metric(&http, "esker_partition_undecided{partition=\"1\"}").await?;
+            (shown == 1.0).then_some(())
+        })
+        .await;
     }
-    // Whoever leads may send its state to the third node, whose answer is no other one then: see the design.
-    cluster.lead(1, 0).await;
     cluster.restart(1).await;
     caught_up(&cluster, 0).await;
     let checked = check(&cluster, 0, 1).await;
@@ -270,4 +269,231 @@ async fn of_two_answers_that_differ_nobody_stops_until_the_third_has_come() {
     for at in 0..2 {
         has_all(&cluster, at, "orders", written.next).await;
     }
+}
+
+/// Three nodes with small logs, whose replicas of partition 1 were compared and are equal, with one stream of
+/// `written` records. Then the last one gets another byte.
+async fn one_wrong_of_three() -> (Cluster, u64) {
+    let setup = small()
+        .set("log.flush-after=64KiB")
+        .set("snapshots.max-log-bytes=4MiB")
+        .set("snapshots.local-snapshot-bytes=2MiB");
+    let mut cluster = Cluster::start(&setup).await;
+    create(&cluster, 0, "orders").await;
+    let writer = Writer::start(&cluster, "orders", 0);
+    writer.goes_on(50).await;
+    caught_up(&cluster, 0).await;
+    let written = writer.finish().await;
+    let checked = check(&cluster, 0, 1).await;
+    assert_eq!(checked["outcome"], "equal", "{checked:#}");
+    assert_eq!(
+        checked["digests"].as_array().unwrap().len(),
+        3,
+        "{checked:#}"
+    );
+    cluster.stop(2).await;
+    change_a_byte(cluster.server(2).data_dir(), 1);
+    cluster.restart(2).await;
+    cluster.voting().await;
+    (cluster, written.next)
+}
+
+/// More than the logs keep.
+async fn write_much(cluster: &Cluster) {
+    create(cluster, 0, "more").await;
+    let more = stream(cluster, 0, "more");
+    for number in 0..300 {
+        sdk::append(&more, [noise(number, 100_000)]).await;
+    }
+}
+
+/// Bytes of snapshots of partition 1 that a node has got of others.
+async fn received(cluster: &Cluster, at: usize) -> f64 {
+    let name = "esker_raft_snapshot_bytes_received_total{group=\"1\"}";
+    let http = cluster.server(at).http1();
+    metric(&http, name).await.unwrap_or_default()
+}
+
+/// Runs `esker cluster …` by way of a node.
+async fn command(cluster: &Cluster, at: usize, words: &[&str]) -> std::process::Output {
+    let url = cluster.server(at).url().to_owned();
+    let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    let run = tokio::task::spawn_blocking(move || {
+        let mut command = esker();
+        command.arg("cluster").args(&words).args(["--server", &url]);
+        command.output().unwrap()
+    });
+    run.await.unwrap()
+}
+
+/// Names the right replica of partition 1.
+async fn trust(cluster: &Cluster, at: usize, node: usize) {
+    let name = format!("n{node}");
+    eventually("the right replica is named", async || {
+        // It may be compared at the same moment.
+        let output = command(cluster, at, &["trust", "1", &name, "--yes"]).await;
+        output.status.success().then_some(())
+    })
+    .await;
+}
+
+/// Compares until a replica has diverged.
+async fn diverged(cluster: &Cluster, at: usize) -> Value {
+    eventually("the wrong replica is found", async || {
+        let checked = check(cluster, at, 1).await;
+        (checked["outcome"] == "diverged").then_some(checked)
+    })
+    .await
+}
+
+/// The wrong replica has stopped, and the others have what was written.
+async fn only_the_wrong_one_has_stopped(cluster: &Cluster, wrong: usize, written: u64) {
+    let http = cluster.server(wrong).http1();
+    eventually("the wrong one has stopped", async || {
+        (ready_code(&http).await? == "replica_diverged").then_some(())
+    })
+    .await;
+    eventually("another node leads", async || {
+        (cluster.leader_of(1, 0).await != wrong).then_some(())
+    })
+    .await;
+    let writer = Writer::start_at(cluster, "orders", 0, written);
+    writer.goes_on(20).await;
+    let written = writer.finish().await;
+    for at in [0, 1] {
+        assert_eq!(ready_code(&cluster.server(at).http1()).await, None, "n{at}");
+        has_all(cluster, at, "orders", written.next).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_two_replicas_differ_nobody_gets_their_state_until_an_operator_names_the_right_one() {
+    let (mut cluster, written) = one_wrong_of_three().await;
+    // The wrong one leads, the third is away, and needs a snapshot.
+    cluster.lead(1, 2).await;
+    cluster.stop(1).await;
+    write_much(&cluster).await;
+    let checked = check(&cluster, 0, 1).await;
+    assert_eq!(checked["outcome"], "undecided", "{checked:#}");
+    assert_eq!(checked["undecided"], true, "{checked:#}");
+    cluster.restart(1).await;
+    // Every comparison waits for it, and it has applied none.
+    for _ in 0..2 {
+        let checked = check(&cluster, 0, 1).await;
+        assert_eq!(checked["outcome"], "undecided", "{checked:#}");
+        assert_eq!(
+            checked["digests"].as_array().unwrap().len(),
+            2,
+            "{checked:#}"
+        );
+    }
+    assert_eq!(received(&cluster, 1).await, 0.0);
+    let put = "/esker/v1/partitions/1/snapshots";
+    let http = cluster.server(0).http1();
+    let refused = http.post(put).json(&json!({})).send().await;
+    assert_ne!(refused.status, 200);
+    assert!(
+        refused.text().contains("replicas of this partition differ"),
+        "{}",
+        refused.text()
+    );
+    let output = command(&cluster, 0, &["check", "1"]).await;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("it is not known which is wrong"), "{said}");
+
+    trust(&cluster, 2, 0).await;
+    caught_up(&cluster, 0).await;
+    assert!(received(&cluster, 1).await > 0.0);
+    let checked = diverged(&cluster, 0).await;
+    let wrong = checked["diverged"].as_array().unwrap();
+    assert_eq!(wrong.len(), 1, "{checked:#}");
+    only_the_wrong_one_has_stopped(&cluster, 2, written).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_copy_of_a_wrong_replica_and_the_wrong_replica_do_not_stop_the_right_one() {
+    let (mut cluster, written) = one_wrong_of_three().await;
+    cluster.lead(1, 2).await;
+    cluster.stop(1).await;
+    write_much(&cluster).await;
+    // Nothing was compared since: the third one gets the wrong state.
+    cluster.lead(1, 2).await;
+    cluster.restart(1).await;
+    caught_up(&cluster, 0).await;
+    assert!(received(&cluster, 1).await > 0.0);
+    let checked = check(&cluster, 0, 1).await;
+    assert_eq!(checked["outcome"], "undecided", "{checked:#}");
+    let digests = checked["digests"].as_array().unwrap();
+    assert_eq!(digests.len(), 3, "{checked:#}");
+    let copies = digests.iter().filter(|it| it["copy_of"].is_u64());
+    assert_eq!(copies.count(), 1, "{checked:#}");
+    for at in 0..3 {
+        let http = cluster.server(at).http1();
+        assert_eq!(ready_code(&http).await, None, "n{at} goes on");
+        assert!(
+            problems(&http)
+                .await
+                .contains(&"replicas_differ".to_owned())
+        );
+    }
+
+    // The right one is named. The copy is replaced by one of it, and then the wrong one stops.
+    trust(&cluster, 1, 0).await;
+    cluster.lead(1, 0).await;
+    cluster.kill(1);
+    std::fs::remove_dir_all(cluster.server(1).data_dir()).unwrap();
+    cluster.restart(1).await;
+    cluster.voting().await;
+    caught_up(&cluster, 0).await;
+    let checked = diverged(&cluster, 0).await;
+    assert_eq!(
+        checked["diverged"].as_array().unwrap().len(),
+        1,
+        "{checked:#}"
+    );
+    only_the_wrong_one_has_stopped(&cluster, 2, written).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_comparison_that_is_under_way_goes_on_when_the_leadership_moves() {
+    // Slow enough to move the leadership in between.
+    let setup = Setup::default()
+        .partitions(1)
+        .set("log.flush-after=64KiB")
+        .set("cluster.check-rate=1MiB");
+    let cluster = Cluster::start(&setup).await;
+    create(&cluster, 0, "orders").await;
+    let orders = stream(&cluster, 0, "orders");
+    for number in 0..60 {
+        sdk::append(&orders, [noise(number, 100_000)]).await;
+    }
+    caught_up(&cluster, 0).await;
+    cluster.lead(1, 0).await;
+    let waiting = {
+        let url = cluster.server(2).url().to_owned();
+        tokio::task::spawn_blocking(move || {
+            let mut command = esker();
+            command.args(["cluster", "check", "1", "--json", "--timeout", "120"]);
+            command.args(["--server", &url]);
+            command.output().unwrap()
+        })
+    };
+    eventually("the comparison is under way", async || {
+        let view = cluster.view(0).await.ok()?;
+        view["partitions"][1]["checking"].as_bool()?.then_some(())
+    })
+    .await;
+    cluster.lead(1, 1).await;
+    // Nobody asks again, and the command waits for the result.
+    let output = waiting.await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let checked = &printed["partitions"][0]["check"];
+    assert_eq!(checked["outcome"], "equal", "{printed:#}");
+    assert_eq!(
+        checked["digests"].as_array().unwrap().len(),
+        3,
+        "{printed:#}"
+    );
 }

@@ -295,6 +295,7 @@ fn compared(group: &ClusterGroup, now: OffsetDateTime) -> Markup {
             None => "not yet",
             Some(check) => {
                 @match check.outcome {
+                    CheckOutcome::Equal if check.undecided => strong.bad { "undecided" },
                     CheckOutcome::Equal => "equal",
                     CheckOutcome::Diverged => strong.bad { "diverged" },
                     CheckOutcome::Undecided => strong.bad { "undecided" },

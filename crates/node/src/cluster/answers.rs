@@ -388,6 +388,11 @@ impl Inner {
                 return self.transfer_leader(partition, to).await;
             }
             ChangeCluster::Check { partition } => return self.want_check(partition),
+            ChangeCluster::Trust {
+                partition,
+                noted_at,
+                node,
+            } => return self.trust(partition, noted_at, node).await,
         };
         if !self.catalog.is_serving() {
             return Err(not_leader(&self.catalog));

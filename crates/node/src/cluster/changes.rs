@@ -146,13 +146,15 @@ fn look(
     now: Instant,
 ) -> Plan {
     let details = group.details();
+    // While replicas differ, the one leads that has come to, or that an operator has named.
+    let is_open = inner.replicas.open_check(group.id().0).is_some();
     let seen = Seen {
         partition: group.id().0,
         me: NodeId(peers.me()),
         membership: &details.membership,
         peers: &details.peers,
         last: details.last.0,
-        is_settled: lead.is_settled(now) && !inner.stopping.is_cancelled(),
+        is_settled: lead.is_settled(now) && !is_open && !inner.stopping.is_cancelled(),
         held: lead.held_for(now),
     };
     let plan = seen.plan(nodes);

@@ -4,8 +4,11 @@
 //!  leader ──AskDigest──▶ log ──▶ each member computes its digest as of that entry, beside what it applies
 //!  leader ──(call)─────▶ members: their digests
 //!  leader ──NoteDigests▶ log ──▶ each member compares its own with that of the majority
-//!                                └▶ it differs: noted in `diverged.json`, leadership given away, stopped
+//!                                └▶ it differs: see `replica_watch`
 //! ```
+//!
+//! If the leadership moves before `NoteDigests` is in the log, the next leader finds an `AskDigest` without it, asks the
+//! members for those digests, and records them; or asks for others, where too few are left.
 //!
 //! Nobody stops another member: each decides about itself, by what the log has recorded. So a member that was
 //! away, or whose digest takes longer, comes to the same end later. See `docs/design/0008-compared-digests.md`.
@@ -14,22 +17,20 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use esker_partition::command::{AskDigest, Kind, MemberDigest, NodeState, NoteDigests, Outcome};
+use esker_partition::Origin;
+use esker_partition::command::{AskDigest, Kind, MemberDigest, NoteDigests, Outcome};
 use esker_partition::digest::{Compared, DIGEST_FORMAT, OwnDigest, Verdict};
 use esker_raft::NodeId;
 use esker_raft::transport::grpc::CallError;
 
 use super::peers::Peers;
-use super::wire::{AskedDigest, DIGEST, DigestOf, GROUPS, GroupsOf, READS_DIGESTS};
-use crate::blocking::blocking;
+use super::trust::close_for_sole_member;
+use super::wire::{AskedDigest, CHANGE, ChangeCluster, DIGEST, DigestOf, OriginOf, READS_ORIGINS};
 use crate::clock::now_ms;
 use crate::core::Inner;
 
 /// How often a due check is looked for.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often replicas that have diverged, and transfers, are looked at.
-const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// How often members are asked for digests that they compute.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a member may take to answer.
@@ -44,10 +45,12 @@ const DIGEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 const FIRST_CHECK: Duration = Duration::from_secs(10 * 60);
 /// How soon a check is made again that has shown a difference and not who is wrong, or that came to no end.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
-/// How often another node is asked who leads what has halted here.
-const LEADERS_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the transfer of a leadership may take.
-const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the checks are tried that the log has asked for and that came to no end: from the first of them on...
+const UNFINISHED_TIMEOUT: Duration = Duration::from_secs(2 * 60 * 60);
+/// ...and how many of them in a row. Later ones are made as they are due.
+const MAX_UNFINISHED: u32 = 5;
+/// How long a node that does not lead a partition any more looks for one that takes over a check of it.
+const PASS_ON_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Makes the checks of the partitions that this node leads, one at a time, until the node stops.
 pub(crate) async fn run(inner: Arc<Inner>) {
@@ -57,6 +60,7 @@ pub(crate) async fn run(inner: Arc<Inner>) {
     let stopping = inner.stopping.clone();
     let mut led_since = HashMap::new();
     let mut not_before = HashMap::new();
+    let mut resumed = HashMap::new();
     let mut renewed = HashMap::new();
     let mut counted = 0;
     loop {
@@ -70,32 +74,47 @@ pub(crate) async fn run(inner: Arc<Inner>) {
         counted = read;
         for partition in 0..=u64::from(inner.options.partitions) {
             if !inner.group(partition).is_serving() {
-                led_since.remove(&partition);
-                if inner.replicas.checks.take(partition) {
-                    note_failure(&inner, partition, "another node leads by now".to_owned());
+                // The next leader tries at once.
+                not_before.remove(&partition);
+                if led_since.remove(&partition).is_some() {
+                    inner.replicas.checks.failed.lock().remove(&partition);
+                }
+                if let Some(since) = inner.replicas.checks.wanted_since(partition) {
+                    pass_on(&inner, &peers, partition, since).await;
                 }
                 continue;
             }
             let since = *led_since.entry(partition).or_insert_with(Instant::now);
             renew_snapshot(&inner, partition, &mut renewed);
+            close_for_sole_member(&inner, partition).await;
             let may_be_due = not_before
                 .get(&partition)
                 .is_none_or(|at| *at <= Instant::now());
-            let is_wanted = inner.replicas.checks.is_wanted(partition);
-            if !(is_wanted || may_be_due && is_due(&inner, partition, since)) {
+            let is_wanted = inner.replicas.checks.wanted_since(partition).is_some();
+            let is_needed = || is_unfinished(&inner, partition) || is_due(&inner, partition, since);
+            if !(is_wanted || may_be_due && is_needed()) {
                 continue;
             }
             *inner.replicas.checks.under_way.lock() = Some(partition);
             inner.replicas.checks.take(partition);
             let checked = tokio::select! {
                 () = stopping.cancelled() => return,
-                checked = check(&inner, &peers, partition) => checked,
+                checked = check(&inner, &peers, partition, &mut resumed) => checked,
             };
             match checked {
                 Ok(compared) => {
                     not_before.remove(&partition);
                     inner.replicas.checks.failed.lock().remove(&partition);
+                    let group = inner.group(partition);
+                    group.withhold_snapshots(inner.is_withheld(partition));
                     report(partition, &compared);
+                }
+                Err(why) if !inner.group(partition).is_serving() => {
+                    tracing::debug!(partition, why, "the next leader is to compare digests");
+                    // It finds what the log has asked for by itself.
+                    if is_wanted && inner.replicas.digests.unfinished(partition).is_none() {
+                        inner.replicas.checks.want(partition);
+                    }
                 }
                 Err(why) => {
                     not_before.insert(partition, Instant::now() + REPEAT_INTERVAL);
@@ -162,7 +181,8 @@ fn report(partition: u64, compared: &Compared) {
                 partition,
                 lsn,
                 replicas,
-                "digests of replicas differ, and none has a majority: bring back the nodes that are gone"
+                "digests of replicas differ, and it is not known which is right: bring back the nodes that are gone, or name \
+                 the right one with `esker cluster trust`"
             );
             "undecided"
         }
@@ -179,37 +199,89 @@ fn is_due(inner: &Inner, partition: u64, since: Instant) -> bool {
     if inner.group(partition).membership().members().count() < 2 {
         return false;
     }
-    let Some(last) = inner.replicas.digests.compared(partition) else {
+    // What an earlier release has recorded does not say which replicas are copies.
+    let last = inner.replicas.digests.compared(partition);
+    let Some(last) = last.filter(Compared::has_origins) else {
         return since.elapsed() >= interval.min(FIRST_CHECK);
     };
-    let pause = match last.verdict() {
-        Verdict::Undecided => interval.min(REPEAT_INTERVAL),
-        _ => interval,
+    let pause = match last.is_open() {
+        true => interval.min(REPEAT_INTERVAL),
+        false => interval,
     };
     let pause = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
     // A time in the future comes from a clock that was ahead.
     now_ms().abs_diff(last.at_ms) >= pause
 }
 
-/// Has the digests of a partition's replicas computed and recorded.
-async fn check(inner: &Inner, peers: &Peers, partition: u64) -> Result<Compared, String> {
+/// Whether the log has asked for digests that it has not recorded: whoever asked does not lead any more, or had too few
+/// answers.
+fn is_unfinished(inner: &Inner, partition: u64) -> bool {
+    let unfinished = inner.replicas.digests.unfinished(partition);
+    let has_others = inner.group(partition).membership().members().count() > 1;
+    unfinished.filter(|_| has_others).is_some_and(|asked| {
+        asked.times <= MAX_UNFINISHED && asked.since.elapsed() < UNFINISHED_TIMEOUT
+    })
+}
+
+/// Passes a check that is wanted on to the node that leads the partition now.
+async fn pass_on(inner: &Inner, peers: &Peers, partition: u64, since: Instant) {
+    let checks = &inner.replicas.checks;
+    let leader = inner.group(partition).leader().map(|leader| leader.0);
+    let leader = inner.replicas.leader_elsewhere(partition).or(leader);
+    if let Some(leader) = leader.filter(|leader| *leader != peers.me())
+        && let Ok(body) = serde_json::to_vec(&ChangeCluster::Check { partition })
+        && (peers.transport)
+            .call(NodeId(leader), CHANGE, body.into(), ASK_TIMEOUT)
+            .await
+            .is_ok()
+    {
+        checks.take(partition);
+    } else if since.elapsed() >= PASS_ON_TIMEOUT {
+        checks.take(partition);
+        let why = "this node does not lead the partition any more, and no other one has taken the comparison over";
+        note_failure(inner, partition, why.to_owned());
+    }
+}
+
+/// Has the digests of a partition's replicas computed and recorded. What the log has asked for in an earlier term is
+/// gone on with, once: `resumed` has the entries of which that is done.
+async fn check(
+    inner: &Inner,
+    peers: &Peers,
+    partition: u64,
+    resumed: &mut HashMap<u64, u64>,
+) -> Result<Compared, String> {
     let group = inner.group(partition);
     let members: BTreeSet<u64> = group.membership().members().map(|node| node.0).collect();
     if members.len() < 2 {
         return Err("the partition has one replica, so there is nothing to compare".to_owned());
     }
-    if let Some(node) = inner.member_not_reading(partition, READS_DIGESTS) {
+    if let Some(node) = inner.member_not_reading(partition, READS_ORIGINS) {
         return Err(format!(
-            "node {node} runs a release that compares no digests: upgrade it"
+            "node {node} runs a release that does not tell which replicas were copied from each other: upgrade it"
         ));
     }
-    let ask = Kind::AskDigest(AskDigest {
-        format: DIGEST_FORMAT,
+    let digests = &inner.replicas.digests;
+    let unfinished = digests.unfinished(partition).map(|asked| asked.lsn);
+    // What was asked long ago says little about now.
+    let unfinished = unfinished.filter(|_| is_unfinished(inner, partition));
+    let unfinished = unfinished.filter(|lsn| {
+        resumed.get(&partition) != Some(lsn) && digests.own(partition, *lsn) != OwnDigest::Unknown
     });
-    let asked = inner.execute(group, ask).await.map_err(|e| e.to_string())?;
-    let Outcome::DigestAsked(lsn) = asked else {
-        return Err(format!("the answer was {asked:?}"));
+    let lsn = match unfinished {
+        Some(lsn) => lsn,
+        None => {
+            let ask = Kind::AskDigest(AskDigest {
+                format: DIGEST_FORMAT,
+            });
+            let asked = inner.execute(group, ask).await.map_err(|e| e.to_string())?;
+            let Outcome::DigestAsked(lsn) = asked else {
+                return Err(format!("the answer was {asked:?}"));
+            };
+            lsn
+        }
     };
+    resumed.insert(partition, lsn);
     let answers = gather(inner, peers, AskedDigest { partition, lsn }, &members).await?;
     if answers.len() < 2 {
         return Err(format!(
@@ -219,14 +291,18 @@ async fn check(inner: &Inner, peers: &Peers, partition: u64) -> Result<Compared,
             answers.len()
         ));
     }
-    let answers = answers.into_iter().map(|(node, digest)| MemberDigest {
-        node,
-        digest: digest.to_be_bytes().to_vec(),
-    });
+    let answers = answers
+        .into_iter()
+        .map(|(node, (digest, origin))| MemberDigest {
+            node,
+            digest: digest.to_be_bytes().to_vec(),
+            origin,
+        });
     let note = Kind::NoteDigests(NoteDigests {
         lsn,
         at_ms: now_ms(),
         answers: answers.collect(),
+        has_origins: true,
     });
     inner
         .execute(group, note)
@@ -242,7 +318,7 @@ async fn gather(
     peers: &Peers,
     asked: AskedDigest,
     members: &BTreeSet<u64>,
-) -> Result<BTreeMap<u64, u128>, String> {
+) -> Result<BTreeMap<u64, (u128, Option<Origin>)>, String> {
     let mut answers = BTreeMap::new();
     let mut waiting = members.clone();
     let begun = Instant::now();
@@ -254,11 +330,11 @@ async fn gather(
         let said = futures::future::join_all(asking).await;
         for (node, said) in said {
             match said {
-                Ok(DigestOf::Computed { digits }) => {
+                Ok(DigestOf::Computed { digits, origin }) => {
                     waiting.remove(&node);
                     // What is no number counts as no answer.
                     if let Ok(digest) = u128::from_str_radix(&digits, 16) {
-                        answers.insert(node, digest);
+                        answers.insert(node, (digest, origin.map(Origin::from)));
                     }
                 }
                 Ok(DigestOf::Unknown) => {
@@ -312,6 +388,9 @@ impl Inner {
             OwnDigest::Computing => DigestOf::Computing,
             OwnDigest::Computed(digest) => DigestOf::Computed {
                 digits: format!("{digest:032x}"),
+                origin: (self.replicas.digests)
+                    .origin_of_own(asked.partition, asked.lsn)
+                    .map(OriginOf::from),
             },
             OwnDigest::Unknown => {
                 let group = self.group(asked.partition);
@@ -326,6 +405,12 @@ impl Inner {
 
     /// Wants a check of a partition that this node leads.
     pub(crate) fn want_check(&self, partition: u64) -> Result<(), CallError> {
+        self.check_leads(partition)?;
+        self.replicas.checks.want(partition);
+        Ok(())
+    }
+
+    pub(super) fn check_leads(&self, partition: u64) -> Result<(), CallError> {
         if partition > u64::from(self.options.partitions) {
             return Err(CallError::Refused(format!(
                 "there is no partition {partition}"
@@ -336,117 +421,6 @@ impl Inner {
                 "this node does not lead partition {partition} any more"
             )));
         }
-        self.replicas.checks.want(partition);
         Ok(())
-    }
-}
-
-/// Stops replicas here that have diverged, and follows what replicas fetch, until the node stops.
-pub(crate) async fn watch(inner: Arc<Inner>) {
-    let Some(peers) = inner.peers.clone() else {
-        return;
-    };
-    let stopping = inner.stopping.clone();
-    let mut asked_at = None;
-    while tokio::time::timeout(WATCH_INTERVAL, stopping.cancelled())
-        .await
-        .is_err()
-    {
-        let me = NodeId(inner.identity.node_id);
-        for group in inner.groups() {
-            let has_diverged = inner.replicas.diverged.why(group.id().0).is_some();
-            let partition = group.id().to_string();
-            metrics::gauge!("esker_partition_diverged", "partition" => partition)
-                .set(f64::from(u8::from(has_diverged)));
-            let details = group.details();
-            let mine = details.transfers.iter().find(|it| it.receiver == me);
-            let now = Instant::now();
-            inner.replicas.transfers.sample(group.id().0, mine, now);
-        }
-        stop_diverged(&inner).await;
-        let now = Instant::now();
-        if asked_at.is_none_or(|at| now.duration_since(at) >= LEADERS_INTERVAL) {
-            find_leaders(&inner, &peers).await;
-            asked_at = Some(now);
-        }
-    }
-}
-
-/// Finds out from another node who leads the partitions whose replicas here have halted: requests for them go
-/// there.
-async fn find_leaders(inner: &Inner, peers: &Peers) {
-    let halted = inner.groups().filter(|group| group.halted().is_some());
-    let halted: Vec<u64> = halted.map(|group| group.id().0).collect();
-    let mut leaders = BTreeMap::new();
-    if !halted.is_empty() {
-        let nodes = peers.directory.all();
-        let others = nodes.values().filter(|node| {
-            node.id != peers.me() && matches!(node.state, NodeState::Active | NodeState::Draining)
-        });
-        // All at the same time: one that does not answer must not keep the others, nor whoever waits for this, waiting.
-        let asked = others.map(|node| {
-            let transport = &peers.transport;
-            transport.call(NodeId(node.id), GROUPS, Bytes::new(), ASK_TIMEOUT)
-        });
-        let answers = futures::future::join_all(asked).await;
-        let answers = answers.into_iter().flatten();
-        let answers = answers.filter_map(|it| serde_json::from_slice::<GroupsOf>(&it).ok());
-        for answer in answers {
-            for partition in &halted {
-                let of = answer.groups.get(*partition as usize);
-                // The one of the latest term, if they do not agree.
-                if let Some((leader, term)) = of.and_then(|of| Some((of.leader?, of.term)))
-                    && leader != peers.me()
-                    && leaders
-                        .get(partition)
-                        .is_none_or(|(_, known)| *known < term)
-                {
-                    leaders.insert(*partition, (leader, term));
-                }
-            }
-        }
-    }
-    let leaders = leaders
-        .into_iter()
-        .map(|(partition, (leader, _))| (partition, leader));
-    let leaders = leaders.collect();
-    inner.replicas.set_leaders_elsewhere(leaders);
-}
-
-/// Stops the replicas here that have diverged. Their data stays as it is, for whoever looks for the cause.
-async fn stop_diverged(inner: &Arc<Inner>) {
-    for group in inner.groups() {
-        let partition = group.id().0;
-        let replicas = &inner.replicas;
-        let found = replicas.digests.divergence(partition);
-        let Some(found) = found.filter(|_| replicas.diverged.why(partition).is_none()) else {
-            continue;
-        };
-        let (noting, others) = (inner.clone(), found.others.clone());
-        let noted = blocking(move || noting.replicas.diverged.note(partition, &found)).await;
-        if let Err(error) = noted {
-            tracing::error!(
-                partition,
-                %error,
-                "a replica that has diverged is stopped, and would take part again after a restart: do not restart \
-                 this node"
-            );
-        }
-        for node in others {
-            if !group.is_serving() {
-                break;
-            }
-            let transfer = group.transfer_leadership(NodeId(node));
-            if tokio::time::timeout(TRANSFER_TIMEOUT, transfer)
-                .await
-                .is_err()
-            {
-                tracing::warn!(partition, node, "the leadership was not taken over in time");
-            }
-        }
-        let why = replicas.diverged.why(partition).unwrap_or_default();
-        tracing::error!(partition, why, "a replica has diverged and is stopped");
-        let group = group.clone();
-        blocking(move || group.condemn(why)).await;
     }
 }

@@ -25,6 +25,8 @@ use crate::node::Node;
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// How long a node may take to report on its groups.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often it is tried to begin a comparison that no leader has taken.
+const CHECK_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a change of the cluster may take.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -300,9 +302,35 @@ impl Cluster {
         self.change(partition, change).await
     }
 
-    /// Compares the digests of a partition's replicas. Returns at once; the status shows when it is done.
+    /// Compares the digests of a partition's replicas. Returns at once; the status shows when it is done. If the
+    /// leadership moves meanwhile, the next leader does it.
     pub async fn check(&self, partition: u64) -> Result<(), ClusterError> {
-        let change = ChangeCluster::Check { partition };
+        let until = Instant::now() + CHANGE_TIMEOUT;
+        loop {
+            let change = ChangeCluster::Check { partition };
+            match self.change(partition, change).await {
+                // It may be done twice, which changes nothing.
+                Err(ClusterError::TryLater(_)) if Instant::now() < until => {
+                    tokio::time::sleep(CHECK_RETRY_INTERVAL).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Takes a node's replica of a partition for the right one of those that differ, as was found by the comparison that
+    /// the entry at `noted_at` recorded.
+    pub async fn trust(
+        &self,
+        partition: u64,
+        noted_at: u64,
+        node: u64,
+    ) -> Result<(), ClusterError> {
+        let change = ChangeCluster::Trust {
+            partition,
+            noted_at,
+            node,
+        };
         self.change(partition, change).await
     }
 
@@ -364,7 +392,8 @@ impl Cluster {
             for (of, group) in status.partitions.iter_mut().zip(groups) {
                 // A leader of an earlier release does not say who belongs to it.
                 let before = of.members.as_ref().map_or(0, |members| members.term);
-                if group.role == "leader" && !group.voters.is_empty() && group.term >= before {
+                let is_leader = group.role == "leader";
+                if is_leader && !group.voters.is_empty() && group.term >= before {
                     of.members = Some(Members {
                         voters: group.voters,
                         voters_before: group.voters_before,
@@ -386,7 +415,10 @@ impl Cluster {
                     of.check = group.check;
                 }
                 of.checks |= group.checks;
-                of.check_failed = of.check_failed.take().or(group.check_failed);
+                // What an earlier leader failed at, the present one may be doing.
+                if is_leader {
+                    of.check_failed = group.check_failed;
+                }
                 of.replicas.insert(node.id, replica);
             }
             status.nodes.push(NodeStatusOf {

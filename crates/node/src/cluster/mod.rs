@@ -13,7 +13,9 @@
 //! | `removal` | whether a node may be removed |
 //! | `rounds` | how often nodes and members are looked at |
 //! | `answers`, `members` | answers to other nodes; keeping registration and members as they should be |
-//! | `checks` | digests of replicas, compared through the log; replicas that differ are stopped |
+//! | `checks` | digests of replicas, compared through the log |
+//! | `trust` | deciding without a majority which replica is right |
+//! | `replica_watch` | replicas that have diverged are stopped, the state of doubtful ones is withheld; what is fetched |
 //! | `agreed_time`, `clocks` | the clocks of the nodes, compared |
 //! | `replicas`, `divergence`, `transfers` | what is known of the replicas here: digests; which are stopped; what they fetch |
 //! | `replacement` | a node that lost its log or its disk is replaced by the one that joins in its place |
@@ -37,16 +39,18 @@ mod peers;
 mod plan;
 mod removal;
 mod replacement;
+mod replica_watch;
 mod replicas;
 mod rounds;
 mod slow_disk;
 mod transfers;
+mod trust;
 mod waiting;
 mod wire;
 
 pub(crate) use agreed_time::ClockProblem;
 pub(crate) use answers::Answers;
-pub(crate) use checks::{run as run_checks, watch as watch_replicas};
+pub(crate) use checks::run as run_checks;
 pub(crate) use clocks::compare_clocks;
 pub(crate) use divergence::Diverged;
 pub use handle::{
@@ -56,6 +60,7 @@ pub(crate) use join::{join, running};
 pub(crate) use members::run;
 pub use options::ClusterOptions;
 pub(crate) use peers::{Peers, cluster_number};
+pub(crate) use replica_watch::{DIFFERING_REMEDY, watch as watch_replicas};
 pub(crate) use replicas::Replicas;
 pub(crate) use slow_disk::run as give_leaderships_away;
 pub use transfers::Fetching;

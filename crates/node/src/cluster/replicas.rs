@@ -1,8 +1,9 @@
 //! What this node knows of its replicas beyond what their groups know.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::time::Instant;
 
-use esker_partition::digest::ReplicaDigests;
+use esker_partition::digest::{Compared, ReplicaDigests};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
@@ -44,6 +45,13 @@ impl Replicas {
         compared.map_or(0, |compared| compared.diverged_at)
     }
 
+    /// The last comparison of a partition's replicas, if they differ, or have differed, and it is not known which is
+    /// right.
+    pub fn open_check(&self, partition: u64) -> Option<Compared> {
+        let compared = self.digests.compared(partition);
+        compared.filter(Compared::is_open)
+    }
+
     /// Who leads a partition whose replica here has halted and learns of no leader, if another node has told.
     pub fn leader_elsewhere(&self, partition: u64) -> Option<u64> {
         self.elsewhere.read().get(&partition).copied()
@@ -57,8 +65,8 @@ impl Replicas {
 /// The checks of digests that this node is to make where it leads: one at a time.
 #[derive(Default)]
 pub(crate) struct Checks {
-    /// Partitions whose check an operator wants.
-    wanted: Mutex<BTreeSet<u64>>,
+    /// Partitions whose check an operator wants, and since when.
+    wanted: Mutex<BTreeMap<u64, Instant>>,
     /// The partition that is being checked.
     pub under_way: Mutex<Option<u64>>,
     /// Why the last check of a partition came to no end, if so.
@@ -70,16 +78,17 @@ impl Checks {
     /// Wants a check as soon as none is under way.
     pub fn want(&self, partition: u64) {
         self.failed.lock().remove(&partition);
-        self.wanted.lock().insert(partition);
+        self.wanted.lock().insert(partition, Instant::now());
         self.wake.notify_one();
     }
 
-    pub fn is_wanted(&self, partition: u64) -> bool {
-        self.wanted.lock().contains(&partition)
+    /// Since when a check is wanted, if it is.
+    pub fn wanted_since(&self, partition: u64) -> Option<Instant> {
+        self.wanted.lock().get(&partition).copied()
     }
 
-    /// A check begins, or cannot.
+    /// A check begins, or cannot. Returns whether it was wanted.
     pub fn take(&self, partition: u64) -> bool {
-        self.wanted.lock().remove(&partition)
+        self.wanted.lock().remove(&partition).is_some()
     }
 }

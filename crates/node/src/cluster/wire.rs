@@ -1,7 +1,7 @@
 //! What nodes of a cluster ask of each other, apart from messages of groups: calls, as JSON.
 
-use esker_partition::Lineage;
 use esker_partition::digest::{Compared, Verdict};
+use esker_partition::{Lineage, Origin};
 use serde::{Deserialize, Serialize};
 
 use super::transfers::Fetching;
@@ -22,11 +22,12 @@ pub(crate) const DIGEST: &str = "digest";
 
 /// The newest format of commands and messages that this build reads. Raised with every addition that an earlier
 /// build would not understand.
-pub(crate) const READS_FORMAT: u32 = 3;
-/// The format from which on a node reads the commands about digests.
-pub(crate) const READS_DIGESTS: u32 = 2;
+pub(crate) const READS_FORMAT: u32 = 4;
 /// The format from which on a node reads commands that name the version of the settings by which they are due.
 pub(crate) const READS_SETTINGS_VERSIONS: u32 = 3;
+/// The format from which on a node tells whose work its replicas are, and counts digests by that. Format 2 was of digests
+/// that count one by one; since this format none are compared that way any more.
+pub(crate) const READS_ORIGINS: u32 = 4;
 
 /// What the path of a call begins with.
 const CALLS: &str = "/esker.raft.v1.Peers/Call/";
@@ -184,6 +185,15 @@ pub(crate) enum ChangeCluster {
         /// The partition.
         partition: u64,
     },
+    /// A replica is taken for the right one of those that differ.
+    Trust {
+        /// The partition.
+        partition: u64,
+        /// LSN of the entry that recorded the comparison which is decided by this.
+        noted_at: u64,
+        /// The node of the replica.
+        node: u64,
+    },
 }
 
 /// Asks for the digest of a replica.
@@ -207,9 +217,50 @@ pub(crate) enum DigestOf {
     Computed {
         /// The digits.
         digits: String,
+        /// Whose work the state is. Earlier builds did not tell it.
+        #[serde(default)]
+        origin: Option<OriginOf>,
     },
     /// There is none.
     Unknown,
+}
+
+/// Whose work the state of a replica is: see [`Origin`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OriginOf {
+    node: u64,
+    since: u64,
+    holder: u64,
+}
+
+impl From<Origin> for OriginOf {
+    fn from(origin: Origin) -> OriginOf {
+        let Origin {
+            node,
+            since,
+            holder,
+        } = origin;
+        OriginOf {
+            node,
+            since,
+            holder,
+        }
+    }
+}
+
+impl From<OriginOf> for Origin {
+    fn from(origin: OriginOf) -> Origin {
+        let OriginOf {
+            node,
+            since,
+            holder,
+        } = origin;
+        Origin {
+            node,
+            since,
+            holder,
+        }
+    }
 }
 
 /// The last comparison of the digests of a partition's replicas.
@@ -227,6 +278,16 @@ pub struct Check {
     pub digests: Vec<(u64, String)>,
     /// The nodes whose digest is not that of the majority.
     pub diverged: Vec<u64>,
+    /// Of the nodes that have answered, those whose state was copied from another one, and that one; 0 if it is not known
+    /// from which. Answers of one origin count once.
+    #[serde(default)]
+    pub copies: Vec<(u64, u64)>,
+    /// Whether replicas differ, or have differed, and it is not known which is right: nobody gets the state of one.
+    #[serde(default)]
+    pub is_open: bool,
+    /// The node whose replica an operator has taken for the right one, while it is open.
+    #[serde(default)]
+    pub trusted: Option<u64>,
 }
 
 /// What a comparison of digests has shown.
@@ -248,6 +309,12 @@ impl From<Compared> for Check {
             Verdict::Diverged(nodes) => (CheckOutcome::Diverged, nodes),
             Verdict::Undecided => (CheckOutcome::Undecided, Vec::new()),
         };
+        let origin = |node: u64, origin: Option<Origin>| {
+            let from = origin.map_or(0, |origin| origin.node);
+            (from != node).then_some((node, from))
+        };
+        let copies = compared.answers.iter();
+        let copies = copies.filter_map(|answer| origin(answer.node, answer.origin));
         let digests = compared.digests();
         let digests = digests.map(|(node, digest)| (node, format!("{digest:032x}")));
         Check {
@@ -257,6 +324,9 @@ impl From<Compared> for Check {
             at_ms: compared.at_ms,
             outcome,
             diverged,
+            copies: copies.collect(),
+            is_open: compared.is_open(),
+            trusted: compared.trusted.map(|trusted| trusted.node),
         }
     }
 }
@@ -316,6 +386,16 @@ mod tests {
     use esker_partition::{LineageId, PartitionId};
 
     use super::*;
+
+    #[test]
+    fn the_answer_of_an_earlier_release_has_a_digest_and_no_origin() {
+        let said = r#"{"digest": "computed", "digits": "0a"}"#;
+        let computed = DigestOf::Computed {
+            digits: "0a".to_owned(),
+            origin: None,
+        };
+        assert_eq!(serde_json::from_str::<DigestOf>(said).unwrap(), computed);
+    }
 
     fn joined() -> (Joined, Vec<Lineage>) {
         let first = |partition| Lineage::first("a cluster", 1, PartitionId(partition));

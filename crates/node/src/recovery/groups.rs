@@ -230,6 +230,8 @@ fn open_all(
         if let Some(why) = diverged.why(number) {
             group.condemn(why);
         }
+        // Nobody is to get a state that may be wrong. Where this is the only replica, nobody is there to get it.
+        group.withhold_snapshots(cx.digests.is_doubtful(number));
         // The log is kept whole until it is known what the repository has.
         group.keep_from(group.status().log_start);
         if let Some(held) = local.newest(number) {

@@ -360,7 +360,10 @@ pub(super) fn apply_up_to<S: StateMachine<Output = Outcome>>(
         let mut entries = entries.into_committed().map_err(halted)?;
         for entry in &mut entries {
             let command = entry.command.clone().map(Kind::from_bytes);
-            if matches!(command, Some(Ok(Kind::NoteDigests(_)))) {
+            if matches!(
+                command,
+                Some(Ok(Kind::NoteDigests(_) | Kind::TrustReplica(_)))
+            ) {
                 entry.command = None;
             }
         }

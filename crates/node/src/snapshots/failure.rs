@@ -43,6 +43,16 @@ impl Failure {
         }
     }
 
+    /// Replicas differ, and the one here may be wrong.
+    pub fn doubtful() -> Failure {
+        Failure {
+            remedy: "see the problem replicas_differ; snapshots are put again once it is known which replica is right",
+            ..Failure::failing(
+                "the replicas of this partition differ, and it is not known which is right: none is put into the repository",
+            )
+        }
+    }
+
     /// The repository has snapshots of another copy of this node.
     pub fn other_history(what: String) -> Failure {
         Failure {

@@ -2,14 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use esker_partition::digest::Verdict;
 use esker_repository::env::steady_now;
 
 use super::failure::Failure;
 use super::state::RepositoryState;
 use super::status::{NodeStatus, PartitionStatus};
 use crate::clock::{age_of, past_age};
-use crate::cluster::ClockProblem;
+use crate::cluster::{ClockProblem, DIFFERING_REMEDY};
 use crate::core::Inner;
 use crate::problem::Problem;
 
@@ -202,19 +201,8 @@ impl Inner {
                     "bring back the nodes that are named; remove one that is lost for good with esker cluster remove",
                 );
             }
-            if let Some(check) = inner.replicas.digests.compared(partition)
-                && check.verdict() == Verdict::Undecided
-            {
-                problems.add(
-                    "replicas_differ",
-                    Some(partition),
-                    format!(
-                        "as of LSN {} the digests of {} replicas differ, and none has a majority: one of them is wrong, and it is not known which",
-                        check.lsn,
-                        check.answers.len()
-                    ),
-                    "bring back the nodes that are gone: the comparison is repeated every minute, and with a majority the wrong replica stops",
-                );
+            if let Some(why) = inner.undecided(partition) {
+                problems.add("replicas_differ", Some(partition), why, DIFFERING_REMEDY);
             }
             if let Some(why) = &shortage {
                 problems.add(

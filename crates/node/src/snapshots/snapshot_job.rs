@@ -95,6 +95,9 @@ impl<'a> SnapshotJob<'a> {
         if inner.replicas.digests.divergence(partition).is_some() {
             return Err(Failure::here("the replica here has diverged"));
         }
+        if inner.is_withheld(partition) {
+            return Err(Failure::doubtful());
+        }
         // A snapshot that covers no more than the newest would replace the newest, and not the oldest.
         let is_asked = self.reason == Reason::Asked && inner.is_log_trimmed(partition);
         if is_asked || matches!(self.reason, Reason::LogFull | Reason::DiskFull) {

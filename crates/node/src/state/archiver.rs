@@ -21,7 +21,9 @@ pub(super) async fn keep_archived(inner: Weak<Inner>) {
         if !pause(&inner.stopping, Some(&inner.state.wake_archive), wait).await {
             return;
         }
-        if !inner.leads(inner.state.partition.0) || !inner.state.has_repository(&inner) {
+        let partition = inner.state.partition.0;
+        let may_archive = inner.leads(partition) && !inner.is_withheld(partition);
+        if !may_archive || !inner.state.has_repository(&inner) {
             wait = BACKOFF.0;
             continue;
         }

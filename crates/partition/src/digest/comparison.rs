@@ -1,13 +1,26 @@
 //! Whose digest is right, of those that the members of a group have computed as of one entry.
 //!
-//! A digest is right if more than half of the voters have it, and at least two members. The others are then
-//! wrong: they are fewer than half of the voters, so whatever is done about them leaves a majority. With two
-//! answers that differ nothing is known but that: of three voters it takes the third answer, and of a group with
-//! one voter no number of answers decides.
+//! A digest is right if more than half of the voters have it, and at least two members, and if as many have made it
+//! independently: answers of one [`Origin`] count once, because a state that was copied is as right or as wrong as the
+//! one that it was copied from. The others are then wrong: they are fewer than half of the voters, so whatever is done
+//! about them leaves a majority. With two answers that differ nothing is known but that: of three voters it takes the
+//! third answer, and of a group with one voter no number of answers decides.
+//!
+//! Replicas that were copied from each other become independent once a comparison has shown that
+//!
+//! - what they have is right ([`Compared::right`]): whatever differs later has come about later, in one of them, or
+//! - all members have it: there is no other state that could be the right one.
+//!
+//! Answers that differ and decide nothing leave the comparison *open*, until a later one decides, or an operator says
+//! which replica is right ([`TrustReplica`]). From then on the digest of that one needs no independent second one, but
+//! still those of more than half of the voters.
 
-use esker_raft::Membership;
+use std::collections::BTreeSet;
 
-use crate::command::NoteDigests;
+use esker_raft::{Membership, NodeId};
+
+use crate::command::{NoteDigests, TrustRefusal, TrustReplica};
+use crate::origin::Origin;
 
 /// The last comparison of digests, as it is stored with the partition.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -31,6 +44,16 @@ pub struct Compared {
     /// as of an earlier entry may have been made of such a replica.
     #[prost(uint64, tag = "6")]
     pub diverged_at: u64,
+    /// LSN of the entry that recorded the first comparison in which replicas differed, if none since then has decided
+    /// which is right; 0 otherwise. Earlier builds did not note it: see [`Compared::open_since`].
+    #[prost(uint64, tag = "7")]
+    undecided_since: u64,
+    /// The replica of an open comparison that an operator takes for the right one.
+    #[prost(message, optional, tag = "8")]
+    pub trusted: Option<Trusted>,
+    /// See [`NoteDigests::has_origins`].
+    #[prost(bool, tag = "9")]
+    has_origins: bool,
 }
 
 /// A member's digest in a [`Compared`].
@@ -42,6 +65,20 @@ pub struct ComparedMember {
     /// 16 bytes, the highest first.
     #[prost(bytes = "vec", tag = "2")]
     pub digest: Vec<u8>,
+    /// Whose work its state is; absent if that is not known.
+    #[prost(message, optional, tag = "3")]
+    pub origin: Option<Origin>,
+}
+
+/// A replica that an operator takes for the right one.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Trusted {
+    /// The member.
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    /// The origin of its state. With another one it has another state, of which nothing was said.
+    #[prost(message, optional, tag = "2")]
+    pub origin: Option<Origin>,
 }
 
 /// What the answers say together.
@@ -59,9 +96,17 @@ fn number(bytes: &[u8]) -> Option<u128> {
     Some(u128::from_be_bytes(bytes.try_into().ok()?))
 }
 
+/// How many have made the state of these answers. Those whose origin is not known may be copies of any other one, so
+/// all of them together count once, and only if there is no other answer.
+fn origins<'a>(answers: impl IntoIterator<Item = &'a ComparedMember>) -> usize {
+    let of = |answer: &ComparedMember| answer.origin.map(|origin| origin.node);
+    let known = answers.into_iter().filter_map(of).filter(|node| *node != 0);
+    known.collect::<BTreeSet<u64>>().len().max(1)
+}
+
 impl Compared {
-    /// What the entry at `noted_at` records, applied by a group with these members, after the comparison `before`. An answer that is no digest is
-    /// left out, and so is a second one of the same member.
+    /// What the entry at `noted_at` records, applied by a group with these members, after the comparison `before`. An
+    /// answer that is no digest is left out, and so is a second one of the same member.
     pub(super) fn of(
         note: &NoteDigests,
         noted_at: u64,
@@ -75,10 +120,12 @@ impl Compared {
             .map(|answer| ComparedMember {
                 node: answer.node,
                 digest: answer.digest.clone(),
+                origin: answer.origin,
             })
             .collect();
         answers.sort_by_key(|answer| answer.node);
         answers.dedup_by_key(|answer| answer.node);
+        let open = before.filter(|before| before.is_open());
         let mut compared = Compared {
             lsn: note.lsn,
             noted_at,
@@ -86,12 +133,23 @@ impl Compared {
             answers,
             right: Vec::new(),
             diverged_at: before.map_or(0, |before| before.diverged_at),
+            undecided_since: 0,
+            trusted: open.and_then(|open| open.trusted),
+            has_origins: note.has_origins,
         };
         if let Some(right) = compared.judge(members) {
             compared.right = right.to_be_bytes().to_vec();
         }
         if matches!(compared.verdict(), Verdict::Diverged(_)) {
             compared.diverged_at = noted_at;
+        }
+        if compared.agreed(members).is_some() {
+            compared.trusted = None;
+        } else if let Some(open) = open {
+            // Also if those that have answered now are equal: the one that differs is away.
+            compared.undecided_since = open.open_since();
+        } else if compared.verdict() == Verdict::Undecided {
+            compared.undecided_since = noted_at;
         }
         compared
     }
@@ -101,14 +159,116 @@ impl Compared {
         if members.is_joint() {
             return None;
         }
+        let most = members.voters.len() / 2;
         let mut digests = self.digests().map(|(_, digest)| digest);
         digests.find(|digest| {
-            let have = self.digests().filter(|(_, other)| other == digest);
-            let have: Vec<u64> = have.map(|(node, _)| node).collect();
-            let votes = members.voters.iter();
-            let votes = votes.filter(|voter| have.contains(&voter.0)).count();
-            have.len() >= 2 && votes > members.voters.len() / 2
+            let have = self.answers.iter();
+            let have = have.filter(|answer| number(&answer.digest) == Some(*digest));
+            let have: Vec<_> = have.collect();
+            let votes = |answer: &&&ComparedMember| members.voters.contains(&NodeId(answer.node));
+            let voters = || have.iter().filter(votes).copied();
+            if have.len() < 2 || voters().count() <= most {
+                return false;
+            }
+            let are_independent = || origins(have.iter().copied()) >= 2 && origins(voters()) > most;
+            !self.has_origins || self.are_trusted(&have) || are_independent()
         })
+    }
+
+    /// Whether one of these answers is that of the replica which an operator takes for the right one.
+    fn are_trusted(&self, answers: &[&ComparedMember]) -> bool {
+        let is_trusted = |answer: &&ComparedMember| {
+            let trusted = self.trusted;
+            trusted.is_some_and(|it| (it.node, it.origin) == (answer.node, answer.origin))
+        };
+        answers.iter().any(is_trusted)
+    }
+
+    /// The digest that all members have, if they have one and all have answered.
+    fn unanimous(&self, members: &Membership) -> Option<u128> {
+        let mut digests = self.digests().map(|(_, digest)| digest);
+        let first = digests.next()?;
+        let has_answered = |node: NodeId| self.answers.iter().any(|it| it.node == node.0);
+        let is_unanimous = self.answers.len() >= 2
+            && !members.is_joint()
+            && digests.all(|digest| digest == first)
+            && members.members().all(has_answered);
+        is_unanimous.then_some(first)
+    }
+
+    /// The digest that is right, or that no member could dispute.
+    fn agreed(&self, members: &Membership) -> Option<u128> {
+        self.right().or_else(|| self.unanimous(members))
+    }
+
+    /// Whether the state of a member counts as its own from now on, wherever it was copied from. The answer has to be
+    /// of the state that it has now: it may have got another one since.
+    pub(super) fn confirms(&self, me: u64, origin: Origin, members: &Membership) -> bool {
+        let agreed = self.agreed(members).filter(|_| self.has_origins);
+        let mut answers = self.answers.iter();
+        let answer = answers.find(|answer| answer.node == me);
+        answer.is_some_and(|answer| {
+            agreed.is_some()
+                && number(&answer.digest) == agreed
+                && answer.origin == Some(origin)
+                && self.lsn > origin.since
+        })
+    }
+
+    /// This comparison, after an operator has said which replica is right.
+    pub(super) fn trusting(
+        &self,
+        trust: &TrustReplica,
+        members: &Membership,
+    ) -> Result<Compared, TrustRefusal> {
+        if !self.is_open() {
+            return Err(TrustRefusal::Decided);
+        }
+        if self.noted_at != trust.noted_at {
+            return Err(TrustRefusal::Another(self.noted_at));
+        }
+        let mut others = members.members().filter(|node| node.0 != trust.node);
+        if members.voters.contains(&NodeId(trust.node)) && others.next().is_none() {
+            // There is nothing left that it could differ from.
+            return Ok(Compared {
+                answers: Vec::new(),
+                undecided_since: 0,
+                trusted: None,
+                ..self.clone()
+            });
+        }
+        let mut answers = self.answers.iter();
+        let answer = answers.find(|answer| answer.node == trust.node);
+        let answer = answer.filter(|_| members.contains(NodeId(trust.node)));
+        let answer = answer.ok_or(TrustRefusal::NoAnswer)?;
+        Ok(Compared {
+            undecided_since: self.open_since(),
+            trusted: Some(Trusted {
+                node: answer.node,
+                origin: answer.origin,
+            }),
+            ..self.clone()
+        })
+    }
+
+    /// LSN of the entry that recorded the first comparison in which replicas differed, if none since then has decided
+    /// which is right; 0 otherwise.
+    pub fn open_since(&self) -> u64 {
+        match self.undecided_since {
+            // As an earlier build has noted it.
+            0 if self.verdict() == Verdict::Undecided => self.noted_at,
+            since => since,
+        }
+    }
+
+    /// Whether answers of one origin have counted once. An earlier build has recorded it otherwise.
+    pub fn has_origins(&self) -> bool {
+        self.has_origins
+    }
+
+    /// Whether replicas differ, or have differed, and it is not known which is right.
+    pub fn is_open(&self) -> bool {
+        self.open_since() != 0
     }
 
     /// The members that have answered, and the digest of each.
@@ -146,109 +306,6 @@ impl Compared {
 }
 
 #[cfg(test)]
-mod tests {
-    use esker_raft::NodeId;
-
-    use super::*;
-    use crate::command::MemberDigest;
-
-    fn members(voters: &[u64], learners: &[u64]) -> Membership {
-        let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect();
-        Membership {
-            voters: ids(voters),
-            learners: ids(learners),
-            ..Membership::default()
-        }
-    }
-
-    fn compared(answers: &[(u64, u128)], members: &Membership) -> Compared {
-        let answers = answers.iter().map(|(node, digest)| MemberDigest {
-            node: *node,
-            digest: digest.to_be_bytes().to_vec(),
-        });
-        let note = NoteDigests {
-            lsn: 7,
-            at_ms: 1,
-            answers: answers.collect(),
-        };
-        Compared::of(&note, 9, members, None)
-    }
-
-    #[test]
-    fn of_three_answers_the_one_that_differs_is_wrong_and_of_two_nobody_is() {
-        let three = members(&[1, 2, 3], &[]);
-        let verdict = |answers: &[(u64, u128)]| compared(answers, &three).verdict();
-        assert_eq!(verdict(&[(1, 5), (2, 5), (3, 5)]), Verdict::Equal);
-        assert_eq!(verdict(&[(1, 5), (2, 5)]), Verdict::Equal);
-        assert_eq!(
-            verdict(&[(1, 5), (2, 6), (3, 5)]),
-            Verdict::Diverged(vec![2])
-        );
-        assert_eq!(verdict(&[(1, 5), (2, 6)]), Verdict::Undecided);
-        assert_eq!(verdict(&[(1, 5), (2, 6), (3, 7)]), Verdict::Undecided);
-    }
-
-    #[test]
-    fn learners_neither_decide_nor_are_spared() {
-        let with_learner = members(&[1, 2, 3], &[4]);
-        let judged = compared(&[(1, 5), (2, 5), (4, 6)], &with_learner);
-        assert_eq!(judged.verdict(), Verdict::Diverged(vec![4]));
-        let judged = compared(&[(1, 5), (3, 6), (4, 6)], &with_learner);
-        assert_eq!(judged.verdict(), Verdict::Undecided);
-        // One voter: neither it nor its learner can be believed alone.
-        let pair = members(&[1], &[2]);
-        let judged = compared(&[(1, 5), (2, 6)], &pair);
-        assert_eq!(
-            (judged.verdict(), judged.right()),
-            (Verdict::Undecided, None)
-        );
-    }
-
-    #[test]
-    fn nothing_is_decided_while_the_members_change() {
-        let joint = Membership {
-            voters_outgoing: vec![NodeId(4)],
-            ..members(&[1, 2, 3], &[])
-        };
-        let judged = compared(&[(1, 5), (2, 5), (3, 6)], &joint);
-        assert_eq!(judged.verdict(), Verdict::Undecided);
-    }
-
-    #[test]
-    fn answers_that_are_no_digests_and_second_ones_of_a_member_do_not_count() {
-        let three = members(&[1, 2, 3], &[]);
-        let judged = compared(&[(1, 6), (2, 5), (2, 6), (2, 6)], &three);
-        assert_eq!(judged.answers.len(), 2);
-        assert_eq!(judged.right(), None);
-        let note = NoteDigests {
-            lsn: 7,
-            at_ms: 1,
-            answers: vec![MemberDigest {
-                node: 1,
-                digest: vec![1; 15],
-            }],
-        };
-        assert_eq!(Compared::of(&note, 9, &three, None).answers, []);
-    }
-
-    #[test]
-    fn whatever_the_answers_are_those_that_are_wrong_leave_a_majority() {
-        // All answers of up to five voters, of three digests or none.
-        for voters in 1..=5u64 {
-            let group = members(&(1..=voters).collect::<Vec<_>>(), &[]);
-            for code in 0..4u64.pow(voters as u32) {
-                let answer = |node: u64| u128::from(code / 4u64.pow(node as u32 - 1) % 4);
-                let answers = (1..=voters).map(|node| (node, answer(node)));
-                let answers: Vec<_> = answers.filter(|(_, digest)| *digest > 0).collect();
-                let judged = compared(&answers, &group);
-                let Some(right) = judged.right() else {
-                    continue;
-                };
-                // Also those that have not answered yet may turn out to be wrong.
-                let well = answers.iter().filter(|(_, digest)| *digest == right);
-                let well = well.count() as u64;
-                assert!(well > voters / 2 && well >= 2, "{answers:?}");
-            }
-        }
-    }
-}
+mod simulation;
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use esker_raft::Membership;
 use esker_raft::priority::{DiskPriority, lower_priority};
 use parking_lot::{Condvar, Mutex};
 
@@ -25,6 +26,7 @@ use super::comparison::Compared;
 use super::{DIGEST_FORMAT, PartitionDigest};
 use crate::ids::PartitionId;
 use crate::keys;
+use crate::origin::Origin;
 use crate::store::{PartitionDb, StoreError};
 
 /// How long an apply waits until a digest has begun. Normally that takes a millisecond.
@@ -71,11 +73,33 @@ struct State {
 /// What is known of a partition's replica here.
 #[derive(Default)]
 struct Replica {
-    /// The newest digests that the log has asked for, oldest first, by LSN.
-    own: VecDeque<(u64, OwnDigest)>,
+    /// The newest digests that the log has asked for, oldest first.
+    own: VecDeque<Own>,
     /// The newest comparisons, oldest first: the own digest may come later.
     compared: VecDeque<Compared>,
     diverged: Option<Divergence>,
+    /// Whose work the state is.
+    origin: Origin,
+    asked: Option<Asked>,
+}
+
+/// A digest that the log has asked for.
+struct Own {
+    lsn: u64,
+    digest: OwnDigest,
+    /// Whose work the state was of which it is.
+    origin: Origin,
+}
+
+/// Comparisons that the log has asked for since the last one that it has recorded.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// LSN of the last entry that has asked for digests.
+    pub lsn: u64,
+    /// How many have, in a row.
+    pub times: u32,
+    /// When the first of them was applied here.
+    pub since: Instant,
 }
 
 /// The digest of this node's replica, as of one entry.
@@ -124,8 +148,15 @@ impl ReplicaDigests {
             return Ok(());
         };
         let compared = part.get::<Compared>(keys::COMPARED, "the last comparison")?;
+        let (origin, is_new) = Origin::of_replica(part, inner.me)?;
+        if is_new {
+            let mut batch = part.batch();
+            batch.put(keys::ORIGIN, prost::Message::encode_to_vec(&origin));
+            batch.write()?;
+        }
         let mut replica = Replica {
             compared: compared.into_iter().collect(),
+            origin,
             ..Replica::default()
         };
         replica.compare(inner.me);
@@ -135,41 +166,50 @@ impl ReplicaDigests {
     }
 
     /// The same, for a partition whose state a snapshot of another member is about to replace: what this member has
-    /// answered was the digest of the state before. Durable when this returns.
+    /// answered was the digest of the state before, and whose work the state is, is in the snapshot. Durable when this
+    /// returns.
     pub(crate) fn open_replaced(&self, part: &PartitionDb) -> Result<(), StoreError> {
         let Some(inner) = &self.inner else {
             return Ok(());
         };
+        let mut batch = part.batch();
+        let (origin, _) = Origin::of_replica(part, inner.me)?;
+        batch.put(keys::ORIGIN, prost::Message::encode_to_vec(&origin));
         let compared = part.get::<Compared>(keys::COMPARED, "the last comparison")?;
         if let Some(mut compared) = compared
             && compared.has_wrong_answer_of(inner.me).is_some()
         {
             compared.answers.retain(|answer| answer.node != inner.me);
-            let mut batch = part.batch();
             batch.put(keys::COMPARED, prost::Message::encode_to_vec(&compared));
-            batch.write()?;
-            part.flush()?;
         }
+        batch.write()?;
+        part.flush()?;
         self.open(part)
     }
 
     /// Computes the digest of a partition, which is as of `lsn` now and until this returns.
     pub(crate) fn compute(&self, part: &PartitionDb, lsn: u64, format: u32) {
-        let Some(inner) = self.inner.as_ref().filter(|_| format == DIGEST_FORMAT) else {
+        let Some(inner) = &self.inner else {
             return;
         };
         let partition = part.partition();
         {
             let mut state = inner.state.lock();
-            if state.is_closed || state.threads >= MAX_THREADS {
+            let is_full = state.is_closed || state.threads >= MAX_THREADS;
+            let replica = state.partitions.entry(partition).or_default();
+            replica.note_asked(lsn);
+            if is_full || format != DIGEST_FORMAT {
                 return;
             }
-            state.threads += 1;
-            let own = &mut state.partitions.entry(partition).or_default().own;
-            own.push_back((lsn, OwnDigest::Computing));
-            if own.len() > REMEMBERED {
-                own.pop_front();
+            replica.own.push_back(Own {
+                lsn,
+                digest: OwnDigest::Computing,
+                origin: replica.origin,
+            });
+            if replica.own.len() > REMEMBERED {
+                replica.own.pop_front();
             }
+            state.threads += 1;
         }
         let (begun, begins) = mpsc::sync_channel(1);
         let spawned = std::thread::Builder::new()
@@ -201,13 +241,29 @@ impl ReplicaDigests {
         }
     }
 
-    /// Compares the digest here with those that the log has recorded.
-    pub(crate) fn note(&self, partition: PartitionId, compared: Compared) {
+    /// That of the state here from now on, if a comparison has shown that it counts as this member's own.
+    pub(crate) fn confirmed(
+        &self,
+        partition: PartitionId,
+        compared: &Compared,
+        members: &Membership,
+    ) -> Option<Origin> {
+        let me = self.inner.as_ref()?.me;
+        let origin = self.origin(partition.0)?;
+        let is_confirmed = origin.node != me && compared.confirms(me, origin, members);
+        is_confirmed.then(|| Origin::own(me, compared.lsn))
+    }
+
+    /// Compares the digest here with those that the log has recorded. `origin` is that of the state here, if it has
+    /// changed.
+    pub(crate) fn note(&self, partition: PartitionId, compared: Compared, origin: Option<Origin>) {
         let Some(inner) = &self.inner else {
             return;
         };
         let mut state = inner.state.lock();
         let replica = state.partitions.entry(partition).or_default();
+        replica.origin = origin.unwrap_or(replica.origin);
+        replica.asked = replica.asked.filter(|asked| asked.lsn > compared.lsn);
         replica.compared.push_back(compared);
         if replica.compared.len() > REMEMBERED {
             replica.compared.pop_front();
@@ -219,6 +275,38 @@ impl ReplicaDigests {
     pub fn own(&self, partition: u64, lsn: u64) -> OwnDigest {
         self.with(partition, |replica| replica.own(lsn))
             .unwrap_or(OwnDigest::Unknown)
+    }
+
+    /// Whose work the state was of which [`ReplicaDigests::own`] is the digest.
+    pub fn origin_of_own(&self, partition: u64, lsn: u64) -> Option<Origin> {
+        self.with(partition, |replica| {
+            let own = replica.own.iter().find(|own| own.lsn == lsn);
+            own.map(|own| own.origin)
+        })?
+    }
+
+    /// Whose work the state of this node's replica is.
+    pub fn origin(&self, partition: u64) -> Option<Origin> {
+        self.with(partition, |replica| replica.origin)
+    }
+
+    /// Whether the replica here may be the wrong one of those that differ: nobody is to get its state. It is not if an
+    /// operator takes it for the right one.
+    pub fn is_doubtful(&self, partition: u64) -> bool {
+        let me = self.inner.as_ref().map(|inner| inner.me);
+        let is_doubtful = |replica: &Replica| {
+            let last = replica.compared.back().filter(|last| last.is_open());
+            last.is_some_and(|last| {
+                let trusted = last.trusted;
+                !trusted.is_some_and(|it| Some(it.node) == me && it.origin == Some(replica.origin))
+            })
+        };
+        self.with(partition, is_doubtful).unwrap_or(false)
+    }
+
+    /// The comparison that the log has asked for and not recorded.
+    pub fn unfinished(&self, partition: u64) -> Option<Asked> {
+        self.with(partition, |replica| replica.asked)?
     }
 
     /// The last comparison of a partition's digests.
@@ -302,8 +390,8 @@ impl Inner {
     fn computed(&self, partition: PartitionId, lsn: u64, digest: Option<u128>) {
         let mut state = self.state.lock();
         let replica = state.partitions.entry(partition).or_default();
-        if let Some(own) = replica.own.iter_mut().find(|own| own.0 == lsn) {
-            own.1 = digest.map_or(OwnDigest::Unknown, OwnDigest::Computed);
+        if let Some(own) = replica.own.iter_mut().find(|own| own.lsn == lsn) {
+            own.digest = digest.map_or(OwnDigest::Unknown, OwnDigest::Computed);
         }
         replica.compare(self.me);
     }
@@ -311,8 +399,17 @@ impl Inner {
 
 impl Replica {
     fn own(&self, lsn: u64) -> OwnDigest {
-        let own = self.own.iter().find(|own| own.0 == lsn);
-        own.map_or(OwnDigest::Unknown, |own| own.1)
+        let own = self.own.iter().find(|own| own.lsn == lsn);
+        own.map_or(OwnDigest::Unknown, |own| own.digest)
+    }
+
+    fn note_asked(&mut self, lsn: u64) {
+        let before = self.asked;
+        self.asked = Some(Asked {
+            lsn,
+            times: before.map_or(1, |before| before.times.saturating_add(1)),
+            since: before.map_or_else(Instant::now, |before| before.since),
+        });
     }
 
     /// Looks whether the replica is wrong by what is known now.

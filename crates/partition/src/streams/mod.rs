@@ -145,6 +145,7 @@ fn stands_alone(command: &Kind) -> bool {
             | Kind::BeginLineage(_)
             | Kind::AskDigest(_)
             | Kind::NoteDigests(_)
+            | Kind::TrustReplica(_)
     )
 }
 

@@ -139,6 +139,7 @@ impl<'a> Step<'a> {
             }
             Kind::AskDigest(ask) => Ok(self.digests.ask(lsn.0, ask)),
             Kind::NoteDigests(note) => Ok(self.digests.note(lsn.0, note)),
+            Kind::TrustReplica(trust) => self.digests.trust(&trust, self.part),
             Kind::BeginLineage(begin) => {
                 let begun = self.part.lineage()?.begun_by(&begin, lsn.0 - 1);
                 if let Some(lineage) = &begun {
@@ -188,7 +189,8 @@ impl<'a> Step<'a> {
         if let Some(lineage) = &self.lineage {
             self.batch.put(keys::LINEAGE, lineage.to_bytes());
         }
-        let digests = self.digests.finish(&applied.membership(), self.part)?;
+        let replicas = &self.directory.options().digests;
+        let digests = (self.digests).finish(&applied.membership(), self.part, replicas)?;
         digests.add_to(&mut self.batch);
         self.failed
             .write(&self.newly_failed, applied.lsn, &mut self.batch);

@@ -101,6 +101,12 @@ pub enum Event {
         /// Returned with the answer.
         ticket: Ticket,
     },
+    /// Whether the host's state may be wrong, so that no peer is to get it. While that is so, this member offers no
+    /// snapshot; a peer that needs one waits. It goes on sending entries.
+    WithholdSnapshots {
+        /// From now on.
+        withheld: bool,
+    },
     /// The host cannot offer the snapshot that [`Action::OfferSnapshot`] names. If one is still needed, the
     /// engine hints at a newer one.
     OfferFailed {

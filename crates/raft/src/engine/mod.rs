@@ -305,6 +305,7 @@ impl Engine {
                 self.transfer_leadership(ticket, to, &mut actions);
             }
             Event::ReadIndex { ticket } => self.read_index(ticket, &mut actions),
+            Event::WithholdSnapshots { withheld } => self.peers.withheld = withheld,
             Event::OfferFailed { to } => self.offer_failed(to),
             Event::ResumeFetch { offer } => self.resume_fetch(offer, &mut actions),
             Event::FetchProgress {

@@ -49,6 +49,8 @@ pub(super) struct Peers {
     newest: Option<Newest>,
     /// The tick at which this member, which waits to be added, has requested a snapshot.
     requested_at: Option<u64>,
+    /// No peer is to get this member's state: nothing is offered.
+    pub withheld: bool,
 }
 
 struct Offered {
@@ -164,7 +166,8 @@ impl Engine {
     /// Offers snapshots to the peers that raft-rs could not send entries to in this step.
     pub(super) fn offer_snapshots(&mut self, actions: &mut Vec<Action>) {
         for to in self.raw.store().take_behind() {
-            if self.role == Role::Leader && self.raw.raft.state == StateRole::Leader {
+            let leads = self.role == Role::Leader && self.raw.raft.state == StateRole::Leader;
+            if leads && !self.peers.withheld {
                 self.offer_snapshot(to, actions);
             }
         }

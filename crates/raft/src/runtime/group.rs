@@ -226,6 +226,13 @@ impl<O: Send + 'static> Group<O> {
         self.shared.step(Event::KeepFrom { lsn });
     }
 
+    /// Lets no peer have this member's state from now on, or lets them again: it offers no snapshot, and a peer that
+    /// needs one waits. A transfer that has begun goes on. Nothing of this is stored: the host calls it again after
+    /// it has opened the group.
+    pub fn withhold_snapshots(&self, withheld: bool) {
+        self.shared.step(Event::WithholdSnapshots { withheld });
+    }
+
     /// The same as [`Group::snapshot`].
     pub fn trigger_snapshot(
         &self,

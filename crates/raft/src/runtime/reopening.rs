@@ -48,6 +48,7 @@ pub(super) struct Reopening {
 #[derive(Clone, Copy, Default)]
 struct HostReports {
     keep_from: Option<Lsn>,
+    withheld: bool,
     /// The newest snapshot, and the term of its last entry.
     newest: Option<(Lsn, Term)>,
 }
@@ -107,6 +108,7 @@ impl Reopening {
     pub fn note(&self, event: &Event) {
         match event {
             Event::KeepFrom { lsn } => self.reports.lock().keep_from = Some(*lsn),
+            Event::WithholdSnapshots { withheld } => self.reports.lock().withheld = *withheld,
             Event::SnapshotTaken {
                 last_included_index: lsn,
                 term,
@@ -155,10 +157,14 @@ impl Reopening {
             term,
             peers: None,
         });
+        let withheld = reports
+            .withheld
+            .then_some(Event::WithholdSnapshots { withheld: true });
         let campaign = is_sole_voter.then_some(Event::Campaign);
         keep_from
             .into_iter()
             .chain(newest)
+            .chain(withheld)
             .chain(campaign)
             .collect()
     }

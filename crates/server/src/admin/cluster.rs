@@ -142,6 +142,14 @@ pub(super) struct NewLeader {
     to: NodeSaid,
 }
 
+/// Which replica is right of those that differ.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RightReplica {
+    /// The number or the name of its node.
+    node: NodeSaid,
+}
+
 /// The number of a node, or its name.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
@@ -150,6 +158,15 @@ enum NodeSaid {
     Number(u64),
     /// A name, or a number as text.
     Text(String),
+}
+
+impl NodeSaid {
+    fn text(&self) -> String {
+        match self {
+            NodeSaid::Number(number) => number.to_string(),
+            NodeSaid::Text(text) => text.clone(),
+        }
+    }
 }
 
 /// Shows the nodes of the cluster, and what each has of each partition.
@@ -266,11 +283,7 @@ pub(super) async fn transfer_leader(
     let granted = access.admin(Effect::Write)?;
     let cluster = cluster(admin.node.open(&granted))?;
     known_partition(&admin, partition)?;
-    let said = match new.to {
-        NodeSaid::Number(number) => number.to_string(),
-        NodeSaid::Text(text) => text,
-    };
-    let found = find(&cluster, &said)?;
+    let found = find(&cluster, &new.to.text())?;
     cluster.transfer_leader(partition, found.node).await?;
     Ok(Json(found))
 }
@@ -298,6 +311,43 @@ pub(super) async fn check(
     known_partition(&admin, partition)?;
     cluster.check(partition).await?;
     Ok(Json(CheckBegun { partition }))
+}
+
+/// Names the right one of replicas that differ.
+///
+/// For a partition of which it is not known which replica is right (`undecided` in `GET /cluster`). The replica is given
+/// the leadership; other nodes can have its state again, and its snapshots are put into the repository. It is compared
+/// with the others at once: once more than half of the voters have its state, those that have another one stop.
+#[utoipa::path(
+    post,
+    path = "/esker/v1/cluster/partitions/{partition}/trust",
+    operation_id = "trust_replica",
+    tag = "cluster",
+    params(("partition" = u64, Path, description = "The partition")),
+    request_body = RightReplica,
+    responses((status = 200, description = "It counts as the right one", body = ClusterChange), Failures)
+)]
+pub(super) async fn trust(
+    State(admin): State<Admin>,
+    access: Access,
+    InPath(partition): InPath<u64>,
+    Body(right): Body<RightReplica>,
+) -> Result<Json<ClusterChange>, AdminError> {
+    let granted = access.admin(Effect::Write)?;
+    let cluster = cluster(admin.node.open(&granted))?;
+    known_partition(&admin, partition)?;
+    let found = find(&cluster, &right.node.text())?;
+    let status = cluster.status().await;
+    let of = status.partitions.into_iter().nth(partition as usize);
+    let noted_at = of.and_then(|of| of.check).map_or(0, |check| check.noted_at);
+    cluster.trust(partition, noted_at, found.node).await?;
+    tracing::info!(
+        partition,
+        node = found.node,
+        name = found.name,
+        "Replica counts as the right one of those that differ"
+    );
+    Ok(Json(found))
 }
 
 /// Refuses the number of a partition that there is not.

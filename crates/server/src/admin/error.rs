@@ -305,7 +305,7 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
     (
         "replicas_differ",
         false,
-        "Replicas of a partition differ, and none has a majority, so it is not known which is wrong.",
+        "Replicas of a partition differ, and it is not known which is wrong: none has a majority, or the majority are copies of one. No node gets a snapshot of one of them, and none is put into the repository.",
     ),
     (
         "replica_waits_for_space",

@@ -202,6 +202,7 @@ fn open_api() -> OpenApiRouter<Admin> {
         .routes(routes!(cluster::activate))
         .routes(routes!(cluster::transfer_leader))
         .routes(routes!(cluster::check))
+        .routes(routes!(cluster::trust))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::show))
         .routes(routes!(snapshots::files))

@@ -1,5 +1,7 @@
 //! What is shown of the replicas of a partition: comparisons of them, and what they fetch.
 
+use std::collections::BTreeMap;
+
 use esker_node::cluster::{self, Check, Fetching};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -21,6 +23,13 @@ pub struct ReplicaCheck {
     pub digests: Vec<ReplicaDigest>,
     /// The numbers of the nodes whose replica differs from the majority; it is stopped.
     pub diverged: Vec<u64>,
+    /// Whether replicas differ, or have differed, and it is not known which is right. Until it is, no node gets a
+    /// snapshot of one of them, and none is put into the repository.
+    #[serde(default)]
+    pub undecided: bool,
+    /// The number of the node whose replica was named as the right one, while it is undecided.
+    #[serde(default)]
+    pub trusted: Option<u64>,
 }
 
 /// The digest of a replica.
@@ -30,6 +39,11 @@ pub struct ReplicaDigest {
     pub node: u64,
     /// 32 hexadecimal digits.
     pub digest: String,
+    /// The number of the node whose state this one was copied from, directly or by way of others, since it was last
+    /// known to be right; 0 if it is a copy and not known of which. Absent if it is the work of the node itself. Digests
+    /// of one origin count once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_of: Option<u64>,
 }
 
 /// What a comparison has shown.
@@ -109,6 +123,7 @@ impl From<Check> for ReplicaCheck {
         let nanos = i128::from(check.at_ms) * 1_000_000;
         // A time beyond the calendar comes from a clock that is no clock.
         let at = OffsetDateTime::from_unix_timestamp_nanos(nanos);
+        let copies: BTreeMap<u64, u64> = check.copies.into_iter().collect();
         let digests = check.digests.into_iter();
         ReplicaCheck {
             lsn: check.lsn,
@@ -120,9 +135,15 @@ impl From<Check> for ReplicaCheck {
                 cluster::CheckOutcome::Undecided => CheckOutcome::Undecided,
             },
             digests: digests
-                .map(|(node, digest)| ReplicaDigest { node, digest })
+                .map(|(node, digest)| ReplicaDigest {
+                    node,
+                    digest,
+                    copy_of: copies.get(&node).copied(),
+                })
                 .collect(),
             diverged: check.diverged,
+            undecided: check.is_open,
+            trusted: check.trusted,
         }
     }
 }

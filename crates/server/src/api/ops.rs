@@ -82,14 +82,15 @@ struct Reason {
     message: String,
 }
 
-/// Certificates that end soon, or have ended: the server is ready for those that do not connect anew.
+/// Certificates that end soon, or have ended: the server is ready for those that do not connect anew. Replicas that
+/// differ, of which it is not known yet which is to stop.
 fn notes(app: &App, access: &Access) -> Vec<Reason> {
-    let problems = app.node.open(&access.any()).host_problems();
+    let node = app.node.open(&access.any());
     let may_read = access.admin(Effect::Read).is_ok();
-    let noted = problems
-        .into_iter()
-        .filter(|problem| NOTED.contains(&problem.code));
+    let problems = node.host_problems().into_iter();
+    let noted = problems.filter(|problem| NOTED.contains(&problem.code));
     noted
+        .chain(node.undecided_replicas())
         .map(|problem| Reason {
             code: problem.code,
             message: match may_read {

@@ -205,6 +205,11 @@ pub(crate) const RULES: &[(&str, &str, Rule)] = &[
         "/esker/v1/cluster/partitions/{partition}/check",
         Admin(Effect::Write),
     ),
+    (
+        "POST",
+        "/esker/v1/cluster/partitions/{partition}/trust",
+        Admin(Effect::Write),
+    ),
 ];
 
 /// Rules of the methods over gRPC, by path.

@@ -113,6 +113,11 @@ pub(crate) const TARGETS: &[(&str, &str, Target)] = &[
         "/esker/v1/cluster/partitions/{partition}/check",
         Here,
     ),
+    (
+        "POST",
+        "/esker/v1/cluster/partitions/{partition}/trust",
+        Here,
+    ),
     ("GET", "/esker/v1/streams/{stream}/position", Stream),
     // The leader has counted the appends.
     ("GET", "/esker/v1/streams/{stream}/activity", Stream),

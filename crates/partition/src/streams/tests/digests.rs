@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use esker_raft::{Capture as _, Committed, Lsn, Membership, NodeId, StateMachine as _, Term};
 
 use super::fixture::*;
-use crate::command::{AskDigest, Kind, MemberDigest, NoteDigests, Outcome};
-use crate::digest::{DIGEST_FORMAT, OwnDigest, ReplicaDigests, Verdict};
+use crate::command::{AskDigest, Kind, MemberDigest, NoteDigests, Outcome, TrustReplica};
+use crate::digest::{Compared, DIGEST_FORMAT, OwnDigest, ReplicaDigests, Verdict};
 use crate::ids::StreamId;
+use crate::keys;
+use crate::origin::Origin;
 use crate::streams::StreamOptions;
 
 const PARTITION: u64 = 1;
@@ -67,6 +69,7 @@ impl Member {
             OwnDigest::Computed(digest) => Some(MemberDigest {
                 node: self.id,
                 digest: digest.to_be_bytes().to_vec(),
+                origin: self.digests.origin_of_own(PARTITION, lsn),
             }),
             _ => None,
         }
@@ -111,6 +114,7 @@ fn note(members: &mut [Member], lsn: u64, of: &[usize]) {
         lsn,
         at_ms: 5,
         answers: answers.collect(),
+        has_origins: true,
     });
     all_apply(members, &[note]);
 }
@@ -208,6 +212,7 @@ fn a_member_that_starts_again_before_the_comparison_or_after_it_finds_that_its_a
             lsn,
             at_ms: 5,
             answers,
+            has_origins: true,
         });
         if is_noted_before {
             all_apply(&mut members, std::slice::from_ref(&noted));
@@ -236,6 +241,7 @@ fn a_member_whose_wrong_state_is_replaced_by_that_of_another_one_has_not_diverge
         lsn,
         at_ms: 5,
         answers,
+        has_origins: true,
     }));
     let snapshot = first.fixture.partition_db().begin_checkpoint().write();
     let machine = second.fixture.machine();
@@ -326,4 +332,174 @@ fn a_digest_of_another_build_is_not_computed() {
         panic!("{asked:?}");
     };
     assert_eq!(member.digests.own(PARTITION, lsn), OwnDigest::Unknown);
+}
+
+/// A member's state replaces that of another one, as the library of the group does it.
+fn install(members: &mut [Member], from: usize, to: usize) {
+    let part = members[from].fixture.partition_db();
+    let snapshot = part.begin_checkpoint().write().unwrap();
+    members[to].fixture.machine().restore(snapshot).unwrap();
+}
+
+fn origin(member: &Member) -> Origin {
+    member.digests.origin(PARTITION).unwrap()
+}
+
+/// A note that all apply, in steps of one command, of which only some answer.
+fn note_entry(members: &mut [Member], lsn: u64, of: &[usize]) -> Compared {
+    note(members, lsn, of);
+    members[of[0]].digests.compared(PARTITION).unwrap()
+}
+
+#[test]
+fn a_member_that_got_its_state_from_a_wrong_one_makes_no_majority_with_it() {
+    let mut members = Member::group();
+    let stream = create_all(&mut members);
+    diverge(&mut members, 0, stream);
+    assert_eq!(origin(&members[2]), Origin::own(3, 0));
+    install(&mut members, 0, 2);
+    let applied = members[0].fixture.applied();
+    let copied = Origin {
+        node: 1,
+        since: applied,
+        holder: 3,
+    };
+    assert_eq!(origin(&members[2]), copied);
+    // A crash does not lose that.
+    begin_again(&mut members[2]);
+    assert_eq!(origin(&members[2]), copied);
+
+    let lsn = compare(&mut members, stream);
+    let compared = note_entry(&mut members, lsn, &[0, 1, 2]);
+    assert_eq!(compared.verdict(), Verdict::Undecided);
+    for member in &members {
+        assert_eq!(member.digests.divergence(PARTITION), None);
+        assert!(member.digests.is_doubtful(PARTITION));
+    }
+    // An operator names the second one. The third one is replaced by a copy of it, and the first one stops.
+    let trust = Kind::TrustReplica(TrustReplica {
+        noted_at: compared.noted_at,
+        node: 2,
+    });
+    all_apply(&mut members, &[trust]);
+    assert!(!members[1].digests.is_doubtful(PARTITION));
+    assert!(members[0].digests.is_doubtful(PARTITION));
+    install(&mut members, 1, 2);
+    let lsn = compare(&mut members, stream);
+    let compared = note_entry(&mut members, lsn, &[0, 1, 2]);
+    assert_eq!(compared.verdict(), Verdict::Diverged(vec![1]));
+    assert!(members[0].digests.divergence(PARTITION).is_some());
+    for well in [1, 2] {
+        assert_eq!(members[well].digests.divergence(PARTITION), None);
+        assert!(!members[well].digests.is_doubtful(PARTITION));
+    }
+    assert_eq!(origin(&members[2]), Origin::own(3, lsn));
+}
+
+#[test]
+fn a_copy_of_a_copy_is_one_of_the_first_until_a_comparison_has_shown_that_all_are_equal() {
+    let mut members = Member::group();
+    let stream = create_all(&mut members);
+    install(&mut members, 0, 1);
+    install(&mut members, 1, 2);
+    assert_eq!(origin(&members[2]).node, 1);
+    let lsn = compare(&mut members, stream);
+    // One is away: it might have another state.
+    note(&mut members, lsn, &[1, 2]);
+    assert_eq!(origin(&members[2]).node, 1);
+    note(&mut members, lsn, &[0, 1, 2]);
+    for member in &mut members {
+        let own = origin(member);
+        assert_eq!((own.node, own.holder), (member.id, member.id));
+        begin_again(member);
+        assert_eq!(origin(member), own);
+    }
+    // From then on a difference is one of that member alone.
+    diverge(&mut members, 0, stream);
+    let lsn = compare(&mut members, stream);
+    note(&mut members, lsn, &[0, 1, 2]);
+    assert!(members[0].digests.divergence(PARTITION).is_some());
+    assert_eq!(members[1].digests.divergence(PARTITION), None);
+}
+
+#[test]
+fn a_state_that_was_built_from_files_which_another_member_has_put_is_a_copy_of_that_members() {
+    let mut members = Member::group();
+    create_all(&mut members);
+    let checkpoint = members[1].fixture.checkpoint();
+    let mut joined = members[1].fixture.imported(&checkpoint);
+    // A node that joins opens what it has imported, again and again.
+    for _ in 0..2 {
+        let digests = ReplicaDigests::new(9, 0);
+        joined.use_options(StreamOptions {
+            digests: digests.clone(),
+            ..eager()
+        });
+        joined.stop_and_open();
+        let copied = Origin {
+            node: 2,
+            since: checkpoint.meta.lsn,
+            holder: 9,
+        };
+        assert_eq!(digests.origin(PARTITION), Some(copied));
+    }
+    // The member that has put them gets its own state back.
+    let digests = ReplicaDigests::new(2, 0);
+    let mut again = members[1].fixture.imported(&checkpoint);
+    again.use_options(StreamOptions {
+        digests: digests.clone(),
+        ..eager()
+    });
+    again.stop_and_open();
+    assert_eq!(digests.origin(PARTITION), Some(Origin::own(2, 0)));
+}
+
+#[test]
+fn a_state_of_an_earlier_build_has_no_known_origin_and_an_answer_of_another_state_confirms_nothing()
+{
+    let mut members = Member::group();
+    let stream = create_all(&mut members);
+    // As an earlier build leaves it: without the row.
+    {
+        let part = members[0].fixture.partition_db();
+        let mut batch = part.batch();
+        batch.delete(keys::ORIGIN);
+        batch.write().unwrap();
+        part.flush().unwrap();
+    }
+    begin_again(&mut members[0]);
+    assert_eq!(origin(&members[0]).node, 0);
+    // What the third one has answered was another state than it has when that is recorded.
+    let lsn = compare(&mut members, stream);
+    let answers = members.iter().filter_map(|it| it.answer(lsn));
+    let noted = Kind::NoteDigests(NoteDigests {
+        lsn,
+        at_ms: 5,
+        answers: answers.collect(),
+        has_origins: true,
+    });
+    install(&mut members, 0, 2);
+    all_apply(&mut members, &[noted]);
+    assert_eq!(origin(&members[2]).node, 0);
+    assert_eq!(origin(&members[0]).node, 1, "it has what two others have");
+}
+
+#[test]
+fn what_the_log_has_asked_for_and_not_recorded_is_known_to_every_member() {
+    let mut members = Member::group();
+    let stream = create_all(&mut members);
+    let unfinished = |members: &[Member]| {
+        let asked = members.iter().map(|it| it.digests.unfinished(PARTITION));
+        asked
+            .map(|it| it.map(|it| (it.lsn, it.times)))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(unfinished(&members), [None; 3]);
+    let first = compare(&mut members, stream);
+    let lsn = compare(&mut members, stream);
+    assert_eq!(unfinished(&members), [Some((lsn, 2)); 3]);
+    note(&mut members, first, &[0, 1, 2]);
+    assert_eq!(unfinished(&members), [Some((lsn, 2)); 3]);
+    note(&mut members, lsn, &[0, 1, 2]);
+    assert_eq!(unfinished(&members), [None; 3]);
 }

@@ -138,6 +138,20 @@ fn a_snapshot_is_hinted_at_when_none_helps() {
 }
 
 #[test]
+fn a_leader_whose_state_is_withheld_offers_nothing_until_it_is_not_and_entries_go_on() {
+    let mut cluster = one_behind();
+    cluster.step(1, Event::WithholdSnapshots { withheld: true });
+    cluster.ticks(100);
+    assert_eq!((offers(&cluster, 1), installs(&cluster, 3)), (0, 0));
+    cluster.write(10);
+    cluster.assert_agreed(&[1, 2]);
+    cluster.step(1, Event::WithholdSnapshots { withheld: false });
+    cluster.ticks(10);
+    assert_eq!((offers(&cluster, 1), installs(&cluster, 3)), (1, 1));
+    cluster.assert_agreed(&[1, 2, 3]);
+}
+
+#[test]
 fn a_joiner_is_offered_only_snapshots_that_know_it() {
     let mut cluster = Cluster::new(&[1, 2, 3]);
     cluster.write(30);

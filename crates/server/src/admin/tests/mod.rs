@@ -200,10 +200,13 @@ async fn every_documented_operation_answers_as_its_schema_says() {
             }
             // This node is in no cluster. The success is shown with three nodes, end to end.
             "cluster" | "remove_node" | "drain_node" | "activate_node" | "transfer_leader"
-            | "check_replicas" => {
+            | "check_replicas" | "trust_replica" => {
                 let path = filled.replace("{node}", "n1");
                 let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
-                let body = r#"{"to": "n1"}"#;
+                let body = match id.as_str() {
+                    "trust_replica" => r#"{"node": "n1"}"#,
+                    _ => r#"{"to": "n1"}"#,
+                };
                 world
                     .refused(method, &path, body, (409, "not_in_cluster"))
                     .await;
