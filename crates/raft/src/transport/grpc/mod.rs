@@ -60,7 +60,7 @@ pub use calls::{CallAnswer, CallError, Calls, MAX_CALL_BYTES};
 pub use claim::{Admission, Claim, Gatekeeper, Refusal};
 use connector::Dial;
 use link::Link;
-use listener::Hall;
+use listener::OpenConnections;
 pub use requests::{ChannelError, PeerBody, PeerChannel, PeerRequests};
 use requests::{Channels, Lane, Requests};
 pub use rustls::pki_types::CertificateDer;
@@ -165,7 +165,7 @@ pub struct GrpcTransport {
     credentials: Credentials,
     whereabouts: Whereabouts,
     gatekeeper: Option<Arc<dyn Gatekeeper>>,
-    hall: Arc<Mutex<Hall>>,
+    connections: Arc<Mutex<OpenConnections>>,
     tls: Option<Arc<Tls>>,
     requests: Requests,
     answers: Answers,
@@ -201,7 +201,7 @@ impl GrpcTransport {
             credentials,
             whereabouts: Whereabouts::default(),
             gatekeeper: config.gatekeeper,
-            hall: Arc::default(),
+            connections: Arc::default(),
             channels: Channels::default(),
             requests: Requests::default(),
             answers: Answers::default(),
@@ -347,7 +347,7 @@ impl GrpcTransport {
     /// Most connections that were open at one time and over which no request had been admitted.
     #[cfg(test)]
     pub(super) fn most_strangers(&self) -> usize {
-        self.hall.lock().most_strangers
+        self.connections.lock().most_strangers
     }
 
     fn channel_to(&self, node: NodeId, address: &str) -> Result<PeerChannel, String> {
@@ -449,12 +449,12 @@ impl Transport for GrpcTransport {
             requests: self.requests.clone(),
             answers: self.answers.clone(),
         };
-        let (tls, hall) = (self.tls.clone(), self.hall.clone());
+        let (tls, connections) = (self.tls.clone(), self.connections.clone());
         let entered = runtime.enter();
         let listener = tokio::net::TcpListener::from_std(listener)?;
         drop(entered);
         runtime.spawn(async move {
-            let incoming = listener::arrivals(listener, tls, hall);
+            let incoming = listener::incoming(listener, tls, connections);
             let served = Server::builder()
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(BODIES_WINDOW)
