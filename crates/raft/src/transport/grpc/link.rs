@@ -6,7 +6,7 @@
 use std::pin::Pin;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -203,16 +203,47 @@ impl From<&str> for Broken {
 
 /// A link's queue, while a stream sends what is in it.
 #[derive(Clone)]
-struct Lent(Arc<Mutex<Option<mpsc::Receiver<Queued>>>>);
+struct Lent(Arc<Mutex<Lending>>);
+
+struct Lending {
+    /// `None` once it was taken back.
+    queue: Option<mpsc::Receiver<Queued>>,
+    /// What waits for more of it.
+    waker: Option<Waker>,
+}
 
 impl Lent {
     fn new(queue: mpsc::Receiver<Queued>) -> Lent {
-        Lent(Arc::new(Mutex::new(Some(queue))))
+        Lent(Arc::new(Mutex::new(Lending {
+            queue: Some(queue),
+            waker: None,
+        })))
     }
 
-    /// The queue. The stream, which its connection may drop later, sends nothing more.
+    /// The queue. The stream ends: a connection keeps it open otherwise, and itself with it.
     fn take_back(&self) -> Option<mpsc::Receiver<Queued>> {
-        self.0.lock().take()
+        let mut lending = self.0.lock();
+        if let Some(waker) = lending.waker.take() {
+            waker.wake();
+        }
+        lending.queue.take()
+    }
+
+    fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Queued>> {
+        let mut lending = self.0.lock();
+        let Lending { queue, waker } = &mut *lending;
+        let Some(queue) = queue else {
+            return Poll::Ready(None);
+        };
+        let next = queue.poll_recv(context);
+        if next.is_pending()
+            && waker
+                .as_ref()
+                .is_none_or(|it| !it.will_wake(context.waker()))
+        {
+            *waker = Some(context.waker().clone());
+        }
+        next
     }
 }
 
@@ -229,10 +260,7 @@ impl Stream for Messages {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(first));
         }
-        match &mut *self.queue.0.lock() {
-            Some(queue) => queue.poll_recv(context),
-            None => Poll::Ready(None),
-        }
+        self.queue.poll_next(context)
     }
 }
 
@@ -342,5 +370,22 @@ mod tests {
         assert!(messages.next().await.is_none());
         assert!(left.try_recv().is_ok() && left.try_recv().is_ok());
         assert!(lent.take_back().is_none());
+    }
+
+    /// Else its connection would stay open.
+    #[tokio::test]
+    async fn a_stream_that_waits_for_messages_ends_when_the_queue_is_taken_back() {
+        let (_sender, waiting) = mpsc::channel(8);
+        let lent = Lent::new(waiting);
+        let mut messages = Messages {
+            first: None,
+            queue: lent.clone(),
+        };
+        let ends = tokio::spawn(async move { messages.next().await.is_none() });
+        tokio::task::yield_now().await;
+        assert!(!ends.is_finished(), "it waits");
+        assert!(lent.take_back().is_some());
+        let ended = tokio::time::timeout(Duration::from_secs(20), ends).await;
+        assert!(ended.unwrap().unwrap());
     }
 }
