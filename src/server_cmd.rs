@@ -1,6 +1,5 @@
 //! `esker server`.
 
-use std::cell::Cell;
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,7 +11,7 @@ use esker_server::auth::root_token;
 use esker_server::config::{self, BOOTSTRAP_VARIABLE, Config, ConfigError, Loaded, Overrides};
 use esker_server::front::Front;
 use esker_server::server::StartOptions;
-use esker_server::{Server, server, shorten_time_slice, telemetry};
+use esker_server::{Server, server, shorten_time_slice_once, telemetry};
 use rustix::fs::Mode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -294,17 +293,6 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
             end_threads(runtime);
             ended
         }
-    }
-}
-
-/// To be called when a thread has nothing to do. Only the threads that run tasks are parked; those on which work may
-/// block are not, and keep their time slices.
-fn shorten_time_slice_once() {
-    thread_local! {
-        static IS_SHORT: Cell<bool> = const { Cell::new(false) };
-    }
-    if !IS_SHORT.replace(true) {
-        shorten_time_slice();
     }
 }
 

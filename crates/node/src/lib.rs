@@ -118,7 +118,7 @@ pub use esker_partition::token::{
 pub use esker_partition::{Fork, StoreOptions};
 pub use esker_partition::{RawContent, RawHeaders, RawRecord, StoredRecords};
 pub use esker_raft::engine::panic_is_caught;
-pub use esker_raft::priority::shorten_time_slice;
+pub use esker_raft::priority::shorten_time_slice_once;
 pub use esker_raft::transport::grpc::{
     Claim, PeerBody, PeerChannel, PeerRequests, TlsConfig as PeerTls,
 };

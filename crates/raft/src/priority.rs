@@ -7,6 +7,8 @@
 //! Linux has all of these per thread, and a thread that is spawned inherits the first two. Where one cannot
 //! be changed, the thread keeps it: the work is the same, and competes as before.
 
+use std::cell::Cell;
+
 /// Niceness of a thread of the background. With 10, such a thread gets a tenth of a processor for which
 /// another thread competes all of the time: enough that a snapshot ends, and that a lock which it holds is
 /// released soon.
@@ -43,6 +45,17 @@ const SHORT_TIME_SLICE: u64 = 100_000;
 /// no privilege. Threads that it spawns have time slices as if it had not.
 pub fn shorten_time_slice() {
     set_time_slice(SHORT_TIME_SLICE);
+}
+
+/// The same, for a hook that a runtime calls each time one of its threads has nothing to do. Only the threads that run
+/// tasks are parked; those on which work may block are not, and keep their time slices.
+pub fn shorten_time_slice_once() {
+    thread_local! {
+        static IS_SHORT: Cell<bool> = const { Cell::new(false) };
+    }
+    if !IS_SHORT.replace(true) {
+        shorten_time_slice();
+    }
 }
 
 /// Runs work on a thread of low priority, and waits for it; on this thread if no other can be started.

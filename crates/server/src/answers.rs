@@ -47,9 +47,6 @@ const MAX_WAITING: usize = 2;
 const SMALL_SCAN: usize = 4 * 1024 * 1024;
 /// Exports and verifications that run at a time.
 const MAX_EXPORTS: usize = 4;
-/// Imports that are sent or take effect at a time: one is in the log, and another one is sent meanwhile. Each has an
-/// open file, and up to as much on the disk as a snapshot has.
-const MAX_IMPORTS: usize = 2;
 /// How long a scan waits for others.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that are handed to a connection at a time: it holds them, however little its client reads.
@@ -66,9 +63,6 @@ pub enum Exhausted {
     /// Other exports run.
     #[error("{MAX_EXPORTS} exports and verifications run at a time: try again when one has ended")]
     Exports,
-    /// Other imports run.
-    #[error("{MAX_IMPORTS} imports run at a time: try again when one has ended")]
-    Imports,
     /// Answers that clients have not taken.
     #[error(
         "clients have not yet taken answers of {} MiB, all that may be held: try again",
@@ -132,7 +126,6 @@ pub(crate) struct Answers {
     /// Places of scans that have ended and wait for memory for their results.
     waiting: Arc<Semaphore>,
     exports: Arc<Semaphore>,
-    imports: Arc<Semaphore>,
     wait_timeout: Duration,
     /// Ends what its client leaves.
     watchdog: Watchdog,
@@ -153,7 +146,6 @@ impl Answers {
             held_by_scans: semaphore(MAX_HELD),
             waiting: semaphore(MAX_WAITING),
             exports: semaphore(MAX_EXPORTS),
-            imports: semaphore(MAX_IMPORTS),
             wait_timeout: WAIT_TIMEOUT,
             watchdog: Watchdog::new(stall_timeout),
         }
@@ -168,7 +160,6 @@ impl Answers {
             .set(used(MAX_HELD, &self.held));
         metrics::gauge!("esker_state_scans_running").set(used(MAX_SCANS, &self.scans));
         metrics::gauge!("esker_state_exports_running").set(used(MAX_EXPORTS, &self.exports));
-        metrics::gauge!("esker_state_imports_running").set(used(MAX_IMPORTS, &self.imports));
     }
 
     /// Waits until a scan may run.
@@ -185,12 +176,6 @@ impl Answers {
     pub(crate) fn exporting(&self) -> Result<OwnedSemaphorePermit, Exhausted> {
         let permit = self.exports.clone().try_acquire_owned();
         permit.map_err(|_| Exhausted::Exports)
-    }
-
-    /// A permit to receive and run an import.
-    pub(crate) fn importing(&self) -> Result<OwnedSemaphorePermit, Exhausted> {
-        let permit = self.imports.clone().try_acquire_owned();
-        permit.map_err(|_| Exhausted::Imports)
     }
 
     /// A permit to hold this many bytes for a client.
@@ -511,7 +496,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn scans_wait_for_each_other_and_exports_and_imports_are_refused() {
+    async fn scans_wait_for_each_other_and_exports_are_refused() {
         let answers = Answers {
             wait_timeout: STALL,
             ..Answers::new(STALL)
@@ -530,12 +515,5 @@ mod tests {
         assert_eq!(answers.exporting().err(), Some(Exhausted::Exports));
         drop(exports);
         drop(answers.exporting().unwrap());
-
-        let imports: Vec<_> = (0..MAX_IMPORTS)
-            .map(|_| answers.importing().unwrap())
-            .collect();
-        assert_eq!(answers.importing().err(), Some(Exhausted::Imports));
-        drop(imports);
-        drop(answers.importing().unwrap());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::Extensions;
 
 /// The mark, among the extensions of a request.
@@ -25,3 +26,8 @@ pub(crate) struct NotProposed;
 pub(crate) fn is_not_proposed(extensions: &Extensions) -> bool {
     extensions.get::<NotProposed>().is_some()
 }
+
+/// The request that such an answer is to, if its handler gives it back: head, and body without a content coding. So
+/// nobody has to keep a request that this node most often answers.
+#[derive(Clone, Debug)]
+pub(crate) struct GivenBack(pub(crate) http::Request<Bytes>);

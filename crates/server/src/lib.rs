@@ -56,6 +56,6 @@ pub mod usage;
 mod watchdog;
 mod windows;
 
-pub use esker_node::{ReadBudget, give_up_others, panic_is_caught, shorten_time_slice};
+pub use esker_node::{ReadBudget, give_up_others, panic_is_caught, shorten_time_slice_once};
 pub use server::{ServeError, Server};
 pub use tls::{CertificateInfo, TlsError};

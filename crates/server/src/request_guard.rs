@@ -12,6 +12,7 @@
 //!
 //! Headers that decide what a request means must not come twice with different values.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -188,11 +189,19 @@ fn is_grpc_type(kind: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('+'))
 }
 
-/// The type without its parameters, in lower case.
-pub(crate) fn content_type(headers: &HeaderMap) -> Option<String> {
+/// The type without its parameters, in lower case. It is copied only where it is not in lower case.
+pub(crate) fn content_type(headers: &HeaderMap) -> Option<Cow<'_, str>> {
     let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
-    let kind = value.split(';').next().unwrap_or_default();
-    Some(kind.trim().to_lowercase())
+    let kind = value.split(';').next().unwrap_or_default().trim();
+    Some(match kind.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => Cow::Owned(kind.to_ascii_lowercase()),
+        false => Cow::Borrowed(kind),
+    })
+}
+
+/// Whether the content type of a request is that of a session.
+pub(crate) fn is_session(headers: &HeaderMap) -> bool {
+    content_type(headers).is_some_and(|kind| kind == "s2s/proto")
 }
 
 /// Marks the values of headers that are secrets, so that nothing that prints a request prints them.

@@ -26,16 +26,17 @@ use crate::error::Error;
 /// How long a single append or commit waits for those in flight: as long as its body waits for memory.
 pub(crate) const ADMISSION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Waits for admission, or until the node stops: an append that is admitted after that would not be
-/// proposed.
+/// Waits for admission, or until the node stops. What does not have to wait is admitted all the same: it would take
+/// locks that all requests share to find out first whether the node stops, and whoever proposes looks at that anyway
+/// ([`Node::is_draining`](crate::Node::is_draining)).
 pub(crate) async fn unless_stopping<T>(
     stopping: &CancellationToken,
     admitted: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
     tokio::select! {
         biased;
-        () = stopping.cancelled() => Err(Error::Stopping),
         admitted = admitted => admitted,
+        () = stopping.cancelled() => Err(Error::Stopping),
     }
 }
 

@@ -28,6 +28,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::document::{self, ReadEntry};
 use super::error::{FileError, StateError, unexpected};
 use super::files::{self, Written};
+use super::imports::Importing;
 use super::types::{ImportSummary, ValueCheck};
 use crate::blocking::blocking;
 use crate::core::Inner;
@@ -54,8 +55,10 @@ impl Drop for Temporary {
     }
 }
 
+/// `importing` is kept until all of it has taken effect, or what it wrote is to be removed.
 pub(super) async fn import(
     inner: &Arc<Inner>,
+    importing: Importing,
     mut pieces: BoxStream<'static, Result<Bytes, StateError>>,
     replace: bool,
 ) -> Result<ImportSummary, StateError> {
@@ -63,7 +66,7 @@ pub(super) async fn import(
     if newest > 0 && !replace {
         return Err(StateError::NotEmpty { commit_ts: newest });
     }
-    let id: u64 = rand::random();
+    let id = importing.id();
     let path = inner.state.files.dir().join(format!(".tmp-import-{id:x}"));
     let failed = |e: std::io::Error| StateError::Storage(format!("the snapshot: {e}"));
     let spooled = Temporary(path.clone());
@@ -148,7 +151,6 @@ struct Begun {
 
 impl Begun {
     fn new(inner: &Arc<Inner>, id: u64) -> Begun {
-        inner.state.imports.lock().insert(id);
         Begun {
             inner: inner.clone(),
             id,
@@ -159,7 +161,6 @@ impl Begun {
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        self.inner.state.imports.lock().remove(&self.id);
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
@@ -195,7 +196,7 @@ pub(super) async fn abort_abandoned(inner: &Inner, known: Option<u64>) -> Option
         return None;
     }
     let id = inner.state.reader.meta().importing?.id;
-    if inner.state.imports.lock().contains(&id) {
+    if inner.state.imports.contains(id) {
         return None;
     }
     let is_new = known != Some(id);

@@ -10,6 +10,7 @@
 //! | [`background`] | background tasks: snapshots, expiry of transactions, removal of history |
 //! | [`archiver`] | the task that puts snapshots into the repository |
 //! | [`replay`], [`import`], [`verify`] | reading commits in order; importing a snapshot; proving one |
+//! | [`imports`] | the imports that are under way |
 //! | [`newer`] | JSON snapshots that are newer than the store after a restore |
 //! | [`rebuild`] | rebuilding the store when what the database has of it cannot be used |
 //!
@@ -25,6 +26,7 @@ pub(crate) mod document;
 pub(crate) mod error;
 pub(crate) mod files;
 mod import;
+mod imports;
 mod inventory;
 pub(crate) mod lineage;
 pub(crate) mod newer;
@@ -50,6 +52,7 @@ use parking_lot::MutexGuard;
 
 pub use error::StateError;
 use error::unexpected;
+pub use imports::Importing;
 pub use types::{
     Committed, Expected, ImportSummary, MAX_NAME_BYTES, Operation, Permitted, ReadAt, Replay,
     ReplayEvent, Scan, StateEntry, StateKey, StateOptions, StateRead, StateSnapshot, StateStatus,
@@ -479,20 +482,33 @@ impl StateStore {
         verify::export(&self.inner, commit_ts, place)
     }
 
+    /// Begins an import: to be called before anything of the snapshot is taken. It counts until what this returns is
+    /// dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unavailable`] if as many are under way as may be.
+    pub fn begin_import(&self) -> Result<Importing, StateError> {
+        self.inner.state.imports.begin(rand::random())
+    }
+
     /// Imports the state of a JSON snapshot, given in pieces; nothing may follow its last piece. A store
     /// that has had commits is replaced only with `replace`; its counters continue from the larger of both,
     /// with a gap. All of it is checked before anything is written, each value with
     /// [`NodeOptions::check_value`](crate::NodeOptions::check_value).
+    ///
+    /// `importing` is of [`StateStore::begin_import`].
     ///
     /// # Errors
     ///
     /// [`StateError::Invalid`] if it is not a valid snapshot, [`StateError::NotEmpty`].
     pub async fn import(
         &self,
+        importing: Importing,
         pieces: BoxStream<'static, Result<Bytes, StateError>>,
         replace: bool,
     ) -> Result<ImportSummary, StateError> {
-        import::import(&self.inner, pieces, replace).await
+        import::import(&self.inner, importing, pieces, replace).await
     }
 
     /// Proves the newest valid JSON snapshot, or that of a `commit_ts`: folds the commits after it onto it,

@@ -1,7 +1,5 @@
 //! What a node keeps for its state store.
 
-use std::collections::BTreeSet;
-
 use esker_partition::state::StateReader;
 use esker_partition::store::StoreError;
 use esker_partition::{Lineage, PartitionId};
@@ -10,6 +8,7 @@ use tokio::sync::Notify;
 
 use super::archive::StateArchive;
 use super::files::Files;
+use super::imports::Imports;
 use super::inventory::Inventory;
 use super::progress::Progress;
 use super::transactions::Transactions;
@@ -29,7 +28,7 @@ pub(crate) struct Shared {
     pub inventory: Mutex<Inventory>,
     pub progress: Mutex<Progress>,
     /// Imports that this process makes. Any other that is under way has lost the process that made it.
-    pub imports: Mutex<BTreeSet<u64>>,
+    pub(super) imports: Imports,
     /// Archived snapshots that are not of this history, as they were last logged.
     pub others_archived: Mutex<Vec<(u64, String)>>,
     pub wake: Notify,
@@ -56,7 +55,7 @@ impl Shared {
             options,
             inventory: Mutex::default(),
             progress: Mutex::default(),
-            imports: Mutex::default(),
+            imports: Imports::default(),
             others_archived: Mutex::default(),
             wake: Notify::new(),
             wake_archive: Notify::new(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State;
 use esker_node::cluster::ClusterPartition;
-use esker_node::{Cluster, ClusterError, ClusterStatus, NodeState};
+use esker_node::{Cluster, ClusterError, ClusterStatus, Node, NodeState};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -13,10 +13,8 @@ use super::error::Failures;
 pub use super::replicas::{
     CheckOutcome, GroupMembers, MembersWait, ReplicaCheck, ReplicaDigest, ReplicaFetch,
 };
-use super::request::{Body, InPath};
+use super::request::{Body, InPath, ReadNode, WriteNode};
 use super::{Admin, AdminError};
-use crate::auth::Access;
-use crate::auth::operation::Effect;
 
 /// The cluster, as its nodes report it.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -179,12 +177,8 @@ impl NodeSaid {
     tag = "cluster",
     responses((status = 200, description = "Also if nodes do not answer", body = ClusterView), Failures)
 )]
-pub(super) async fn show(
-    State(admin): State<Admin>,
-    access: Access,
-) -> Result<Json<ClusterView>, AdminError> {
-    let granted = access.admin(Effect::Read)?;
-    let cluster = cluster(admin.node.open(&granted))?;
+pub(super) async fn show(ReadNode(node): ReadNode) -> Result<Json<ClusterView>, AdminError> {
+    let cluster = cluster(&node)?;
     Ok(Json(cluster.status().await.into()))
 }
 
@@ -202,13 +196,10 @@ pub(super) async fn show(
     responses((status = 200, description = "It is removed", body = ClusterChange), Failures)
 )]
 pub(super) async fn remove(
-    State(admin): State<Admin>,
-    access: Access,
+    WriteNode(own): WriteNode,
     InPath(node): InPath<String>,
 ) -> Result<Json<ClusterChange>, AdminError> {
-    let granted = access.admin(Effect::Write)?;
-    let cluster = cluster(admin.node.open(&granted))?;
-    let found = find(&cluster, &node)?;
+    let (cluster, found) = named(&own, &node)?;
     cluster.remove(found.node).await?;
     tracing::info!(node = found.node, name = found.name, "Node was removed");
     Ok(Json(found))
@@ -226,13 +217,10 @@ pub(super) async fn remove(
     responses((status = 200, description = "It is being drained", body = ClusterChange), Failures)
 )]
 pub(super) async fn drain(
-    State(admin): State<Admin>,
-    access: Access,
+    WriteNode(own): WriteNode,
     InPath(node): InPath<String>,
 ) -> Result<Json<ClusterChange>, AdminError> {
-    let granted = access.admin(Effect::Write)?;
-    let cluster = cluster(admin.node.open(&granted))?;
-    let found = find(&cluster, &node)?;
+    let (cluster, found) = named(&own, &node)?;
     cluster.drain(found.node).await?;
     tracing::info!(node = found.node, name = found.name, "Node is drained");
     Ok(Json(found))
@@ -248,13 +236,10 @@ pub(super) async fn drain(
     responses((status = 200, description = "It takes part", body = ClusterChange), Failures)
 )]
 pub(super) async fn activate(
-    State(admin): State<Admin>,
-    access: Access,
+    WriteNode(own): WriteNode,
     InPath(node): InPath<String>,
 ) -> Result<Json<ClusterChange>, AdminError> {
-    let granted = access.admin(Effect::Write)?;
-    let cluster = cluster(admin.node.open(&granted))?;
-    let found = find(&cluster, &node)?;
+    let (cluster, found) = named(&own, &node)?;
     cluster.activate(found.node).await?;
     tracing::info!(
         node = found.node,
@@ -276,12 +261,11 @@ pub(super) async fn activate(
 )]
 pub(super) async fn transfer_leader(
     State(admin): State<Admin>,
-    access: Access,
+    WriteNode(node): WriteNode,
     InPath(partition): InPath<u64>,
     Body(new): Body<NewLeader>,
 ) -> Result<Json<ClusterChange>, AdminError> {
-    let granted = access.admin(Effect::Write)?;
-    let cluster = cluster(admin.node.open(&granted))?;
+    let cluster = cluster(&node)?;
     known_partition(&admin, partition)?;
     let found = find(&cluster, &new.to.text())?;
     cluster.transfer_leader(partition, found.node).await?;
@@ -303,11 +287,10 @@ pub(super) async fn transfer_leader(
 )]
 pub(super) async fn check(
     State(admin): State<Admin>,
-    access: Access,
+    WriteNode(node): WriteNode,
     InPath(partition): InPath<u64>,
 ) -> Result<Json<CheckBegun>, AdminError> {
-    let granted = access.admin(Effect::Write)?;
-    let cluster = cluster(admin.node.open(&granted))?;
+    let cluster = cluster(&node)?;
     known_partition(&admin, partition)?;
     cluster.check(partition).await?;
     Ok(Json(CheckBegun { partition }))
@@ -366,7 +349,7 @@ fn known_partition(admin: &Admin, partition: u64) -> Result<(), AdminError> {
 }
 
 /// The cluster of this node.
-fn cluster(node: &esker_node::Node) -> Result<Cluster, AdminError> {
+fn cluster(node: &Node) -> Result<Cluster, AdminError> {
     node.cluster().ok_or_else(|| {
         AdminError::listed(
             "not_in_cluster",
@@ -374,6 +357,13 @@ fn cluster(node: &esker_node::Node) -> Result<Cluster, AdminError> {
              as well, with an empty data directory",
         )
     })
+}
+
+/// The cluster of the node that answers, and the node of it that a request names.
+fn named(own: &Node, said: &str) -> Result<(Cluster, ClusterChange), AdminError> {
+    let cluster = cluster(own)?;
+    let found = find(&cluster, said)?;
+    Ok((cluster, found))
 }
 
 /// A node of the cluster by its number or its name.

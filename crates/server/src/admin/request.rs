@@ -1,14 +1,17 @@
-//! Extractors of paths, headers, queries and bodies, whose rejections are errors of this API.
+//! Extractors of permissions, paths, headers, queries and bodies, whose rejections are errors of this API.
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use esker_node::Node;
 use http::StatusCode;
 use http::request::Parts;
 use s2_common::http::ParseableHeader;
 use s2_common::http::extract::parse_header;
 use serde::de::DeserializeOwned;
 
-use super::AdminError;
+use super::{Admin, AdminError};
+use crate::auth::Access;
+use crate::auth::operation::Effect;
 
 /// Entries of a page, unless the request has a limit.
 const DEFAULT_LIMIT: usize = 100;
@@ -23,6 +26,33 @@ pub(super) fn page_limit(asked: Option<usize>) -> Result<usize, AdminError> {
             "limit {other} is not between 1 and {MAX_LIMIT}"
         ))),
     }
+}
+
+/// The node, for a sender who may read by this API.
+pub(super) struct ReadNode(pub Node);
+
+impl FromRequestParts<Admin> for ReadNode {
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &Admin) -> Result<Self, AdminError> {
+        open(parts, admin, Effect::Read).map(ReadNode)
+    }
+}
+
+/// The node, for a sender who may change something by this API.
+pub(super) struct WriteNode(pub Node);
+
+impl FromRequestParts<Admin> for WriteNode {
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &Admin) -> Result<Self, AdminError> {
+        open(parts, admin, Effect::Write).map(WriteNode)
+    }
+}
+
+fn open(parts: &Parts, admin: &Admin, effect: Effect) -> Result<Node, AdminError> {
+    let granted = Access::of(&parts.extensions)?.admin(effect)?;
+    Ok(admin.node.open(&granted).clone())
 }
 
 /// The parameters of the path.

@@ -14,10 +14,8 @@ use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 
 use super::error::Failures;
-use super::request::{Body, InPath, InQuery, page_limit};
+use super::request::{Body, InPath, InQuery, ReadNode, WriteNode, page_limit};
 use super::{Admin, AdminError};
-use crate::auth::Access;
-use crate::auth::operation::Effect;
 
 /// The name that means the newest retained snapshot.
 pub const NEWEST: &str = "newest";
@@ -180,12 +178,10 @@ pub(super) struct Key {
     responses((status = 200, description = "Newest LSN first", body = Inventory), Failures)
 )]
 pub(super) async fn list(
-    State(admin): State<Admin>,
-    access: Access,
+    ReadNode(node): ReadNode,
     InPath(partition): InPath<u64>,
 ) -> Result<Json<Inventory>, AdminError> {
-    let granted = access.admin(Effect::Read)?;
-    Ok(Json(admin.node.open(&granted).snapshots(partition).await?))
+    Ok(Json(node.snapshots(partition).await?))
 }
 
 /// Put a snapshot of a partition into the repository now, and wait for it.
@@ -200,19 +196,10 @@ pub(super) async fn list(
     responses((status = 200, description = "It is retained", body = Created), Failures)
 )]
 pub(super) async fn create(
-    State(admin): State<Admin>,
-    access: Access,
+    WriteNode(node): WriteNode,
     InPath(partition): InPath<u64>,
 ) -> Result<Json<Created>, AdminError> {
-    let granted = access.admin(Effect::Write)?;
-    Ok(Json(
-        admin
-            .node
-            .open(&granted)
-            .create_snapshot(partition)
-            .await?
-            .into(),
-    ))
+    Ok(Json(node.create_snapshot(partition).await?.into()))
 }
 
 /// One snapshot and its files.
@@ -228,18 +215,12 @@ pub(super) async fn create(
     responses((status = 200, description = "Its description", body = Described), Failures)
 )]
 pub(super) async fn show(
-    State(admin): State<Admin>,
-    access: Access,
+    ReadNode(node): ReadNode,
     InPath((partition, name)): InPath<(u64, String)>,
 ) -> Result<Json<Described>, AdminError> {
-    let granted = access.admin(Effect::Read)?;
-    let found = admin
-        .node
-        .open(&granted)
-        .describe_snapshot(partition, named(&name))
-        .await?;
+    let found = node.describe_snapshot(partition, named(&name)).await?;
     Ok(Json(Described {
-        repository: admin.node.open(&granted).repository_url().to_owned(),
+        repository: node.repository_url().to_owned(),
         partition,
         snapshot: found.snapshot,
         states: found.states,
@@ -365,14 +346,11 @@ pub(super) struct WhichFiles {
     responses((status = 200, description = "A page", body = SnapshotFiles), Failures)
 )]
 pub(super) async fn files(
-    State(admin): State<Admin>,
-    access: Access,
+    ReadNode(node): ReadNode,
     InPath((partition, name)): InPath<(u64, String)>,
     InQuery(which): InQuery<WhichFiles>,
 ) -> Result<Json<SnapshotFiles>, AdminError> {
-    let granted = access.admin(Effect::Read)?;
     let limit = page_limit(which.limit)?;
-    let node = admin.node.open(&granted);
     let found = node
         .snapshot_files(partition, named(&name), which.skip, limit)
         .await?;
@@ -406,12 +384,10 @@ pub(super) async fn files(
     responses((status = 200, description = "Of this start of the node", body = Sweeps), Failures)
 )]
 pub(super) async fn last_sweep(
-    State(admin): State<Admin>,
-    access: Access,
+    ReadNode(node): ReadNode,
     InPath(partition): InPath<u64>,
 ) -> Result<Json<Sweeps>, AdminError> {
-    let granted = access.admin(Effect::Read)?;
-    let last = admin.node.open(&granted).last_sweep(partition)?;
+    let last = node.last_sweep(partition)?;
     Ok(Json(Sweeps {
         last: last.map(Swept::from),
     }))
@@ -431,16 +407,10 @@ pub(super) async fn last_sweep(
     responses((status = 200, description = "By checksum", body = Diff), Failures)
 )]
 pub(super) async fn diff(
-    State(admin): State<Admin>,
-    access: Access,
+    ReadNode(node): ReadNode,
     InPath((partition, old, new)): InPath<(u64, String, String)>,
 ) -> Result<Json<Diff>, AdminError> {
-    let granted = access.admin(Effect::Read)?;
-    let diff = admin
-        .node
-        .open(&granted)
-        .diff_snapshots(partition, &old, &new)
-        .await?;
+    let diff = node.diff_snapshots(partition, &old, &new).await?;
     Ok(Json(diff))
 }
 
@@ -458,12 +428,10 @@ pub(super) async fn diff(
 )]
 pub(super) async fn verify(
     State(admin): State<Admin>,
-    access: Access,
+    WriteNode(node): WriteNode,
     InPath(partition): InPath<u64>,
     Body(Verify { data, repair }): Body<Verify>,
 ) -> Result<Json<Verification>, AdminError> {
-    let granted = access.admin(Effect::Write)?;
-    let node = admin.node.open(&granted).clone();
     let work = async move { Ok(node.verify_snapshots(partition, data, repair).await?) };
     Ok(Json(admin.alone(partition, work).await?))
 }
@@ -483,11 +451,9 @@ pub(super) async fn verify(
 )]
 pub(super) async fn prove(
     State(admin): State<Admin>,
-    access: Access,
+    WriteNode(node): WriteNode,
     InPath((partition, name)): InPath<(u64, String)>,
 ) -> Result<Json<Proven>, AdminError> {
-    let granted = access.admin(Effect::Write)?;
-    let node = admin.node.open(&granted).clone();
     let work = async move {
         let proof = node.prove_snapshot(partition, named(&name)).await;
         proof.map_err(AdminError::of_proof)
@@ -505,13 +471,11 @@ pub(super) async fn prove(
     responses((status = 200, description = "The whole chain", body = Why), Failures)
 )]
 pub(super) async fn why(
-    State(admin): State<Admin>,
-    access: Access,
+    ReadNode(node): ReadNode,
     InPath(partition): InPath<u64>,
     InQuery(Key { key }): InQuery<Key>,
 ) -> Result<Json<Why>, AdminError> {
-    let granted = access.admin(Effect::Read)?;
-    Ok(Json(admin.node.open(&granted).why(partition, &key).await?))
+    Ok(Json(node.why(partition, &key).await?))
 }
 
 /// Delete what no kept snapshot needs, or list it.
@@ -529,11 +493,10 @@ pub(super) async fn why(
 )]
 pub(super) async fn prune(
     State(admin): State<Admin>,
-    access: Access,
+    WriteNode(node): WriteNode,
     InPath(partition): InPath<u64>,
     Body(asked): Body<Prune>,
 ) -> Result<Json<PruneAnswer>, AdminError> {
-    let granted = access.admin(Effect::Write)?;
     let min_age = asked.min_age_seconds.map(Duration::try_from_secs_f64);
     let min_age = min_age.transpose().map_err(|_| {
         AdminError::invalid("min_age_seconds is no number of seconds that could be waited for")
@@ -549,7 +512,6 @@ pub(super) async fn prune(
         keep: asked.keep,
         abandoned: asked.abandoned,
     };
-    let node = admin.node.open(&granted).clone();
     let work = async move {
         let plan = node.plan_prune(partition, &options).await?;
         if !asked.apply {

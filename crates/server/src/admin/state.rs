@@ -297,6 +297,53 @@ impl Admin {
     fn store(&self, granted: &Granted) -> StateStore {
         self.node.open(granted).state().clone()
     }
+
+    /// Answers with what is read of the store.
+    async fn read_store<T: Send + 'static>(
+        &self,
+        granted: &Granted,
+        read: impl FnOnce(&StateStore) -> Result<T, AdminError> + Send + 'static,
+    ) -> Result<T, AdminError> {
+        let store = self.store(granted);
+        self.pages.read(move || read(&store)).await
+    }
+}
+
+/// A page while it is filled. One entry more than fits shows that there is a next one.
+struct Page<T> {
+    entries: Vec<T>,
+    limit: usize,
+    bytes: usize,
+    max_bytes: usize,
+    has_more: bool,
+}
+
+impl<T> Page<T> {
+    fn new(limit: usize, max_bytes: usize) -> Page<T> {
+        Page {
+            entries: Vec::new(),
+            limit,
+            bytes: 0,
+            max_bytes,
+            has_more: false,
+        }
+    }
+
+    /// Adds an entry for which so much was read, if it fits; one always does. Returns whether it does.
+    fn add(&mut self, bytes: usize, entry: impl FnOnce() -> T) -> bool {
+        self.bytes += bytes;
+        let is_full = self.bytes > self.max_bytes && !self.entries.is_empty();
+        self.has_more = is_full || self.entries.len() == self.limit;
+        if !self.has_more {
+            self.entries.push(entry());
+        }
+        !self.has_more
+    }
+
+    /// Where the next page begins, given by the last entry of this one; `None` if there is none.
+    fn next<N>(&self, after: impl FnOnce(&T) -> N) -> Option<N> {
+        self.entries.last().filter(|_| self.has_more).map(after)
+    }
 }
 
 /// Where the state store stands.
@@ -311,8 +358,10 @@ pub(super) async fn status(
     State(admin): State<Admin>,
     access: Access,
 ) -> Result<Json<StoreStatus>, AdminError> {
-    let store = admin.store(&access.any_state(Effect::Read)?);
-    let status = admin.pages.read(move || Ok(store.status()?)).await?;
+    let granted = access.any_state(Effect::Read)?;
+    let status = admin
+        .read_store(&granted, |store| Ok(store.status()?))
+        .await?;
     Ok(Json(StoreStatus {
         commit_ts: status.commit_ts,
         history_begins: status.history_begins,
@@ -342,7 +391,7 @@ pub(super) async fn agents(
     access: Access,
     InQuery(which): InQuery<WhichAgents>,
 ) -> Result<Json<Agents>, AdminError> {
-    let store = admin.store(&access.any_state(Effect::Read)?);
+    let granted = access.any_state(Effect::Read)?;
     let limit = page_limit(which.limit)?;
     let after = match (which.after_namespace, which.after_agent) {
         (None, None) => None,
@@ -353,7 +402,7 @@ pub(super) async fn agents(
             ));
         }
     };
-    let read = move || {
+    let read = move |store: &StateStore| {
         let mut found = Agents {
             agents: Vec::new(),
             next: None,
@@ -379,7 +428,7 @@ pub(super) async fn agents(
         })?;
         Ok(found)
     };
-    Ok(Json(admin.pages.read(read).await?))
+    admin.read_store(&granted, read).await.map(Json)
 }
 
 /// The keys of an agent, without deleted ones, all as of one commit.
@@ -397,9 +446,8 @@ pub(super) async fn keys(
     InQuery(which): InQuery<WhichKeys>,
 ) -> Result<Json<Keys>, AdminError> {
     let granted = access.agent(Effect::Read, &which.namespace, &which.agent)?;
-    let store = admin.store(&granted);
     let limit = page_limit(which.limit)?;
-    let read = move || {
+    let read = move |store: &StateStore| {
         let commit_ts = which.commit_ts.unwrap_or_else(|| store.commit_ts());
         let scan = Scan {
             namespace: which.namespace,
@@ -412,31 +460,24 @@ pub(super) async fn keys(
             limit: Some(limit + 1),
             max_bytes: MAX_PAGE_BYTES,
         };
-        let (mut keys, mut bytes, mut has_more) = (Vec::<Key>::new(), 0, false);
+        // Half of what the scan may read: the rest is for the key that does not fit.
+        let mut page = Page::new(limit, MAX_PAGE_BYTES / 2);
         store.visit(&scan, |entry| {
-            bytes += entry.key.len() + entry.value.len();
-            has_more = keys.len() == limit || (bytes > MAX_PAGE_BYTES / 2 && !keys.is_empty());
-            if !has_more {
-                keys.push(Key {
-                    key: entry.key,
-                    version: entry.version,
-                    commit_ts: entry.commit_ts,
-                    bytes: entry.value.len() as u64,
-                });
-            }
-            !has_more
+            let bytes = entry.key.len() + entry.value.len();
+            page.add(bytes, || Key {
+                key: entry.key,
+                version: entry.version,
+                commit_ts: entry.commit_ts,
+                bytes: entry.value.len() as u64,
+            })
         })?;
-        let next = keys
-            .last()
-            .filter(|_| has_more)
-            .map(|last| last.key.clone());
         Ok(Keys {
             commit_ts,
-            keys,
-            next,
+            next: page.next(|last| last.key.clone()),
+            keys: page.entries,
         })
     };
-    Ok(Json(admin.pages.read(read).await?))
+    admin.read_store(&granted, read).await.map(Json)
 }
 
 /// The value of a key: now, of a version, or as of a commit.
@@ -454,7 +495,6 @@ pub(super) async fn value(
     InQuery(which): InQuery<WhichValue>,
 ) -> Result<Json<Value>, AdminError> {
     let granted = access.agent(Effect::Read, &which.namespace, &which.agent)?;
-    let store = admin.store(&granted);
     let at = match (which.version, which.commit_ts) {
         (None, None) => ReadAt::Latest,
         (Some(version), None) => ReadAt::Version(version),
@@ -466,7 +506,8 @@ pub(super) async fn value(
         }
     };
     let key = StateKey::new(which.namespace, which.agent, which.key);
-    let read = admin.pages.read(move || Ok(store.get(&key, at)?)).await?;
+    let get = move |store: &StateStore| Ok(store.get(&key, at)?);
+    let read = admin.read_store(&granted, get).await?;
     Ok(Json(Value {
         exists: read.value.is_some(),
         value: read.value.as_ref().map(json).transpose()?,
@@ -490,41 +531,37 @@ pub(super) async fn versions(
     InQuery(which): InQuery<WhichVersions>,
 ) -> Result<Json<Versions>, AdminError> {
     let granted = access.agent(Effect::Read, &which.namespace, &which.agent)?;
-    let store = admin.store(&granted);
     let limit = page_limit(which.limit)?;
     let key = StateKey::new(which.namespace, which.agent, which.key);
-    let read = move || {
+    let read = move |store: &StateStore| {
         let newest = store.get(&key, ReadAt::Latest)?;
         let mut next = match which.before {
             Some(before) if before <= newest.version => {
                 let named = kept(store.get(&key, ReadAt::Version(before)))?;
-                named.map_or(Ok(None), |named| earlier(&store, &key, &named))?
+                named.map_or(Ok(None), |named| earlier(store, &key, &named))?
             }
             _ => (newest.version > 0).then_some(newest),
         };
-        let mut found = Versions {
-            versions: Vec::new(),
-            next: None,
-        };
-        let mut bytes = 0;
+        let mut page = Page::new(limit, MAX_PAGE_BYTES);
         while let Some(read) = next {
-            if found.versions.len() == limit || bytes > MAX_PAGE_BYTES {
-                found.next = found.versions.last().map(|last| last.version);
-                break;
-            }
-            let size = size(&read);
-            bytes += size;
-            found.versions.push(Version {
+            let bytes = size(&read);
+            let version = || Version {
                 version: read.version,
                 commit_ts: read.commit_ts,
                 deleted: read.value.is_none(),
-                bytes: size as u64,
-            });
-            next = earlier(&store, &key, &read)?;
+                bytes: bytes as u64,
+            };
+            if !page.add(bytes, version) {
+                break;
+            }
+            next = earlier(store, &key, &read)?;
         }
-        Ok(found)
+        Ok(Versions {
+            next: page.next(|last| last.version),
+            versions: page.entries,
+        })
     };
-    Ok(Json(admin.pages.read(read).await?))
+    admin.read_store(&granted, read).await.map(Json)
 }
 
 /// Commits, in the order in which they happened, without values.
@@ -550,13 +587,10 @@ pub(super) async fn commits(
         }
         _ => return Err(AdminError::invalid("namespace and agent go together")),
     };
+    let status = admin.read_store(&granted, |store| Ok(store.status()?));
+    let begins = status.await?.history_begins;
     let store = admin.store(&granted);
     let newest = store.commit_ts();
-    let begins = {
-        let store = store.clone();
-        let status = admin.pages.read(move || Ok(store.status()?)).await?;
-        status.history_begins
-    };
     let last_page = newest.saturating_sub(limit as u64 - 1).max(begins);
     let start = which.start.unwrap_or(last_page);
     let mut found = Commits {

@@ -19,7 +19,6 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use esker_node::Client;
-use http::HeaderMap;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
@@ -28,7 +27,7 @@ use super::begun_body::begun;
 use super::body_budget::{BodyBudget, Claim, Full, MAX_SMALL, of_known_length};
 use crate::client::client;
 use crate::forwarded::is_forwarded;
-use crate::request_guard::{content_type, is_grpc};
+use crate::request_guard::{is_grpc, is_session};
 use crate::state::status::{too_large, too_slow, unavailable};
 
 /// Bytes a second at which a body has to arrive.
@@ -113,11 +112,6 @@ impl Held {
             ended: None,
         }))
     }
-}
-
-/// Whether the content type of a request is that of a session.
-pub(super) fn is_session(headers: &HeaderMap) -> bool {
-    content_type(headers).is_some_and(|kind| kind == "s2s/proto")
 }
 
 /// Admits the body of a request.

@@ -360,6 +360,13 @@ fn standard(status: http::StatusCode, code: ErrorCode, message: String) -> Error
     })
 }
 
+impl ServiceError {
+    /// Whether nothing happened because this node does not lead the partition: see [`NotProposed`].
+    pub(crate) fn is_not_proposed(&self) -> bool {
+        matches!(self, ServiceError::Node(Error::NotLeader(_)))
+    }
+}
+
 impl IntoResponse for ServiceError {
     fn into_response(self) -> Response {
         if let ServiceError::Access(error) = self {
@@ -367,7 +374,7 @@ impl IntoResponse for ServiceError {
             return error.into_response();
         }
         let response = self.to_response();
-        let is_not_proposed = matches!(self, ServiceError::Node(Error::NotLeader(_)));
+        let is_not_proposed = self.is_not_proposed();
         if let ErrorResponse::Standard(error) = &response
             && error.status.is_server_error()
             // The request goes to the new leader, if there is one in time.

@@ -6,6 +6,7 @@
 //! whether appends are accepted; `/metrics` is for Prometheus.
 
 mod access_tokens;
+mod append_body;
 mod basins;
 mod begun_body;
 mod bodies;
@@ -40,6 +41,8 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate as _, SizeAbove};
 use tower_http::decompression::RequestDecompressionLayer;
 
+#[cfg(test)]
+pub(crate) use append_body::AppendBody;
 pub use bodies::Bodies;
 pub(crate) use bodies::Kept;
 pub use error::{CODES, ServiceError};

@@ -4,29 +4,26 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, State};
 use axum::response::{IntoResponse as _, Response};
-use esker_node::{CreateOn, ReadOutput, ReadPermit, ReadSession};
+use esker_node::{Client, CreateOn, ReadOutput, ReadPermit, ReadSession};
 use http::request::Parts;
 use s2_api::data::{Json, Proto};
 use s2_api::mime::JsonOrProto;
 use s2_api::v1;
-use s2_api::v1::stream::extract::AppendRequestRejection;
-use s2_api::v1::stream::s2s::CompressionAlgorithm;
-use s2_api::v1::stream::{AppendRequest, ReadRequest};
+use s2_api::v1::stream::ReadRequest;
 use s2_common::ValidationError;
 use s2_common::access::Operation;
 use s2_common::basin::BasinName;
 use s2_common::caps::RECORD_BATCH_MAX;
 use s2_common::config::OptionalStreamConfig;
-use s2_common::encryption::EncryptionKey;
 use s2_common::http::extract::Header;
 use s2_common::read_extent::ReadLimit;
 use s2_common::record::{Metered, MeteredSize as _};
 use s2_common::stream::{ReadBatch, ReadEnd, ReadFrom, ReadStart, StreamName};
 
-use super::{App, ServiceError, bodies, read_frames, session_inputs, sessions};
+use super::append_body::{AppendBody, UnaryAppend};
+use super::{App, ServiceError, read_frames, session_inputs, sessions};
 use crate::answers::Exhausted;
 use crate::auth::PeerAddress;
 use crate::auth::{Access, AccessError, StreamAccess};
@@ -263,47 +260,6 @@ pub struct AppendArgs {
     request: AppendBody,
 }
 
-/// An append, or a session of them.
-pub enum AppendBody {
-    /// One append.
-    One(AppendRequest),
-    /// A session.
-    Session {
-        encryption_key: Option<EncryptionKey>,
-        create_stream_config_patch: OptionalStreamConfig,
-        response_compression: CompressionAlgorithm,
-        body: Body,
-    },
-}
-
-impl<S: Send + Sync> FromRequest<S> for AppendBody {
-    type Rejection = AppendRequestRejection;
-
-    async fn from_request(request: Request, state: &S) -> Result<AppendBody, Self::Rejection> {
-        if !bodies::is_session(request.headers()) {
-            let one = AppendRequest::from_request(request, state).await?;
-            return Ok(AppendBody::One(one));
-        }
-        let (head, body) = request.into_parts();
-        // The `s2-api` crate reads the head; the frames are read here, where they are counted.
-        let head = Request::from_parts(head, Body::empty());
-        Ok(match AppendRequest::from_request(head, state).await? {
-            AppendRequest::S2s {
-                encryption_key,
-                create_stream_config_patch,
-                response_compression,
-                ..
-            } => AppendBody::Session {
-                encryption_key,
-                create_stream_config_patch,
-                response_compression,
-                body,
-            },
-            one => AppendBody::One(one),
-        })
-    }
-}
-
 pub async fn append(
     State(app): State<App>,
     OfClient(client): OfClient,
@@ -319,38 +275,18 @@ pub async fn append(
     let stream = access.stream_any(&ANY, &basin, stream)?;
     let meter = connection.meter(&app, &basin, &stream.name);
     match request {
-        AppendBody::One(AppendRequest::Unary {
-            encryption_key,
-            create_stream_config_patch,
-            input,
-            response_mime,
-        }) => {
-            access.append(&input)?;
-            read_frames::check_fits(&input.records)?;
-            check_settings(&access, &basin, &stream, &create_stream_config_patch)?;
-            let handle = app
-                .node
-                .open(&stream.granted)
-                .open_stream(
-                    &basin,
-                    &stream.name,
-                    CreateOn::Append,
-                    &create_stream_config_patch,
-                )
-                .await?
-                .with_key(encryption_key)?
-                .of_client(client);
-            let bytes = input.records.metered_size();
-            // It may wait long for admission.
-            let admitted = access.lease().unless_ended(handle.append(input)).await??;
-            let ack = sessions::wire_ack(admitted.done().await?);
-            meter.appended(handle.storage_class().as_deref(), bytes);
-            Ok(match response_mime {
-                JsonOrProto::Json => Json(v1::stream::AppendAck::from(ack)).into_response(),
-                JsonOrProto::Proto => {
-                    Proto(v1::stream::proto::AppendAck::from(ack)).into_response()
-                }
-            })
+        AppendBody::One(append, whole) => {
+            // Outside of a cluster, nobody else can make it.
+            let whole = whole.kept_if(app.forwarder.is_some());
+            let to = AppendTo {
+                app: &app,
+                access: &access,
+                basin: &basin,
+                stream: &stream,
+                client,
+            };
+            let appended = to.append(append, &meter).await;
+            Ok(appended.unwrap_or_else(|error| whole.answer(error)))
         }
         AppendBody::Session {
             encryption_key,
@@ -385,8 +321,60 @@ pub async fn append(
                 response_compression,
             ))
         }
-        AppendBody::One(AppendRequest::S2s { .. }) => {
-            Err(ValidationError::from("an append session has the type `s2s/proto`").into())
-        }
+    }
+}
+
+/// Where one append goes, and who sends it.
+struct AppendTo<'a> {
+    app: &'a App,
+    access: &'a Access,
+    basin: &'a BasinName,
+    stream: &'a StreamAccess,
+    client: Client,
+}
+
+impl AppendTo<'_> {
+    async fn append(
+        self,
+        append: UnaryAppend,
+        meter: &StreamMeter,
+    ) -> Result<Response, ServiceError> {
+        let AppendTo {
+            app,
+            access,
+            basin,
+            stream,
+            client,
+        } = self;
+        let UnaryAppend {
+            encryption_key,
+            create_stream_config_patch,
+            input,
+            response_mime,
+        } = append;
+        access.append(&input)?;
+        read_frames::check_fits(&input.records)?;
+        check_settings(access, basin, stream, &create_stream_config_patch)?;
+        let handle = app
+            .node
+            .open(&stream.granted)
+            .open_stream(
+                basin,
+                &stream.name,
+                CreateOn::Append,
+                &create_stream_config_patch,
+            )
+            .await?
+            .with_key(encryption_key)?
+            .of_client(client);
+        let bytes = input.records.metered_size();
+        // It may wait long for admission.
+        let admitted = access.lease().unless_ended(handle.append(input)).await??;
+        let ack = sessions::wire_ack(admitted.done().await?);
+        meter.appended(handle.storage_class().as_deref(), bytes);
+        Ok(match response_mime {
+            JsonOrProto::Json => Json(v1::stream::AppendAck::from(ack)).into_response(),
+            JsonOrProto::Proto => Proto(v1::stream::proto::AppendAck::from(ack)).into_response(),
+        })
     }
 }

@@ -43,11 +43,15 @@
 //! the same way ([`NotProposed`](crate::forwarded::NotProposed)): the client sees that its request takes longer. Sessions
 //! of appends and gRPC calls are not sent again once they were begun: their state is at the node that they began with.
 //!
+//! A leader keeps nothing of an append that it gets: it would do so for each of them, for the few that arrive while its
+//! leadership moves. The handler, which has head and body anyway, gives them back with an answer that nothing was
+//! proposed ([`GivenBack`](crate::forwarded::GivenBack)).
+//!
 //! # Bounds
 //!
 //! Of a request's body [`outgoing::MAX_KEPT`] bytes are kept until the answer begins, or [`outgoing::MAX_KEPT_WHOLE`]
 //! if its length is known and is no more; they count against `limits.request-bodies` and are not kept where that has
-//! no memory. Of an answer nothing is kept; beyond that the flow control of both connections stops whoever sends. A
+//! no memory. So does an append that is given back; it is refused where there is no memory. Of an answer nothing is kept; beyond that the flow control of both connections stops whoever sends. A
 //! request is sent from node to node [`envelope::MAX_HOPS`] times at most. [`MAX_WAITING`] requests wait for a leader.
 
 mod contact;

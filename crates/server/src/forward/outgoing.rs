@@ -89,26 +89,21 @@ impl Outgoing {
     pub(super) fn new(request: Request, memory: Kept) -> Outgoing {
         let (head, rest) = request.into_parts();
         let length = rest.size_hint().exact();
-        Outgoing {
-            head,
-            shared: Arc::new(Mutex::new(Shared {
-                rest,
-                kept: Some(Vec::new()),
-                kept_bytes: 0,
-                memory: Some(memory),
-                again: VecDeque::new(),
-                has_ended: false,
-                has_failed: false,
-                attempt: 0,
-                is_passed: false,
-                length,
-                read: 0,
-                is_remote: true,
-                waker: None,
-                is_ending: false,
-                framing: None,
-            })),
+        let shared = Shared::new(rest, Vec::new(), length, memory);
+        Outgoing { head, shared }
+    }
+
+    /// A request that its handler has given back, whole. `None` if there is no memory for its body.
+    pub(super) fn given_back(request: http::Request<Bytes>, mut memory: Kept) -> Option<Outgoing> {
+        let (head, body) = request.into_parts();
+        let length = body.len();
+        if !memory.cover(length) {
+            return None;
         }
+        let kept = vec![Piece::Data(body)];
+        let shared = Shared::new(Body::empty(), kept, Some(length as u64), memory);
+        lock(&shared).has_ended = true;
+        Some(Outgoing { head, shared })
     }
 
     /// The head, as the client has sent it.
@@ -236,6 +231,26 @@ impl Drop for Sending {
 }
 
 impl Shared {
+    fn new(rest: Body, kept: Vec<Piece>, length: Option<u64>, memory: Kept) -> Arc<Mutex<Shared>> {
+        Arc::new(Mutex::new(Shared {
+            rest,
+            kept_bytes: 0,
+            kept: Some(kept),
+            memory: Some(memory),
+            again: VecDeque::new(),
+            has_ended: false,
+            has_failed: false,
+            attempt: 0,
+            is_passed: false,
+            length,
+            read: 0,
+            is_remote: true,
+            waker: None,
+            is_ending: false,
+            framing: None,
+        }))
+    }
+
     fn take_back(&mut self) {
         self.attempt += 1;
         if let Some(waker) = self.waker.take() {

@@ -23,10 +23,11 @@ use tower_http::decompression::RequestDecompressionLayer;
 
 use super::peers::{Peers, read_index_by};
 use super::replica::Read;
-use crate::api::Kept;
+use crate::api::{Bodies, Kept};
 use crate::auth::Access;
 use crate::auth::operation::Effect;
 use crate::auth::rules::Rule;
+use crate::client::client;
 use crate::request_guard::is_grpc;
 
 /// What decides which node answers the requests of a route.
@@ -42,6 +43,9 @@ pub(crate) enum Target {
     Catalog,
     /// The leader of the partition of the stream that header and path name.
     Stream,
+    /// The same; what the leader refuses to propose is given back whole
+    /// ([`GivenBack`](crate::forwarded::GivenBack)).
+    Append,
     /// The node that gets it, from its replica of that partition; the leader, if it has none or the stream is not in it.
     StreamReplica,
     /// The same of a stream that header and body name.
@@ -53,7 +57,7 @@ pub(crate) enum Target {
 }
 
 use Target::{
-    Catalog, CatalogState, Here, NewStream, Partition, StateStore, Stream, StreamReplica,
+    Append, Catalog, CatalogState, Here, NewStream, Partition, StateStore, Stream, StreamReplica,
     WholeState,
 };
 
@@ -77,7 +81,7 @@ pub(crate) const TARGETS: &[(&str, &str, Target)] = &[
     ("PATCH", "/v1/streams/{stream}", Stream),
     ("DELETE", "/v1/streams/{stream}", Stream),
     ("GET", "/v1/streams/{stream}/records", StreamReplica),
-    ("POST", "/v1/streams/{stream}/records", Stream),
+    ("POST", "/v1/streams/{stream}/records", Append),
     ("GET", "/v1/streams/{stream}/records/tail", StreamReplica),
     ("GET", "/v1/access-tokens", CatalogState),
     ("POST", "/v1/access-tokens", Catalog),
@@ -174,11 +178,23 @@ pub(super) enum Place {
     Here,
     /// By this node, once it has applied what these partitions have committed.
     AfterReading(std::ops::Range<u64>),
-    /// By the leader of a partition. A read changes nothing, so it may be sent again, and the leader has to make
-    /// sure that it still leads before it answers.
-    Leader { partition: u64, is_read: bool },
+    /// By the leader of a partition.
+    Leader { partition: u64, kind: Kind },
     /// By this node, from its replica, if that has the stream; else by the leader.
     Replica(Read),
+}
+
+/// What a request to a leader does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Kind {
+    /// It changes nothing, so it may be sent again, and the leader has to make sure that it still leads before it
+    /// answers.
+    Read,
+    /// It changes something.
+    Write,
+    /// It appends, and a leader that does not propose it gives it back. A session of appends is one of these too, and
+    /// is not given back.
+    Append,
 }
 
 /// Why it is not known where a request is answered.
@@ -230,7 +246,7 @@ pub(super) async fn place(
     peers: &dyn Peers,
     mut request: Request,
     wait: Duration,
-    memory: Kept,
+    bodies: &Bodies,
 ) -> Result<(Place, Request), Unplaced> {
     let path = request.uri().path();
     let target = match is_grpc(path) {
@@ -240,8 +256,12 @@ pub(super) async fn place(
             Target::of(request.method(), route.map_or("", MatchedPath::as_str))
         }
     };
-    let is_read = is_read(&request);
-    let leader = |partition| Place::Leader { partition, is_read };
+    let kind = match target {
+        _ if is_read(&request) => Kind::Read,
+        Append => Kind::Append,
+        _ => Kind::Write,
+    };
+    let leader = |partition| Place::Leader { partition, kind };
     let place = match target {
         Here => Place::Here,
         CatalogState => Place::AfterReading(0..1),
@@ -256,15 +276,14 @@ pub(super) async fn place(
                 _ => Place::Here,
             }
         }
-        Stream | StreamReplica | NewStream => {
+        Stream | Append | StreamReplica | NewStream => {
             let name = match target {
-                NewStream => match named_in_body(request, memory).await {
-                    Ok((name, with_body)) => {
-                        request = with_body;
-                        name
-                    }
-                    Err(slow) => return Err(slow),
-                },
+                NewStream => {
+                    let memory = bodies.kept(client(request.extensions()));
+                    let (name, with_body) = named_in_body(request, memory).await?;
+                    request = with_body;
+                    name
+                }
                 _ => parameter(&mut request, "stream").await,
             };
             let named = Named {
@@ -412,7 +431,6 @@ async fn begin(mut body: Body, mut memory: Kept) -> Option<(Bytes, Option<Body>)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::Bodies;
     use crate::auth::rules::{GRPC_RULES, RULES};
 
     #[test]
@@ -431,7 +449,7 @@ mod tests {
     fn a_target_is_found_by_what_the_path_has() {
         for (method, path, target) in TARGETS {
             match target {
-                Stream => assert!(path.contains("{stream}"), "{method} {path}"),
+                Stream | Append => assert!(path.contains("{stream}"), "{method} {path}"),
                 StreamReplica => {
                     assert!(path.contains("{stream}"), "{method} {path}");
                     assert_eq!(*method, "GET", "{path}");

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use esker_node::StateStore;
-use esker_node::state::StateError;
+use esker_node::state::{Importing, StateError};
 use esker_proto::state::v1::{
     ExportResponse, ImportOptions, ImportRequest, ImportResponse, import_request::Part,
 };
@@ -38,6 +38,7 @@ pub(super) fn export(
 /// Takes a snapshot's text from a client.
 pub(super) async fn import(
     store: &StateStore,
+    importing: Importing,
     mut messages: Streaming<ImportRequest>,
 ) -> Result<ImportResponse, Status> {
     let first = messages.message().await?.and_then(|it| it.part);
@@ -47,7 +48,7 @@ pub(super) async fn import(
              those after it",
         ));
     };
-    let done = store.import(pieces(messages), replace).await;
+    let done = store.import(importing, pieces(messages), replace).await;
     let done = done.map_err(|error| status(&error))?;
     Ok(ImportResponse {
         imported_commit_ts: done.imported_commit_ts,

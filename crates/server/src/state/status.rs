@@ -254,7 +254,6 @@ pub(crate) fn refused(error: Exhausted) -> Status {
         // This passes by itself: clients retry what was unavailable, but not what exceeds a limit.
         Exhausted::Scans
         | Exhausted::Exports
-        | Exhausted::Imports
         | Exhausted::Held
         | Exhausted::HeldByPrincipal
         | Exhausted::Reads => unavailable(error.to_string()),

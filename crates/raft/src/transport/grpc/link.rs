@@ -1,16 +1,21 @@
 //! One stream to one peer: a bounded queue, and a task that keeps the stream open.
+//!
+//! While a stream is open, its connection takes the messages from the queue itself, as it can send them: no task and no
+//! second queue is between the two. The link's task has the queue between two streams.
 
+use std::pin::Pin;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
+use futures::Stream;
 use http::uri::PathAndQuery;
+use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -21,7 +26,7 @@ use super::hello::{self, NotTheNode};
 use super::queued::Queued;
 use super::tls::{self, Tls};
 use super::whereabouts::Whereabouts;
-use super::{Credentials, MAX_BATCH, MESSAGES, chain};
+use super::{Credentials, chain};
 use crate::ids::NodeId;
 use crate::message::{Envelope, MAX_ENVELOPE_BYTES};
 use crate::transport::{Inbox, MAX_QUEUED_BYTES, Permit};
@@ -111,15 +116,20 @@ async fn run(
             _ => own,
         };
         let opened = tokio::time::Instant::now();
+        let lent = Lent::new(waiting);
         let ended = tokio::select! {
-            ended = stream(&opening, &target, first, &mut waiting) => ended,
-            changed = address.changed() => match changed {
-                Ok(()) => continue,
-                Err(_) => return,
-            },
+            broken = stream(&opening, &target, first, &lent) => Ok(broken),
+            changed = address.changed() => Err(changed),
         };
-        let Err(broken) = ended else {
+        let Some(returned) = lent.take_back() else {
             return;
+        };
+        waiting = returned;
+        let broken = match ended {
+            Ok(broken) => broken,
+            Err(Ok(())) => continue,
+            // The link was dropped.
+            Err(Err(_)) => return,
         };
         if opened.elapsed() >= STABLE_AFTER {
             pause = MIN_RETRY_INTERVAL;
@@ -191,52 +201,102 @@ impl From<&str> for Broken {
     }
 }
 
-/// Sends until the stream breaks or the link is dropped.
-async fn stream(
+/// A link's queue, while a stream sends what is in it.
+#[derive(Clone)]
+struct Lent(Arc<Mutex<Lending>>);
+
+struct Lending {
+    /// `None` once it was taken back.
+    queue: Option<mpsc::Receiver<Queued>>,
+    /// What waits for more of it.
+    waker: Option<Waker>,
+}
+
+impl Lent {
+    fn new(queue: mpsc::Receiver<Queued>) -> Lent {
+        Lent(Arc::new(Mutex::new(Lending {
+            queue: Some(queue),
+            waker: None,
+        })))
+    }
+
+    /// The queue. The stream ends: a connection keeps it open otherwise, and itself with it.
+    fn take_back(&self) -> Option<mpsc::Receiver<Queued>> {
+        let mut lending = self.0.lock();
+        if let Some(waker) = lending.waker.take() {
+            waker.wake();
+        }
+        lending.queue.take()
+    }
+
+    fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Queued>> {
+        let mut lending = self.0.lock();
+        let Lending { queue, waker } = &mut *lending;
+        let Some(queue) = queue else {
+            return Poll::Ready(None);
+        };
+        let next = queue.poll_recv(context);
+        if next.is_pending()
+            && waker
+                .as_ref()
+                .is_none_or(|it| !it.will_wake(context.waker()))
+        {
+            *waker = Some(context.waker().clone());
+        }
+        next
+    }
+}
+
+/// The messages of a stream.
+struct Messages {
+    first: Option<Queued>,
+    queue: Lent,
+}
+
+impl Stream for Messages {
+    type Item = Queued;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Queued>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        self.queue.poll_next(context)
+    }
+}
+
+/// Sends until the stream breaks, and returns why it did.
+async fn stream(opening: &Opening, address: &str, first: Queued, queue: &Lent) -> Broken {
+    let call = call(opening, address, first, queue);
+    match call.await {
+        Ok(_) => "the peer ended it".into(),
+        Err(broken) => broken,
+    }
+}
+
+async fn call(
     opening: &Opening,
     address: &str,
     first: Queued,
-    waiting: &mut mpsc::Receiver<Queued>,
-) -> Result<(), Broken> {
+    queue: &Lent,
+) -> Result<tonic::Response<Bytes>, Broken> {
     let mut channel = connect(address, opening.tls.clone()).await?;
     identify(opening, address, &mut channel).await?;
     let mut client =
         tonic::client::Grpc::new(channel).max_encoding_message_size(MAX_ENVELOPE_BYTES + 64);
     client.ready().await.map_err(|e| Broken::by(&e))?;
-    // A chunk is large enough to be sent alone.
-    let batch = match opening.path == MESSAGES {
-        true => MAX_BATCH,
-        false => 1,
-    };
-    let (more, rest) = mpsc::channel(batch);
-    let messages = futures::stream::iter([first]).chain(ReceiverStream::new(rest));
-    let mut request = Request::new(messages);
+    let mut request = Request::new(Messages {
+        first: Some(first),
+        queue: queue.clone(),
+    });
     let mut headers = http::HeaderMap::new();
     opening.credentials.add_to(&mut headers)?;
     *request.metadata_mut() = MetadataMap::from_headers(headers);
     let path = PathAndQuery::from_static(opening.path);
-    let call = client.client_streaming(request, path, Outgoing);
-    tokio::pin!(call);
-    let broke = |answer: Result<tonic::Response<Bytes>, Status>| match answer {
-        Ok(_) => "the peer ended it".into(),
-        Err(status) if [Code::Unauthenticated, Code::PermissionDenied].contains(&status.code()) => {
-            Broken::for_good(status.message())
-        }
-        Err(status) => Broken::by(&status),
-    };
-    loop {
-        let place = tokio::select! {
-            answer = &mut call => return Err(broke(answer)),
-            place = more.reserve() => place.map_err(|_| "its end is gone")?,
-        };
-        tokio::select! {
-            answer = &mut call => return Err(broke(answer)),
-            next = waiting.recv() => match next {
-                Some(next) => place.send(next),
-                None => return Ok(()),
-            },
-        }
-    }
+    let answer = client.client_streaming(request, path, Outgoing).await;
+    answer.map_err(|status: Status| match status.code() {
+        Code::Unauthenticated | Code::PermissionDenied => Broken::for_good(status.message()),
+        _ => Broken::by(&status),
+    })
 }
 
 /// Lets the other end show that it is the node that the messages are for.
@@ -276,4 +336,56 @@ async fn identify(opening: &Opening, address: &str, channel: &mut Channel) -> Re
 async fn connect(address: &str, tls: Option<Arc<Tls>>) -> Result<Channel, Broken> {
     let dial = Dial::to(address, tls).map_err(|why| Broken::for_good(&why))?;
     dial.connect().await.map_err(|e| Broken::by(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+
+    use super::*;
+    use crate::engine::Config;
+    use crate::message::Payload;
+
+    #[tokio::test]
+    async fn a_stream_takes_from_the_queue_what_it_sends_and_nothing_once_it_has_broken() {
+        let bytes = Arc::default();
+        let queued = || {
+            let sender = Config::new(NodeId(2)).identity();
+            let message = sender.seal(NodeId(1), Payload::Wanted);
+            Queued::new(message, None, &bytes).0
+        };
+        let (sender, waiting) = mpsc::channel(8);
+        let lent = Lent::new(waiting);
+        let mut messages = Messages {
+            first: Some(queued()),
+            queue: lent.clone(),
+        };
+        assert!(sender.try_send(queued()).is_ok());
+        assert!(messages.next().await.is_some() && messages.next().await.is_some());
+        assert_eq!(sender.capacity(), 8, "nothing is between the two");
+        for _ in 0..2 {
+            assert!(sender.try_send(queued()).is_ok());
+        }
+        let mut left = lent.take_back().unwrap();
+        assert!(messages.next().await.is_none());
+        assert!(left.try_recv().is_ok() && left.try_recv().is_ok());
+        assert!(lent.take_back().is_none());
+    }
+
+    /// Else its connection would stay open.
+    #[tokio::test]
+    async fn a_stream_that_waits_for_messages_ends_when_the_queue_is_taken_back() {
+        let (_sender, waiting) = mpsc::channel(8);
+        let lent = Lent::new(waiting);
+        let mut messages = Messages {
+            first: None,
+            queue: lent.clone(),
+        };
+        let ends = tokio::spawn(async move { messages.next().await.is_none() });
+        tokio::task::yield_now().await;
+        assert!(!ends.is_finished(), "it waits");
+        assert!(lent.take_back().is_some());
+        let ended = tokio::time::timeout(Duration::from_secs(20), ends).await;
+        assert!(ended.unwrap().unwrap());
+    }
 }

@@ -2,7 +2,7 @@
 //! time that they are of a node.
 //!
 //! A connection is a stranger's until a request over it is admitted. Strangers have [`ADMISSION_TIMEOUT`], and
-//! [`MAX_STRANGERS`] places: if all are taken, the one that has been there longest has to leave, of those that come
+//! [`MAX_STRANGERS`] places: if all are taken, the oldest one is closed, of those that come
 //! from the address with most of them. So whoever opens thousands of connections has few at a time, and a node, which
 //! sends its first request at once, has the time for that.
 
@@ -40,7 +40,7 @@ const MAX_REFUSED: u32 = 16;
 /// Pause after accepting a connection failed, for lack of file descriptors for instance.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a connection stays over which a message came that must not: the answer to it has to reach the other end.
-const EXPULSION_DELAY: Duration = Duration::from_millis(500);
+const CLOSE_DELAY: Duration = Duration::from_millis(500);
 /// Connections that wait for the task that serves them.
 const MAX_WAITING: usize = 16;
 
@@ -88,7 +88,7 @@ impl Reason {
 
 /// All connections that were accepted and are open.
 #[derive(Default)]
-pub(super) struct Hall {
+pub(super) struct OpenConnections {
     strangers: BTreeMap<u64, Stranger>,
     /// The number of the next connection.
     next: u64,
@@ -102,7 +102,7 @@ struct Stranger {
     close: CancellationToken,
 }
 
-impl Hall {
+impl OpenConnections {
     /// Closes strangers while all places are taken: the oldest one of the address that has most.
     fn close_surplus(&mut self) {
         while self.strangers.len() >= MAX_STRANGERS {
@@ -121,33 +121,34 @@ impl Hall {
 }
 
 /// A connection that was accepted.
-pub(super) struct Visit {
+pub(super) struct AcceptedConnection {
     number: u64,
-    hall: Arc<Mutex<Hall>>,
+    connections: Arc<Mutex<OpenConnections>>,
     is_admitted: AtomicBool,
     refused: AtomicU32,
     close: CancellationToken,
 }
 
-impl Visit {
-    fn begin(hall: &Arc<Mutex<Hall>>, from: IpAddr) -> Arc<Visit> {
+impl AcceptedConnection {
+    fn begin(connections: &Arc<Mutex<OpenConnections>>, from: IpAddr) -> Arc<AcceptedConnection> {
         let close = CancellationToken::new();
         let number = {
-            let mut hall = hall.lock();
-            hall.close_surplus();
-            let number = hall.next;
-            hall.next += 1;
+            let mut connections = connections.lock();
+            connections.close_surplus();
+            let number = connections.next;
+            connections.next += 1;
             let stranger = Stranger {
                 from,
                 close: close.clone(),
             };
-            hall.strangers.insert(number, stranger);
-            hall.most_strangers = hall.most_strangers.max(hall.strangers.len());
+            connections.strangers.insert(number, stranger);
+            connections.most_strangers =
+                connections.most_strangers.max(connections.strangers.len());
             number
         };
-        Arc::new(Visit {
+        Arc::new(AcceptedConnection {
             number,
-            hall: hall.clone(),
+            connections: connections.clone(),
             is_admitted: AtomicBool::new(false),
             refused: AtomicU32::new(0),
             close,
@@ -159,15 +160,15 @@ impl Visit {
         if self.is_admitted.load(Ordering::Acquire) {
             return true;
         }
-        let mut hall = self.hall.lock();
+        let mut connections = self.connections.lock();
         if self.is_admitted.load(Ordering::Acquire) {
             return true;
         }
-        if hall.admitted >= MAX_ADMITTED || self.close.is_cancelled() {
+        if connections.admitted >= MAX_ADMITTED || self.close.is_cancelled() {
             return false;
         }
-        hall.admitted += 1;
-        hall.strangers.remove(&self.number);
+        connections.admitted += 1;
+        connections.strangers.remove(&self.number);
         self.is_admitted.store(true, Ordering::Release);
         true
     }
@@ -184,51 +185,51 @@ impl Visit {
     }
 
     /// Closes the connection soon: what came over it must not come over it.
-    pub fn expel(&self) {
+    pub fn close_soon(&self) {
         Reason::Foreign.count(1);
         let close = self.close.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(EXPULSION_DELAY).await;
+            tokio::time::sleep(CLOSE_DELAY).await;
             close.cancel();
         });
     }
 }
 
-impl Drop for Visit {
+impl Drop for AcceptedConnection {
     fn drop(&mut self) {
-        let mut hall = self.hall.lock();
+        let mut connections = self.connections.lock();
         match self.is_admitted.load(Ordering::Acquire) {
-            true => hall.admitted -= 1,
-            false => drop(hall.strangers.remove(&self.number)),
+            true => connections.admitted -= 1,
+            false => drop(connections.strangers.remove(&self.number)),
         }
     }
 }
 
 /// What requests know of the connection that they come over.
 #[derive(Clone)]
-pub(super) struct Arrival {
-    pub visit: Arc<Visit>,
+pub(super) struct ConnectionInfo {
+    pub connection: Arc<AcceptedConnection>,
     /// The certificate of the other end.
     pub certificate: Option<CertificateDer<'static>>,
 }
 
 /// Accepts connections for as long as what it returns is read.
-pub(super) fn arrivals(
+pub(super) fn incoming(
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
-    hall: Arc<Mutex<Hall>>,
+    connections: Arc<Mutex<OpenConnections>>,
 ) -> ReceiverStream<io::Result<PeerStream>> {
     for reason in Reason::ALL {
         reason.count(0);
     }
-    let (arrived, arrivals) = mpsc::channel(MAX_WAITING);
+    let (accepted, incoming) = mpsc::channel(MAX_WAITING);
     tokio::spawn(async move {
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = arrived.closed() => return,
+            let next = tokio::select! {
+                next = listener.accept() => next,
+                () = accepted.closed() => return,
             };
-            let (stream, from) = match accepted {
+            let (stream, from) = match next {
                 Ok((stream, from)) => (stream, from.ip().to_canonical()),
                 Err(error) => {
                     tracing::warn!(%error, "a connection of another node was not accepted");
@@ -236,15 +237,17 @@ pub(super) fn arrivals(
                     continue;
                 }
             };
-            let visit = Visit::begin(&hall, from);
-            let (tls, arrived) = (tls.clone(), arrived.clone());
+            let connection = AcceptedConnection::begin(&connections, from);
+            let (tls, accepted) = (tls.clone(), accepted.clone());
             tokio::spawn(async move {
-                let over = visit.close.clone();
-                let opened = over.run_until_cancelled(open(stream, tls, visit)).await;
+                let over = connection.close.clone();
+                let opened = over
+                    .run_until_cancelled(open(stream, tls, connection))
+                    .await;
                 match opened {
                     None => {}
                     // Whoever reads them has ended.
-                    Some(Ok(stream)) => drop(arrived.send(Ok(stream)).await),
+                    Some(Ok(stream)) => drop(accepted.send(Ok(stream)).await),
                     Some(Err(error)) => {
                         Reason::Handshake.count(1);
                         tracing::debug!(%from, %error, "a handshake with another node failed");
@@ -253,13 +256,13 @@ pub(super) fn arrivals(
             });
         }
     });
-    ReceiverStream::new(arrivals)
+    ReceiverStream::new(incoming)
 }
 
 async fn open(
     stream: TcpStream,
     tls: Option<Arc<Tls>>,
-    visit: Arc<Visit>,
+    connection: Arc<AcceptedConnection>,
 ) -> io::Result<PeerStream> {
     // A deadline of the connection, with its handshake.
     let deadline = tokio::time::sleep(ADMISSION_TIMEOUT);
@@ -274,8 +277,8 @@ async fn open(
             (Stream::Tls(Box::new(stream)), first)
         }
     };
-    let close = visit.close.clone();
-    let leave = async move {
+    let close = connection.close.clone();
+    let closing = async move {
         tokio::select! {
             () = close.cancelled() => None,
             () = deadline => Some(Reason::Slow),
@@ -283,9 +286,12 @@ async fn open(
     };
     Ok(PeerStream {
         stream,
-        leave: Box::pin(leave),
+        closing: Box::pin(closing),
         is_admitted: false,
-        arrival: Arrival { visit, certificate },
+        info: ConnectionInfo {
+            connection,
+            certificate,
+        },
     })
 }
 
@@ -293,37 +299,37 @@ async fn open(
 pub(super) struct PeerStream {
     stream: Stream,
     /// Is done when the connection has to end.
-    leave: Pin<Box<dyn Future<Output = Option<Reason>> + Send>>,
+    closing: Pin<Box<dyn Future<Output = Option<Reason>> + Send>>,
     /// Whether it is no stranger's any more, so that it has no deadline.
     is_admitted: bool,
-    arrival: Arrival,
+    info: ConnectionInfo,
 }
 
 impl Connected for PeerStream {
-    type ConnectInfo = Arrival;
+    type ConnectInfo = ConnectionInfo;
 
-    fn connect_info(&self) -> Arrival {
-        self.arrival.clone()
+    fn connect_info(&self) -> ConnectionInfo {
+        self.info.clone()
     }
 }
 
 impl PeerStream {
     /// Ready if the connection has to end.
-    fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        if !self.is_admitted && self.arrival.visit.is_admitted.load(Ordering::Acquire) {
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if !self.is_admitted && self.info.connection.is_admitted.load(Ordering::Acquire) {
             self.is_admitted = true;
-            let closed = self.arrival.visit.close.clone().cancelled_owned();
-            self.leave = Box::pin(closed.map(|()| None));
+            let closed = self.info.connection.close.clone().cancelled_owned();
+            self.closing = Box::pin(closed.map(|()| None));
         }
-        let Poll::Ready(reason) = self.leave.as_mut().poll(cx) else {
+        let Poll::Ready(reason) = self.closing.as_mut().poll(cx) else {
             return Poll::Pending;
         };
         if let Some(reason) = reason {
             reason.count(1);
         }
-        let close = self.arrival.visit.close.clone();
+        let close = self.info.connection.close.clone();
         close.cancel();
-        self.leave = Box::pin(async { None });
+        self.closing = Box::pin(async { None });
         Poll::Ready(io::Error::new(
             io::ErrorKind::TimedOut,
             "no request over this connection was admitted in time, or a message over it was refused",
@@ -337,7 +343,7 @@ impl AsyncRead for PeerStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Poll::Ready(error) = self.poll_leave(cx) {
+        if let Poll::Ready(error) = self.poll_close(cx) {
             return Poll::Ready(Err(error));
         }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
@@ -384,48 +390,48 @@ mod tests {
 
     #[test]
     fn the_address_with_most_strangers_makes_room_and_members_are_not_counted() {
-        let hall = Arc::default();
-        let member = Visit::begin(&hall, address(1));
+        let connections = Arc::default();
+        let member = AcceptedConnection::begin(&connections, address(1));
         assert!(member.admit());
-        let quiet = Visit::begin(&hall, address(2));
+        let quiet = AcceptedConnection::begin(&connections, address(2));
         let mut crowd: Vec<_> = (0..MAX_STRANGERS - 1)
-            .map(|_| Visit::begin(&hall, address(3)))
+            .map(|_| AcceptedConnection::begin(&connections, address(3)))
             .collect();
-        assert_eq!(hall.lock().strangers.len(), MAX_STRANGERS);
+        assert_eq!(connections.lock().strangers.len(), MAX_STRANGERS);
         for round in 0..1000 {
-            crowd.push(Visit::begin(&hall, address(3)));
-            assert_eq!(hall.lock().strangers.len(), MAX_STRANGERS);
-            assert!(crowd[round].close.is_cancelled(), "the oldest leaves");
+            crowd.push(AcceptedConnection::begin(&connections, address(3)));
+            assert_eq!(connections.lock().strangers.len(), MAX_STRANGERS);
+            assert!(crowd[round].close.is_cancelled(), "the oldest is closed");
         }
         assert!(!quiet.close.is_cancelled() && !member.close.is_cancelled());
         assert!(quiet.admit());
-        assert!(!crowd[0].admit(), "it has to leave");
+        assert!(!crowd[0].admit(), "it is closed");
         drop((crowd, quiet, member));
-        let hall = hall.lock();
-        assert_eq!((hall.strangers.len(), hall.admitted), (0, 0));
+        let connections = connections.lock();
+        assert_eq!((connections.strangers.len(), connections.admitted), (0, 0));
     }
 
     #[tokio::test]
-    async fn a_member_that_sends_what_is_not_its_own_has_to_leave_soon() {
-        let hall = Arc::default();
-        let member = Visit::begin(&hall, address(1));
+    async fn a_connection_over_which_a_foreign_message_came_is_closed_soon() {
+        let connections = Arc::default();
+        let member = AcceptedConnection::begin(&connections, address(1));
         assert!(member.admit());
-        member.expel();
+        member.close_soon();
         assert!(!member.close.is_cancelled(), "it gets the reason");
         member.close.cancelled().await;
     }
 
     #[test]
-    fn whoever_is_refused_again_and_again_has_to_leave() {
-        let hall = Arc::default();
-        let visit = Visit::begin(&hall, address(1));
+    fn a_connection_whose_requests_are_refused_again_and_again_is_closed() {
+        let connections = Arc::default();
+        let connection = AcceptedConnection::begin(&connections, address(1));
         for _ in 1..MAX_REFUSED {
-            visit.refuse();
+            connection.refuse();
         }
-        assert!(!visit.close.is_cancelled());
-        visit.refuse();
-        assert!(visit.close.is_cancelled());
-        let member = Visit::begin(&hall, address(1));
+        assert!(!connection.close.is_cancelled());
+        connection.refuse();
+        assert!(connection.close.is_cancelled());
+        let member = AcceptedConnection::begin(&connections, address(1));
         assert!(member.admit());
         for _ in 0..2 * MAX_REFUSED {
             member.refuse();

@@ -13,7 +13,8 @@
 //! compile. A broken stream is opened again, with growing pauses after each failure in a row; messages
 //! queued meanwhile are dropped.
 //!
-//! The transport has threads of its own, so that a host's asynchronous tasks never delay a heartbeat.
+//! The transport has threads of its own, so that a host's asynchronous tasks never delay a heartbeat: one that sends
+//! messages, and some for all the rest.
 //!
 //! On an untrusted network use [`tls`](GrpcConfig::tls): both ends of every connection present a
 //! certificate, and the traffic is encrypted. The shared [`secret`](GrpcConfig::secret) alone refuses
@@ -55,12 +56,13 @@ use super::{Inbox, MAX_QUEUED_CHUNKS, MAX_QUEUED_MESSAGES, Permit, Transport};
 use crate::drops::DropReason;
 use crate::ids::NodeId;
 use crate::message::Envelope;
+use crate::priority::shorten_time_slice_once;
 use calls::Answers;
 pub use calls::{CallAnswer, CallError, Calls, MAX_CALL_BYTES};
 pub use claim::{Admission, Claim, Gatekeeper, Refusal};
 use connector::Dial;
 use link::Link;
-use listener::Hall;
+use listener::OpenConnections;
 pub use requests::{ChannelError, PeerBody, PeerChannel, PeerRequests};
 use requests::{Channels, Lane, Requests};
 pub use rustls::pki_types::CertificateDer;
@@ -75,8 +77,12 @@ const CHUNKS: &str = "/esker.raft.v1.Peers/Chunks";
 /// The header of the shared secret.
 const SECRET: &str = "esker-cluster-secret";
 
-/// Number of threads: one may wait for an engine's lock and one for a disk, and heartbeats still pass.
+/// Number of threads for all but sending messages: one may wait for an engine's lock and one for a disk, and heartbeats
+/// still pass.
 const THREADS: usize = 3;
+/// Number of threads that send messages. Other threads wake them for each message or batch. Where there are several, the
+/// one that is woken wakes the next one before it works, which then finds nothing to do.
+const SENDING_THREADS: usize = 1;
 /// Flow-control window of a stream, in bytes: a chunk, for throughput on a network with some latency. A request of the
 /// host whose body is not read holds as much.
 const STREAM_WINDOW: u32 = 1024 * 1024;
@@ -99,12 +105,12 @@ const MAX_HEAD_BYTES: u32 = 160 * 1024;
 /// Most bytes of one HTTP/2 frame, which its reader takes as a whole. With the default of 16 KiB, a chunk
 /// of 1 MiB would be 64 frames.
 const MAX_FRAME_BYTES: u32 = 256 * 1024;
-/// Most messages between a link's queue and its stream: those that are queued at the same time are sent
-/// together.
-const MAX_BATCH: usize = 32;
 /// Time without traffic after which a connection is pinged. It is closed if there is no answer within the
 /// same time again.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long what the threads do may take when the transport stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The configuration of the transport.
 #[derive(Clone, Default)]
@@ -165,7 +171,7 @@ pub struct GrpcTransport {
     credentials: Credentials,
     whereabouts: Whereabouts,
     gatekeeper: Option<Arc<dyn Gatekeeper>>,
-    hall: Arc<Mutex<Hall>>,
+    connections: Arc<Mutex<OpenConnections>>,
     tls: Option<Arc<Tls>>,
     requests: Requests,
     answers: Answers,
@@ -177,7 +183,7 @@ struct State {
     listener: Option<std::net::TcpListener>,
     peers: BTreeMap<NodeId, String>,
     links: BTreeMap<NodeId, [Link; 2]>,
-    running: Option<(Runtime, Weak<dyn Inbox>)>,
+    running: Option<Running>,
 }
 
 impl GrpcTransport {
@@ -201,7 +207,7 @@ impl GrpcTransport {
             credentials,
             whereabouts: Whereabouts::default(),
             gatekeeper: config.gatekeeper,
-            hall: Arc::default(),
+            connections: Arc::default(),
             channels: Channels::default(),
             requests: Requests::default(),
             answers: Answers::default(),
@@ -347,7 +353,7 @@ impl GrpcTransport {
     /// Most connections that were open at one time and over which no request had been admitted.
     #[cfg(test)]
     pub(super) fn most_strangers(&self) -> usize {
-        self.hall.lock().most_strangers
+        self.connections.lock().most_strangers
     }
 
     fn channel_to(&self, node: NodeId, address: &str) -> Result<PeerChannel, String> {
@@ -378,8 +384,8 @@ impl GrpcTransport {
         let mut state = self.state.lock();
         let state = &mut *state;
         if !state.links.contains_key(&to) {
-            let (address, (runtime, inbox)) = (state.peers.get(&to)?, state.running.as_ref()?);
-            let open = |path, queued| {
+            let (address, running) = (state.peers.get(&to)?, state.running.as_ref()?);
+            let open = |runtime, path, queued| {
                 let opening = link::Opening {
                     node: to,
                     path,
@@ -387,13 +393,13 @@ impl GrpcTransport {
                     own_address: self.advertised.clone(),
                     whereabouts: self.whereabouts.clone(),
                     tls: self.tls.clone(),
-                    inbox: inbox.clone(),
+                    inbox: running.inbox.clone(),
                 };
                 Link::open(runtime, opening, address, queued)
             };
             let both = [
-                open(MESSAGES, MAX_QUEUED_MESSAGES),
-                open(CHUNKS, MAX_QUEUED_CHUNKS),
+                open(&running.sending, MESSAGES, MAX_QUEUED_MESSAGES),
+                open(&running.runtime, CHUNKS, MAX_QUEUED_CHUNKS),
             ];
             state.links.insert(to, both);
         }
@@ -407,6 +413,24 @@ impl GrpcTransport {
             None => DropReason::NoAddress.count(1),
         }
     }
+}
+
+/// What runs between start and stop.
+struct Running {
+    runtime: Runtime,
+    /// Sends messages.
+    sending: Runtime,
+    inbox: Weak<dyn Inbox>,
+}
+
+/// Threads that are woken soon, as others on the path of a request are.
+fn threads(number: usize, name: &str) -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(number)
+        .thread_name(name)
+        .on_thread_park(shorten_time_slice_once)
+        .enable_all()
+        .build()
 }
 
 /// Calls the node at an address, without a transport of one's own: as a node does that joins. `config` has what
@@ -436,11 +460,8 @@ impl Transport for GrpcTransport {
         let Some(listener) = state.listener.take() else {
             return Err(io::Error::other("the transport was started before"));
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(THREADS)
-            .thread_name("raft-net")
-            .enable_all()
-            .build()?;
+        let runtime = threads(THREADS, "raft-net")?;
+        let sending = threads(SENDING_THREADS, "raft-send")?;
         let service = PeerService {
             inbox: inbox.clone(),
             credentials: self.credentials.clone(),
@@ -449,12 +470,12 @@ impl Transport for GrpcTransport {
             requests: self.requests.clone(),
             answers: self.answers.clone(),
         };
-        let (tls, hall) = (self.tls.clone(), self.hall.clone());
+        let (tls, connections) = (self.tls.clone(), self.connections.clone());
         let entered = runtime.enter();
         let listener = tokio::net::TcpListener::from_std(listener)?;
         drop(entered);
         runtime.spawn(async move {
-            let incoming = listener::arrivals(listener, tls, hall);
+            let incoming = listener::incoming(listener, tls, connections);
             let served = Server::builder()
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(BODIES_WINDOW)
@@ -470,7 +491,11 @@ impl Transport for GrpcTransport {
                 tracing::error!(%error, "the listener for peers has ended");
             }
         });
-        state.running = Some((runtime, inbox));
+        state.running = Some(Running {
+            runtime,
+            sending,
+            inbox,
+        });
         Ok(())
     }
 
@@ -488,9 +513,15 @@ impl Transport for GrpcTransport {
         state.listener = None;
         drop(state);
         drop(links);
-        if let Some((runtime, _)) = running {
+        if let Some(Running {
+            runtime, sending, ..
+        }) = running
+        {
             // On a thread of its own, because a runtime must not be shut down from within another one.
-            let end = move || runtime.shutdown_timeout(Duration::from_secs(2));
+            let end = move || {
+                sending.shutdown_timeout(STOP_TIMEOUT);
+                runtime.shutdown_timeout(STOP_TIMEOUT);
+            };
             if let Ok(ending) = std::thread::Builder::new().spawn(end) {
                 let _ = ending.join();
             }

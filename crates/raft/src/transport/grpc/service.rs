@@ -18,7 +18,7 @@ use super::calls::{Answers, CALL};
 use super::claim::{Admission, Claim, Gatekeeper};
 use super::codec::Incoming;
 use super::hello::{self, HELLO};
-use super::listener::{Arrival, Visit};
+use super::listener::{AcceptedConnection, ConnectionInfo};
 use super::requests::Requests;
 use super::whereabouts::Whereabouts;
 use super::{CHUNKS, Credentials, MESSAGES, SECRET};
@@ -53,8 +53,8 @@ impl PeerService {
         };
         let refused = |refusal: super::Refusal| Status::permission_denied(refusal.0);
         let claim = Claim::take_from(request.headers_mut()).map_err(refused)?;
-        let arrival = request.extensions().get::<Arrival>();
-        let certificate = arrival.and_then(|arrival| arrival.certificate.as_ref());
+        let info = request.extensions().get::<ConnectionInfo>();
+        let certificate = info.and_then(|info| info.certificate.as_ref());
         let path = request.uri().path();
         let kept = gatekeeper.admit(&claim, what, path, certificate);
         let kept = kept.map_err(refused)?;
@@ -79,11 +79,11 @@ impl Service<http::Request<Body>> for PeerService {
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        let arrival = request.extensions().get::<Arrival>().cloned();
+        let info = request.extensions().get::<ConnectionInfo>().cloned();
         let me = self.credentials.claim;
         let refuse = |status: Status| -> Self::Future {
-            if let Some(arrival) = &arrival {
-                arrival.visit.refuse();
+            if let Some(info) = &info {
+                info.connection.refuse();
             }
             // The answer to whoever has the secret names the node that was reached.
             let me = me.filter(|_| status.code() != Code::Unauthenticated);
@@ -106,12 +106,12 @@ impl Service<http::Request<Body>> for PeerService {
             Ok(kept) => kept,
             Err(status) => return refuse(status),
         };
-        if arrival.as_ref().is_some_and(|it| !it.visit.admit()) {
+        if info.as_ref().is_some_and(|it| !it.connection.admit()) {
             return refuse(Status::resource_exhausted(
                 "too many connections of nodes are open here",
             ));
         }
-        request.extensions_mut().remove::<Arrival>();
+        request.extensions_mut().remove::<ConnectionInfo>();
         let from: Option<Claim> = request.extensions().get().copied();
         if request.uri().path() == HELLO {
             if let (Some(from), Some(address)) = (from, address) {
@@ -125,7 +125,7 @@ impl Service<http::Request<Body>> for PeerService {
                 let receive = Receive {
                     inbox: self.inbox.clone(),
                     from: from.map(|from| ProvenSender::new(from.cluster, from.node)),
-                    visit: arrival.map(|arrival| arrival.visit),
+                    connection: info.map(|info| info.connection),
                 };
                 Box::pin(async move {
                     let mut grpc =
@@ -161,7 +161,7 @@ impl Service<http::Request<Body>> for PeerService {
 struct Receive {
     inbox: Weak<dyn Inbox>,
     from: Option<ProvenSender>,
-    visit: Option<Arc<Visit>>,
+    connection: Option<Arc<AcceptedConnection>>,
 }
 
 impl ClientStreamingService<Bytes> for Receive {
@@ -170,7 +170,7 @@ impl ClientStreamingService<Bytes> for Receive {
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
         let inbox = self.inbox.clone();
-        let (mut from, visit) = (self.from, self.visit.clone());
+        let (mut from, connection) = (self.from, self.connection.clone());
         Box::pin(async move {
             let mut messages = request.into_inner();
             while let Some(message) = messages.message().await? {
@@ -178,7 +178,7 @@ impl ClientStreamingService<Bytes> for Receive {
                     return Err(Status::unavailable("the node has stopped"));
                 };
                 if let Err(foreign) = inbox.receive(message, from.as_mut()) {
-                    visit.inspect(|visit| visit.expel());
+                    connection.inspect(|connection| connection.close_soon());
                     return Err(Status::permission_denied(foreign.to_string()));
                 }
             }

@@ -206,3 +206,27 @@ async fn a_session_between_messages_ends_at_once() {
     assert!(waiting.await.unwrap());
     drop((client, sending));
 }
+
+#[tokio::test]
+async fn a_request_that_is_given_back_counts_and_is_sent_whole_as_often_as_it_has_to_be() {
+    let bodies = Bodies::new(8 << 20, 1 << 20, std::time::Duration::from_secs(10));
+    let body = Bytes::from(vec![7; 3 * MAX_KEPT]);
+    let memory = bodies.kept(Client::default());
+    let given_back = http::Request::new(body.clone());
+    let outgoing = Outgoing::given_back(given_back, memory).unwrap();
+    assert_eq!(bodies.held(), body.len());
+    for _ in 0..2 {
+        let mut sent = outgoing.begin().unwrap();
+        assert_eq!(sent.size_hint().exact(), Some(body.len() as u64));
+        assert_eq!(next(&mut sent).await, body);
+        assert!(sent.frame().await.is_none());
+    }
+    let here = outgoing.request_here().unwrap().into_body();
+    assert_eq!(here.collect().await.unwrap().to_bytes(), body);
+    drop(outgoing);
+    assert_eq!(bodies.held(), 0);
+    // Without memory, it is not kept.
+    let large = http::Request::new(Bytes::from(vec![7; 8 << 20]));
+    let memory = bodies.kept(Client::default());
+    assert!(Outgoing::given_back(large, memory).is_none());
+}
