@@ -28,6 +28,10 @@ const EVENT_INTERVAL: u32 = 11;
 /// Time limit for the end of threads after the server has stopped or was given up.
 const THREADS_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// The code of a node that the cluster has removed. The exit code is that of a wrong configuration: a service manager
+/// does not start the server again, because that would end the same way.
+const NODE_REMOVED: &str = "node_removed";
+
 /// Longest delay between the arrival of a signal and its delivery to the runtime.
 const SIGNALS_TIMEOUT: Duration = Duration::from_millis(10);
 
@@ -224,7 +228,11 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
         let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
         let server = tokio::select! {
             server = Server::start_with(&loaded.config, start) => {
-                server.map_err(|e| Failure::wrong(e.code(), e))?
+                server.map_err(|e| match e.code() {
+                    // A repetition would not change that.
+                    NODE_REMOVED => Failure::usage(NODE_REMOVED, e),
+                    code => Failure::wrong(code, e),
+                })?
             }
             // Nothing was acknowledged yet.
             _ = interrupt.recv() => return Ok(Ended::Stopped),
@@ -234,10 +242,15 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
         announce(&server, &loaded.config, args);
         service_manager::ready(&server);
         warn_of_others(&loaded.config.data_dir);
+        let mut removed = None;
         let cause = tokio::select! {
             _ = interrupt.recv() => None,
             _ = terminate.recv() => None,
             () = stdin_closed(), if args.until_stdin_closes => None,
+            why = server.node().removed_from_cluster() => {
+                removed = Some(why);
+                None
+            }
             cause = server.restart_wanted(async || may_restart(&loaded.config, args).await) => Some(cause),
             never = service_manager::while_serving(&server) => match never {},
             never = allocator::release_freed(server.node().reads()) => match never {},
@@ -247,10 +260,14 @@ fn serve(args: &Args) -> Result<Ended, Failure> {
             telemetry::write_line(
                 "stopping: waiting for what is in flight; once more to stop at once",
             );
-            return tokio::select! {
-                () = server.stop() => Ok(Ended::Stopped),
-                _ = interrupt.recv() => Ok(Ended::Stopped),
-                _ = terminate.recv() => Ok(Ended::Stopped),
+            tokio::select! {
+                () = server.stop() => {}
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            return match removed {
+                None => Ok(Ended::Stopped),
+                Some(why) => Err(Failure::usage(NODE_REMOVED, why)),
             };
         };
         telemetry::write_line(format!("restarting: {cause}"));

@@ -3,14 +3,20 @@
 use std::collections::BTreeMap;
 
 use esker_server::admin::cluster::{
-    ClusterGroup, ClusterMember, ClusterView, GroupMembers, MemberState, ReplicaFetch,
+    ClusterGroup, ClusterMember, ClusterView, GroupMembers, MemberState, RemovedMember,
+    ReplicaFetch,
 };
+
+use time::format_description::well_known::Rfc3339;
 
 use crate::admin::Admin;
 use crate::failure::Failure;
 use crate::output::print;
 use crate::snapshot_cmd::render::{print_json, table};
 use crate::term::{bytes, plain};
+
+/// Removed nodes that the tables show; `--json` has up to 64.
+const MAX_REMOVED: usize = 3;
 
 /// Show the nodes of the cluster, who leads each partition, and how far each replica is.
 ///
@@ -21,7 +27,8 @@ use crate::term::{bytes, plain};
 #[command(after_help = "\
 Examples:
   esker cluster status
-  esker cluster status --json | jq '.nodes[] | select(.unreachable)'")]
+  esker cluster status --json | jq '.nodes[] | select(.unreachable)'
+  esker cluster status --json | jq '.removed[] | {name, removed_at}'")]
 pub struct Args {
     /// Print one JSON document
     #[arg(long)]
@@ -54,10 +61,33 @@ pub fn tables(view: &ClusterView) -> String {
         format!("the cluster does not take node {}: {why}\n\n", view.node)
     });
     format!(
-        "{refused}{}\n{}",
+        "{refused}{}{}\n{}",
         table(&head, &nodes, &[0, 3]),
+        removed(view),
         table(&["partition", "leader", "replicas"], &partitions, &[0])
     )
+}
+
+/// The nodes that were removed last.
+fn removed(view: &ClusterView) -> String {
+    if view.removed.is_empty() {
+        return String::new();
+    }
+    let one = |of: &RemovedMember| {
+        let at = of.removed_at.and_then(|at| at.format(&Rfc3339).ok());
+        let when = match (at, of.given_up) {
+            (Some(at), _) => format!("at {at}"),
+            (None, true) => "given up after a loss".to_owned(),
+            (None, false) => "when was not recorded".to_owned(),
+        };
+        format!("{} ({}) {when}", plain(&of.name), of.node)
+    };
+    let shown: Vec<String> = view.removed.iter().take(MAX_REMOVED).map(one).collect();
+    let more = match view.removed_count.saturating_sub(shown.len() as u64) {
+        0 => String::new(),
+        more => format!("; and {more} more, see --json"),
+    };
+    format!("\nremoved: {}{more}\n", shown.join("; "))
 }
 
 fn node_row(node: &ClusterMember, view: &ClusterView) -> Vec<String> {
@@ -149,4 +179,39 @@ fn partition_row(of: &ClusterGroup, names: &BTreeMap<u64, &str>) -> Vec<String> 
             .map_or_else(|| "none known".to_owned(), plain),
         replicas.chain(changes).collect::<Vec<_>>().join("; "),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_that_were_removed_last_are_shown_with_the_time() {
+        let of = |node, removed_at: Option<i64>, given_up| RemovedMember {
+            node,
+            name: format!("n{node}"),
+            removed_at: removed_at.map(|at| time::OffsetDateTime::from_unix_timestamp(at).unwrap()),
+            given_up,
+        };
+        let mut view = ClusterView {
+            node: 1,
+            refused: None,
+            nodes: Vec::new(),
+            removed: Vec::new(),
+            removed_count: 0,
+            partitions: Vec::new(),
+        };
+        assert_eq!(removed(&view), "");
+        view.removed = vec![
+            of(4, Some(1_500_000_000), false),
+            of(3, None, true),
+            of(2, None, false),
+            of(5, None, false),
+        ];
+        view.removed_count = 4;
+        assert_eq!(
+            removed(&view),
+            "\nremoved: n4 (4) at 2017-07-14T02:40:00Z; n3 (3) given up after a loss; n2 (2) when was not recorded; and 1 more, see --json\n"
+        );
+    }
 }

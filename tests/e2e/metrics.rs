@@ -45,6 +45,7 @@ async fn every_metric_has_the_type_the_labels_and_the_help_of_its_page() {
     // Some are published at intervals, others exist only after the event that they measure.
     let later = [
         "esker_clock_ahead_seconds",
+        "esker_cluster_removed_replicas",
         "esker_digest_comparisons_total",
         "esker_forward_first_byte_seconds",
         "esker_partition_diverged",

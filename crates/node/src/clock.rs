@@ -17,7 +17,19 @@ pub(crate) fn now_ms() -> u64 {
         .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// The same, for ages after which something is deleted: it does not follow a jump ahead.
+/// Milliseconds since the epoch in RFC 3339, to the second.
+pub(crate) fn rfc3339_of(ms: u64) -> String {
+    let seconds = i64::try_from(ms / 1000).unwrap_or(i64::MAX);
+    OffsetDateTime::from_unix_timestamp(seconds)
+        .ok()
+        .and_then(|at| {
+            at.format(&time::format_description::well_known::Rfc3339)
+                .ok()
+        })
+        .unwrap_or_else(|| format!("{ms} ms after the epoch"))
+}
+
+/// As [`now_ms`], for ages after which something is deleted: it does not follow a jump ahead.
 pub(crate) fn now_ms_for_ages() -> u64 {
     let ms = steady_now().0.unix_timestamp_nanos() / 1_000_000;
     u64::try_from(ms).unwrap_or(0)

@@ -153,7 +153,7 @@ impl Inner {
                 return Err(not_ready("writes_refused", why));
             }
         }
-        if let Some(why) = self.peers.as_ref().and_then(|peers| peers.refusal()) {
+        if let Some(why) = self.refused_by_cluster() {
             let why = format!("the other nodes of the cluster do not take this one: {why}");
             return Err(not_ready("refused_by_cluster", why));
         }

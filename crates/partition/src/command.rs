@@ -35,6 +35,10 @@ const VERSION_SETTINGS: u8 = 4;
 /// The version of comparisons of digests that count answers by their origins ([`NoteDigests::has_origins`]), and of
 /// what an operator says about such a comparison.
 const VERSION_ORIGINS: u8 = 5;
+/// The version of changes of a node's state that have the time ([`SetNodeState::at_ms`]).
+const VERSION_NODE_TIMES: u8 = 6;
+/// The newest version that this build reads.
+const NEWEST_VERSION: u8 = VERSION_NODE_TIMES;
 
 /// A command.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -546,6 +550,10 @@ pub struct SetNodeState {
     /// Where it stands from then on: a [`NodeState`].
     #[prost(enumeration = "NodeState", tag = "2")]
     pub state: i32,
+    /// Time of the proposal, in milliseconds since the epoch; 0 where a member of the catalog is of a release that
+    /// does not record it. Replicas have to be equal, so the command decides whether the time is recorded.
+    #[prost(uint64, tag = "3")]
+    pub at_ms: u64,
 }
 
 /// Where a node of the cluster stands.
@@ -599,6 +607,7 @@ impl Kind {
                 if_settings_version: Some(_),
                 ..
             }) => return VERSION_SETTINGS,
+            Kind::SetNodeState(set) if set.at_ms != 0 => return VERSION_NODE_TIMES,
             Kind::Append(append) if append.session_term != 0 => return VERSION_CLUSTER,
             Kind::Append(append) => append.cipher,
             Kind::ProvisionStream(provision) => provision.cipher,
@@ -624,9 +633,9 @@ impl Kind {
             return Err("an empty command".to_owned());
         }
         let version = bytes.get_u8();
-        if !(VERSION..=VERSION_ORIGINS).contains(&version) {
+        if !(VERSION..=NEWEST_VERSION).contains(&version) {
             return Err(format!(
-                "a command of version {version}, this version knows up to {VERSION_ORIGINS}: use a newer esker"
+                "a command of version {version}, this version knows up to {NEWEST_VERSION}: use a newer esker"
             ));
         }
         Command::decode(bytes)

@@ -487,6 +487,12 @@ const SECTIONS: &[Section] = &[
                 "In a cluster, on the node that leads the partition: for how long the members of the partition have not been those that they should be, for example because a node does not catch up; 0 if they are. `esker cluster status` has the reason.",
             ),
             gauge(
+                "esker_cluster_removed_replicas",
+                "partitions",
+                &[],
+                "On a node that was removed: partitions whose replicas here are kept, because it is not certain yet that the others have everything without them. 0 if they may go, and on a node that belongs to the cluster.",
+            ),
+            gauge(
                 "esker_clock_ahead_seconds",
                 "seconds",
                 &[],

@@ -7,11 +7,15 @@
 //! | [`refusals`] | what would make a second history, and is refused |
 //! | [`voters`] | how votes move, and what keeps them from it |
 //! | [`lineages`] | nodes that join after a loss; snapshots of the repository at a member's start |
+//! | [`removed`] | what a removed node says, and what becomes of its replicas |
+//! | [`mounts`] | a log whose disk is not mounted |
 //! | [`survivor`] | a node that goes on alone, after the others were lost for good |
 
 mod lineages;
+mod mounts;
 mod refusals;
 mod rejoin;
+mod removed;
 mod survivor;
 mod voters;
 

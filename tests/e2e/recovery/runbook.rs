@@ -22,6 +22,8 @@ const ROWS: &[&str] = &[
     "Killed, or a power cut",
     "The database is lost or damaged",
     "The log is lost",
+    // It needs the right to mount: `membership::mounts`.
+    "The log is not mounted",
     // It needs a merge: `damage_that_a_merge_meets_is_repaired_by_the_server_and_other_partitions_go_on`.
     "A running server meets damage",
     "The log is damaged",

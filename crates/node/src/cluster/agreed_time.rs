@@ -189,6 +189,8 @@ mod tests {
             registered_at_ms: 0,
             reads_format: 3,
             incarnations: vec![1],
+            removed_at_ms: None,
+            given_up: false,
         };
         (1..)
             .zip(states)

@@ -16,7 +16,7 @@ use super::directory::Nodes;
 use super::peers::{Peers, cluster_number};
 use super::wire::{
     CHANGE, CLOCK, ChangeCluster, Check, DIGEST, GROUPS, GroupOf, GroupsOf, JOIN, Join, Joined,
-    Peer, to_hex,
+    Peer, REMOVAL, to_hex,
 };
 use crate::clock::now_ms;
 use crate::core::Inner;
@@ -59,6 +59,7 @@ impl Calls for Answers {
                 GROUPS => answer(&inner.own_groups()),
                 CLOCK => answer(&inner.own_clock()),
                 DIGEST => answer(&inner.own_digest(read(&body)?)?),
+                REMOVAL => answer(&inner.removal_of(from.node.0, read(&body)?).await),
                 _ => Err(CallError::Refused(format!(
                     "there is no call {name}: a node of another release may have sent it"
                 ))),
@@ -372,6 +373,7 @@ impl Inner {
             Kind::SetNodeState(SetNodeState {
                 id: node,
                 state: state.into(),
+                at_ms: 0,
             })
         };
         let command = match change {
@@ -380,7 +382,7 @@ impl Inner {
                     return Err(not_leader(&self.catalog));
                 }
                 self.check_removal(node).await?;
-                set(node, NodeState::Removed)
+                self.removing(node)
             }
             ChangeCluster::Drain { node } => set(node, NodeState::Draining),
             ChangeCluster::Activate { node } => set(node, NodeState::Active),

@@ -12,7 +12,8 @@ use esker_raft::{ClusterId, NodeId};
 use parking_lot::Mutex;
 
 use super::directory::Directory;
-use super::wire::{JOIN, is_call, path_of};
+use super::wire::{JOIN, REMOVAL, is_call, path_of};
+use crate::clock::rfc3339_of;
 
 /// See the [module's head](self).
 pub(crate) struct Gate {
@@ -96,8 +97,10 @@ impl Gate {
         let replaced = replacement.map_or_else(String::new, |by| {
             format!(", and node {by} has taken its place and its name")
         });
+        let at = known.and_then(|known| known.removed_at_ms);
+        let at = at.map_or_else(String::new, |at| format!(" at {}", rfc3339_of(at)));
         Refusal(format!(
-            "node {name} ({node}) was removed from the cluster{replaced}: its number is never used again. Move its data \
+            "node {name} ({node}) was removed from the cluster{at}{replaced}: its number is never used again. Move its data \
              directory away, and start it with an empty one and `cluster.join` to join again"
         ))
     }
@@ -150,7 +153,9 @@ impl Gatekeeper for Gate {
         if claim.node == self.me && claim.process != self.process {
             return Err(another(self.me));
         }
-        if self.directory.is_removed(claim.node.0) {
+        // A removed node may ask what becomes of its replicas, and nothing else.
+        let asks = what == Admission::Request && path == path_of(REMOVAL);
+        if !asks && self.directory.is_removed(claim.node.0) {
             return Err(self.removed(claim.node));
         }
         if let Some(certificate) = certificate {
@@ -204,6 +209,8 @@ mod tests {
                 registered_at_ms: 0,
                 reads_format: 1,
                 incarnations: Vec::new(),
+                removed_at_ms: None,
+                given_up: false,
             };
             (*id, node)
         };
@@ -289,12 +296,34 @@ mod tests {
         assert!(alone.contains("an empty one and `cluster.join`"), "{alone}");
         assert!(!alone.contains("taken its place"), "{alone}");
         nodes.get_mut(&3).unwrap().name = "n2".to_owned();
+        nodes.get_mut(&2).unwrap().removed_at_ms = Some(1_500_000_000_123);
         gate.directory.set(Arc::new(nodes));
         let replaced = why(&gate);
+        assert!(
+            replaced.contains("was removed from the cluster at 2017-07-14T02:40:00Z, and node 3"),
+            "{replaced}"
+        );
         assert!(
             replaced.contains("node 3 has taken its place"),
             "{replaced}"
         );
+    }
+
+    #[test]
+    fn a_removed_node_may_ask_what_becomes_of_its_replicas_and_nothing_else() {
+        let gate = gate(&[(2, NodeState::Removed)]);
+        let ask = |of: Claim, path: &str| {
+            let admitted = gate.admit(&of, Admission::Request, path, None);
+            admitted.map_err(|refusal| refusal.0)
+        };
+        ask(claim(2, 20), &path_of(REMOVAL)).unwrap();
+        refused(ask(claim(2, 20), &path_of(JOIN)), "was removed");
+        refused(ask(claim(2, 20), "/v1/basins"), "was removed");
+        let other = Claim {
+            cluster: ClusterId([2; 16]),
+            ..claim(2, 20)
+        };
+        refused(ask(other, &path_of(REMOVAL)), "belongs to the cluster");
     }
 
     #[test]

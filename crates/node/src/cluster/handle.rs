@@ -13,6 +13,7 @@ use esker_raft::transport::grpc::{
     CallError, ChannelError, PeerChannel, PeerRequests, TlsConfig, TlsError,
 };
 
+use super::directory::Nodes;
 use super::peers::Peers;
 use super::transfers::Fetching;
 use super::waiting::ChangeWait;
@@ -29,6 +30,8 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 const CHECK_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a change of the cluster may take.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Removed nodes that the status shows: the catalog remembers more, and a status is for people.
+const MAX_SHOWN_REMOVED: usize = 64;
 
 /// Who leads a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +80,10 @@ pub struct ClusterStatus {
     pub refused: Option<String>,
     /// The nodes, in order of their numbers; removed ones are not there.
     pub nodes: Vec<NodeStatusOf>,
+    /// Those of the removed nodes that were removed last, the last one first: [`MAX_SHOWN_REMOVED`] at most.
+    pub removed: Vec<ClusterNode>,
+    /// How many removed nodes the catalog remembers.
+    pub removed_count: usize,
     /// The partitions, the catalog first.
     pub partitions: Vec<ClusterPartition>,
 }
@@ -145,6 +152,18 @@ pub struct Replica {
     pub fetching: Option<Fetching>,
 }
 
+/// The removed nodes that have run, those with the latest time first, and how many there are.
+fn last_removed(nodes: &Nodes) -> (Vec<ClusterNode>, usize) {
+    // A registration that was never of use says nothing to anybody.
+    let has_run = |node: &&ClusterNode| !node.incarnations.is_empty();
+    let removed = nodes.values().filter(|it| it.state == NodeState::Removed);
+    let mut removed: Vec<ClusterNode> = removed.filter(has_run).cloned().collect();
+    removed.sort_by_key(|node| std::cmp::Reverse((node.removed_at_ms, node.registered_at_ms)));
+    let count = removed.len();
+    removed.truncate(MAX_SHOWN_REMOVED);
+    (removed, count)
+}
+
 impl Node {
     /// The cluster; `None` on a node that is not in one.
     pub fn cluster(&self) -> Option<Cluster> {
@@ -162,7 +181,7 @@ impl Cluster {
 
     /// Why the cluster does not take this node, if it does not.
     pub fn refusal(&self) -> Option<String> {
-        self.peers.refusal()
+        self.inner.refused_by_cluster()
     }
 
     /// Whether the replica here follows a leader, so that it gets to know of what is committed.
@@ -362,10 +381,13 @@ impl Cluster {
         let live = self.nodes();
         let asked = live.iter().map(|node| self.groups_of(node.id));
         let reports = futures::future::join_all(asked).await;
+        let (removed, removed_count) = last_removed(&self.inner.catalog_reader.nodes());
         let mut status = ClusterStatus {
             me: self.peers.me(),
             refused: self.refusal(),
             nodes: Vec::new(),
+            removed,
+            removed_count,
             partitions: (0..=u64::from(self.inner.options.partitions))
                 .map(|partition| ClusterPartition {
                     partition,

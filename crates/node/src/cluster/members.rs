@@ -205,6 +205,7 @@ async fn activate_joined(inner: &Inner) {
         let command = Kind::SetNodeState(SetNodeState {
             id: node,
             state: NodeState::Active.into(),
+            at_ms: 0,
         });
         match inner.execute(&inner.catalog, command).await {
             Ok(Outcome::NodeSet(Ok(()))) => tracing::info!(

@@ -11,6 +11,8 @@
 //! | `contact` | which members a leader is in contact with |
 //! | `plan`, `changes`, `waiting` | what the leader of a group changes next; making the change; what it waits for |
 //! | `removal` | whether a node may be removed |
+//! | `farewell` | which replicas of a removed node are not needed any more |
+//! | `departure`, `departure_task` | whether this node was removed; asking the others, and ending |
 //! | `rounds` | how often nodes and members are looked at |
 //! | `answers`, `members` | answers to other nodes; keeping registration and members as they should be |
 //! | `checks` | digests of replicas, compared through the log |
@@ -28,8 +30,11 @@ mod changes;
 mod checks;
 mod clocks;
 mod contact;
+mod departure;
+mod departure_task;
 mod directory;
 mod divergence;
+mod farewell;
 mod gatekeeper;
 mod handle;
 mod join;
@@ -52,6 +57,8 @@ pub(crate) use agreed_time::ClockProblem;
 pub(crate) use answers::Answers;
 pub(crate) use checks::run as run_checks;
 pub(crate) use clocks::compare_clocks;
+pub(crate) use departure::Departure;
+pub(crate) use departure_task::run as leave_cluster;
 pub(crate) use divergence::Diverged;
 pub use handle::{
     Cluster, ClusterError, ClusterPartition, ClusterStatus, Leader, Members, NodeStatusOf, Replica,

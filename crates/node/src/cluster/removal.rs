@@ -9,13 +9,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use esker_partition::command::NodeState;
+use esker_partition::command::{Kind, NodeState, SetNodeState};
 use esker_raft::NodeId;
 use esker_raft::transport::grpc::CallError;
 
 use super::contact::{describe_silence, silence};
 use super::directory::Nodes;
-use super::wire::{GROUPS, GroupOf, GroupsOf};
+use super::wire::{GROUPS, GroupOf, GroupsOf, READS_NODE_TIMES};
+use crate::clock::now_ms;
 use crate::core::Inner;
 
 /// How long a node has to answer before it counts as one that is away.
@@ -71,6 +72,16 @@ impl Inner {
             check(partition, node, &voters, &nodes, &answers, silence)?;
         }
         Ok(())
+    }
+
+    /// The command that removes a node, with the time if all members of the catalog record it.
+    pub(super) fn removing(&self, node: u64) -> Kind {
+        let is_read = self.member_not_reading(0, READS_NODE_TIMES).is_none();
+        Kind::SetNodeState(SetNodeState {
+            id: node,
+            state: NodeState::Removed.into(),
+            at_ms: if is_read { now_ms() } else { 0 },
+        })
     }
 
     /// Asks nodes for their groups, all at once.
@@ -198,6 +209,8 @@ mod tests {
             registered_at_ms: 0,
             reads_format: 1,
             incarnations: Vec::new(),
+            removed_at_ms: None,
+            given_up: false,
         };
         states.iter().map(|one| (one.0, node(one))).collect()
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_partition::ClusterNode;
-use esker_partition::command::{Kind, NodeState, SetNodeState};
+use esker_partition::command::NodeState;
 use esker_raft::NodeId;
 use esker_raft::transport::grpc::CallError;
 
@@ -77,11 +77,7 @@ impl Inner {
                         ))
                     }
                 })?;
-            self.propose_node(Kind::SetNodeState(SetNodeState {
-                id: node.id,
-                state: NodeState::Removed.into(),
-            }))
-            .await?;
+            self.propose_node(self.removing(node.id)).await?;
             tracing::warn!(
                 node = node.id,
                 name = node.name,
@@ -121,6 +117,8 @@ mod tests {
             registered_at_ms: 0,
             reads_format: 1,
             incarnations: vec![1],
+            removed_at_ms: None,
+            given_up: false,
         }
     }
 

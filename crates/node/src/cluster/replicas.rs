@@ -7,6 +7,7 @@ use esker_partition::digest::{Compared, ReplicaDigests};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
+use super::departure::Departure;
 use super::divergence::Diverged;
 use super::transfers::Transfers;
 use super::waiting::Waiting;
@@ -17,6 +18,8 @@ pub(crate) struct Replicas {
     pub digests: ReplicaDigests,
     /// Those that must not take part.
     pub diverged: Diverged,
+    /// Whether the cluster has removed this node, and what becomes of them then.
+    pub departure: Departure,
     /// What they fetch.
     pub transfers: Transfers,
     /// Which of those that this node leads wait for a change of their members.
@@ -28,10 +31,11 @@ pub(crate) struct Replicas {
 }
 
 impl Replicas {
-    pub fn new(digests: ReplicaDigests, diverged: Diverged) -> Replicas {
+    pub fn new(digests: ReplicaDigests, diverged: Diverged, departure: Departure) -> Replicas {
         Replicas {
             digests,
             diverged,
+            departure,
             transfers: Transfers::default(),
             waiting: Waiting::default(),
             checks: Checks::default(),

@@ -20,14 +20,19 @@ pub(crate) const CLOCK: &str = "clock";
 /// The digest of a replica, as of an entry.
 pub(crate) const DIGEST: &str = "digest";
 
+/// Whether the node that asks was removed, and which of its replicas may go.
+pub(crate) const REMOVAL: &str = "removal";
+
 /// The newest format of commands and messages that this build reads. Raised with every addition that an earlier
 /// build would not understand.
-pub(crate) const READS_FORMAT: u32 = 4;
+pub(crate) const READS_FORMAT: u32 = 5;
 /// The format from which on a node reads commands that name the version of the settings by which they are due.
 pub(crate) const READS_SETTINGS_VERSIONS: u32 = 3;
 /// The format from which on a node tells whose work its replicas are, and counts digests by that. Format 2 was of digests
 /// that count one by one; since this format none are compared that way any more.
 pub(crate) const READS_ORIGINS: u32 = 4;
+/// The format from which on a node records when another one was removed.
+pub(crate) const READS_NODE_TIMES: u32 = 5;
 
 /// What the path of a call begins with.
 const CALLS: &str = "/esker.raft.v1.Peers/Call/";
@@ -194,6 +199,66 @@ pub(crate) enum ChangeCluster {
         /// The node of the replica.
         node: u64,
     },
+}
+
+/// Asks whether this node was removed, and whether its replicas may go. Who asks is in the claim of the call.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AskRemoval {
+    /// What it has.
+    pub replicas: Vec<KeptReplica>,
+}
+
+/// What a removed node has of a partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeptReplica {
+    /// The partition.
+    pub partition: u64,
+    /// The lineage of its state: 32 hexadecimal digits.
+    pub lineage: String,
+    /// The last entry of its log.
+    pub last: u64,
+}
+
+/// What a node knows of the one that asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RemovalOf {
+    /// The cluster of the node that answers.
+    pub cluster_id: String,
+    /// Whether the node that asks belongs to it.
+    pub standing: Standing,
+    /// Its name in the catalog.
+    pub name: String,
+    /// When it was removed, in milliseconds since the epoch, if that was recorded.
+    pub removed_at_ms: Option<u64>,
+    /// The node that has taken its place and its name.
+    pub replaced_by: Option<u64>,
+    /// Of the replicas that were asked for, those of partitions that the answering node leads.
+    pub fates: Vec<Fate>,
+}
+
+/// Whether a node belongs to the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Standing {
+    /// It does, or is not known.
+    Belongs,
+    /// It was removed.
+    Removed,
+    /// It was given up after a loss: what it has may be nowhere else.
+    GivenUp,
+}
+
+/// What is to become of a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Fate {
+    /// The partition.
+    pub partition: u64,
+    /// As of this LSN the leader has applied that the node is no member.
+    pub as_of: u64,
+    /// The nodes that vote, and have acknowledged all that the replica has.
+    pub kept_by: Vec<u64>,
+    /// Why the replica is still needed, if it is.
+    pub needed: Option<String>,
 }
 
 /// Asks for the digest of a replica.

@@ -43,6 +43,15 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), StartError> {
         .map_err(io("syncing", dir))
 }
 
+/// Removes a file, if it is there; durable when this returns.
+pub(super) fn remove(path: &Path) -> Result<(), StartError> {
+    match fs::remove_file(path) {
+        Ok(()) => path.parent().map_or(Ok(()), sync_dir),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(io("removing", path)(source)),
+    }
+}
+
 /// Whether a name exists, even as a link that leads nowhere.
 pub(crate) fn is_there(path: &Path) -> Result<bool, StartError> {
     match fs::symlink_metadata(path) {

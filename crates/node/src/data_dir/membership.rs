@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::damage::put_aside_in;
-use super::files::{io, is_there, or_absent, sync_dir, write_durably};
+use super::files::{is_there, remove, write_durably};
 use super::identity::{Identity, write_identity};
+use super::log_place::{self, is_log_lost};
 use super::{DataDir, LockedDir};
 use crate::error::StartError;
 
@@ -73,10 +74,10 @@ impl LockedDir {
     ///
     /// # Errors
     ///
-    /// Whether there is a log cannot be read now.
+    /// Whether it is lost is not known: see [`is_log_lost`].
     pub fn member_without_log(&self) -> Result<Option<&Identity>, StartError> {
         match self.member() {
-            Some(member) => Ok((!has_log(&self.path.join("log"))?).then_some(member)),
+            Some(member) => Ok(is_log_lost(&self.path)?.then_some(member)),
             None => Ok(None),
         }
     }
@@ -152,31 +153,13 @@ impl LockedDir {
             remove(&note)?;
         }
         remove(&self.path.join("restore.json"))?;
+        log_place::forget(&self.path)?;
         write_identity(&self.path.join("node.json.new"), &identity)?;
         let before = self.path.join("node.json");
         put_aside_in(&self.path, &before, &format!("node-{old}.json"))?;
         self.found = Some((identity, true));
         Ok(())
     }
-}
-
-/// Whether a directory has any file of a log: that of a node in use always has one.
-///
-/// # Errors
-///
-/// It cannot be read now, or is a link that leads nowhere.
-pub(crate) fn has_log(dir: &Path) -> Result<bool, StartError> {
-    let failed = |e| StartError::unreadable(format!("the log in {}", dir.display()), &e);
-    let Some(files) = or_absent(fs::read_dir(dir), dir)? else {
-        return Ok(false);
-    };
-    for file in files {
-        let path = file.map_err(failed)?.path();
-        if path.extension().is_some_and(|e| e == "raftlog") {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Writes down what the cluster has told, for a start after a crash. Durable when this returns.
@@ -198,12 +181,4 @@ pub(crate) fn read_joined(dir: &Path) -> Result<Option<(Vec<u8>, PathBuf)>, Star
 pub(super) fn remove_joined(dir: &Path) -> Result<(), StartError> {
     remove(&dir.join(JOINED))?;
     remove(&dir.join(JOINING))
-}
-
-fn remove(path: &Path) -> Result<(), StartError> {
-    match fs::remove_file(path) {
-        Ok(()) => path.parent().map_or(Ok(()), sync_dir),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(io("removing", path)(source)),
-    }
 }

@@ -6,7 +6,8 @@
 //! node.json.new    the same, while the directory is being created
 //! joined.json      what a cluster has told this node that joins, while the directory is being created
 //! joining.json     the number with which this node joins, while the directory is being created
-//! log/             the Raft log of all partitions
+//! log/             the Raft log of all partitions; `esker.json` in it marks the place
+//! log.json         which marker that is, and whether a disk is mounted at `log/`
 //! db/              RocksDB
 //! checkpoints/<p>/ checkpoints of partition p: hard links to files of the database
 //! snapshots/       JSON snapshots of the state store
@@ -17,6 +18,7 @@
 //! .esker-start/    what a start works in before the directory has an identity; removed
 //! damaged/         what a recovery has put aside, and why databases of partitions must not be used
 //! incarnations.json  which starts of this directory have put snapshots
+//! removed.json     that the cluster has removed this node, and what has become of its replicas
 //! recover.json     that the other nodes of the cluster are given up, until this node serves alone
 //! bootstrap.json   that a start with --bootstrap restore has served
 //! destination.json where snapshots were put, and the id of the marker there
@@ -35,7 +37,9 @@ mod copies;
 mod damage;
 mod files;
 mod identity;
+mod log_place;
 mod membership;
+mod removed;
 #[cfg(test)]
 mod tests;
 
@@ -55,7 +59,9 @@ pub(crate) use identity::UNCHANGED_SINCE;
 pub(crate) use identity::now_rfc3339;
 pub use identity::{FORMAT, Identity};
 use identity::{move_checkpoints, read_identity, write_identity};
-pub(crate) use membership::{has_log, read_joined, write_joined};
+pub(crate) use log_place::{is_log_lost, mark_log};
+pub(crate) use membership::{read_joined, write_joined};
+pub(crate) use removed::{Removed, Stage, Without, noted_now};
 
 use crate::error::StartError;
 

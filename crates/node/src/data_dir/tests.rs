@@ -1,3 +1,4 @@
+use super::log_place::has_log;
 use super::*;
 
 fn open(dir: &Path, partitions: u32) -> Result<DataDir, StartError> {

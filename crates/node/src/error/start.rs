@@ -153,6 +153,16 @@ pub enum StartError {
         /// The data directory.
         dir: PathBuf,
     },
+    /// The disk of the log is not mounted, or another one is.
+    #[error("{log}: {what}, so the log cannot be read now. {remedy}. Nothing was changed")]
+    LogNotMounted {
+        /// The directory of the log.
+        log: PathBuf,
+        /// What was found.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The log has nothing of a partition, as if it were new.
     #[error(
         "{dir}: the log has nothing of partition {partition} although this data directory was in use: a file of it is missing; nothing was created in its place. \
@@ -335,6 +345,16 @@ pub enum StartError {
         /// What is lost.
         what: String,
     },
+    /// The cluster has removed this node, and its replicas are deleted.
+    #[error(
+        "{dir}: {what}. Its replicas are deleted here, because every partition had everything without them. To join the cluster again, move this directory away, and start with an empty one and `cluster.join`"
+    )]
+    NodeRemoved {
+        /// The data directory.
+        dir: PathBuf,
+        /// Which node, and when.
+        what: String,
+    },
     /// A node is to go on without others, and has none.
     #[error(
         "{dir} belongs to a node that is alone: there are no other nodes to go on without. Start it. Nothing was changed"
@@ -485,6 +505,7 @@ impl StartError {
             StartError::LineageBegins { .. } => "lineage_begins",
             StartError::OtherLineage { .. } => "other_lineage",
             StartError::MemberLostLog { .. } => "member_lost_log",
+            StartError::NodeRemoved { .. } => "node_removed",
             StartError::NoPeers { .. } => "no_peers",
             StartError::PeersNotHeard { .. } => "peers_not_heard",
             StartError::ClusterRuns { .. } | StartError::OthersRun { .. } => "cluster_runs",
@@ -501,6 +522,7 @@ impl StartError {
             StartError::HoldsCopies { .. } => "data_dir_holds_copies",
             StartError::NoDirectory { .. } => "data_dir_no_directory",
             StartError::LogMissing { .. } => "log_missing",
+            StartError::LogNotMounted { .. } => "log_not_mounted",
             StartError::LogIncomplete { .. } => "log",
             StartError::Io { .. } => "io",
             StartError::Store(error) if error.is_unreadable() => "unreadable",
@@ -512,7 +534,10 @@ impl StartError {
 
     /// Whether something could not be read now, so that nothing is known about it.
     pub(crate) fn is_unreadable(&self) -> bool {
-        matches!(self.code(), "unreadable" | "repository_unreadable")
+        matches!(
+            self.code(),
+            "unreadable" | "repository_unreadable" | "log_not_mounted"
+        )
     }
 
     /// The error for something that cannot be read now, with the cause.

@@ -63,6 +63,11 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
         "Bring it back. Without it, what was acknowledged since the databases were last flushed is lost: `--bootstrap restore` accepts that and begins a new lineage. No empty log was made in its place.",
     ),
     (
+        "log_not_mounted",
+        "`log/` is empty, and it is not mounted as it was when it was last in use: its disk is not mounted, or one is mounted over it; or the log there is another one. The message says which. Nothing is known to be lost, and nothing was changed.",
+        "Mount the disk of the log. If that disk is lost for good, mount a new one at `log/`, or remove the empty directory (`rmdir`): then the log counts as lost.",
+    ),
+    (
         "database",
         "The database is missing, incomplete or damaged; the message names the file.",
         "No copy could take its place either: see the messages before. No empty database was made in its place.",
@@ -131,6 +136,11 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
         "lineage_begins",
         "Another restore began a lineage a moment ago, and has put no snapshot of it.",
         "Let it go on. If that node is lost as well, try again when the time that the message names has passed.",
+    ),
+    (
+        "node_removed",
+        "The cluster has removed the node of this data directory; the message has when. Every partition had everything without its replicas, so they are deleted. What is no replica is left: JSON snapshots, a repository in the directory, and what recoveries have put aside.",
+        "To join the cluster again, move the directory away, and start with an empty one and `cluster.join`. Otherwise remove it.",
     ),
     (
         "member_lost_log",

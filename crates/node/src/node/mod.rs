@@ -75,6 +75,7 @@ impl Node {
             tokio::spawn(cluster::run_checks(inner.clone()));
             tokio::spawn(cluster::watch_replicas(inner.clone()));
             tokio::spawn(cluster::give_leaderships_away(inner.clone()));
+            tokio::spawn(cluster::leave_cluster(inner.clone()));
         }
         Ok(Node {
             state: StateStore::new(inner.clone()),
@@ -313,6 +314,9 @@ impl Node {
         inner.raft.stop();
         self.maintenance.join();
         inner.store.close();
+        if let Err(error) = inner.replicas.departure.delete_replicas(&inner.data_dir) {
+            tracing::warn!(%error, "the replicas of this removed node are not all deleted; the next start deletes the rest");
+        }
         tracing::info!(took = ?started.elapsed(), "stopped");
     }
 }

@@ -1,4 +1,4 @@
-//! Restarts of a node by its host.
+//! Restarts of a node by its host, and its end for good.
 
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,12 @@ use crate::blocking::blocking;
 const HOST_RETRY: Duration = Duration::from_secs(60);
 
 impl Node {
+    /// Waits until the process is to end for good, because the cluster has removed this node and needs nothing of what
+    /// it has. Returns the reason. [`Node::stop`] deletes the replicas then.
+    pub async fn removed_from_cluster(&self) -> String {
+        self.inner.replicas.departure.ended().await
+    }
+
     /// Waits until a restart is needed and safe, and returns the reason. The host then has to call
     /// [`Node::note_restart`], stop the node, and start the process again.
     pub async fn restart_wanted(&self) -> String {

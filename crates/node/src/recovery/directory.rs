@@ -15,7 +15,7 @@ use super::restored_identity::restored_identity;
 use super::survivor;
 use crate::blocking::blocking;
 use crate::cluster::{ClusterOptions, Joined, Peers, running};
-use crate::data_dir::{DataDir, Identity, LockedDir, copies_in};
+use crate::data_dir::{DataDir, Identity, LockedDir, Stage, copies_in};
 use crate::error::StartError;
 use crate::options::NodeOptions;
 use crate::snapshots::{Archive, Bootstrap};
@@ -70,7 +70,9 @@ pub(super) async fn enter(options: &Arc<NodeOptions>) -> Result<Entered, StartEr
         if restarted {
             served_from(&path)?;
         }
-        LockedDir::open(&path)
+        let locked = LockedDir::open(&path)?;
+        refuse_removed(&locked)?;
+        Ok::<_, StartError>(locked)
     })
     .await?;
     let mut locked = locked;
@@ -83,6 +85,27 @@ pub(super) async fn enter(options: &Arc<NodeOptions>) -> Result<Entered, StartEr
     };
     let options = options.clone();
     blocking(move || use_dir(&options, locked, begun)).await
+}
+
+/// Refuses the directory of a node that was removed and whose replicas are not needed, and deletes what is left of
+/// them. One that is to go on without the others is not refused as long as it has everything.
+fn refuse_removed(locked: &LockedDir) -> Result<(), StartError> {
+    let Some(mut removed) = locked.removed()? else {
+        return Ok(());
+    };
+    let is_kept = match removed.stage {
+        Stage::Noted => true,
+        Stage::MayGo => survivor::is_alone(locked.path())?,
+        Stage::Deleting | Stage::Deleted => false,
+    };
+    if is_kept {
+        return Ok(());
+    }
+    removed.delete_replicas(locked.path())?;
+    Err(StartError::NodeRemoved {
+        dir: locked.path().to_owned(),
+        what: removed.describe(),
+    })
 }
 
 /// Gives an empty directory its identity, and checks that the identity is the configured one.

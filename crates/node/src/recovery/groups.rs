@@ -21,7 +21,7 @@ use super::report::RecoveryReport;
 use crate::admission::{Gate, Pace};
 use crate::answer::LOOK_INTERVAL;
 use crate::blocking::blocking;
-use crate::cluster::{Diverged, Replicas};
+use crate::cluster::{Departure, Diverged, Replicas};
 use crate::core::{Inner, StreamGroup};
 use crate::data_dir::{DataDir, UNDECIDED};
 use crate::error::StartError;
@@ -288,6 +288,7 @@ impl Groups {
             raft,
             peers,
             digests,
+            survives,
             ..
         } = cx;
         let identity = data_dir.identity.clone();
@@ -305,6 +306,11 @@ impl Groups {
             &identity,
         )?;
         let scrub_file = ScrubFile::open(data_dir.path())?;
+        let removed = match survives {
+            // The note goes once this node serves alone.
+            true => None,
+            false => data_dir.removed()?,
+        };
         let inner = Inner {
             admission: Arc::new(Semaphore::new(options.append_inflight)),
             reads: ReadBudget::new(options.read_sessions),
@@ -313,7 +319,7 @@ impl Groups {
             options: NodeOptions::clone(&options),
             raft,
             peers,
-            replicas: Replicas::new(digests, self.diverged),
+            replicas: Replicas::new(digests, self.diverged, Departure::new(removed)),
             store,
             catalog: self.catalog,
             catalog_reader: self.catalog_reader,

@@ -72,7 +72,7 @@ use esker_partition::digest::ReplicaDigests;
 
 use crate::blocking::blocking;
 use crate::core::Inner;
-use crate::data_dir::{DataDir, FORMAT, UNCHANGED_SINCE, has_log};
+use crate::data_dir::{DataDir, FORMAT, UNCHANGED_SINCE, is_log_lost, mark_log};
 use crate::error::StartError;
 use crate::options::NodeOptions;
 use crate::snapshots::scan_tells;
@@ -209,7 +209,8 @@ async fn open_log(
         let Entered {
             data_dir, accepted, ..
         } = &entered;
-        if !data_dir.is_new && !accepted.loss && !has_log(&data_dir.log())? {
+        // A loss is accepted of what is lost, not of what is not mounted.
+        if !data_dir.is_new && is_log_lost(data_dir.path())? && !accepted.loss {
             return Err(StartError::LogMissing {
                 dir: data_dir.path().to_owned(),
             });
@@ -351,12 +352,14 @@ async fn serve(
     }
     // Every partition has entries in the log now: from here on, a partition without any is damaged.
     inner.data_dir.finish()?;
+    mark_log(inner.data_dir.path());
     // In this order: a crash in between must leave no acceptance that has effect for another loss.
     // On a node of a cluster the option has had no effect, and is not spent.
     let said = options.bootstrap.filter(|_| entered.accepted.loss);
     acceptance::spend(inner.data_dir.path(), said)?;
     if entered.survives {
         inner.replicas.diverged.forget_all()?;
+        inner.data_dir.forget_removal()?;
         inner.data_dir.note_peers(false)?;
         survivor::remove(inner.data_dir.path())?;
     }

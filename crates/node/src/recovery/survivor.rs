@@ -32,7 +32,7 @@ use super::lineage_after_log::forked;
 use super::search::{RecoverySource, Search};
 use crate::blocking::blocking;
 use crate::cluster::{ClusterOptions, Diverged, running};
-use crate::data_dir::{LockedDir, now_rfc3339, sync_dir, write_durably};
+use crate::data_dir::{LockedDir, Stage, now_rfc3339, sync_dir, write_durably};
 use crate::error::StartError;
 
 const FILE: &str = "recover.json";
@@ -75,6 +75,14 @@ pub fn give_up_others(data_dir: &Path, accepts_diverged: bool) -> Result<u64, St
             dir: locked.path().to_owned(),
         });
     };
+    if let Some(removed) = locked.removed()?
+        && removed.stage >= Stage::Deleting
+    {
+        return Err(StartError::NodeRemoved {
+            dir: locked.path().to_owned(),
+            what: removed.describe(),
+        });
+    }
     let path = path(locked.path());
     let given_up = GivenUp {
         given_up_at: now_rfc3339(),

@@ -108,7 +108,7 @@ impl Inner {
                 "look at the disk and the memory of the machine; what was damaged is recovered",
             );
         }
-        if let Some(why) = inner.peers.as_ref().and_then(|peers| peers.refusal()) {
+        if let Some(why) = inner.refused_by_cluster() {
             problems.add(
                 "refused_by_cluster",
                 None,

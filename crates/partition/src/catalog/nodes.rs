@@ -51,6 +51,9 @@ struct NodeMeta {
     /// See [`ClusterNode::incarnations`].
     #[prost(bytes = "vec", repeated, tag = "9")]
     incarnations: Vec<Vec<u8>>,
+    /// When it was removed, in milliseconds since the epoch; 0 if it was not, or that was not recorded.
+    #[prost(uint64, tag = "10")]
+    removed_at_ms: u64,
 }
 
 /// A node of the cluster.
@@ -75,6 +78,12 @@ pub struct ClusterNode {
     /// As which its last starts have put snapshots, the present one last. Whichever node leads a partition goes on
     /// from what any of them has put.
     pub incarnations: Vec<u128>,
+    /// When it was removed, in milliseconds since the epoch. `None` if it was not, if an earlier release has removed
+    /// it, or if it was given up.
+    pub removed_at_ms: Option<u64>,
+    /// Whether it counts as removed because the catalog has forked: nobody has removed it, and what it has may have
+    /// been acknowledged and be nowhere else.
+    pub given_up: bool,
 }
 
 /// The nodes of the catalog, in memory.
@@ -130,6 +139,8 @@ impl Nodes {
                         Some(u128::from_be_bytes(bytes.as_slice().try_into().ok()?))
                     })
                     .collect(),
+                removed_at_ms: Some(meta.removed_at_ms).filter(|at| *at != 0),
+                given_up: meta.forks < self.forks && meta.state() != NodeState::Removed,
             };
             (*id, node)
         };
@@ -257,6 +268,7 @@ impl<'a> NodeStep<'a> {
             reads_format: command.reads_format,
             forks,
             incarnations,
+            removed_at_ms: 0,
         };
         self.changed.insert(command.id, Some(meta));
         Ok(())
@@ -276,8 +288,15 @@ impl<'a> NodeStep<'a> {
             (_, NodeState::Joining) => return Err(NodeRefusal::NotJoining),
             _ => {}
         }
-        let state = command.state;
-        let meta = NodeMeta { state, ..meta };
+        let removed_at_ms = match command.state() {
+            NodeState::Removed => command.at_ms,
+            _ => 0,
+        };
+        let meta = NodeMeta {
+            state: command.state,
+            removed_at_ms,
+            ..meta
+        };
         self.changed.insert(command.id, Some(meta));
         Ok(())
     }

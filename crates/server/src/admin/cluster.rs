@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State;
 use esker_node::cluster::ClusterPartition;
-use esker_node::{Cluster, ClusterError, ClusterStatus, Node, NodeState};
+use esker_node::{Cluster, ClusterError, ClusterNode, ClusterStatus, NodeState};
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 use utoipa::ToSchema;
 
 use super::error::Failures;
@@ -15,6 +16,7 @@ pub use super::replicas::{
 };
 use super::request::{Body, InPath, ReadNode, WriteNode};
 use super::{Admin, AdminError};
+use crate::timestamp::timestamp;
 
 /// The cluster, as its nodes report it.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -27,8 +29,30 @@ pub struct ClusterView {
     pub refused: Option<String>,
     /// The nodes, in order of their numbers.
     pub nodes: Vec<ClusterMember>,
+    /// The nodes that were removed last, the last one first: 64 at most.
+    #[serde(default)]
+    pub removed: Vec<RemovedMember>,
+    /// How many removed nodes are remembered.
+    #[serde(default)]
+    pub removed_count: u64,
     /// The partitions, the catalog first.
     pub partitions: Vec<ClusterGroup>,
+}
+
+/// A node that belongs to the cluster no more. Its number is never used again.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct RemovedMember {
+    /// Its number.
+    pub node: u64,
+    /// Its name at that time.
+    pub name: String,
+    /// When it was removed, by the clock of the node that led the catalog; absent if that was not recorded: an
+    /// earlier version has removed it, or `given_up` is true.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub removed_at: Option<OffsetDateTime>,
+    /// Whether nobody has removed it, and it was given up by `esker cluster recover` on another node.
+    pub given_up: bool,
 }
 
 /// A node of the cluster.
@@ -434,7 +458,20 @@ impl From<ClusterStatus> for ClusterView {
             node: status.me,
             refused: status.refused,
             nodes: nodes.collect(),
+            removed: status.removed.iter().map(RemovedMember::from).collect(),
+            removed_count: status.removed_count as u64,
             partitions: partitions.map(|of| group(of, &names)).collect(),
+        }
+    }
+}
+
+impl From<&ClusterNode> for RemovedMember {
+    fn from(node: &ClusterNode) -> RemovedMember {
+        RemovedMember {
+            node: node.id,
+            name: node.name.clone(),
+            removed_at: node.removed_at_ms.and_then(|at| timestamp(at).ok()),
+            given_up: node.given_up,
         }
     }
 }

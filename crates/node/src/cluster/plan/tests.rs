@@ -17,6 +17,8 @@ fn nodes(states: &[(u64, NodeState)]) -> Nodes {
         registered_at_ms: 0,
         reads_format: 1,
         incarnations: Vec::new(),
+        removed_at_ms: None,
+        given_up: false,
     };
     states.iter().map(|one| (one.0, node(one))).collect()
 }

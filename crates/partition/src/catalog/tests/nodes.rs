@@ -23,8 +23,12 @@ fn register(id: u64, name: &str, peer: &str) -> Kind {
 }
 
 fn set(id: u64, state: NodeState) -> Kind {
+    set_at(id, state, 0)
+}
+
+fn set_at(id: u64, state: NodeState, at_ms: u64) -> Kind {
     let state = state.into();
-    Kind::SetNodeState(SetNodeState { id, state })
+    Kind::SetNodeState(SetNodeState { id, state, at_ms })
 }
 
 fn refused(why: NodeRefusal) -> Outcome {
@@ -231,4 +235,48 @@ fn a_fork_removes_the_nodes_before_it_and_the_one_that_goes_on_registers_again()
         node(2, "two", "h2:1", NodeState::Removed),
     ];
     assert_eq!(catalog.nodes(), nodes);
+}
+
+#[test]
+fn when_a_node_was_removed_is_recorded_if_the_command_has_it_and_survives_a_reopen() {
+    let mut catalog = Fixture::new();
+    catalog.step(vec![
+        register(1, "one", "h1:1"),
+        register(2, "two", "h2:1"),
+        register(3, "three", "h3:1"),
+    ]);
+    let outcomes = catalog.step(vec![
+        set_at(1, NodeState::Removed, 9_000),
+        // A second removal changes nothing, and other states have no time.
+        set_at(1, NodeState::Removed, 9_500),
+        set(2, NodeState::Removed),
+        set_at(3, NodeState::Active, 9_900),
+    ]);
+    assert_eq!(outcomes, [DONE; 4]);
+    for _ in 0..2 {
+        let nodes = catalog.reader().nodes();
+        let removed = |id| nodes[&id].removed_at_ms;
+        assert_eq!(
+            (removed(1), removed(2), removed(3)),
+            (Some(9_000), None, None)
+        );
+        assert!(nodes.values().all(|node| !node.given_up));
+        catalog.reopen();
+    }
+    // What a fork gives up was removed by nobody.
+    catalog.fork(5);
+    let nodes = catalog.reader().nodes();
+    assert_eq!(nodes[&3].state, NodeState::Removed);
+    assert_eq!((nodes[&3].given_up, nodes[&3].removed_at_ms), (true, None));
+    assert_eq!(
+        (nodes[&1].given_up, nodes[&1].removed_at_ms),
+        (false, Some(9_000))
+    );
+}
+
+#[test]
+fn a_state_with_a_time_is_a_command_that_earlier_builds_refuse_by_name() {
+    let version = |kind: Kind| kind.into_bytes()[0];
+    assert_eq!(version(set(1, NodeState::Removed)), 1);
+    assert_eq!(version(set_at(1, NodeState::Removed, 9_000)), 5);
 }
