@@ -6,7 +6,6 @@
 //! before the next begins, which would otherwise share the disk with what is left to be written of it.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -16,9 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use bench_harness::machine::quiet;
 use bench_harness::page::{Figure, Page, Section};
-use bench_harness::run::exit_code;
 use bench_harness::stats::median_or_zero as median;
-use bench_harness::{PartArgs, Run};
+use bench_harness::{Figures, PartArgs, Run};
 use clap::ValueEnum;
 use futures::future::try_join_all;
 use s2_sdk::types::{BasinConfig, BasinName, CreateBasinInput, EncryptionAlgorithm, EncryptionKey};
@@ -28,6 +26,7 @@ use testkit_server::tls::TlsFiles;
 use crate::client::wire;
 use crate::client::{Batches, sdk};
 use crate::recovery::subject::{Setup, Subject};
+use crate::streams::esker_program;
 
 /// Where the page goes by default.
 const PAGE: &str = "docs/benchmarks/security.md";
@@ -54,26 +53,12 @@ pub struct Args {
     /// The program `esker`. Default: the one beside this program.
     #[arg(long, value_name = "PATH")]
     esker: Option<PathBuf>,
-    /// Remembers the figures of each part here, so that parts may be measured in runs of their own.
-    #[arg(long, value_name = "PATH")]
-    figures: Option<PathBuf>,
     #[command(flatten)]
     common: PartArgs<Part>,
 }
 
 /// What can be measured by itself.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    ValueEnum,
-    serde::Serialize,
-    serde::Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
     /// Appends to streams of each cipher.
     Encryption,
@@ -109,17 +94,11 @@ impl Bench {
 ///
 /// If anything cannot be measured.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let beside = std::env::current_exe()?.with_file_name("esker");
     let bench = Bench {
-        program: args.esker.unwrap_or(beside),
+        program: esker_program(args.esker)?.path,
         run: Run::begin(&args.common)?,
     };
-    let mut known: BTreeMap<Part, Section> = match &args.figures {
-        Some(path) if path.exists() => serde_json::from_slice(&std::fs::read(path)?)
-            .with_context(|| format!("{} has no figures", path.display()))?,
-        _ => BTreeMap::new(),
-    };
-    let mut measured = Vec::new();
+    let mut figures = Figures::begin(&args.common)?;
     for part in args.common.parts() {
         let begun = bench.run.part(part, quiet().await?);
         let section = match part {
@@ -127,25 +106,17 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Part::Tokens => tokens(&bench).await,
             Part::Tls => tls(&bench).await,
         };
-        let section = begun.end(section)?;
-        measured.push(section.clone());
-        known.insert(*part, section);
-        if let Some(path) = &args.figures {
-            std::fs::write(path, serde_json::to_vec_pretty(&known)?)?;
-        }
+        figures.add(part, begun.end(section)?)?;
     }
-    if !bench.run.quick && known.len() == Part::value_variants().len() {
-        let sections: Vec<_> = known.into_values().collect();
-        let page = Page {
-            title: "encryption, tokens and TLS",
-            target: "bench-security",
-            how: "Server and clients share its cores and its one disk. The clients send requests that were \
-                  encoded beforehand, so that the server alone does more with encryption than without.",
-        };
-        let out = args.common.out.unwrap_or_else(|| PAGE.into());
-        bench.run.write(&page, &sections, &out)?;
-    }
-    Ok(exit_code(&measured))
+    let page = Page {
+        title: "encryption, tokens and TLS",
+        target: "bench-security",
+        how: "Server and clients share its cores and its one disk. The clients send requests that were \
+              encoded beforehand, so that the server alone does more with encryption than without.",
+    };
+    let out = args.common.out.unwrap_or_else(|| PAGE.into());
+    figures.write(&bench.run, &page, &out)?;
+    Ok(figures.exit_code())
 }
 
 /// How clients present themselves.

@@ -7,55 +7,45 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use esker_proto::statehouse::v1::GetStateRequest;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
-use rustix::process::Signal;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
 use crate::client::{Clients, Name, json};
 use crate::support::history::commits::{Answer, Commit, Event, What, Write, check};
+use crate::support::leader_faults::{ClientRun, faults_of_runs};
 use crate::support::{Cluster, Setup, eventually};
 
 const CLIENTS: u64 = 6;
 const KEYS: [&str; 4] = ["a", "b", "c", "d"];
 const AGENT: &str = "agent";
-/// Faults, unless `ESKER_CLUSTER_ROUNDS` has another number.
-const ROUNDS: u64 = 6;
 /// Longest wait of a client for an answer. The calls of a client that lost its connection end by themselves.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-
-struct Shared {
-    began: Instant,
-    stop: AtomicBool,
-    /// Values, each committed once.
-    next: AtomicU64,
-}
 
 /// The values of a key, as clients know them: its version.
 type Versions = BTreeMap<&'static str, u64>;
 
-async fn client(nodes: Vec<Clients>, shared: Arc<Shared>, seed: u64) -> Vec<Event> {
+async fn client(nodes: Vec<Clients>, run: Arc<ClientRun>, seed: u64) -> Vec<Event> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut versions = Versions::new();
     let mut events = Vec::new();
-    while !shared.stop.load(Ordering::Relaxed) {
+    while run.goes_on() {
         let state = nodes.choose(&mut rng).unwrap();
         let done = match rng.random_range(0..3) {
             0 => {
                 let key = *KEYS.choose(&mut rng).unwrap();
-                read(state, key, &mut versions, &shared).await
+                read(state, key, &mut versions, &run).await
             }
             _ => {
                 let count = rng.random_range(1..=2);
                 let keys: Vec<_> = KEYS.choose_multiple(&mut rng, count).copied().collect();
                 let conditional = rng.random_ratio(2, 3);
-                commit(state, &keys, conditional, &versions, &shared).await
+                commit(state, &keys, conditional, &versions, &run).await
             }
         };
         match done {
@@ -72,19 +62,19 @@ async fn read(
     state: &Clients,
     key: &'static str,
     versions: &mut Versions,
-    shared: &Shared,
+    run: &ClientRun,
 ) -> Option<Event> {
     let request = GetStateRequest {
         namespace: "default".to_owned(),
         agent_id: AGENT.to_owned(),
         key: key.to_owned(),
     };
-    let asked = shared.began.elapsed();
+    let asked = run.elapsed();
     let mut client = state.statehouse.clone();
     let read = client.get_state(request);
     let read = tokio::time::timeout(ANSWER_TIMEOUT, read).await.ok()?;
     let read = read.ok()?.into_inner();
-    let answered = shared.began.elapsed();
+    let answered = run.elapsed();
     versions.insert(key, read.version);
     let what = What::Read {
         key: key.to_owned(),
@@ -110,9 +100,9 @@ async fn commit(
     keys: &[&'static str],
     conditional: bool,
     versions: &Versions,
-    shared: &Shared,
+    run: &ClientRun,
 ) -> Option<Event> {
-    let id = shared.next.fetch_add(1, Ordering::Relaxed);
+    let id = run.id();
     let expected = |key: &str| versions.get(key).copied().unwrap_or_default();
     let writes: Vec<Write> = keys
         .iter()
@@ -132,9 +122,9 @@ async fn commit(
     };
     let staged = tokio::time::timeout(ANSWER_TIMEOUT, staged).await;
     let txn = staged.ok()?.ok()?;
-    let asked = shared.began.elapsed();
+    let asked = run.elapsed();
     let committed = tokio::time::timeout(ANSWER_TIMEOUT, state.commit(&txn)).await;
-    let answered = shared.began.elapsed();
+    let answered = run.elapsed();
     let answer = match committed {
         Ok(Ok(number)) => Answer::Committed(number),
         Ok(Err(status)) => refusal(&status),
@@ -186,11 +176,8 @@ async fn commits(state: &Clients) -> Vec<Commit> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_order_of_commits_explains_every_answer_although_leaders_are_lost() {
-    let rounds = std::env::var("ESKER_CLUSTER_ROUNDS");
-    let rounds: u64 = rounds.map_or(ROUNDS, |rounds| rounds.parse().unwrap());
-    // A history of many faults takes long to read and to check: a new store begins now and then.
-    for (part, first) in (0..rounds).step_by(ROUNDS as usize).enumerate() {
-        lose_leaders(part, ROUNDS.min(rounds - first)).await;
+    for (part, faults) in faults_of_runs().enumerate() {
+        lose_leaders(part, faults).await;
     }
 }
 
@@ -199,36 +186,17 @@ async fn lose_leaders(part: usize, faults: u64) {
     println!("part {part}, seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let mut cluster = Cluster::start(&Setup::default().partitions(1)).await;
-    let shared = Arc::new(Shared {
-        began: Instant::now(),
-        stop: AtomicBool::new(false),
-        next: AtomicU64::new(1),
-    });
+    let run = Arc::new(ClientRun::default());
     let clients: Vec<_> = (0..CLIENTS)
         .map(|number| {
             let nodes = cluster
                 .all()
                 .map(|at| Clients::of(cluster.server(at).url()));
-            tokio::spawn(client(nodes.collect(), shared.clone(), seed ^ number))
+            tokio::spawn(client(nodes.collect(), run.clone(), seed ^ number))
         })
         .collect();
-    for fault in 0..faults {
-        tokio::time::sleep(Duration::from_millis(rng.random_range(200..1200))).await;
-        let leader = cluster.leader_of(1, rng.random_range(0..3)).await;
-        if fault % 2 == 0 {
-            cluster.kill(leader);
-            tokio::time::sleep(Duration::from_millis(rng.random_range(0..3000))).await;
-            cluster.restart(leader).await;
-        } else {
-            cluster.signal(leader, Signal::STOP);
-            let paused = rng.random_range(1500..3000);
-            tokio::time::sleep(Duration::from_millis(paused)).await;
-            cluster.signal(leader, Signal::CONT);
-        }
-    }
-    cluster.leader_of(1, 0).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    shared.stop.store(true, Ordering::Relaxed);
+    cluster.lose_leaders(1, faults, &mut rng).await;
+    run.stop();
     let mut events = Vec::new();
     for client in clients {
         events.extend(client.await.unwrap());

@@ -20,6 +20,10 @@ pub struct PartArgs<P: ValueEnum + Send + Sync + 'static> {
     /// there is one.
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<PathBuf>,
+    /// Figures of earlier runs (JSON): parts that are not measured now are taken from there, and what is
+    /// measured is kept there.
+    #[arg(long, value_name = "PATH")]
+    pub figures: Option<PathBuf>,
     /// Where the page goes. Default: its place below docs/benchmarks.
     #[arg(long, value_name = "PATH")]
     pub out: Option<PathBuf>,
@@ -30,10 +34,5 @@ impl<P: ValueEnum + PartialEq + Send + Sync + 'static> PartArgs<P> {
     pub fn parts(&self) -> impl Iterator<Item = &'static P> {
         let all = P::value_variants().iter();
         all.filter(|part| self.only.is_empty() || self.only.contains(part))
-    }
-
-    /// Whether all parts are measured.
-    pub fn is_whole(&self) -> bool {
-        self.only.is_empty()
     }
 }

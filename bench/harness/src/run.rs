@@ -2,7 +2,6 @@
 
 use std::fmt::{Debug, Display};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -108,10 +107,4 @@ impl Part {
         println!("{}", section.table());
         Ok(section)
     }
-}
-
-/// 1 if a target was missed, 0 otherwise.
-pub fn exit_code<'a>(sections: impl IntoIterator<Item = &'a Section>) -> ExitCode {
-    let mut figures = sections.into_iter().flat_map(|section| &section.figures);
-    ExitCode::from(u8::from(figures.any(|figure| figure.met == Some(false))))
 }

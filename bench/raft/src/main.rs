@@ -28,9 +28,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use bench_harness::machine::used_now;
-use bench_harness::page::{Page, Section};
-use bench_harness::run::exit_code;
-use bench_harness::{PartArgs, Run};
+use bench_harness::page::Page;
+use bench_harness::{Figures, PartArgs, Run};
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// Where the page goes by default.
@@ -91,7 +90,7 @@ fn measure(args: Args) -> anyhow::Result<ExitCode> {
     if run.quick {
         run.runs = 1;
     }
-    let mut sections: Vec<Section> = Vec::new();
+    let mut figures = Figures::begin(&args.common)?;
     for part in args.common.parts() {
         let begun = run.part(part, used_now()?);
         let section = match part {
@@ -100,20 +99,18 @@ fn measure(args: Args) -> anyhow::Result<ExitCode> {
             Part::Writer => writer::measure(&run),
             Part::Commits => commits::measure(&run),
         };
-        sections.push(begun.end(section)?);
+        figures.add(part, begun.end(section)?)?;
     }
-    let whole = args.common.is_whole().then(|| PAGE.into());
-    if let Some(out) = args.common.out.or(whole).filter(|_| !run.quick) {
-        let page = Page {
-            title: "replication and snapshots",
-            target: "bench-raft",
-            how: "All members and clients share its cores and its one disk: with three members on it, each \
-                  write is written three times, and each sync waits for those of the others. Members are \
-                  processes of their own unless said otherwise, and speak gRPC on loopback.",
-        };
-        run.write(&page, &sections, &out)?;
-    }
-    Ok(exit_code(&sections))
+    let page = Page {
+        title: "replication and snapshots",
+        target: "bench-raft",
+        how: "All members and clients share its cores and its one disk: with three members on it, each \
+              write is written three times, and each sync waits for those of the others. Members are \
+              processes of their own unless said otherwise, and speak gRPC on loopback.",
+    };
+    let out = args.common.out.unwrap_or_else(|| PAGE.into());
+    figures.write(&run, &page, &out)?;
+    Ok(figures.exit_code())
 }
 
 /// Waits until `so` returns a value.

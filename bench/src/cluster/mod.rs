@@ -20,17 +20,16 @@ mod kills;
 mod load;
 mod nodes;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use bench_harness::machine::quiet;
-use bench_harness::page::{Page, Section};
-use bench_harness::run::exit_code;
-use bench_harness::{PartArgs, Run};
+use bench_harness::page::Page;
+use bench_harness::{Figures, PartArgs, Run};
 use clap::ValueEnum;
+
+use crate::streams::esker_program;
 
 /// Where the page goes by default.
 const PAGE: &str = "docs/benchmarks/cluster.md";
@@ -55,26 +54,12 @@ pub struct Args {
     /// How long each measurement takes, in seconds.
     #[arg(long, value_name = "S", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
-    /// Remembers the figures of each part here, so that parts may be measured in runs of their own.
-    #[arg(long, value_name = "PATH")]
-    figures: Option<PathBuf>,
     #[command(flatten)]
     common: PartArgs<Part>,
 }
 
 /// What can be measured by itself.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    ValueEnum,
-    serde::Serialize,
-    serde::Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
     /// Appends to three nodes beside one, and forwarded ones beside direct ones.
     Appends,
@@ -109,22 +94,16 @@ impl Bench {
 ///
 /// If anything cannot be measured.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let beside = std::env::current_exe()?.with_file_name("esker");
     let run = Run::begin(&args.common)?;
     let bench = Bench {
-        esker: args.esker.unwrap_or(beside),
+        esker: esker_program(args.esker)?.path,
         etcd: args.etcd,
         kills: if run.quick { 2 } else { args.kills },
         fill_mib: if run.quick { 16 } else { args.fill_mib },
         seconds: args.seconds,
         run,
     };
-    let mut known: BTreeMap<Part, Section> = match &args.figures {
-        Some(path) if path.exists() => serde_json::from_slice(&std::fs::read(path)?)
-            .with_context(|| format!("{} has no figures", path.display()))?,
-        _ => BTreeMap::new(),
-    };
-    let mut measured = Vec::new();
+    let mut figures = Figures::begin(&args.common)?;
     for part in args.common.parts() {
         let begun = bench.run.part(part, quiet().await?);
         let section = match part {
@@ -133,24 +112,16 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Part::Kills => kills::measure(&bench).await,
             Part::Filling => filling::measure(&bench).await,
         };
-        let section = begun.end(section)?;
-        measured.push(section.clone());
-        known.insert(*part, section);
-        if let Some(path) = &args.figures {
-            std::fs::write(path, serde_json::to_vec_pretty(&known)?)?;
-        }
+        figures.add(part, begun.end(section)?)?;
     }
-    if !bench.run.quick && known.len() == Part::value_variants().len() {
-        let sections: Vec<_> = known.into_values().collect();
-        let page = Page {
-            title: "the cluster",
-            target: "bench-cluster",
-            how: "Three nodes, the clients and the disk of all of them share two cores: what a node takes of a \
-                  processor, the others do not have. The processor time of the nodes is beside each rate: 1.00 cores \
-                  are all of one.",
-        };
-        let out = args.common.out.unwrap_or_else(|| PAGE.into());
-        bench.run.write(&page, &sections, &out)?;
-    }
-    Ok(exit_code(&measured))
+    let page = Page {
+        title: "the cluster",
+        target: "bench-cluster",
+        how: "Three nodes, the clients and the disk of all of them share two cores: what a node takes of a \
+              processor, the others do not have. The processor time of the nodes is beside each rate: 1.00 cores \
+              are all of one.",
+    };
+    let out = args.common.out.unwrap_or_else(|| PAGE.into());
+    figures.write(&bench.run, &page, &out)?;
+    Ok(figures.exit_code())
 }

@@ -28,11 +28,11 @@ use s2_sdk::{S2, S2Stream};
 use step::{Done, Operation, Step};
 
 use bench_harness::machine::quiet;
-use bench_harness::page::{Page, Section};
-use bench_harness::run::exit_code;
-use bench_harness::{PartArgs, Run};
+use bench_harness::page::Page;
+use bench_harness::{Figures, PartArgs, Run};
 
 use crate::recovery::subject::{Setup, Subject};
+use crate::streams::esker_program;
 
 /// The basin of all streams.
 const BASIN: &str = "bench-follow";
@@ -158,16 +158,15 @@ async fn load(stream: &S2Stream, numbers: std::ops::Range<u64>, keys: u64) -> an
 ///
 /// If anything cannot be measured.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let beside = std::env::current_exe()?.with_file_name("esker");
     let bench = Bench {
         setup: Setup {
-            program: args.esker.unwrap_or(beside),
+            program: esker_program(args.esker)?.path,
             data: PathBuf::new(),
             settings: Vec::new(),
         },
         run: Run::begin(&args.common)?,
     };
-    let mut sections: Vec<Section> = Vec::new();
+    let mut figures = Figures::begin(&args.common)?;
     for part in args.common.parts() {
         let begun = bench.run.part(part, quiet().await?);
         let section = match part {
@@ -175,17 +174,15 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Part::Rates => rates::measure(&bench).await,
             Part::Busy => busy::measure(&bench).await,
         };
-        sections.push(begun.end(section)?);
+        figures.add(part, begun.end(section)?)?;
     }
-    if !bench.run.quick && args.common.is_whole() {
-        let page = Page {
-            title: "following streams with snapshots",
-            target: "bench-follow",
-            how: "Server and clients share its cores and its one disk. The measured follower is a process \
-                  of its own; its time is from its first request to the state being caught up.",
-        };
-        let out = args.common.out.unwrap_or_else(|| PAGE.into());
-        bench.run.write(&page, &sections, &out)?;
-    }
-    Ok(exit_code(&sections))
+    let page = Page {
+        title: "following streams with snapshots",
+        target: "bench-follow",
+        how: "Server and clients share its cores and its one disk. The measured follower is a process \
+              of its own; its time is from its first request to the state being caught up.",
+    };
+    let out = args.common.out.unwrap_or_else(|| PAGE.into());
+    figures.write(&bench.run, &page, &out)?;
+    Ok(figures.exit_code())
 }

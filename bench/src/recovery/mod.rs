@@ -19,22 +19,18 @@ pub mod subject;
 mod uploads;
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::Context;
-use bench_harness::{
-    PartArgs, Run,
-    machine::quiet,
-    page::{Page, Section},
-    run::exit_code,
-};
+use anyhow::Context as _;
+use bench_harness::{Figures, PartArgs, Run, machine::quiet, page::Page};
 use clap::ValueEnum;
 use subject::Setup;
 use testkit_s3::{S3Server, objects::Objects};
+
+use crate::streams::esker_program;
 
 /// Where the page goes by default.
 const PAGE: &str = "docs/benchmarks/recovery.md";
@@ -48,10 +44,6 @@ pub struct Args {
     /// MiB of the partition that is restored, and of the longest log.
     #[arg(long, default_value_t = 4096)]
     size_mib: usize,
-    /// Figures of earlier runs (JSON): parts that are not measured now are taken from there, and
-    /// what is measured is kept there.
-    #[arg(long, value_name = "PATH")]
-    figures: Option<PathBuf>,
     /// Of the uploads, only those with these kinds of retention.
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     retention: Vec<Retention>,
@@ -71,18 +63,7 @@ enum Retention {
 }
 
 /// What can be measured by itself.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    ValueEnum,
-    serde::Serialize,
-    serde::Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
     /// Bytes uploaded for each one written, and disk for each one that is live.
     Uploads,
@@ -125,9 +106,8 @@ impl Bench {
 ///
 /// If anything cannot be measured.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let beside = std::env::current_exe()?.with_file_name("esker");
     let bench = Bench {
-        program: args.esker.unwrap_or(beside),
+        program: esker_program(args.esker)?.path,
         size_mib: if args.common.quick {
             256
         } else {
@@ -136,12 +116,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         retention: args.retention,
         run: Run::begin(&args.common)?,
     };
-    let mut known: BTreeMap<Part, Section> = match &args.figures {
-        Some(path) if path.exists() => serde_json::from_slice(&fs::read(path)?)
-            .with_context(|| format!("{} has no figures", path.display()))?,
-        _ => BTreeMap::new(),
-    };
-    let mut measured = Vec::new();
+    let mut figures = Figures::begin(&args.common)?;
     for part in args.common.parts() {
         let begun = bench.run.part(part, quiet().await?);
         let section = match part {
@@ -151,19 +126,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Part::Predictions => predictions::measure(&bench).await,
             Part::Sizes => sizes::measure(&bench).await,
         };
-        let section = begun.end(section)?;
-        measured.push(section.clone());
-        known.insert(*part, section);
-        if let Some(path) = &args.figures {
-            fs::write(path, serde_json::to_vec_pretty(&known)?)?;
-        }
+        figures.add(part, begun.end(section)?)?;
     }
-    if !bench.run.quick && known.len() == Part::value_variants().len() {
-        let sections: Vec<_> = known.into_values().collect();
-        let out = args.common.out.unwrap_or_else(|| PAGE.into());
-        bench.run.write(&page(), &sections, &out)?;
-    }
-    Ok(exit_code(&measured))
+    let out = args.common.out.unwrap_or_else(|| PAGE.into());
+    figures.write(&bench.run, &page(), &out)?;
+    Ok(figures.exit_code())
 }
 
 fn page() -> Page<'static> {

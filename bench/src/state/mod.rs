@@ -21,11 +21,11 @@ use std::process::ExitCode;
 use clap::ValueEnum;
 
 use bench_harness::machine::quiet;
-use bench_harness::page::{Page, Section};
-use bench_harness::run::exit_code;
-use bench_harness::{PartArgs, Run};
+use bench_harness::page::Page;
+use bench_harness::{Figures, PartArgs, Run};
 
 use crate::recovery::subject::{Setup, Subject};
+use crate::streams::esker_program;
 
 /// Where the page goes by default.
 const PAGE: &str = "docs/benchmarks/state.md";
@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     statehoused: Option<PathBuf>,
     /// Measure Esker alone; ratios are left out, and nothing is written.
-    #[arg(long, conflicts_with = "statehoused")]
+    #[arg(long, conflicts_with_all = ["statehoused", "figures"])]
     alone: bool,
     #[command(flatten)]
     common: PartArgs<Part>,
@@ -90,10 +90,9 @@ impl Bench {
 ///
 /// If anything cannot be measured.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let beside = std::env::current_exe()?.with_file_name("esker");
     let bench = Bench {
         setup: Setup {
-            program: args.esker.unwrap_or(beside),
+            program: esker_program(args.esker)?.path,
             data: PathBuf::new(),
             settings: Vec::new(),
         },
@@ -103,7 +102,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         },
         run: Run::begin(&args.common)?,
     };
-    let mut sections: Vec<Section> = Vec::new();
+    let mut figures = Figures::begin(&args.common)?;
     for part in args.common.parts() {
         let begun = bench.run.part(part, quiet().await?);
         let section = match part {
@@ -111,9 +110,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Part::Snapshots => snapshots::measure(&bench).await,
             Part::Histories => histories::measure(&bench).await,
         };
-        sections.push(begun.end(section)?);
+        figures.add(part, begun.end(section)?)?;
     }
-    if !bench.run.quick && !args.alone && args.common.is_whole() {
+    if !args.alone {
         let how = format!(
             "Server and clients share its cores and its one disk. Every client has a connection of its own; \
              a transaction is three calls: begin, write, commit. The peer is `statehouse-daemon` {}, set to \
@@ -126,7 +125,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             how: &how,
         };
         let out = args.common.out.unwrap_or_else(|| PAGE.into());
-        bench.run.write(&page, &sections, &out)?;
+        figures.write(&bench.run, &page, &out)?;
     }
-    Ok(exit_code(&sections))
+    Ok(figures.exit_code())
 }

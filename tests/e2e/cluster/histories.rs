@@ -4,63 +4,42 @@
 //! the moments of requests and answers; then a checker searches for an order of events that explains all answers.
 //! Others fence the stream against each other: no append may be there under a token that another one has replaced.
 //!
-//! `ESKER_CLUSTER_ROUNDS` is the number of faults, for a soak.
+//! The faults are those of [`leader_faults`](crate::support::leader_faults).
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
-use rustix::process::Signal;
 use s2_sdk::S2Stream;
 use s2_sdk::error::{AppendConditionFailed, AppendError, ReadError};
 use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord, FencingToken};
 
 use super::writer::{create, stream};
 use crate::support::history::linearizability::{Answer, Event, check};
+use crate::support::leader_faults::{ClientRun, faults_of_runs};
 use crate::support::{Cluster, Setup, sdk};
 
 const CLIENTS: u64 = 6;
-/// Faults, unless `ESKER_CLUSTER_ROUNDS` has another number.
-const ROUNDS: u64 = 6;
-
-/// What clients share.
-struct Shared {
-    began: Instant,
-    stop: AtomicBool,
-    /// Numbers of records, each used once.
-    next: AtomicU64,
-}
-
-impl Shared {
-    fn id(&self) -> u64 {
-        self.next.fetch_add(1, Ordering::Relaxed)
-    }
-
-    fn goes_on(&self) -> bool {
-        !self.stop.load(Ordering::Relaxed)
-    }
-}
 
 /// One client's operations. Each node is reached by a client of its own.
-async fn client(streams: Vec<S2Stream>, shared: Arc<Shared>, seed: u64) -> Vec<Event> {
+async fn client(streams: Vec<S2Stream>, run: Arc<ClientRun>, seed: u64) -> Vec<Event> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut events = Vec::new();
     let mut believed_tail = 0;
-    while shared.goes_on() {
+    while run.goes_on() {
         let stream = streams.choose(&mut rng).unwrap();
-        let asked = shared.began.elapsed();
+        let asked = run.elapsed();
         let answer = match rng.random_range(0..10) {
             0..5 => {
-                let id = shared.id();
+                let id = run.id();
                 let input = sdk::input([id.to_string()]).with_match_seq_num(believed_tail);
                 Some(append(stream, input, id).await)
             }
             5 => {
-                let id = shared.id();
+                let id = run.id();
                 Some(append(stream, sdk::input([id.to_string()]), id).await)
             }
             6..8 => {
@@ -72,7 +51,7 @@ async fn client(streams: Vec<S2Stream>, shared: Arc<Shared>, seed: u64) -> Vec<E
                 read(stream, from).await
             }
         };
-        let answered = shared.began.elapsed();
+        let answered = run.elapsed();
         let Some(answer) = answer else {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
@@ -122,10 +101,10 @@ async fn read(stream: &S2Stream, from: u64) -> Option<Answer> {
 }
 
 /// Fences the stream, and appends under its token until another client has fenced it.
-async fn fencer(streams: Vec<S2Stream>, shared: Arc<Shared>, seed: u64) {
+async fn fencer(streams: Vec<S2Stream>, run: Arc<ClientRun>, seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
-    while shared.goes_on() {
-        let token = format!("token-{}", shared.id());
+    while run.goes_on() {
+        let token = format!("token-{}", run.id());
         let parsed: FencingToken = token.parse().unwrap();
         let fence: AppendRecord = CommandRecord::fence(parsed.clone()).into();
         let fence = AppendRecordBatch::try_from_iter([fence]).unwrap();
@@ -206,11 +185,8 @@ fn by_each(cluster: &Cluster, name: &str) -> Vec<S2Stream> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_order_of_events_explains_every_answer_although_leaders_are_lost() {
-    let rounds = std::env::var("ESKER_CLUSTER_ROUNDS");
-    let rounds: u64 = rounds.map_or(ROUNDS, |rounds| rounds.parse().unwrap());
-    // A history of many faults takes long to read and to check: new streams begin now and then.
-    for (part, first) in (0..rounds).step_by(ROUNDS as usize).enumerate() {
-        lose_leaders(part, ROUNDS.min(rounds - first)).await;
+    for (part, faults) in faults_of_runs().enumerate() {
+        lose_leaders(part, faults).await;
     }
 }
 
@@ -222,41 +198,21 @@ async fn lose_leaders(part: usize, faults: u64) {
     create(&cluster, 0, "orders").await;
     let basin = cluster.client(0).basin(sdk::basin_name("test-basin"));
     sdk::stream(&basin, "fenced").await;
-    let shared = Arc::new(Shared {
-        began: Instant::now(),
-        stop: AtomicBool::new(false),
-        next: AtomicU64::new(0),
-    });
+    let run = Arc::new(ClientRun::default());
     let clients: Vec<_> = (0..CLIENTS)
         .map(|number| {
             let streams = by_each(&cluster, "orders");
-            tokio::spawn(client(streams, shared.clone(), seed ^ number))
+            tokio::spawn(client(streams, run.clone(), seed ^ number))
         })
         .collect();
     let fencers: Vec<_> = (0..3)
         .map(|number| {
             let streams = by_each(&cluster, "fenced");
-            tokio::spawn(fencer(streams, shared.clone(), seed ^ (100 + number)))
+            tokio::spawn(fencer(streams, run.clone(), seed ^ (100 + number)))
         })
         .collect();
-    for fault in 0..faults {
-        tokio::time::sleep(Duration::from_millis(rng.random_range(200..1200))).await;
-        let asked = rng.random_range(0..3);
-        let leader = cluster.leader_of(1, asked).await;
-        if fault % 2 == 0 {
-            cluster.kill(leader);
-            tokio::time::sleep(Duration::from_millis(rng.random_range(0..3000))).await;
-            cluster.restart(leader).await;
-        } else {
-            cluster.signal(leader, Signal::STOP);
-            let paused = rng.random_range(1500..3000);
-            tokio::time::sleep(Duration::from_millis(paused)).await;
-            cluster.signal(leader, Signal::CONT);
-        }
-    }
-    cluster.leader_of(1, 0).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    shared.stop.store(true, Ordering::Relaxed);
+    cluster.lose_leaders(1, faults, &mut rng).await;
+    run.stop();
     let mut events = Vec::new();
     for client in clients {
         events.extend(client.await.unwrap());

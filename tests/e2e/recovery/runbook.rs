@@ -31,7 +31,7 @@ const ROWS: &[&str] = &[
     "Only local snapshots are left",
     "The data directory is lost",
     "Streams without their basin",
-    // `access_tokens::a_restore_with_a_loss_suspends_tokens_until_they_are_confirmed`.
+    // `access_tokens::restarts::a_restore_with_a_loss_suspends_tokens_until_they_are_confirmed`.
     "Access tokens are suspended",
     "The newest snapshot is damaged",
     // `scrubbing::an_object_that_three_snapshots_share_is_repaired_by_the_scrub_and_all_three_restore`.

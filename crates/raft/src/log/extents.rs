@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use raft_engine::LogBatch;
 use raft_engine::internals::{FileId, FileNameExt, LogQueue};
 
-use super::{NODE_REGION, RaftEngine};
+use super::{NODE_REGION, RaftEngine, write_synced};
 
 /// The key of the note.
 pub(super) const KEY_EXTENTS: &[u8] = b"extents";
@@ -251,7 +251,7 @@ impl ExtentNotes {
             let mut batch = LogBatch::default();
             batch.put(NODE_REGION, KEY_EXTENTS.to_vec(), encode(&extents))?;
             let _writing = writing.lock();
-            engine.write(&mut batch, true)?;
+            write_synced(engine, &mut batch)?;
             noted.extents = extents;
         }
         noted.as_of = Some(as_of);

@@ -183,6 +183,7 @@ impl FileSystem for LogFileSystem {
             sync_failed(&self.faults, dir, &e);
             return Err(named("sync", dir, &e));
         }
+        self.faults.after_create();
         Ok(handle)
     }
 

@@ -13,6 +13,7 @@
 //! Per group the log has the entries above the log start, the hard state, the log start itself, and a tag
 //! of the host's. It does not know what an entry means.
 
+mod containment;
 mod error;
 mod extents;
 pub mod fs;
@@ -37,6 +38,7 @@ use crate::engine::{
     LogFloor, LogReadError, LogReader, MAX_COMMAND_BYTES, PersistedState, entry_checksum,
 };
 use crate::ids::{GroupId, Lsn, Term};
+use containment::contain_open;
 pub use error::LogError;
 use error::is_unreadable;
 use extents::{ExtentNotes, KEY_EXTENTS};
@@ -146,7 +148,7 @@ impl SharedLog {
         }
         compact_again(&engine, &mut first);
         if !first.is_empty() {
-            engine.write(&mut first, true).map_err(engine_error)?;
+            write_synced(&engine, &mut first).map_err(engine_error)?;
         }
         let noted = engine.get(NODE_REGION, KEY_EXTENTS);
         let noted = noted.and_then(|bytes| extents::decode(&bytes));
@@ -274,7 +276,7 @@ impl SharedLog {
         fill(&mut batch)
             .and_then(|()| {
                 let _writing = self.writing.lock();
-                self.engine.write(&mut batch, true)
+                write_synced(&self.engine, &mut batch)
             })
             .map_err(|e| self.failed(&format!("beginning the log of group {group}: "), &e))?;
         Ok(())
@@ -293,7 +295,7 @@ impl SharedLog {
             })
             .and_then(|()| {
                 let _writing = self.writing.lock();
-                self.engine.write(&mut batch, true)
+                write_synced(&self.engine, &mut batch)
             })
             .map_err(|e| self.failed(&format!("restarting the log of group {group}: "), &e))?;
         Ok(())
@@ -391,7 +393,7 @@ impl SharedLog {
         let Some(_purging) = self.purging.try_lock() else {
             return Ok(Vec::new());
         };
-        let purged = on_a_fresh_thread(|| self.engine.purge_expired_files())
+        let purged = on_a_fresh_thread(|| contain_open(|| self.engine.purge_expired_files()))
             .map_err(|e| self.failed("", &e.into()))?;
         self.notes.purged();
         self.notes.write_due(&self.engine, &self.writing);
@@ -448,6 +450,11 @@ impl SharedLog {
             message,
         }
     }
+}
+
+/// Writes a batch and syncs it, like every batch of the log. The caller holds the lock of the writes.
+fn write_synced(engine: &RaftEngine, batch: &mut LogBatch) -> raft_engine::Result<()> {
+    contain_open(|| engine.write(batch, true)).map(|_| ())
 }
 
 /// Repeats the compactions of all groups at an open. raft-engine keeps a compaction only as long as the

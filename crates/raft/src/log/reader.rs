@@ -1,19 +1,13 @@
 //! Reads a group's entries: on a thread of its own, with retries of errors that may pass, and so that a
 //! panic of raft-engine does not end the process.
 
-use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::containment::contain_read;
 use super::{EntryIndex, RaftEngine, is_unreadable, region};
 use crate::engine::{LogReadError, LogReader, MAX_TERMS_AT_OPEN, RawEntries, find_terms};
 use crate::ids::{GroupId, Lsn, Term};
-
-thread_local! {
-    /// Whether a panic of this thread is caught and reported as damage of the log.
-    static CONTAINS_PANICS: Cell<bool> = const { Cell::new(false) };
-}
 
 pub(super) struct GroupReader {
     pub(super) engine: Arc<RaftEngine>,
@@ -60,21 +54,11 @@ impl GroupReader {
         &self,
         mut read: impl FnMut() -> raft_engine::Result<T> + Send,
     ) -> raft_engine::Result<T> {
-        respect_containment();
         let mut attempt = 1;
         loop {
-            let contained = || {
-                CONTAINS_PANICS.set(true);
-                catch_unwind(AssertUnwindSafe(&mut read))
-            };
-            let error = match on_a_fresh_thread(contained) {
-                Ok(Ok(Ok(read))) => return Ok(read),
-                Ok(Ok(Err(error))) => error,
-                // An entry differs from what its batch lists.
-                Ok(Err(_)) => raft_engine::Error::Corruption(
-                    "raft-engine panicked at what it read; the line before has the message"
-                        .to_owned(),
-                ),
+            let error = match on_a_fresh_thread(|| contain_read(&mut read)) {
+                Ok(Ok(read)) => return Ok(read),
+                Ok(Err(error)) => error,
                 Err(error) => raft_engine::Error::Io(error),
             };
             let passing = is_unreadable(&error);
@@ -149,19 +133,4 @@ pub(super) fn on_a_fresh_thread<T: Send>(read: impl FnOnce() -> T + Send) -> std
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
-}
-
-/// Replaces the process's panic hook, which may end the process, by one that skips contained panics.
-fn respect_containment() {
-    static INSTALLED: Once = Once::new();
-    INSTALLED.call_once(|| {
-        let hook = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if CONTAINS_PANICS.get() {
-                tracing::error!(%info, "raft-engine panicked at what it read from the log");
-            } else {
-                hook(info);
-            }
-        }));
-    });
 }

@@ -1,6 +1,7 @@
 //! What the log promises of a group that begins anew, against reopening, purging and power cuts.
 
 mod mixed_files;
+mod open_files;
 mod reading;
 
 use std::collections::BTreeMap;

@@ -27,7 +27,7 @@ use super::extents::ExtentNotes;
 use super::write_queue::WriteQueue;
 use super::{
     EntryIndex, KEY_HARD_STATE, KEY_LAST_CHANGE, KEY_START, KEY_TAG, RaftEngine, SharedLog,
-    encode_floor, fill_restart, region,
+    encode_floor, fill_restart, region, write_synced,
 };
 use crate::engine::{LogFloor, Persist};
 use crate::ids::GroupId;
@@ -286,7 +286,7 @@ fn write_group(
         *shared.writing_since.lock() = Some(Instant::now());
         let result = fill(engine, batch, group).and_then(|()| {
             let _writing = writing.lock();
-            engine.write(batch, true)
+            write_synced(engine, batch)
         });
         *shared.writing_since.lock() = None;
         match result {

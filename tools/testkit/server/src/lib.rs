@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`server`] | a real `esker server` process: start, kill, stop, its log |
 //! | [`cluster`] | several of them that form a cluster |
+//! | [`leader_faults`] | clients of a cluster whose leaders are lost |
 //! | [`peer_links`] | the ways between them, each of which can be cut |
 //! | [`http`] | raw requests over HTTP/1.1 and HTTP/2 with prior knowledge |
 //! | [`frames`] | frames of sessions |
@@ -25,6 +26,7 @@ pub mod events;
 pub mod frames;
 pub mod history;
 pub mod http;
+pub mod leader_faults;
 pub mod peer_links;
 pub mod sdk;
 pub mod server;

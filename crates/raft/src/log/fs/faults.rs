@@ -63,6 +63,7 @@ struct State {
     /// Syncs that wait because they are held.
     held_syncs: usize,
     before_read: Option<Box<dyn FnOnce() + Send>>,
+    after_create: Option<Box<dyn FnOnce() + Send>>,
     catch: Option<Arc<Catch>>,
     unsynced: Option<BTreeMap<PathBuf, Unsynced>>,
     power: Power,
@@ -170,6 +171,21 @@ impl Faults {
     /// the entries are, and before it reads them.
     pub fn before_next_read(&self, run: impl FnOnce() + Send + 'static) {
         self.set(|state| state.before_read = Some(Box::new(run)));
+    }
+
+    /// Runs once, on the creating thread, after the next file was created and before it is written to.
+    pub fn after_next_create(&self, run: impl FnOnce() + Send + 'static) {
+        self.set(|state| state.after_create = Some(Box::new(run)));
+    }
+
+    pub(super) fn after_create(&self) {
+        if self.inert() {
+            return;
+        }
+        let run = self.shared.state.lock().after_create.take();
+        if let Some(run) = run {
+            run();
+        }
     }
 
     pub(super) fn before_read(&self) -> io::Result<()> {
