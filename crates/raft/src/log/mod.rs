@@ -16,6 +16,7 @@
 mod error;
 mod extents;
 pub mod fs;
+mod gathering;
 pub mod inspect;
 mod layout;
 mod reader;
