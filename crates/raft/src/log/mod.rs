@@ -16,7 +16,6 @@
 mod error;
 mod extents;
 pub mod fs;
-mod gathering;
 pub mod inspect;
 mod layout;
 mod reader;

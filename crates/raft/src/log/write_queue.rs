@@ -48,12 +48,6 @@ struct Waiting<R> {
     request: R,
 }
 
-impl<G: Copy + Eq + Hash, R> Default for WriteQueue<G, R> {
-    fn default() -> Self {
-        WriteQueue::new()
-    }
-}
-
 impl<G: Copy + Eq + Hash, R> WriteQueue<G, R> {
     pub fn new() -> WriteQueue<G, R> {
         WriteQueue {

@@ -24,7 +24,6 @@ use raft::eraftpb::HardState;
 use raft_engine::{Command, LogBatch};
 
 use super::extents::ExtentNotes;
-use super::gathering::{Gathering, PAUSE};
 use super::write_queue::WriteQueue;
 use super::{
     EntryIndex, KEY_HARD_STATE, KEY_LAST_CHANGE, KEY_START, KEY_TAG, RaftEngine, SharedLog,
@@ -213,37 +212,6 @@ impl Drop for CloseQueue<'_> {
     }
 }
 
-/// What waits to be written.
-#[derive(Default)]
-struct Waiting {
-    queue: WriteQueue<GroupId, Request>,
-    /// How many requests are in the queue, and their bytes.
-    requests: usize,
-    bytes: u64,
-    /// Each waits for everything before it, by number.
-    barriers: Vec<(u64, mpsc::Sender<()>)>,
-    /// The number of the last request.
-    last: u64,
-}
-
-impl Waiting {
-    /// Adds what has arrived.
-    fn add(&mut self, arrived: &mut Vec<Request>) {
-        let now = Instant::now();
-        for request in arrived.drain(..) {
-            let bytes = request.bytes();
-            match request {
-                Request::Barrier(answer) => self.barriers.push((self.last, answer)),
-                Request::Persist { group, .. } | Request::Compact { group, .. } => {
-                    self.requests += 1;
-                    self.bytes += bytes;
-                    self.last = self.queue.push(group, bytes, request, now);
-                }
-            }
-        }
-    }
-}
-
 fn run(
     shared: &Shared,
     engine: &RaftEngine,
@@ -253,13 +221,15 @@ fn run(
 ) {
     let _close = CloseQueue(shared);
     let mut arrived: Vec<Request> = Vec::new();
-    let mut waiting = Waiting::default();
-    let mut gathering = Gathering::default();
+    let mut waiting = WriteQueue::new();
+    // Each waits for everything before it, by number.
+    let mut barriers: Vec<(u64, mpsc::Sender<()>)> = Vec::new();
+    let mut last = 0;
     let mut batch = LogBatch::default();
     loop {
         {
             let mut queue = shared.queue.lock();
-            while waiting.queue.is_empty() && queue.requests.is_empty() {
+            while waiting.is_empty() && queue.requests.is_empty() {
                 if queue.stopping {
                     return;
                 }
@@ -267,16 +237,17 @@ fn run(
             }
             std::mem::swap(&mut arrived, &mut queue.requests);
         }
-        waiting.add(&mut arrived);
-        if gathering.pauses(waiting.requests, waiting.bytes) {
-            let before = waiting.requests;
-            std::thread::sleep(PAUSE);
-            std::mem::swap(&mut arrived, &mut shared.queue.lock().requests);
-            waiting.add(&mut arrived);
-            gathering.paused(before, waiting.requests);
-        }
         let now = Instant::now();
-        let group = waiting.queue.take(max_group, now);
+        for request in arrived.drain(..) {
+            let bytes = request.bytes();
+            match request {
+                Request::Barrier(answer) => barriers.push((last, answer)),
+                Request::Persist { group, .. } | Request::Compact { group, .. } => {
+                    last = waiting.push(group, bytes, request, now);
+                }
+            }
+        }
+        let group = waiting.take(max_group, now);
         if !group.is_empty() {
             let begun = Instant::now();
             if !write_group(shared, engine, writing, &mut batch, &group) {
@@ -284,16 +255,13 @@ fn run(
             }
             let bytes = group.iter().map(Request::bytes).sum();
             let now = Instant::now();
-            waiting.requests = waiting.requests.saturating_sub(group.len());
-            waiting.bytes = waiting.bytes.saturating_sub(bytes);
-            gathering.written(group.len());
-            waiting.queue.written(bytes, max_group, now - begun, now);
+            waiting.written(bytes, max_group, now - begun, now);
             // The length of the previous file is noted before anything in a new file is acknowledged.
             notes.write_due(engine, writing);
             notify_persisted(group);
         }
-        let oldest = waiting.queue.oldest();
-        waiting.barriers.retain(|(last, answer)| {
+        let oldest = waiting.oldest();
+        barriers.retain(|(last, answer)| {
             let is_written = oldest.is_none_or(|oldest| *last < oldest);
             if is_written {
                 // The receiver may have stopped waiting.
