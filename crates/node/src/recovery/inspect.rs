@@ -79,6 +79,7 @@ pub(super) fn open_log(
                     segment_size: options.log_segment_size,
                     purge_threshold: options.log_purge_threshold,
                     max_group_size: options.log_max_group_size,
+                    direct_writes: peers.is_none(),
                 },
                 tick_interval: TICK,
                 // The log's keeper purges files, once no archived snapshot needs them.

@@ -16,9 +16,12 @@
 //! - **Files are deleted oldest first, always.** After a failed delete, the next one starts with
 //!   what was left over. So the numbers of the files on disk never have a gap.
 //! - **Errors name the operation and the file**, and keep their kind.
+//! - **Large writes go past the operating system's cache** where nothing reads the log
+//!   ([`direct`]).
 //! - **[`Faults`]** stand between the log and the disk, in every build; inert, they cost one
 //!   relaxed atomic load per operation.
 
+mod direct;
 mod faults;
 #[cfg(test)]
 mod tests;
@@ -37,6 +40,7 @@ use raft_engine::internals::{FileId, FileNameExt, LogQueue};
 use super::extents::RewriteEnd;
 use super::inspect;
 
+use direct::DirectFile;
 pub use faults::{Faults, PowerCut, WriteFault};
 
 /// How long the process waits for its message about a failed sync to be written before it aborts.
@@ -46,6 +50,8 @@ const MESSAGE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct LogFileSystem {
     faults: Faults,
     rewrite_end: RewriteEnd,
+    /// Whether large writes of the append queue are direct.
+    direct_writes: bool,
     /// A delete failed: files older than the next one to delete may still be there.
     left_over: AtomicBool,
 }
@@ -69,19 +75,26 @@ pub struct FileReader {
 pub struct FileWriter {
     handle: Arc<LogFile>,
     offset: u64,
+    /// For large writes, if they are direct.
+    direct: Option<DirectFile>,
 }
 
 impl LogFileSystem {
     /// A file system that obeys `faults`; inert ones (the default) in production.
     pub fn with_faults(faults: Faults) -> Self {
-        LogFileSystem::with_rewrite_end(faults, RewriteEnd::default())
+        LogFileSystem::with_rewrite_end(faults, RewriteEnd::default(), true)
     }
 
     /// A file system that keeps `rewrite_end` up to date.
-    pub(super) fn with_rewrite_end(faults: Faults, rewrite_end: RewriteEnd) -> Self {
+    pub(super) fn with_rewrite_end(
+        faults: Faults,
+        rewrite_end: RewriteEnd,
+        direct_writes: bool,
+    ) -> Self {
         Self {
             faults,
             rewrite_end,
+            direct_writes,
             left_over: AtomicBool::new(false),
         }
     }
@@ -215,7 +228,13 @@ impl FileSystem for LogFileSystem {
     }
 
     fn new_writer(&self, handle: Arc<LogFile>) -> io::Result<FileWriter> {
-        Ok(FileWriter { handle, offset: 0 })
+        let is_direct = self.direct_writes && handle.rewrite.is_none();
+        let direct = is_direct.then(|| DirectFile::open(&handle.path)).flatten();
+        Ok(FileWriter {
+            handle,
+            offset: 0,
+            direct,
+        })
     }
 }
 
@@ -268,15 +287,11 @@ impl Seek for FileReader {
 
 impl Write for FileWriter {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let LogFile {
-            file,
-            path,
-            faults,
-            rewrite,
-        } = &*self.handle;
-        let written = faults
-            .write(path, file, self.offset, buf)
-            .map_err(|e| named("write", path, &e))?;
+        let written = match self.write_direct(buf)? {
+            Some(written) => written,
+            None => self.write_cached(buf)?,
+        };
+        let LogFile { rewrite, .. } = &*self.handle;
         if self.offset == 0 || rewrite.is_some() {
             self.handle.sync()?;
         }
@@ -326,6 +341,49 @@ impl WriteExt for FileWriter {
 }
 
 impl FileWriter {
+    fn write_cached(&self, buf: &[u8]) -> io::Result<usize> {
+        let LogFile {
+            file, path, faults, ..
+        } = &*self.handle;
+        faults
+            .write(path, file, self.offset, buf)
+            .map_err(|e| named("write", path, &e))
+    }
+
+    /// Writes all of `buf` if it is large enough for a direct write; `None` if nothing was written, and it is to be
+    /// written as usual.
+    fn write_direct(&mut self, buf: &[u8]) -> io::Result<Option<usize>> {
+        let LogFile {
+            file, path, faults, ..
+        } = &*self.handle;
+        let (Some(direct), Some(covered)) = (
+            &mut self.direct,
+            DirectFile::covered(self.offset, buf.len()),
+        ) else {
+            return Ok(None);
+        };
+        // What faults do is known of usual writes alone.
+        if !faults.inert() {
+            return Ok(None);
+        }
+        let at = self.offset + covered.start as u64;
+        let (head, rest) = buf.split_at(covered.start);
+        let (blocks, tail) = rest.split_at(covered.len());
+        match direct.write_all(at, blocks) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                self.direct = None;
+                return Ok(None);
+            }
+            Err(error) => return Err(named("write", path, &error)),
+        }
+        let ends = file
+            .write_all_at(head, self.offset)
+            .and_then(|()| file.write_all_at(tail, at + blocks.len() as u64));
+        ends.map_err(|e| named("write", path, &e))?;
+        Ok(Some(buf.len()))
+    }
+
     fn cut_rewrite_end(&self) {
         if let Some((seq, rewrite_end)) = &self.handle.rewrite {
             rewrite_end.cut(*seq, self.offset);

@@ -80,6 +80,9 @@ pub struct LogConfig {
     /// Most bytes in one write group: what one sync makes durable, and the most that a crash can
     /// leave torn.
     pub max_group_size: u64,
+    /// Whether large writes go past the operating system's cache: cheaper, and right where nothing but a restart
+    /// reads the log. A group with several members reads it for those that are behind.
+    pub direct_writes: bool,
 }
 
 /// A node's log. Cheap to clone.
@@ -130,7 +133,11 @@ impl SharedLog {
                 recovery_threads: recovery_threads(),
                 ..raft_engine::Config::default()
             },
-            Arc::new(LogFileSystem::with_rewrite_end(faults, rewrite_end.clone())),
+            Arc::new(LogFileSystem::with_rewrite_end(
+                faults,
+                rewrite_end.clone(),
+                config.direct_writes,
+            )),
         )
         .map_err(engine_error)?;
         let mut first = LogBatch::default();

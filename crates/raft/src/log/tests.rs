@@ -60,6 +60,7 @@ fn config(dir: &Path) -> LogConfig {
         segment_size: 16 * 1024,
         purge_threshold: 32 * 1024,
         max_group_size: 16 * 1024,
+        direct_writes: true,
     }
 }
 

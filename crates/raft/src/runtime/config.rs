@@ -94,6 +94,7 @@ impl NodeConfig {
                 segment_size: 64 * 1024 * 1024,
                 purge_threshold: 256 * 1024 * 1024,
                 max_group_size: 4 * 1024 * 1024,
+                direct_writes: false,
             },
             tick_interval: Duration::from_millis(100),
             purge_interval: Duration::from_secs(10),

@@ -74,6 +74,7 @@ fn config(dir: &Path) -> NodeConfig {
             segment_size: 32 * 1024,
             purge_threshold: 64 * 1024,
             max_group_size: 16 * 1024,
+            direct_writes: true,
         },
         tick_interval: Duration::from_millis(20),
         max_pending_proposals: 10_000,

@@ -12,11 +12,13 @@
 //! - `scratch`: `.tmp`, with unfinished files and locks
 //! - `walk`: lists in the order of keys
 //! - `upload`: writes objects in parts
+//! - `direct`: writes a part past the operating system's cache
 //!
 //! Symlinks and special files are not objects: they are not listed, read, replaced or deleted. The same
 //! applies to files whose names are not UTF-8 or have control characters. All file operations run on the
 //! blocking threads of tokio, so they need a tokio runtime.
 
+mod direct;
 mod objects;
 mod scratch;
 mod tree;

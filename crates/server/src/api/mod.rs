@@ -231,11 +231,17 @@ fn finished(router: Router<App>, app: App) -> Router {
         )),
         None => router,
     };
-    let router = router
+    // One service for three layers: a route boxes and clones its service for each request, so each call of
+    // `route_layer` costs as much as a layer.
+    let router = router.route_layer((
+        middleware::from_fn(ops::count),
+        ShareLayer,
+        middleware::from_fn(drain_body::read_on),
+        ShareLayer,
         // Every route is behind it.
-        .route_layer((middleware::from_fn(gate), ShareLayer))
-        .route_layer((middleware::from_fn(drain_body::read_on), ShareLayer))
-        .route_layer((middleware::from_fn(ops::count), ShareLayer));
+        middleware::from_fn(gate),
+        ShareLayer,
+    ));
     let router = match app.traces.is_on() {
         true => router.route_layer((
             middleware::from_fn_with_state(app.traces.clone(), traces::trace),
@@ -258,16 +264,12 @@ pub fn router(app: App) -> Router {
     let v1 = v1_routes()
         .router
         .route_layer((
-            middleware::from_fn_with_state(app.usage.clone(), counted_operations::count),
+            // The body after decompression is counted, because that is what is held.
+            middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
             ShareLayer,
-        ))
-        .route_layer((
             middleware::from_fn_with_state(answers.clone(), held_answers::hold),
             ShareLayer,
-        ))
-        // The body after decompression is counted, because that is what is held.
-        .route_layer((
-            middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
+            middleware::from_fn_with_state(app.usage.clone(), counted_operations::count),
             ShareLayer,
         ))
         .route_layer((

@@ -54,18 +54,20 @@ pub(super) fn guarded(
     address: SocketAddr,
 ) -> axum::Router {
     let guard = Arc::new(RequestGuard::new(config, address));
-    let router = router.layer((
-        from_fn_with_state(authority.clone(), identification::identify),
-        ShareLayer,
-    ));
+    let check = from_fn_with_state(guard, request_guard::check);
+    let identify = from_fn_with_state(authority.clone(), identification::identify);
+    // One call for all: see `api::finished`.
     let router = match forwarder {
         Some(forwarder) => router.layer((
+            check,
+            ShareLayer,
             from_fn_with_state(Learning::new(authority, forwarder), identification::learn),
             ShareLayer,
+            identify,
+            ShareLayer,
         )),
-        None => router,
+        None => router.layer((check, ShareLayer, identify, ShareLayer)),
     };
-    let router = router.layer((from_fn_with_state(guard, request_guard::check), ShareLayer));
     // Around everything that refuses: a page may read why it was refused.
     match Cors::new(config) {
         None => router,

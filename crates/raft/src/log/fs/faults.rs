@@ -268,7 +268,7 @@ impl Faults {
         self.shared.armed.store(true, Ordering::Release);
     }
 
-    fn inert(&self) -> bool {
+    pub(super) fn inert(&self) -> bool {
         !self.shared.armed.load(Ordering::Relaxed)
     }
 

@@ -332,3 +332,41 @@ fn a_failed_delete_leaves_no_gap_behind() {
     drop(engine);
     assert_eq!(restart(&dir, 90), 90);
 }
+
+#[test]
+fn large_writes_at_any_offset_leave_the_same_file_as_small_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("0000000000000001.raftlog");
+    let fs = LogFileSystem::with_faults(Faults::default());
+    let handle = Arc::new(fs.create(&path).unwrap());
+    let mut writer = fs.new_writer(handle).unwrap();
+    let mut expected = Vec::new();
+    let sizes = [
+        16,
+        70_000,
+        1,
+        4095,
+        65_536,
+        3 * 1024 * 1024 + 17,
+        69_632,
+        5,
+        200_000,
+    ];
+    for (i, size) in sizes.into_iter().enumerate() {
+        let at = expected.len();
+        expected.extend((at..at + size).map(|byte| (byte / 3 + i) as u8));
+        writer.allocate(at, size).unwrap();
+        writer.write_all(&expected[at..]).unwrap();
+        writer.flush().unwrap();
+        // Read in between, so that the cache has pages that the next write changes.
+        assert!(std::fs::read(&path).unwrap() == expected, "write {i}");
+    }
+    // A write that failed is repeated from where it began.
+    let at = sizes[0] + sizes[1];
+    writer.seek(SeekFrom::Start(at as u64)).unwrap();
+    WriteExt::truncate(&mut writer, at).unwrap();
+    expected.truncate(at);
+    expected.extend(std::iter::repeat_n(9, 300_000));
+    writer.write_all(&expected[at..]).unwrap();
+    assert!(std::fs::read(&path).unwrap() == expected);
+}

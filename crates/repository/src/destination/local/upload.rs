@@ -1,6 +1,5 @@
 //! Writing an object in parts: into one temporary file, each part at its own offset.
 
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,6 +7,7 @@ use async_trait::async_trait;
 use object_store::path::Path;
 use object_store::{MultipartUpload, PutMode, PutPayload, PutResult, Result, UploadPart};
 
+use super::direct;
 use super::objects::Objects;
 use super::scratch::TempFile;
 use super::{STORE, blocking, failed};
@@ -61,13 +61,8 @@ impl MultipartUpload for Upload {
         let (inner, location) = (self.inner.clone(), self.location.clone());
         let written = self.written.clone();
         Box::pin(blocking(move || {
-            let mut at = offset;
-            for chunk in &data {
-                temp.file
-                    .write_all_at(chunk, at)
-                    .map_err(failed("write a part of", inner.path(&location)))?;
-                at += chunk.len() as u64;
-            }
+            direct::write_part(&temp, offset, &data)
+                .map_err(failed("write a part of", inner.path(&location)))?;
             written.fetch_add(length, Ordering::Relaxed);
             Ok(())
         }))
