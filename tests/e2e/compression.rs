@@ -101,6 +101,31 @@ async fn a_coding_that_is_not_known_is_refused_with_those_that_are() {
     assert_eq!(stream.check_tail().await.unwrap().seq_num, 0);
 }
 
+/// A decoder would live as long as the session, with a window of up to 128 MiB.
+#[tokio::test]
+async fn a_session_has_no_coding_as_a_whole() {
+    let server = Server::fresh().await;
+    let stream = orders(&server).await;
+    for coding in CODINGS {
+        let answer = server
+            .http(TRANSPORTS[0])
+            .post(RECORDS)
+            .basin("test-basin")
+            .header("content-type", "s2s/proto")
+            .header("content-encoding", coding)
+            .body(codec::encode(coding, b"frames").await)
+            .send()
+            .await;
+        assert!(
+            answer.text().contains("each of its frames"),
+            "{}",
+            answer.text()
+        );
+        answer.refused(415, "bad_header");
+    }
+    assert_eq!(stream.check_tail().await.unwrap().seq_num, 0);
+}
+
 #[tokio::test]
 async fn an_answer_is_compressed_if_that_was_asked_for_and_is_worth_it() {
     let server = Server::fresh().await;

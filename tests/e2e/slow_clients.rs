@@ -198,6 +198,42 @@ async fn connections_beyond_the_limit_wait_but_for_those_that_watch_the_server()
     listed.await.expect(200);
 }
 
+/// Each has a connection and sends a request every second that needs no token. All places are theirs; none keeps one
+/// of the reserve.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_send_a_little_again_and_again_keep_nobody_from_watching_the_server() {
+    let server = Setup::default()
+        .set("limits.connections=4")
+        .start_fresh()
+        .await;
+    let mut flood = tokio::task::JoinSet::new();
+    let answered = Arc::new(AtomicU64::new(0));
+    for _ in 0..40 {
+        let (http, answered) = (server.http1(), answered.clone());
+        flood.spawn(async move {
+            loop {
+                // What is refused or closed comes again.
+                if http.get("/ping").try_send().await.is_ok() {
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
+    }
+    eventually("the flood has all places", async || {
+        (answered.load(Ordering::Relaxed) > 40).then_some(())
+    })
+    .await;
+    for path in ["/health/live", "/metrics", "/esker/v1/status"] {
+        eventually(path, async || {
+            let answer = server.http1().get(path).try_send().await;
+            answer.ok().filter(|answer| answer.status == 200)
+        })
+        .await;
+    }
+    flood.abort_all();
+}
+
 #[tokio::test]
 async fn a_reader_that_takes_nothing_is_closed_and_one_that_waits_is_not() {
     let server = Setup::default()
@@ -411,6 +447,37 @@ async fn an_answer_of_any_size_that_is_not_taken_leaves_its_place_to_others() {
     let listed = server.http1().get("/v1/basins").send().await.expect(200);
     assert_eq!(listed.json()["basins"].as_array().unwrap().len(), 1);
     drop(stuck);
+}
+
+/// An encoder of zstd takes some 0.85 MiB, so an answer that waits for its client must have none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compressed_answers_that_are_not_taken_cost_what_they_have_of_bytes() {
+    const ANSWERS: u64 = 300;
+    let server = without_end()
+        .variable("MALLOC_MMAP_THRESHOLD_", "262144")
+        .start_fresh()
+        .await;
+    let basin = sdk::basin(&server.sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    sdk::append(&stream, [vec![b'x'; 12_000]]).await;
+    let http = Http::with_window(server.address(), 0);
+    let ask = async || {
+        let path = "/v1/streams/orders/records?seq_num=0&count=1";
+        let request = http.get(path).basin("test-basin");
+        let answer = request.header("accept-encoding", "zstd").ask().await;
+        assert_eq!(answer.status, 200);
+        answer
+    };
+    let mut untaken = vec![ask().await];
+    let before = server.resident_bytes();
+    for _ in 0..ANSWERS {
+        untaken.push(ask().await);
+    }
+    let grown = server.resident_bytes().saturating_sub(before);
+    // Each takes some KiB: its head, its stream and its few bytes.
+    assert!(grown < ANSWERS * 128 * 1024, "{} MiB", grown / MIB);
+    others_go_on(&server, &stream).await;
+    drop(untaken);
 }
 
 #[tokio::test]

@@ -46,8 +46,8 @@ impl Lookups {
         };
         let Ok(Ok(turn)) = turn else {
             return Err(Error::TryLater(format!(
-                "other requests have waited for the database for {} s, because the disk is slow: nothing \
-                 happened, try again",
+                "{MAX_LOOKUPS} other requests have read the database for {} s, for there are many or the disk is \
+                 slow: nothing happened, try again",
                 LOOKUP_TIMEOUT.as_secs()
             )));
         };

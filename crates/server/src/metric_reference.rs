@@ -361,6 +361,12 @@ const SECTIONS: &[Section] = &[
                 "Open connections, those of the state store's listener included.",
             ),
             counter(
+                "esker_http_connections_refused_total",
+                "connections",
+                &[],
+                "Connections that were closed at once: all of `limits.connections` were taken, and three quarters of the reserve by connections of the same address.",
+            ),
+            counter(
                 "esker_http_answers_stalled_total",
                 "answers",
                 &[],

@@ -4,7 +4,7 @@
 //! The ports are bound first, so that a port in use is an error before anything else happens; then the
 //! node recovers; then connections are accepted.
 //!
-//! Bounds, each from the configuration: connections (beyond them [`RESERVED_CONNECTIONS`] for health,
+//! Bounds, each from the configuration: connections (beyond them [a reserve](crate::place) for health,
 //! metrics and the admin API; more wait in the kernel's queue), bytes of a request's body and of all
 //! bodies, bytes of appends in flight, the time to send the first bytes, a request's head and its body,
 //! the time without a request, and the time in which nothing of an answer is taken. HTTP/2 lets a client
@@ -21,7 +21,6 @@ use std::time::Duration;
 pub use esker_node::Bootstrap;
 use esker_node::{ClusterOptions, HostProblems, Node, NodeOptions, StartError};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::activity;
@@ -33,7 +32,7 @@ use crate::config::Config;
 use crate::forward::peer_requests;
 use crate::front::{Front, FrontParts, PageGuard};
 use crate::open_files::OpenFiles;
-use crate::place::CONNECTIONS;
+use crate::place::{CONNECTIONS, CONNECTIONS_REFUSED, Places};
 use crate::tls::{self, CertificateInfo, Tls, TlsError, handshake};
 use crate::traces::{self, Traces};
 use crate::usage::Usage;
@@ -42,7 +41,7 @@ use crate::{sample_history, state, telemetry, usage};
 pub use cluster_options::ClusterFileError;
 use cluster_options::cluster_options;
 use connection::Connections;
-use listener::{RESERVED_CONNECTIONS, Shared, accept, bind, guarded};
+use listener::{Shared, accept, bind, guarded};
 use node_options::node_options;
 
 mod cluster_options;
@@ -233,8 +232,7 @@ impl Server {
         let stop = CancellationToken::new();
         let grace = config.shutdown_grace.as_duration();
         let shared = Shared {
-            room: Arc::new(Semaphore::new(config.limits.connections as usize)),
-            reserve: Arc::new(Semaphore::new(RESERVED_CONNECTIONS)),
+            places: Places::new(config.limits.connections as usize),
             stop: stop.clone(),
             grace,
         };
@@ -252,6 +250,7 @@ impl Server {
         };
         activity::describe();
         metrics::gauge!(CONNECTIONS).increment(0.0);
+        metrics::counter!(CONNECTIONS_REFUSED).absolute(0);
         api::series::register();
         state::layer::register();
         traces::register();

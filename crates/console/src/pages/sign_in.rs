@@ -14,9 +14,10 @@ use crate::api_client::{ApiError, Caller};
 use crate::layout::document;
 
 /// Most bytes of a token that are tried; the API takes no longer ones.
-const MAX_TOKEN_BYTES: usize = 4096;
-/// Most bytes of a form: a token and the address of a page, percent-encoded.
-pub const MAX_FORM_BYTES: usize = 64 * 1024;
+const MAX_TOKEN_BYTES: usize = 1024;
+/// Most bytes of a form: a token and the address of a page, percent-encoded. Nobody is known who sends one, and what
+/// has arrived of it counts nowhere, so it is about as small as the head of a request.
+pub const MAX_FORM_BYTES: usize = 8 * 1024;
 /// How long a form may take to arrive.
 const FORM_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -113,9 +113,11 @@ impl StateStore {
     /// # Errors
     ///
     /// [`StateError::Exhausted`] with too many transactions open, [`StateError::Stopping`].
-    pub fn begin(&self, timeout: Option<Duration>) -> Result<String, StateError> {
+    pub fn begin(&self, client: Client, timeout: Option<Duration>) -> Result<String, StateError> {
         self.takes_changes()?;
-        self.transactions().begin(timeout, Instant::now())
+        let principal = client.principal;
+        self.transactions()
+            .begin(principal, timeout, Instant::now())
     }
 
     /// The open transactions, as of the term in which this node leads.

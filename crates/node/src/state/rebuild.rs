@@ -395,7 +395,9 @@ mod tests {
         let node = Node::start(options).await.unwrap();
         let state = node.state();
         for number in 1..=commits {
-            let txn = state.begin(None).unwrap();
+            let txn = state
+                .begin(crate::admission::Client::default(), None)
+                .unwrap();
             let key = StateKey::new("default", "agent", format!("key-{}", number % 3));
             let value = Bytes::from(format!("{{\"n\":{number}}}"));
             state.write(&txn, key, value, None).unwrap();

@@ -26,9 +26,22 @@ const EXPIRED: usize = 10_000;
 /// Memory of an operation beside its names and its value, in bytes.
 const OVERHEAD: usize = 128;
 
+/// Most transactions of a principal, and most bytes of them, as a multiple of those that are free: one alone has three
+/// quarters, and one that holds nothing always gets something.
+const MAX_OVER_FREE: usize = 3;
+
+/// What a principal holds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    transactions: usize,
+    bytes: usize,
+}
+
 /// The staged operations of a transaction.
 #[derive(Debug)]
 pub(crate) struct Staged {
+    /// Who has begun it.
+    principal: u64,
     pub operations: Vec<StagedOperation>,
     pub expected: Vec<ExpectedVersion>,
     bytes: usize,
@@ -51,6 +64,7 @@ pub(crate) struct Transactions {
     /// open ones.
     committing: HashMap<String, Vec<(String, String)>>,
     bytes: usize,
+    held: HashMap<u64, Share>,
     expired: VecDeque<(String, Duration)>,
 }
 
@@ -65,6 +79,7 @@ impl Transactions {
             open: HashMap::new(),
             committing: HashMap::new(),
             bytes: 0,
+            held: HashMap::new(),
             expired: VecDeque::new(),
         }
     }
@@ -81,15 +96,33 @@ impl Transactions {
             return;
         }
         self.term = term;
-        let open = std::mem::take(&mut self.open);
-        self.bytes -= open.values().map(|staged| staged.bytes).sum::<usize>();
+        for staged in std::mem::take(&mut self.open).into_values() {
+            self.release(&staged);
+        }
         // Not the same by chance.
         let before = u16::from_be_bytes([self.run[4], self.run[5]]);
         let run = before.wrapping_add(rand::random_range(1..=u16::MAX));
         self.run[4..].copy_from_slice(&run.to_be_bytes());
     }
 
-    pub fn begin(&mut self, timeout: Option<Duration>, now: Instant) -> Result<String, StateError> {
+    /// A transaction is over: what it held is free.
+    fn release(&mut self, staged: &Staged) {
+        self.bytes -= staged.bytes;
+        if let Some(share) = self.held.get_mut(&staged.principal) {
+            share.bytes -= staged.bytes;
+            share.transactions -= 1;
+            if share.transactions == 0 {
+                self.held.remove(&staged.principal);
+            }
+        }
+    }
+
+    pub fn begin(
+        &mut self,
+        principal: u64,
+        timeout: Option<Duration>,
+        now: Instant,
+    ) -> Result<String, StateError> {
         let timeout = timeout.unwrap_or(self.options.default_timeout);
         if timeout.is_zero() {
             return Err(StateError::Invalid(
@@ -97,21 +130,20 @@ impl Transactions {
             ));
         }
         let timeout = timeout.min(self.options.max_timeout);
-        if self.open().0 >= self.options.max_transactions {
+        if self.refuses(principal).is_some() {
             self.sweep(now);
         }
-        if self.open().0 >= self.options.max_transactions {
-            return Err(StateError::Exhausted(format!(
-                "{} transactions are open, and no more are allowed: commit or abort some",
-                self.open().0
-            )));
+        if let Some(refused) = self.refuses(principal) {
+            return Err(refused);
         }
+        self.held.entry(principal).or_default().transactions += 1;
         let mut id = *Uuid::new_v4().as_bytes();
         id[..6].copy_from_slice(&self.run);
         let id = Uuid::from_bytes(id).to_string();
         self.open.insert(
             id.clone(),
             Staged {
+                principal,
                 operations: Vec::new(),
                 expected: Vec::new(),
                 bytes: 0,
@@ -121,6 +153,25 @@ impl Transactions {
             },
         );
         Ok(id)
+    }
+
+    /// Why a principal may not begin one more.
+    fn refuses(&self, principal: u64) -> Option<StateError> {
+        let (open, most) = (self.open().0, self.options.max_transactions);
+        let held = self.held.get(&principal).map_or(0, |it| it.transactions);
+        let left = most.saturating_sub(open + 1);
+        let why = if open >= most {
+            format!("{open} transactions are open, and no more are allowed: commit or abort some")
+        } else if held > 0 && held + 1 > left.saturating_mul(MAX_OVER_FREE) {
+            format!(
+                "{held} of your transactions are open, and {} of all: no more of yours are allowed, for others have to \
+                 have some; commit or abort some",
+                open
+            )
+        } else {
+            return None;
+        };
+        Some(StateError::Exhausted(why))
     }
 
     /// Stages an operation that [`check_operation`] has accepted.
@@ -134,6 +185,8 @@ impl Transactions {
     ) -> Result<(), StateError> {
         let most = self.options.max_operations;
         let (all, most_all) = (self.bytes, self.options.max_transaction_bytes);
+        let principal = self.find(id, now)?.principal;
+        let share = self.held.get(&principal).copied().unwrap_or_default();
         let staged = self.find(id, now)?;
         if staged.operations.len() >= most {
             return Err(StateError::Exhausted(format!(
@@ -163,6 +216,14 @@ impl Transactions {
                 "open transactions hold {all} bytes, and {most_all} are allowed: commit or abort some"
             )));
         }
+        let (left, held) = (most_all - all - bytes, share.bytes);
+        // The only one of a principal may be as large as any.
+        if share.transactions > 1 && held + bytes > left.saturating_mul(MAX_OVER_FREE) {
+            return Err(StateError::Exhausted(format!(
+                "your open transactions hold {held} of {most_all} bytes: no more of yours are allowed, for others have \
+                 to have some; commit or abort some"
+            )));
+        }
         if let Some(version) = expected {
             staged.expected.push(ExpectedVersion {
                 namespace: operation.namespace.clone(),
@@ -175,6 +236,7 @@ impl Transactions {
         staged.record = record;
         staged.bytes += bytes;
         self.bytes += bytes;
+        self.held.entry(principal).or_default().bytes += bytes;
         Ok(())
     }
 
@@ -211,7 +273,7 @@ impl Transactions {
             self.committing.remove(id);
         }
         if let Some(staged) = self.open.remove(id) {
-            self.bytes -= staged.bytes;
+            self.release(&staged);
         }
         Ok(())
     }
@@ -226,7 +288,7 @@ impl Transactions {
             .collect();
         for id in &gone {
             if let Some(staged) = self.open.remove(id) {
-                self.bytes -= staged.bytes;
+                self.release(&staged);
                 self.expired.push_back((id.clone(), staged.timeout));
             }
         }
@@ -413,7 +475,7 @@ impl Drop for Committing<'_> {
         let is_of_another_run =
             Uuid::parse_str(&command.txn_id).is_ok_and(|uuid| uuid.as_bytes()[..6] != all.run);
         if self.was_proposed || was_aborted || is_of_another_run {
-            all.bytes -= staged.bytes;
+            all.release(&staged);
             return;
         }
         staged.operations = std::mem::take(&mut command.operations);

@@ -187,6 +187,11 @@ pub enum ServiceError {
     /// A body in a content coding that is not supported.
     #[error("the body's `content-encoding` is not known: use gzip, zstd or none")]
     ContentEncoding,
+    /// An append session in a content coding.
+    #[error(
+        "an append session takes no `content-encoding`: each of its frames names its own compression"
+    )]
+    CodedSession,
     /// A request that is not for this server, or has a form that is not accepted.
     #[error(transparent)]
     Refused(Refusal),
@@ -257,7 +262,7 @@ impl ServiceError {
                     self.to_string(),
                 );
             }
-            ServiceError::ContentEncoding => {
+            ServiceError::ContentEncoding | ServiceError::CodedSession => {
                 return standard(
                     http::StatusCode::UNSUPPORTED_MEDIA_TYPE,
                     ErrorCode::BadHeader,

@@ -11,6 +11,7 @@ mod basins;
 mod begun_body;
 mod bodies;
 mod body_budget;
+mod coded_bodies;
 mod counted_bodies;
 mod counted_operations;
 mod drain_body;
@@ -19,7 +20,6 @@ mod held_answers;
 mod locations;
 mod ops;
 mod read_frames;
-mod readings;
 mod records;
 mod routes;
 pub(crate) mod series;
@@ -27,6 +27,7 @@ mod session_inputs;
 mod sessions;
 mod streams;
 mod token_scope;
+mod turns;
 mod usage_metrics;
 
 use std::ops::Deref;
@@ -39,12 +40,12 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use s2_common::location::LocationName;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate as _, SizeAbove};
-use tower_http::decompression::RequestDecompressionLayer;
 
 #[cfg(test)]
 pub(crate) use append_body::AppendBody;
 pub use bodies::Bodies;
 pub(crate) use bodies::Kept;
+pub(crate) use coded_bodies::Coding;
 pub use error::{CODES, ServiceError};
 
 use crate::answers::Answers;
@@ -56,10 +57,11 @@ use crate::sample_history::History;
 use crate::shared_service::ShareLayer;
 use crate::traces::{self, Traces};
 use crate::usage::Usage;
-use readings::Readings;
+use coded_bodies::CodedBodies;
 
 use routes::Method::{Delete, Get, Patch, Post, Put};
 use routes::Routes;
+use turns::Turns;
 
 /// Answers with fewer bytes are not compressed: they would hardly shrink.
 const COMPRESS_ABOVE: u64 = 1024;
@@ -90,7 +92,9 @@ pub struct AppParts {
     /// What is used of the S2 API.
     pub usage: Usage,
     /// Turns of the requests for that.
-    pub(crate) readings: Readings,
+    pub(crate) readings: Turns,
+    /// Lists of streams, in turns.
+    pub(crate) lists: Turns,
     /// What the node did lately.
     pub(crate) history: History,
     /// What sends requests to the nodes that answer them; `None` outside of a cluster.
@@ -142,7 +146,8 @@ impl AppParts {
             traces: Traces::default(),
             location,
             usage: Usage::default(),
-            readings: Readings::default(),
+            readings: Turns::of_metrics(),
+            lists: Turns::of_lists(),
             history: History::default(),
             forwarder,
         }
@@ -259,27 +264,25 @@ fn finished(router: Router<App>, app: App) -> Router {
 pub fn router(app: App) -> Router {
     let answers = app.limits.answers.clone();
     let compress = SizeAbove::new(COMPRESS_ABOVE)
+        .and(held_answers::OfKnownSize)
         .and(NotForContentType::SSE)
         .and(NotForContentType::const_new("s2s/proto"));
+    let coded = CodedBodies::new(app.limits.bodies.clone(), app.limits.request_body);
     let v1 = v1_routes()
         .router
         .route_layer((
-            // The body after decompression is counted, because that is what is held.
-            middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
-            ShareLayer,
-            middleware::from_fn_with_state(answers.clone(), held_answers::hold),
-            ShareLayer,
+            CompressionLayer::new().compress_when(compress),
+            DefaultBodyLimit::max(app.limits.request_body),
             middleware::from_fn_with_state(app.usage.clone(), counted_operations::count),
             ShareLayer,
         ))
         .route_layer((
-            CompressionLayer::new().compress_when(compress),
-            RequestDecompressionLayer::new(),
-            DefaultBodyLimit::max(app.limits.request_body),
+            middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
             ShareLayer,
-        ))
-        .route_layer((
-            middleware::map_response(ops::explain_unsupported),
+            middleware::from_fn_with_state(coded, coded_bodies::decode),
+            ShareLayer,
+            // What is compressed is held as it is sent, and needs no encoder any longer.
+            middleware::from_fn_with_state(answers.clone(), held_answers::hold),
             ShareLayer,
         ));
     let admitted = (

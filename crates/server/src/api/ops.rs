@@ -147,19 +147,6 @@ pub async fn no_method(request: Request) -> ServiceError {
     ServiceError::NoMethod(method.to_string())
 }
 
-/// Gives the decompression layer's refusal, which has no body, a code and a message.
-pub async fn explain_unsupported(response: Response) -> Response {
-    if response.status() != StatusCode::UNSUPPORTED_MEDIA_TYPE {
-        return response;
-    }
-    let mut explained = ServiceError::ContentEncoding.into_response();
-    if let Some(accepted) = response.headers().get(header::ACCEPT_ENCODING) {
-        let headers = explained.headers_mut();
-        headers.insert(header::ACCEPT_ENCODING, accepted.clone());
-    }
-    explained
-}
-
 /// Counts requests of routes by route, method and status; [`no_route`] and [`no_method`] count the others.
 pub async fn count(request: Request, next: Next) -> Response {
     let (route, method) = (route(&request), request.method().clone());

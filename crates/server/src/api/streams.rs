@@ -17,6 +17,7 @@ use super::basins::{Provisioned, provision_result, status_of};
 use super::{App, ServiceError};
 use crate::auth::Access;
 use crate::auth::scope::Visible;
+use crate::client::OfClient;
 use crate::timestamp::timestamp;
 
 #[derive(FromRequest)]
@@ -31,6 +32,7 @@ pub struct ListArgs {
 pub async fn list(
     State(app): State<App>,
     access: Access,
+    OfClient(client): OfClient,
     ListArgs { basin, request }: ListArgs,
 ) -> Result<Json<v1::stream::ListStreamsResponse>, ServiceError> {
     let request: ListStreamsRequest = request.try_into()?;
@@ -38,7 +40,13 @@ pub async fn list(
     let (visible, prefix) = (listing.visible, listing.prefix);
     let node = app.node.open(&listing.granted);
     let limit = request.limit.as_usize();
-    let listed = node.look_up(move |node| list_visible(node, &basin, &visible, prefix, limit));
+    let turn = app.lists.turn(client).await?;
+    let listed = node.look_up(move |node| {
+        let listed = list_visible(node, &basin, &visible, prefix, limit);
+        // It keeps its turn until then, also if its client has gone.
+        drop(turn);
+        listed
+    });
     let (streams, has_more) = listed.await?;
     let streams = streams
         .iter()

@@ -39,6 +39,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection of the reserve may be without a request. Probes send theirs at once, and others
 /// must not keep the few places of the reserve from them.
 const RESERVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long such a connection lasts, unless a request is under way: whoever sends one every second must not keep its
+/// place either.
+const RESERVE_AGE: Duration = Duration::from_secs(5);
 /// How long any other request on such a connection waits for an ordinary place.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -138,6 +141,12 @@ impl Connections {
                 activity.idle(idle_timeout).await;
             }
         };
+        let old = async {
+            tokio::time::sleep(RESERVE_AGE).await;
+            if place.is_ordinary() {
+                std::future::pending::<()>().await;
+            }
+        };
         let abandoned = activity.abandoned(stall_timeout, || reads.waiting() > 0);
         let ended = tokio::select! {
             ended = &mut connection => ended,
@@ -146,6 +155,14 @@ impl Connections {
                 return;
             }
             () = stop.cancelled() => tokio::join!(connection, graceful.shutdown()).0,
+            () = old => {
+                let closing = async { tokio::join!(connection, graceful.shutdown()).0 };
+                tokio::select! {
+                    ended = closing => ended,
+                    // What was under way is over, and the client does not take the end.
+                    () = activity.idle(CLOSE_TIMEOUT) => return,
+                }
+            }
             () = idle => {
                 let closing = async { tokio::join!(connection, graceful.shutdown()).0 };
                 match timeout(CLOSE_TIMEOUT, closing).await {

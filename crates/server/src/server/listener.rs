@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use axum::middleware::from_fn_with_state;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -17,15 +16,12 @@ use crate::config::Config;
 use crate::cors::{self, Cors};
 use crate::forward::Forwarder;
 use crate::identification::{self, Learning};
-use crate::place::Place;
+use crate::place::{CONNECTIONS_REFUSED, Places};
 use crate::request_guard::{self, RequestGuard};
 use crate::shared_service::ShareLayer;
 
 /// Pause after accepting a connection failed, for lack of file descriptors for instance.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Connections beyond `limits.connections`, for health, metrics and the admin API alone.
-pub(super) const RESERVED_CONNECTIONS: usize = 16;
 
 /// Binds an address. `taken` is what to do about one that another program uses.
 pub(super) async fn bind(
@@ -78,10 +74,7 @@ pub(super) fn guarded(
 /// What all listeners share.
 #[derive(Clone)]
 pub(super) struct Shared {
-    /// A permit for each connection, over all listeners.
-    pub(super) room: Arc<Semaphore>,
-    /// A permit for each connection beyond those of `room`, for clients that monitor the server.
-    pub(super) reserve: Arc<Semaphore>,
+    pub(super) places: Places,
     pub(super) stop: CancellationToken,
     pub(super) grace: Duration,
 }
@@ -89,8 +82,7 @@ pub(super) struct Shared {
 /// Accepts connections until `stop`, and then waits for them, `grace` at most.
 pub(super) async fn accept(listener: TcpListener, shared: Shared, served: Connections) {
     let Shared {
-        room,
-        reserve,
+        places,
         stop,
         grace,
     } = shared;
@@ -111,8 +103,12 @@ pub(super) async fn accept(listener: TcpListener, shared: Shared, served: Connec
         // After accepting: a listener that waits for connections must not keep a place that another one
         // could use.
         let place = tokio::select! {
-            place = Place::take(&room, &reserve) => Arc::new(place),
+            place = places.take(peer.0.ip()) => place.map(Arc::new),
             () = stop.cancelled() => break,
+        };
+        let Some(place) = place else {
+            metrics::counter!(CONNECTIONS_REFUSED).increment(1);
+            continue;
         };
         // Acknowledgements are small and must not wait for more to send.
         let _ = stream.set_nodelay(true);

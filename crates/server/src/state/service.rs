@@ -50,7 +50,8 @@ impl StateService for Calls {
         request: Request<BeginTransactionRequest>,
     ) -> Result<Response<BeginTransactionResponse>, Status> {
         let access = access(&request)?;
-        let txn_id = self.begin(&access, request.into_inner().timeout_ms)?;
+        let client = client(request.extensions());
+        let txn_id = self.begin(&access, client, request.into_inner().timeout_ms)?;
         Ok(Response::new(BeginTransactionResponse { txn_id }))
     }
 

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use esker_node::Client;
 use esker_node::state::{ReadAt, Replay, Scan, StateEntry};
 use esker_proto::statehouse::v1::statehouse_service_server::StatehouseService;
 use esker_proto::statehouse::v1::*;
@@ -25,7 +26,12 @@ const GIT_SHA: Option<&str> = option_env!("ESKER_GIT_SHA");
 
 impl Calls {
     /// Begins a transaction.
-    pub(super) fn begin(&self, access: &Access, timeout_ms: Option<u64>) -> Result<String, Status> {
+    pub(super) fn begin(
+        &self,
+        access: &Access,
+        client: Client,
+        timeout_ms: Option<u64>,
+    ) -> Result<String, Status> {
         let store = self.of_transactions(access)?;
         if timeout_ms == Some(0) {
             return Err(invalid(
@@ -34,7 +40,7 @@ impl Calls {
             ));
         }
         let timeout = timeout_ms.map(Duration::from_millis);
-        store.begin(timeout).map_err(|error| status(&error))
+        store.begin(client, timeout).map_err(|error| status(&error))
     }
 
     /// Reads a key.
@@ -187,7 +193,8 @@ impl StatehouseService for Calls {
         request: Request<BeginTransactionRequest>,
     ) -> Result<Response<BeginTransactionResponse>, Status> {
         let access = access(&request)?;
-        let txn_id = self.begin(&access, request.into_inner().timeout_ms)?;
+        let client = client(request.extensions());
+        let txn_id = self.begin(&access, client, request.into_inner().timeout_ms)?;
         Ok(Response::new(BeginTransactionResponse { txn_id }))
     }
 

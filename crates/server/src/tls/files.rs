@@ -91,6 +91,15 @@ impl Files {
         })
     }
 
+    /// Reads the key alone.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or is empty or too large.
+    pub fn read_key(&self) -> Result<Vec<u8>, TlsError> {
+        read(&self.private_key).map_err(|e| self.key_error(e))
+    }
+
     /// Warns if other users may read the key.
     pub fn warn_of_permissions(&self) {
         // A file that cannot be looked at is an error of reading it.

@@ -1,8 +1,11 @@
 //! A certificate for trying out TLS, made by the server in its data directory.
 //!
 //! It is its own authority: a client that is given the certificate's file trusts this server and no other.
-//! The key is written before the certificate, each by way of a temporary file. A crash between the two
-//! leaves a pair that does not fit; the next start makes another.
+//! The key is made once and kept, so a client that trusts an earlier certificate trusts its successors, and whoever
+//! remembers the key as well. It is written before the certificate, each by way of a temporary file; a crash between
+//! the two leaves a key without a certificate, and the next start makes one for it.
+//!
+//! What cannot be read now, or is damaged, is never replaced: a key in its place would lock out every client.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -57,16 +60,37 @@ fn host_name() -> Option<String> {
 }
 
 /// Makes a certificate with these names, if there is none that serves for a while.
+///
+/// # Errors
+///
+/// Files that exist and cannot be read or used, and whatever hinders the writing. Nothing was replaced then.
 pub(super) fn ensure(files: &Files, names: &[String]) -> Result<(), TlsError> {
-    let existing = Files {
+    if !exists(&files.private_key).map_err(|e| files.key_error(e))? {
+        let key = KeyPair::generate()
+            .map_err(|e| files.key_error(format!("a key cannot be made: {e}")))?;
+        return make(files, names, &key, true);
+    }
+    let own = Files {
         // The clients' authorities are another matter.
         client_ca: None,
         ..files.clone()
     };
-    let existing = existing
-        .read()
-        .and_then(|contents| Identity::of(files, &contents));
-    let serves = existing.is_ok_and(|identity| {
+    let key = || {
+        let pem = own.read_key()?;
+        let key = std::str::from_utf8(&pem).ok().map(KeyPair::from_pem);
+        match key {
+            Some(Ok(key)) => Ok(key),
+            _ => Err(files.key_error(
+                "it is damaged: restore it, or remove it and the certificate beside it to have others made, which \
+                 clients have to be given",
+            )),
+        }
+    };
+    if !exists(&files.certificate).map_err(|e| files.certificate_error(e))? {
+        return make(files, names, &key()?, false);
+    }
+    let contents = own.read()?;
+    let serves = Identity::of(files, &contents).is_ok_and(|identity| {
         let info = &identity.info;
         let now = OffsetDateTime::now_utc();
         let has_names = names.iter().all(|name| info.names.contains(name));
@@ -74,17 +98,27 @@ pub(super) fn ensure(files: &Files, names: &[String]) -> Result<(), TlsError> {
     });
     match serves {
         true => Ok(()),
-        false => make(files, names),
+        // Also one that does not fit the key, or is damaged: the key is what has to stay.
+        false => make(files, names, &key()?, false),
     }
 }
 
-/// Makes a certificate and its key, and replaces those that exist.
-fn make(files: &Files, names: &[String]) -> Result<(), TlsError> {
+/// Whether there is something under a name. A link that leads nowhere is something: what it leads to may be there
+/// later.
+fn exists(path: &Path) -> Result<bool, String> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(format!("the file cannot be read: {error}")),
+    }
+}
+
+/// Makes a certificate for this key and replaces the one that exists; writes the key, too, if it is new.
+fn make(files: &Files, names: &[String], key: &KeyPair, is_new: bool) -> Result<(), TlsError> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         files.certificate_error(format!("{what}: {error}"))
     };
     let not_made = |error: rcgen::Error| failed("a certificate cannot be made", &error);
-    let key = KeyPair::generate().map_err(not_made)?;
     let mut params = CertificateParams::new(names.to_vec()).map_err(not_made)?;
     let now = OffsetDateTime::now_utc();
     params.not_before = now - CLOCK_SKEW;
@@ -94,12 +128,14 @@ fn make(files: &Files, names: &[String]) -> Result<(), TlsError> {
         .push(DnType::CommonName, "esker self-signed");
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    let certificate = params.self_signed(&key).map_err(not_made)?;
+    let certificate = params.self_signed(key).map_err(not_made)?;
     if let Some(dir) = files.certificate.parent() {
         fs::create_dir_all(dir).map_err(|e| failed("its directory cannot be created", &e))?;
     }
     let written = |error: std::io::Error| failed("it cannot be written", &error);
-    write(&files.private_key, 0o600, key.serialize_pem().as_bytes()).map_err(written)?;
+    if is_new {
+        write(&files.private_key, 0o600, key.serialize_pem().as_bytes()).map_err(written)?;
+    }
     write(&files.certificate, 0o644, certificate.pem().as_bytes()).map_err(written)
 }
 

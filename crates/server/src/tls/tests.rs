@@ -335,6 +335,52 @@ fn a_self_signed_certificate_is_kept_until_it_ends_or_lacks_a_name() {
     assert!(renewed.not_after > OffsetDateTime::now_utc() + 80 * DAY);
 }
 
+/// A client that has been given the certificate, or remembers its key, goes on.
+#[test]
+fn the_key_of_a_self_signed_certificate_stays_whatever_is_made_anew_or_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = TlsConfig {
+        self_signed: true,
+        ..TlsConfig::default()
+    };
+    let (key, certificate) = (
+        dir.path().join("tls/private-key.pem"),
+        dir.path().join("tls/certificate.pem"),
+    );
+    let names = ["localhost".to_owned()];
+    let load = |names: &[String]| Tls::load(&config, dir.path(), names);
+    let first = load(&names).unwrap().unwrap();
+    let made = fs::read(&key).unwrap();
+    let more = [names[0].clone(), "esker.example".to_owned()];
+    let second = load(&more).unwrap().unwrap();
+    assert_ne!(second.info().fingerprint, first.info().fingerprint);
+    assert_eq!(fs::read(&key).unwrap(), made);
+
+    // Neither can be read now: a link to itself is an error of every kind of access.
+    for file in [&certificate, &key] {
+        let kept = file.with_extension("kept");
+        fs::rename(file, &kept).unwrap();
+        std::os::unix::fs::symlink(file, file).unwrap();
+        let error = load(&more).err().unwrap().to_string();
+        assert!(error.contains("cannot be read"), "{error}");
+        assert!(fs::symlink_metadata(file).unwrap().is_symlink(), "{file:?}");
+        fs::remove_file(file).unwrap();
+        fs::rename(&kept, file).unwrap();
+        assert_eq!(fs::read(&key).unwrap(), made);
+    }
+    // A crash between the two files, and a certificate that is damaged.
+    fs::remove_file(&certificate).unwrap();
+    load(&more).unwrap();
+    fs::write(&certificate, "nonsense").unwrap();
+    load(&more).unwrap();
+    assert_eq!(fs::read(&key).unwrap(), made);
+    // A damaged key is not replaced: whoever has a copy of it may bring it back.
+    fs::write(&key, "nonsense").unwrap();
+    let error = load(&more).err().unwrap().to_string();
+    assert!(error.contains("damaged"), "{error}");
+    assert_eq!(fs::read(&key).unwrap(), b"nonsense");
+}
+
 #[test]
 fn a_key_that_every_user_may_read_is_too_open() {
     for (mode, too_open) in [

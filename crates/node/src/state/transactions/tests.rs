@@ -18,7 +18,7 @@ fn value(bytes: usize) -> Option<Bytes> {
 fn an_expired_transaction_says_so_and_holds_nothing() {
     let mut all = transactions(StateOptions::default());
     let now = Instant::now();
-    let id = all.begin(Some(Duration::from_millis(5)), now).unwrap();
+    let id = all.begin(1, Some(Duration::from_millis(5)), now).unwrap();
     all.stage(&id, key("k"), value(100), None, now).unwrap();
     let later = now + Duration::from_millis(5);
     let error = all.stage(&id, key("k"), None, None, later).unwrap_err();
@@ -35,7 +35,7 @@ fn an_expired_transaction_says_so_and_holds_nothing() {
 fn a_transaction_of_an_earlier_run_is_lost_and_any_other_unknown() {
     let now = Instant::now();
     let mut before = transactions(StateOptions::default());
-    let id = before.begin(None, now).unwrap();
+    let id = before.begin(1, None, now).unwrap();
     assert_eq!(Uuid::parse_str(&id).unwrap().get_version_num(), 4);
     let mut all = transactions(StateOptions::default());
     all.run[5] = before.run[5].wrapping_add(1);
@@ -46,7 +46,7 @@ fn a_transaction_of_an_earlier_run_is_lost_and_any_other_unknown() {
         assert!(matches!(unknown, StateError::TransactionNotFound(_)));
     }
     // An aborted or committed transaction is not known either.
-    let id = all.begin(None, now).unwrap();
+    let id = all.begin(1, None, now).unwrap();
     all.abort(&id, None).unwrap();
     let unknown = all.take(&id, now, None).unwrap_err();
     assert!(matches!(unknown, StateError::TransactionNotFound(_)));
@@ -62,10 +62,10 @@ fn every_bound_is_kept() {
         ..StateOptions::default()
     });
     let now = Instant::now();
-    let id = all.begin(Some(Duration::from_secs(9)), now).unwrap();
+    let id = all.begin(1, Some(Duration::from_secs(9)), now).unwrap();
     assert_eq!(all.open[&id].timeout, Duration::from_secs(1));
-    all.begin(None, now).unwrap();
-    let error = all.begin(None, now).unwrap_err();
+    all.begin(2, None, now).unwrap();
+    let error = all.begin(1, None, now).unwrap_err();
     assert!(error.to_string().starts_with("2 transactions are open"));
     for _ in 0..3 {
         all.stage(&id, key("k"), value(10), None, now).unwrap();
@@ -74,7 +74,7 @@ fn every_bound_is_kept() {
     assert!(error.to_string().contains("has 3 operations"), "{error}");
     // Expired transactions release their share of the bound.
     let later = now + Duration::from_secs(2);
-    let id = all.begin(None, later).unwrap();
+    let id = all.begin(1, None, later).unwrap();
     let error = all.stage(&id, key("k"), value(6_000), None, later);
     assert!(error.unwrap_err().to_string().contains("5000 are allowed"));
     let name = key(&"k".repeat(5_000));
@@ -83,10 +83,43 @@ fn every_bound_is_kept() {
 }
 
 #[test]
+fn one_principal_leaves_others_transactions_and_bytes_and_gets_its_own_back() {
+    let mut all = transactions(StateOptions {
+        max_transactions: 100,
+        max_transaction_bytes: 100_000,
+        ..StateOptions::default()
+    });
+    let now = Instant::now();
+    let held: Vec<_> = std::iter::from_fn(|| all.begin(1, None, now).ok()).collect();
+    assert_eq!(held.len(), 75, "three quarters");
+    let refused = all.begin(1, None, now).unwrap_err();
+    assert!(refused.to_string().starts_with("75 of your"), "{refused}");
+    let other = all.begin(2, None, now).unwrap();
+    let mut staged = 0;
+    while all
+        .stage(&held[staged], key("k"), value(900), None, now)
+        .is_ok()
+    {
+        staged += 1;
+    }
+    let (_, bytes) = all.open();
+    assert!(bytes > 70_000 && bytes <= 75_000, "{bytes}");
+    all.stage(&other, key("k"), value(900), None, now).unwrap();
+    // What ends is free again, however it ends.
+    for id in &held[..40] {
+        all.abort(id, None).unwrap();
+    }
+    all.begin(1, None, now).unwrap();
+    let later = now + all.options.max_timeout;
+    all.sweep(later);
+    assert_eq!((all.open(), all.held.len()), ((0, 0), 0));
+}
+
+#[test]
 fn a_commit_that_is_too_large_for_one_record_is_refused_and_stays_open() {
     let mut all = transactions(StateOptions::default());
     let now = Instant::now();
-    let id = all.begin(None, now).unwrap();
+    let id = all.begin(1, None, now).unwrap();
     all.stage(&id, key("k"), value(1_000_000), None, now)
         .unwrap();
     let error = all.stage(&id, key("k"), value(60_000), None, now);
@@ -95,7 +128,7 @@ fn a_commit_that_is_too_large_for_one_record_is_refused_and_stays_open() {
     assert!(Committing::begin(&all, &id, Vec::new(), None).is_ok());
 
     // The names are longer in a record than in memory.
-    let id = all.lock().begin(None, now).unwrap();
+    let id = all.lock().begin(1, None, now).unwrap();
     let long = |n: usize| key(&format!("{n}{}", "\u{1}".repeat(1000)));
     let stage = |n| all.lock().stage(&id, long(n), None, None, now);
     let staged = (0..200).take_while(|n| stage(*n).is_ok()).count();
@@ -114,7 +147,7 @@ fn as_many_operations_as_are_allowed_fit_into_a_transaction() {
     let all = Mutex::new(transactions(StateOptions::default()));
     let most = StateOptions::default().max_operations;
     let now = Instant::now();
-    let id = all.lock().begin(None, now).unwrap();
+    let id = all.lock().begin(1, None, now).unwrap();
     for n in 0..most {
         let staged = all.lock().stage(&id, key(&n.to_string()), None, None, now);
         staged.unwrap_or_else(|e| panic!("operation {n}: {e}"));
@@ -140,7 +173,7 @@ fn a_commit_expects_no_more_versions_than_a_transaction_may_have_operations() {
         ..StateOptions::default()
     }));
     let now = Instant::now();
-    let id = all.lock().begin(None, now).unwrap();
+    let id = all.lock().begin(1, None, now).unwrap();
     all.lock().stage(&id, key("k"), None, Some(1), now).unwrap();
     let error = Committing::begin(&all, &id, expected(3), None)
         .err()
@@ -153,7 +186,7 @@ fn a_commit_expects_no_more_versions_than_a_transaction_may_have_operations() {
 fn a_transaction_that_is_being_committed_holds_its_place_and_is_open_again_if_nothing_happened() {
     let all = Mutex::new(transactions(StateOptions::default()));
     let now = Instant::now();
-    let id = all.lock().begin(None, now).unwrap();
+    let id = all.lock().begin(1, None, now).unwrap();
     all.lock()
         .stage(&id, key("k"), value(100), Some(7), now)
         .unwrap();
@@ -183,7 +216,7 @@ fn a_transaction_that_is_being_committed_holds_its_place_and_is_open_again_if_no
     assert_eq!(all.lock().open(), (0, 0));
 
     // The command is in the log.
-    let id = all.lock().begin(None, now).unwrap();
+    let id = all.lock().begin(1, None, now).unwrap();
     all.lock()
         .stage(&id, key("k"), value(100), None, now)
         .unwrap();
@@ -202,13 +235,13 @@ fn a_transaction_with_changes_of_an_agent_that_is_not_permitted_is_neither_commi
     let only = |namespace: &str, agent: &str| namespace == "default" && agent == "mine";
     let mine: Permitted<'_> = Some(&only);
 
-    let id = all.lock().begin(None, now).unwrap();
+    let id = all.lock().begin(1, None, now).unwrap();
     all.lock()
         .stage(&id, of("mine"), value(100), None, now)
         .unwrap();
     // What is staged last counts as well, and so does what is expected only.
     for (agent, expected) in [("other", None), ("another", Some(7))] {
-        let id = all.lock().begin(None, now).unwrap();
+        let id = all.lock().begin(1, None, now).unwrap();
         all.lock()
             .stage(&id, of("mine"), value(1), None, now)
             .unwrap();
@@ -234,7 +267,7 @@ fn a_transaction_with_changes_of_an_agent_that_is_not_permitted_is_neither_commi
     let mut committing = Committing::begin(&all, &id, Vec::new(), mine).unwrap();
     committing.proposed();
     drop(committing);
-    let id = all.lock().begin(None, now).unwrap();
+    let id = all.lock().begin(1, None, now).unwrap();
     all.lock()
         .stage(&id, of("mine"), value(1), None, now)
         .unwrap();
@@ -259,7 +292,7 @@ fn a_transaction_ends_with_the_term_in_which_its_node_leads() {
     let now = Instant::now();
     let mut all = transactions(StateOptions::default());
     all.follow_term(Some(3));
-    let id = all.begin(None, now).unwrap();
+    let id = all.begin(1, None, now).unwrap();
     all.stage(&id, key("k"), value(100), None, now).unwrap();
     all.follow_term(Some(3));
     all.stage(&id, key("k"), value(100), None, now).unwrap();
@@ -269,7 +302,7 @@ fn a_transaction_ends_with_the_term_in_which_its_node_leads() {
         assert!(matches!(lost, StateError::TransactionLost(_)), "{lost}");
         assert_eq!(all.open(), (0, 0));
     }
-    let id = all.begin(None, now).unwrap();
+    let id = all.begin(1, None, now).unwrap();
     all.stage(&id, key("k"), value(100), None, now).unwrap();
 }
 
@@ -278,7 +311,7 @@ fn a_transaction_whose_commit_did_not_happen_is_not_open_in_another_term() {
     let now = Instant::now();
     let all = Mutex::new(transactions(StateOptions::default()));
     all.lock().follow_term(Some(3));
-    let id = all.lock().begin(None, now).unwrap();
+    let id = all.lock().begin(1, None, now).unwrap();
     (all.lock().stage(&id, key("k"), value(100), None, now)).unwrap();
     let committing = Committing::begin(&all, &id, Vec::new(), None).unwrap();
     all.lock().follow_term(None);
@@ -289,7 +322,7 @@ fn a_transaction_whose_commit_did_not_happen_is_not_open_in_another_term() {
 #[test]
 fn the_node_that_has_begun_a_transaction_is_found_by_its_id() {
     let mut all = transactions(StateOptions::default());
-    let id = all.begin(None, Instant::now()).unwrap();
+    let id = all.begin(1, None, Instant::now()).unwrap();
     assert!(is_of_node(&id, "a cluster", 7));
     for (id, cluster, node) in [
         (&*id, "a cluster", 8),

@@ -83,7 +83,7 @@ impl World {
     /// Commits a value of a key of the agent `n`, `a`.
     async fn commit(&self, key: &str, value: &'static str) {
         let store = self.node.state();
-        let txn = store.begin(None).unwrap();
+        let txn = store.begin(esker_node::Client::default(), None).unwrap();
         let value = bytes::Bytes::from_static(value.as_bytes());
         let key = esker_node::state::StateKey::new("n", "a", key);
         store.write(&txn, key, value, None).unwrap();

@@ -1,6 +1,6 @@
-//! Turns of requests that read the database for usage metrics.
+//! Turns of requests that read much of the database: usage metrics, lists of streams.
 //!
-//! [`MAX_READINGS`] read at a time; the others wait in turns, by principal and then by connection, as appends do
+//! So many read at a time as there are turns; the others wait, by principal and then by connection, as appends do
 //! ([`FairQueue`]): whoever sends many requests waits for its own.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,13 +12,18 @@ use tokio::sync::oneshot;
 /// Requests whose metrics are read from the database at a time. Each may read 64 MiB of records, and has a
 /// thread meanwhile.
 const MAX_READINGS: usize = 2;
+/// Lists of streams that are read at a time: a quarter of the look-ups of a node, so that those of single streams, for
+/// which appends and reads wait, always have the rest.
+const MAX_LISTS: usize = 4;
 /// How long a request waits for those before it.
-const READING_TIMEOUT: Duration = Duration::from_secs(10);
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Takes turns in reading the database for metrics. Clones share the turns.
+/// Takes turns in reading the database. Clones share the turns.
 #[derive(Clone)]
-pub struct Readings {
+pub struct Turns {
     state: Arc<Mutex<State>>,
+    /// What is read, for messages.
+    what: &'static str,
     timeout: Duration,
 }
 
@@ -28,29 +33,38 @@ struct State {
 }
 
 /// One of the turns; it is given to the next one when this is dropped.
-struct Turn(Readings);
+pub(super) struct Turn(Turns);
 
 /// A place in the queue, until its turn comes or it is dropped.
 struct Place<'a> {
-    readings: &'a Readings,
+    turns: &'a Turns,
     path: &'a Path,
     ticket: Ticket,
 }
 
-impl Default for Readings {
-    fn default() -> Readings {
+impl Turns {
+    /// The turns of requests for usage metrics.
+    pub(super) fn of_metrics() -> Turns {
+        Turns::new(MAX_READINGS, "requests for metrics")
+    }
+
+    /// The turns of lists of streams.
+    pub(super) fn of_lists() -> Turns {
+        Turns::new(MAX_LISTS, "lists of streams")
+    }
+
+    fn new(free: usize, what: &'static str) -> Turns {
         let state = State {
-            free: MAX_READINGS,
+            free,
             queue: FairQueue::new(),
         };
-        Readings {
+        Turns {
             state: Arc::new(Mutex::new(state)),
-            timeout: READING_TIMEOUT,
+            what,
+            timeout: TURN_TIMEOUT,
         }
     }
-}
 
-impl Readings {
     /// Runs what reads the database on a thread where that is fine, in turn. What has begun keeps its turn
     /// until it ends, even if its client has gone.
     pub(super) async fn run<T: Send + 'static>(
@@ -58,12 +72,7 @@ impl Readings {
         client: Client,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let Ok(turn) = tokio::time::timeout(self.timeout, self.turn(client)).await else {
-            return Err(Error::TryLater(format!(
-                "other requests for metrics have read for {} s: nothing happened, try again",
-                self.timeout.as_secs()
-            )));
-        };
+        let turn = self.turn(client).await?;
         let done = tokio::task::spawn_blocking(move || {
             let done = work();
             drop(turn);
@@ -73,7 +82,23 @@ impl Readings {
             .map_err(|error| Error::Storage(error.to_string()))
     }
 
-    async fn turn(&self, client: Client) -> Turn {
+    /// Waits for a turn.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TryLater`] if others read for 10 s.
+    pub(super) async fn turn(&self, client: Client) -> Result<Turn, Error> {
+        let turn = tokio::time::timeout(self.timeout, self.next(client)).await;
+        turn.map_err(|_| {
+            Error::TryLater(format!(
+                "other {} have been read for {} s: nothing happened, try again",
+                self.what,
+                self.timeout.as_secs()
+            ))
+        })
+    }
+
+    async fn next(&self, client: Client) -> Turn {
         let path = [client.principal, client.connection, 0];
         let (ticket, granted) = {
             let mut state = self.lock();
@@ -85,7 +110,7 @@ impl Readings {
             (state.queue.push(&path, 1, grants), granted)
         };
         let _place = Place {
-            readings: self,
+            turns: self,
             path: &path,
             ticket,
         };
@@ -120,7 +145,7 @@ impl Drop for Turn {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.readings.lock().queue.remove(self.path, self.ticket);
+        self.turns.lock().queue.remove(self.path, self.ticket);
     }
 }
 
@@ -136,7 +161,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_requests_read_for_metrics_at_a_time_than_there_are_turns() {
-        let (readings, running) = (Readings::default(), Arc::new(AtomicUsize::new(0)));
+        let (readings, running) = (Turns::of_metrics(), Arc::new(AtomicUsize::new(0)));
         let most = join_all((0..40).map(|_| {
             let running = running.clone();
             readings.run(Client::default(), move || {
@@ -154,9 +179,9 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_has_gone_keeps_its_turn_until_its_reading_ends_and_others_wait_in_time()
     {
-        let readings = Readings {
+        let readings = Turns {
             timeout: Duration::from_millis(20),
-            ..Readings::default()
+            ..Turns::of_metrics()
         };
         let ends: Vec<_> = (0..MAX_READINGS)
             .map(|_| {
@@ -172,8 +197,8 @@ mod tests {
         let late = readings.run(Client::default(), || ()).await.unwrap_err();
         assert!(matches!(late, Error::TryLater(_)), "{late}");
         drop(ends);
-        let readings = Readings {
-            timeout: READING_TIMEOUT,
+        let readings = Turns {
+            timeout: TURN_TIMEOUT,
             ..readings
         };
         readings.run(Client::default(), || ()).await.unwrap();
@@ -185,15 +210,15 @@ mod tests {
             principal,
             connection: 0,
         };
-        let readings = Readings::default();
+        let readings = Turns::of_metrics();
         let held: Vec<_> = (0..MAX_READINGS)
-            .map(|_| readings.turn(of(1)).now_or_never().unwrap())
+            .map(|_| readings.next(of(1)).now_or_never().unwrap())
             .collect();
-        let mut flood: Vec<_> = (0..100).map(|_| Box::pin(readings.turn(of(1)))).collect();
+        let mut flood: Vec<_> = (0..100).map(|_| Box::pin(readings.next(of(1)))).collect();
         for waits in &mut flood {
             assert!(waits.now_or_never().is_none());
         }
-        let mut polite = Box::pin(readings.turn(of(2)));
+        let mut polite = Box::pin(readings.next(of(2)));
         assert!((&mut polite).now_or_never().is_none());
         drop(held);
         assert!(polite.now_or_never().is_some());
