@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State;
 use esker_node::cluster::ClusterPartition;
-use esker_node::{Cluster, ClusterError, ClusterNode, ClusterStatus, NodeState};
+use esker_node::{Cluster, ClusterError, ClusterNode, ClusterStatus, Node, NodeState};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -336,12 +336,11 @@ pub(super) async fn check(
 )]
 pub(super) async fn trust(
     State(admin): State<Admin>,
-    access: Access,
+    WriteNode(node): WriteNode,
     InPath(partition): InPath<u64>,
     Body(right): Body<RightReplica>,
 ) -> Result<Json<ClusterChange>, AdminError> {
-    let granted = access.admin(Effect::Write)?;
-    let cluster = cluster(admin.node.open(&granted))?;
+    let cluster = cluster(&node)?;
     known_partition(&admin, partition)?;
     let found = find(&cluster, &right.node.text())?;
     let status = cluster.status().await;

@@ -25,8 +25,9 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::ServiceError;
-use super::bodies::{Bodies, is_session};
+use super::bodies::Bodies;
 use crate::client::client;
+use crate::request_guard::is_session;
 
 /// Bodies that are decoded at a time: as many as processors could decode.
 const MAX_DECODING: usize = 4;
