@@ -49,7 +49,7 @@ pub struct RemovedMember {
     /// When it was removed, by the clock of the node that led the catalog; absent if that was not recorded: an
     /// earlier version has removed it, or `given_up` is true.
     #[serde(default, with = "time::serde::rfc3339::option")]
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(required = false)]
     pub removed_at: Option<OffsetDateTime>,
     /// Whether nobody has removed it, and it was given up by `esker cluster recover` on another node.
     pub given_up: bool,

