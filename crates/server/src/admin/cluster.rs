@@ -173,7 +173,8 @@ pub(super) async fn show(
 
 /// Removes a node from the cluster, for good.
 ///
-/// Its number is never used again: to bring the machine back, it joins with an empty data directory. Refused where
+/// It needs the root token, because it cannot be taken back: the node's number is never used again, and to bring the
+/// machine back, it joins with an empty data directory. Refused where
 /// a partition would lose its majority: all nodes are asked for that now, and more than half of the other voters of
 /// each partition have to answer.
 #[utoipa::path(
@@ -189,7 +190,7 @@ pub(super) async fn remove(
     access: Access,
     InPath(node): InPath<String>,
 ) -> Result<Json<ClusterChange>, AdminError> {
-    let granted = access.admin(Effect::Write)?;
+    let granted = access.root()?;
     let cluster = cluster(admin.node.open(&granted))?;
     let found = find(&cluster, &node)?;
     cluster.remove(found.node).await?;
