@@ -15,6 +15,7 @@ mod counted_operations;
 mod drain_body;
 mod error;
 mod held_answers;
+mod hidden_prefix;
 mod locations;
 mod ops;
 mod read_frames;
@@ -254,6 +255,7 @@ pub fn router(app: App) -> Router {
         .and(NotForContentType::const_new("s2s/proto"));
     let v1 = v1_routes()
         .router
+        .route_layer((middleware::from_fn(hidden_prefix::hide), ShareLayer))
         .route_layer((
             middleware::from_fn_with_state(app.usage.clone(), counted_operations::count),
             ShareLayer,
