@@ -178,8 +178,8 @@ fn main() -> std::process::ExitCode {
     if cli.command.without_server().is_none()
         && let Some(file) = &access.ca_file
     {
-        // These may use object storage, too, whose certificates come from other authorities. `esker snapshot`
-        // asks servers through a client that trusts the file alone.
+        // These may use object storage, too, whose certificates come from other authorities. They reach servers
+        // through clients that trust the file alone: `esker follow` by way of a relay.
         let uses_storage = matches!(cli.command, Command::Follow(_) | Command::Snapshot(_));
         tls::trust_only(file, uses_storage);
     }

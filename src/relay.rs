@@ -1,15 +1,17 @@
-//! A relay to a server that demands a client certificate, for clients that cannot present one.
+//! A relay to a server with TLS, for clients that cannot present a certificate or choose the authorities they trust.
 //!
-//! The official SDK has no setting for a client certificate. It connects to the relay instead, without TLS over
-//! loopback; for each connection, the relay makes one of TLS to the server, presents the certificate, and copies
-//! bytes both ways.
+//! The official SDK has no setting for either. It connects to the relay instead, without TLS over loopback; for each
+//! connection, the relay makes one of TLS to the server, checks its certificate against [`Trust`] alone, presents the
+//! client certificate if there is one, and copies bytes both ways. If the server's certificate is not accepted,
+//! nothing of the client is sent, and the reason is printed once.
 //!
-//! Whoever connects to the relay acts with the certificate. So it takes connections only of the user of this
+//! Whoever connects to the relay acts with the client certificate. So it takes connections only of the user of this
 //! process, who can read the key anyway. It finds the user in the kernel's table of connections, which only Linux
 //! has in that form.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -43,8 +45,8 @@ impl Relay {
     pub async fn start(server: &ServerAddress, trust: &Trust) -> Result<Relay, Failure> {
         let cannot = |what: &str, why: std::io::Error| {
             let message = format!(
-                "{what}: {why}; a client certificate for requests about streams needs it, or a proxy that \
-                 presents the certificate"
+                "{what}: {why}; a client certificate for requests about streams, and --ca-file of \
+                 `esker follow`, need it: leave them out, or use a proxy that speaks TLS to the server"
             );
             Failure::wrong("client", message)
         };
@@ -54,6 +56,7 @@ impl Relay {
         let address = listener.local_addr();
         let address = address.map_err(|e| cannot("listening on 127.0.0.1", e))?;
         let (server, trust) = (server.clone(), trust.clone());
+        let refusal = Arc::new(Refusal::default());
         tokio::spawn(async move {
             loop {
                 let Ok((connection, peer)) = listener.accept().await else {
@@ -61,7 +64,8 @@ impl Relay {
                     continue;
                 };
                 if is_of_this_user(peer, address) {
-                    tokio::spawn(relay(connection, server.clone(), trust.clone()));
+                    let (server, trust) = (server.clone(), trust.clone());
+                    tokio::spawn(relay(connection, server, trust, refusal.clone()));
                 }
             }
         });
@@ -74,8 +78,33 @@ impl Relay {
     }
 }
 
+/// Why the last connection to the server failed, if its certificate or this client's was not accepted. The client of
+/// the relay sees a closed connection alone, and tries again.
+#[derive(Default)]
+struct Refusal {
+    last: Mutex<Option<String>>,
+}
+
+impl Refusal {
+    /// Notes how a handshake went. Prints the reason unless the last one failed for the same.
+    fn note(&self, failure: Option<&Failure>) {
+        if let Some(message) = self.change(failure.map(|failure| failure.message.clone())) {
+            say!("warning: {message}");
+        }
+    }
+
+    /// The message that is to be printed.
+    fn change(&self, message: Option<String>) -> Option<String> {
+        // Nothing panics while it holds the lock.
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = message.is_some() && *last != message;
+        last.clone_from(&message);
+        message.filter(|_| is_new)
+    }
+}
+
 /// Copies one connection to the server and back. Where the server cannot be reached, the connection is closed.
-async fn relay(mut client: TcpStream, server: ServerAddress, trust: Trust) {
+async fn relay(mut client: TcpStream, server: ServerAddress, trust: Trust, refusal: Arc<Refusal>) {
     // Without it, a small frame waits for the acknowledgement of the one before.
     let _ = client.set_nodelay(true);
     let mut start = [0; HTTP2_START.len()];
@@ -91,7 +120,9 @@ async fn relay(mut client: TcpStream, server: ServerAddress, trust: Trust) {
             .await
             .ok()?;
         let _ = connection.set_nodelay(true);
-        trust.connect(protocol, connection, &server).await.ok()
+        let connected = trust.connect(protocol, connection, &server).await;
+        refusal.note(connected.as_ref().err());
+        connected.ok()
     };
     let Ok(Some(mut connection)) = tokio::time::timeout(REACH_TIMEOUT, connecting).await else {
         return;
@@ -150,6 +181,17 @@ mod tests {
         // One that is closed already, and one that is not there.
         assert_eq!(owner("127.0.0.1:50001"), None);
         assert_eq!(owner("127.0.0.2:50000"), None);
+    }
+
+    #[test]
+    fn a_refusal_is_printed_again_only_after_a_connection_or_for_another_reason() {
+        let refusal = Refusal::default();
+        let change = |message: Option<&str>| refusal.change(message.map(str::to_owned));
+        assert_eq!(change(Some("expired")).as_deref(), Some("expired"));
+        assert_eq!(change(Some("expired")), None);
+        assert_eq!(change(Some("unknown")).as_deref(), Some("unknown"));
+        assert_eq!(change(None), None);
+        assert_eq!(change(Some("unknown")).as_deref(), Some("unknown"));
     }
 
     #[tokio::test]

@@ -133,7 +133,9 @@ pub struct Remote {
     token: Option<Secret>,
     /// `None` without TLS.
     trust: Option<Trust>,
-    /// The way of the SDK to a server that demands a client certificate, once it is needed.
+    /// Whether the SDK reaches a server with TLS by way of a relay even without a client certificate.
+    relays: bool,
+    /// That relay, once it is needed.
     relay: Arc<OnceCell<Relay>>,
 }
 
@@ -158,7 +160,18 @@ impl Remote {
             address,
             token,
             trust,
+            relays: false,
             relay: Arc::default(),
+        }
+    }
+
+    /// The same with a relay between the SDK and a server with TLS, so that [`Remote::trust`] alone decides whose
+    /// certificates are accepted. The SDK has no setting for authorities; those of the process may be more where it
+    /// also uses object storage.
+    pub fn relayed(self) -> Remote {
+        Remote {
+            relays: true,
+            ..self
         }
     }
 
@@ -168,6 +181,7 @@ impl Remote {
             address,
             token: None,
             trust: None,
+            relays: false,
             relay: Arc::default(),
         }
     }
@@ -219,14 +233,20 @@ impl Remote {
         }
     }
 
-    /// Where clients that cannot present a certificate, such as the SDK, connect to: the server, or a relay of
-    /// this process that presents it to the server. The relay ends with the runtime.
+    /// Whether the SDK reaches the server by way of a relay.
+    fn has_relay(&self) -> bool {
+        let trust = self.trust.as_ref();
+        trust.is_some_and(|trust| self.relays || trust.has_identity())
+    }
+
+    /// Where clients that cannot present a certificate or choose authorities, such as the SDK, connect to: the
+    /// server, or a relay of this process that does so. The relay ends with the runtime.
     ///
     /// # Errors
     ///
     /// `client` if there can be no relay.
     pub async fn s2_address(&self) -> Result<String, Failure> {
-        let trust = self.trust.as_ref().filter(|trust| trust.has_identity());
+        let trust = self.trust.as_ref().filter(|_| self.has_relay());
         let Some(trust) = trust else {
             return Ok(self.address.to_string());
         };
@@ -239,8 +259,7 @@ impl Remote {
     /// The start of a configuration of the SDK: the token, and whether certificates are read.
     pub fn s2_config(&self) -> S2Config {
         let token = self.token.as_ref().map_or(NO_TOKEN, Secret::expose);
-        let trust = self.trust.as_ref();
-        let reads_certificates = trust.is_some_and(|trust| !trust.has_identity());
+        let reads_certificates = self.trust.is_some() && !self.has_relay();
         S2Config::new(token)
             .with_connection_timeout(REACH_TIMEOUT)
             // Over plain http, as of a relay, there are no certificates. This option avoids reading those of the

@@ -11,7 +11,7 @@ use crate::term::plain;
 
 /// Remove a node from the cluster, for good.
 ///
-/// Its number is never used again, and its data directory is never let in again. Refused where a partition
+/// It needs the root token, where the server has one. The node's number is never used again, and its data directory is never let in again. Refused where a partition
 /// would lose its majority: all nodes are asked for that, and more than half of the others have to answer.
 #[derive(clap::Args)]
 #[command(after_help = "\

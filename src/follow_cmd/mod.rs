@@ -54,7 +54,7 @@ const PARTING: Duration = Duration::from_secs(1);
 ///
 /// Snapshots keep the replay short: in the stream itself, which is trimmed to each, or as objects beside
 /// it. Any server of the S2 API will do; the environment variables of the official command line count,
-/// too: S2_ACCOUNT_ENDPOINT and S2_BASIN_ENDPOINT, or S2_ACCESS_TOKEN alone for hosted S2.
+/// too: S2_ACCOUNT_ENDPOINT, S2_BASIN_ENDPOINT, S2_ACCESS_TOKEN. Hosted S2 is --server https://a.s2.dev.
 ///
 /// --inspect lists the snapshots of a stream instead: whether each is whole, how far it is behind, and
 /// how long a recovery from it would take.

@@ -3,10 +3,12 @@
 //!
 //! | given | server |
 //! |---|---|
-//! | `--server`, else `ESKER_SERVER` | that one |
+//! | `--server`, else `ESKER_SERVER` | that one; hosted S2 for `https://a.s2.dev` |
 //! | `S2_ACCOUNT_ENDPOINT` and `S2_BASIN_ENDPOINT` | these |
-//! | `S2_ACCESS_TOKEN` alone, no other token | hosted S2 |
-//! | nothing, or another token | the default of `esker stream` |
+//! | nothing, whatever the token | the default of `esker stream` |
+//!
+//! Hosted S2 gets a token only of `S2_ACCESS_TOKEN` or `--token-file`, and none that an Esker has issued: a shell that
+//! is set up for an Esker sends nothing of it elsewhere.
 
 use std::time::Duration;
 
@@ -27,8 +29,12 @@ use crate::stream_cmd::failure::Asked;
 use crate::stream_cmd::target::StreamTarget;
 use crate::tls::Trust;
 
-/// The endpoint of hosted S2.
+/// The endpoint of hosted S2, which is also its name for `--server`.
 const HOSTED: &str = "https://a.s2.dev";
+/// The domain of hosted S2.
+const HOSTED_DOMAIN: &str = "s2.dev";
+/// What the text of a token begins with that an Esker has issued.
+const ESKER_TOKEN_PREFIX: &str = "esk_";
 /// Longest wait for the answer to a request: an append of a mebibyte on a slow line is among them.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
@@ -47,8 +53,25 @@ impl Server {
     /// Selects the server. Sends nothing to it.
     pub fn find(named: Option<ServerAddress>, access: &AccessArgs) -> Result<Server, Failure> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let chosen = Chosen::of(named, access.token_file.is_some(), variable)?;
+        let chosen = Chosen::of(named, variable)?;
         let trust = access.trust(&chosen.address)?;
+        if chosen.is_default {
+            let [ours, theirs] = TOKEN_VARIABLES.map(variable);
+            if theirs.is_some() && ours.is_none() && access.token_file.is_none() {
+                remark!(
+                    "S2_ACCESS_TOKEN is for {}, because no server is named; hosted S2 is --server {HOSTED}",
+                    chosen.address
+                );
+            }
+        }
+        if access.ca_file.is_some() && (chosen.is_hosted || chosen.is_of_s2_variables) {
+            // There is no relay to two endpoints, and without one the system's authorities would be trusted as well.
+            return Err(Failure::usage(
+                "certificates",
+                "--ca-file is for one server only: name it with --server, or leave --ca-file out, which \
+                 trusts the authorities of the system",
+            ));
+        }
         let has_identity = trust.as_ref().is_some_and(Trust::has_identity);
         if has_identity && (chosen.is_hosted || chosen.is_of_s2_variables) {
             return Err(Failure::usage(
@@ -58,13 +81,19 @@ impl Server {
             ));
         }
         let [ours, theirs] = TOKEN_VARIABLES;
-        let token = match chosen.is_of_s2_variables {
+        let token = match (chosen.is_hosted, chosen.is_of_s2_variables) {
+            (true, _) => of_hosted(access.token_of(&[theirs])?)?,
             // The token that goes with those endpoints: they may not be an Esker's.
-            true => access.token_of(&[theirs, ours])?,
-            false => access.token()?,
+            (false, true) => access.token_of(&[theirs, ours])?,
+            (false, false) => access.token()?,
+        };
+        let remote = Remote::with(chosen.address, token, trust);
+        let remote = match access.ca_file {
+            Some(_) => remote.relayed(),
+            None => remote,
         };
         Ok(Server {
-            remote: Remote::with(chosen.address, token, trust),
+            remote,
             endpoints: chosen.endpoints,
             key: None,
             is_hosted: chosen.is_hosted,
@@ -105,7 +134,7 @@ impl Server {
     /// `unreachable`, within some three seconds, with the reason; `stream_not_found`, and the like.
     pub async fn open(&self, stream: &StreamTarget) -> Result<(S2Endpoint, u64), Failure> {
         self.remote.reach().await?;
-        // Not the server itself, if that demands a client certificate.
+        // Not the server itself, if that demands a client certificate, or --ca-file decides whom to trust.
         let relayed = self.remote.s2_address().await?;
         let config = match relayed == self.remote.address().to_string() {
             true => self.config(),
@@ -153,6 +182,18 @@ impl Server {
     }
 }
 
+/// A token for hosted S2. One that an Esker has issued is refused.
+fn of_hosted(token: Option<Secret>) -> Result<Option<Secret>, Failure> {
+    match token {
+        Some(token) if token.expose().starts_with(ESKER_TOKEN_PREFIX) => Err(Failure::usage(
+            "token",
+            "the access token is one of an Esker, and the server is hosted S2, which it is not sent to: name the \
+             Esker with --server, or give a token of hosted S2",
+        )),
+        token => Ok(token),
+    }
+}
+
 /// A selected server.
 struct Chosen {
     address: ServerAddress,
@@ -160,25 +201,23 @@ struct Chosen {
     is_hosted: bool,
     /// Whether the variables of the official command line name it.
     is_of_s2_variables: bool,
+    /// Whether nothing names it.
+    is_default: bool,
 }
 
 impl Chosen {
-    /// Selects by what is named and by the variables. With `has_token_file`, the token is not that of a variable.
+    /// Selects by what is named and by the variables.
     fn of(
         named: Option<ServerAddress>,
-        has_token_file: bool,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Chosen, Failure> {
-        let [ours, theirs] = TOKEN_VARIABLES.map(&variable);
-        // A token of Esker's own says that the server is one.
-        let is_s2 = theirs.is_some() && ours.is_none() && !has_token_file;
         let account = variable("S2_ACCOUNT_ENDPOINT");
         let basin = variable("S2_BASIN_ENDPOINT");
-        let is_hosted = named.is_none() && account.is_none() && basin.is_none() && is_s2;
         let invalid = |name: &str, value: &str, why: &str| {
             Failure::usage("invalid", format!("{name}={value}: {why}"))
         };
         let is_of_s2_variables = named.is_none() && account.is_some() && basin.is_some();
+        let is_default = named.is_none() && account.is_none() && basin.is_none();
         let (address, endpoints) = match (named, account, basin) {
             (None, Some(account), Some(basin)) => {
                 let (name, other) = ("S2_ACCOUNT_ENDPOINT", "S2_BASIN_ENDPOINT");
@@ -207,7 +246,7 @@ impl Chosen {
                      server with --server",
                 ));
             }
-            (None, None, None) if is_hosted => {
+            (Some(named), ..) if is_hosted(&named) => {
                 let address = HOSTED
                     .parse()
                     .map_err(|e: String| Failure::wrong("client", e))?;
@@ -228,12 +267,21 @@ impl Chosen {
             }
         };
         Ok(Chosen {
+            is_hosted: is_hosted(&address),
             address,
             endpoints,
-            is_hosted,
             is_of_s2_variables,
+            is_default,
         })
     }
+}
+
+/// Whether an address is one of hosted S2.
+fn is_hosted(address: &ServerAddress) -> bool {
+    let host = address.host().to_ascii_lowercase();
+    let host = host.strip_suffix('.').unwrap_or(&host);
+    let before = host.strip_suffix(HOSTED_DOMAIN);
+    before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
 #[cfg(test)]
@@ -246,7 +294,7 @@ mod tests {
             let found = variables.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        Chosen::of(named, false, variable).map(|chosen| chosen.address.to_string())
+        Chosen::of(named, variable).map(|chosen| chosen.address.to_string())
     }
 
     #[test]
@@ -259,13 +307,35 @@ mod tests {
         let named = "http://127.0.0.1:9999";
         assert_eq!(chosen(Some(named), &endpoints).unwrap(), named);
         assert_eq!(chosen(None, &endpoints).unwrap(), "http://10.0.0.1:80");
-        assert_eq!(
-            chosen(None, &endpoints[2..]).unwrap(),
-            "https://a.s2.dev:443"
-        );
         assert_eq!(chosen(None, &[]).unwrap(), DEFAULT_SERVER);
         let both = [("S2_ACCESS_TOKEN", "t"), ("ESKER_TOKEN", "t")];
         assert_eq!(chosen(None, &both).unwrap(), DEFAULT_SERVER);
+    }
+
+    #[test]
+    fn a_token_without_a_server_does_not_go_to_hosted_s2() {
+        let token = [("S2_ACCESS_TOKEN", "t")];
+        assert_eq!(chosen(None, &token).unwrap(), DEFAULT_SERVER);
+        for named in ["https://a.s2.dev", "s2.dev", "http://A.S2.dev"] {
+            assert_eq!(chosen(Some(named), &token).unwrap(), "https://a.s2.dev:443");
+        }
+        for other in ["https://a-s2.dev", "https://s2.dev.example.com"] {
+            let named = chosen(Some(other), &token).unwrap();
+            assert_eq!(named, format!("{other}:443"));
+        }
+    }
+
+    #[test]
+    fn a_token_that_an_esker_has_issued_is_not_for_hosted_s2() {
+        let token = |text: &str| {
+            let kind = crate::remote::TOKEN;
+            crate::secret_file::of_variable("S2_ACCESS_TOKEN", Some(text.into()), kind).unwrap()
+        };
+        let refused = of_hosted(token("esk_abc")).unwrap_err();
+        assert_eq!((refused.code, refused.exit), ("token", 2));
+        assert!(!refused.message.contains("esk_abc"), "{}", refused.message);
+        assert!(of_hosted(token("of-s2")).unwrap().is_some());
+        assert!(of_hosted(None).unwrap().is_none());
     }
 
     #[test]

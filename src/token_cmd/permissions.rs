@@ -73,7 +73,8 @@ pub struct PermissionArgs {
     #[arg(long, value_name = "NAMES", requires = "state")]
     agents: Option<Names>,
 
-    /// Read (r) the server's status and snapshots, and write (w): create, prove and prune snapshots
+    /// Read (r) the server's status and snapshots, and write (w): create, prove and prune snapshots, drain and
+    /// activate nodes, move leaders, check replicas; not remove nodes, which needs the root token
     #[arg(long, value_name = "r|w|rw")]
     admin: Option<Permissions>,
 }

@@ -61,19 +61,33 @@ impl Refusing {
         message: &'static str,
         tls: Option<TlsAcceptor>,
     ) -> Refusing {
+        Refusing::start_in_turn(status, code, message, tls.into_iter().collect())
+    }
+
+    /// The same with an acceptor for each connection in turn; the last one is for all that follow.
+    fn start_in_turn(
+        status: u16,
+        code: &'static str,
+        message: &'static str,
+        mut tls: Vec<TlsAcceptor>,
+    ) -> Refusing {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-        let scheme = if tls.is_some() { "https" } else { "http" };
+        let scheme = if !tls.is_empty() { "https" } else { "http" };
         let url = format!("{scheme}://{}", listener.local_addr().unwrap());
         let headers: Arc<Mutex<Vec<HeaderMap>>> = Arc::default();
         let seen = headers.clone();
         runtime.spawn(async move {
             while let Ok((connection, _)) = listener.accept().await {
-                let (seen, tls) = (seen.clone(), tls.clone());
+                let acceptor = tls.first().cloned();
+                if tls.len() > 1 {
+                    tls.remove(0);
+                }
+                let (seen, tls) = (seen.clone(), acceptor);
                 tokio::spawn(async move {
                     let service = service_fn(move |request: Request<Incoming>| {
                         seen.lock().unwrap().push(request.headers().clone());
@@ -370,6 +384,86 @@ fn a_certificate_is_accepted_only_of_an_authority_that_is_trusted() {
         assert!(said.contains("error [tls]: "), "{command:?}: {said}");
     }
     assert!(server.take("authorization").is_empty());
+}
+
+#[test]
+fn follow_sends_nothing_to_a_server_that_an_authority_of_the_system_vouches_for_and_not_the_named_one()
+ {
+    let dir = tempfile::tempdir().unwrap();
+    let (named, authority) = tls();
+    let (others, of_system) = tls();
+    let authority = file(dir.path(), "authority.pem", authority);
+    let system = dir.path().join("system");
+    fs::create_dir(&system).unwrap();
+    // The name that the store of a system has for a certificate.
+    file(&system, "0123abcd.0", of_system);
+    // Another server takes the address after the first handshake, as it may while a client follows.
+    let server = Refusing::start_in_turn(401, "authn", "no valid token", vec![named, others]);
+    let output = ask(
+        &server.url,
+        &["follow", "my-basin/orders", "--by", "/id", "--once"],
+        &["--ca-file", path(&authority)],
+        &[("ESKER_TOKEN", TOKEN), ("SSL_CERT_DIR", path(&system))],
+    );
+    let said = stderr(&output);
+    assert_eq!(server.take("authorization"), [], "{said}");
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("its certificate is not accepted"), "{said}");
+}
+
+#[test]
+fn an_authority_is_named_for_one_server_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, authority) = tls();
+    let authority = file(dir.path(), "authority.pem", authority);
+    let endpoints = ["S2_ACCOUNT_ENDPOINT", "S2_BASIN_ENDPOINT"];
+    let of_variables = endpoints.map(|name| (name, "https://127.0.0.1:1"));
+    for (server, variables) in [(Some("https://a.s2.dev"), &[][..]), (None, &of_variables)] {
+        let mut process = esker();
+        process
+            .args(["follow", "my-basin/orders", "--by", "/id", "--once"])
+            .args(["--ca-file", path(&authority)])
+            .env_remove("ESKER_SERVER")
+            .envs(variables.iter().copied());
+        if let Some(server) = server {
+            process.args(["--server", server]);
+        }
+        let output = run(process, b"");
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(
+            said.contains("error [certificates]: --ca-file is for"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_token_of_an_esker_is_not_sent_to_hosted_s2() {
+    let mut process = esker();
+    process
+        .args(["follow", "my-basin/orders", "--by", "/id", "--once"])
+        .args(["--server", "https://a.s2.dev"])
+        .env("S2_ACCESS_TOKEN", TOKEN);
+    let output = run(process, b"");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("error [token]: "), "{said}");
+    assert!(!said.contains(TOKEN), "{said}");
+    // Without a server's name, the token is for the one that all commands ask.
+    let mut process = esker();
+    process
+        .args(["follow", "my-basin/orders", "--by", "/id", "--once"])
+        .env_remove("ESKER_SERVER")
+        .env_remove("ESKER_TOKEN")
+        .env("S2_ACCESS_TOKEN", TOKEN)
+        // Nothing is looked up, should it be asked for another name.
+        .env("SSL_CERT_FILE", "/dev/null");
+    let said = stderr(&run(process, b""));
+    assert!(
+        said.contains("S2_ACCESS_TOKEN is for http://127.0.0.1:7070"),
+        "{said}"
+    );
 }
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);

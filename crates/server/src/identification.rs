@@ -39,10 +39,14 @@ pub(crate) async fn identify(
     let principal = match is_open(&request) && authority.is_on() {
         // A failed attempt is none here: whoever sends one learns nothing from the answer.
         true => Principal::unauthenticated(peer.as_ref()),
-        false => match authority.identify(request.headers(), peer.as_ref()) {
-            Ok(principal) => principal,
-            Err(error) => return refused(request, error),
-        },
+        false => {
+            let headers = request.headers();
+            let find = || authority.identify(headers, peer.as_ref());
+            match authority.find_current(find).await {
+                Ok(principal) => principal,
+                Err(error) => return refused(request, error),
+            }
+        }
     };
     let extensions = request.extensions_mut();
     extensions.insert(principal.clone());
@@ -79,6 +83,12 @@ pub(crate) async fn learn(
 ) -> Response {
     if is_open(&request) || !learning.authority.is_unknown(request.headers()) {
         return next.run(request).await;
+    }
+    // Whoever has failed too often is refused before anything is done for it, also with a token that was issued a
+    // moment ago.
+    let peer = request.extensions().get::<PeerAddress>().copied();
+    if let Err(limited) = learning.authority.check_failures(peer.as_ref()) {
+        return refused(request, limited);
     }
     let read = async {
         // Whoever has no valid token must not pile up here.

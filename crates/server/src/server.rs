@@ -228,7 +228,11 @@ impl Server {
             )
         });
         let root = root_token.map(|it| it.hash);
-        let authority = Arc::new(Authority::new(root, node.tokens()));
+        let authority = Authority::new(root, node.tokens());
+        let authority = Arc::new(match app.forwarder.clone() {
+            Some(forwarder) => authority.in_cluster(forwarder.catalog_check(problems.clone())),
+            None => authority,
+        });
         let stop = CancellationToken::new();
         let grace = config.shutdown_grace.as_duration();
         let shared = Shared {

@@ -47,6 +47,24 @@ async fn an_auto_prefix_is_added_to_names_and_stripped_from_answers() {
     assert_eq!(sdk::bodies(&sdk::read_all(&whole).await), ["x"]);
     let outside = own.stream(stream_name("../tenant-2/a"));
     outside.check_tail().await.unwrap_err();
+    // Nor do errors have the prefix: of a request, of one whose body is not read, and of one that changes something.
+    let raw = world.http(Transport::Http1, &token);
+    for path in [
+        "/v1/streams/missing",
+        "/v1/streams/missing/records?seq_num=0",
+        "/v1/streams/missing/records/tail",
+        "/esker/v1/streams/missing/position",
+        "/esker/v1/streams/missing/activity",
+    ] {
+        let answer = raw.get(path).basin("test-basin").send().await.expect(404);
+        let text = answer.text();
+        assert!(text.contains("`missing`"), "{path}: {text}");
+        assert!(!text.contains("tenant-1"), "{path}: {text}");
+    }
+    let again = raw.post("/v1/streams").basin("test-basin");
+    let again = again.json(&json!({"stream": "b"})).send().await;
+    let text = again.expect(409).text();
+    assert!(text.contains("`b`") && !text.contains("tenant-1"), "{text}");
     // What it issues is within the prefix.
     let mut wider = all_of("test-basin");
     wider["op_groups"]["account"] = json!({"write": true});

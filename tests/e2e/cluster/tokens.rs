@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{Cluster, Http, Setup, in_time};
+use crate::support::{Cluster, Http, Setup, events, eventually, in_time};
 
 const ROOT: &str = "root-token-of-the-end-to-end-tests-0123456789";
 /// What one node has answered about tokens holds on all others within this time.
@@ -36,22 +36,121 @@ async fn everywhere(cluster: &Cluster, token: &str, wanted: u16) -> Result<(), S
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_is_valid_and_revoked_on_all_nodes_within_two_seconds() {
-    let dir = tempfile::tempdir().unwrap();
+/// What all nodes have, with files in the directory: a root token and a secret.
+fn setup(dir: &std::path::Path) -> Setup {
     let private = |name: &str, text: &str| {
-        let file = dir.path().join(name);
+        let file = dir.join(name);
         std::fs::write(&file, format!("{text}\n")).unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
         file.display().to_string()
     };
     let token = private("root-token", ROOT);
     let secret = private("secret", "a-secret-of-the-nodes-of-this-test-0123456789");
-    let base = Setup::default()
+    Setup::default()
         .partitions(1)
         .set(&format!("root-token-file={token}"))
-        .set(&format!("cluster.secret-file={secret}"));
-    let mut cluster = Cluster::empty(&base).with_token(ROOT).with_three().await;
+        .set(&format!("cluster.secret-file={secret}"))
+}
+
+/// The status and the code of the answer to an append of one record by way of a node.
+async fn append(cluster: &Cluster, at: usize, token: &str) -> (u16, String) {
+    let http = cluster.server(at).http1().with_token(token);
+    let append = http.post("/v1/streams/orders/records").basin("test-basin");
+    let append = append.json(&json!({"records": [{"body": "x"}]}));
+    let answer = append.send().await;
+    match answer.status.as_u16() {
+        200 => (200, String::new()),
+        status => (status, answer.code()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_does_not_hear_of_revocations_takes_the_root_token_alone() {
+    const PROBLEM: &str = "access_tokens_unchecked";
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::linked(&setup(dir.path()))
+        .with_token(ROOT)
+        .with_three()
+        .await;
+    let root = |at: usize| cluster.server(at).http1().with_token(ROOT);
+    let post = async |path: &str, basin: &str, body: serde_json::Value| {
+        let http = root(0);
+        let request = http.post(path).basin(basin).json(&body);
+        request.send().await.expect(201).json()
+    };
+    post("/v1/basins", "test-basin", json!({"basin": "test-basin"})).await;
+    post("/v1/streams", "test-basin", json!({"stream": "orders"})).await;
+    let scope = json!({
+        "basins": {"exact": "test-basin"}, "streams": {"prefix": ""},
+        "op_groups": {"stream": {"read": true, "write": true}},
+    });
+    let leaked = json!({"id": "leaked", "scope": scope});
+    let leaked = post("/v1/access-tokens", "test-basin", leaked).await;
+    let leaked = leaked["access_token"].as_str().unwrap();
+    // Node 2 leads the catalog, node 0 the streams; only node 1 will reach both.
+    for (partition, leader) in [(0, 0), (0, 2), (1, 2), (1, 0)] {
+        cluster.lead(partition, leader).await;
+    }
+    assert_eq!(append(&cluster, 0, leaked).await.0, 200);
+    let http = cluster.server(0).http1().with_token(leaked);
+    let mut session = events::Events::open(&http, "test-basin", "orders", "seq_num=0", None).await;
+    session.batch().await;
+
+    cluster.links().cut([(0, 2), (2, 0)]);
+    let revoked = root(2).delete("/v1/access-tokens/leaked").send().await;
+    revoked.expect(204);
+    let began = Instant::now();
+    let code = eventually(
+        "the token is refused where its revocation is not known",
+        async || {
+            let (status, code) = append(&cluster, 0, leaked).await;
+            (status != 200).then_some((status, code))
+        },
+    )
+    .await;
+    assert_eq!(
+        code,
+        (503, "unavailable".to_owned()),
+        "{:?}",
+        began.elapsed()
+    );
+    for _ in 0..5 {
+        let (status, _) = append(&cluster, 0, leaked).await;
+        assert_ne!(status, 200, "it is not taken again");
+    }
+    let end = session.rest().await.pop().unwrap();
+    assert_eq!(end.event, "error", "{end:?}");
+    assert_eq!(end.json()["code"], "unavailable");
+    // Nodes that reach the catalog know it.
+    for at in [1, 2] {
+        assert_eq!(append(&cluster, at, leaked).await.0, 401, "n{at}");
+    }
+    assert_eq!(append(&cluster, 0, ROOT).await.0, 200);
+    let problems = async || {
+        let status = root(0).get("/esker/v1/status").send().await.expect(200);
+        status.text()
+    };
+    let text = problems().await;
+    assert!(text.contains(PROBLEM), "{text}");
+
+    cluster.links().heal();
+    eventually("the node knows of the revocation", async || {
+        (append(&cluster, 0, leaked).await.0 == 401).then_some(())
+    })
+    .await;
+    eventually("the problem is over", async || {
+        (!problems().await.contains(PROBLEM)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_is_valid_and_revoked_on_all_nodes_within_two_seconds() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::empty(&setup(dir.path()))
+        .with_token(ROOT)
+        .with_three()
+        .await;
     let root =
         |at: usize, cluster: &Cluster| -> Http { cluster.server(at).http1().with_token(ROOT) };
     let created = root(0, &cluster);

@@ -95,6 +95,11 @@ impl Server {
     }
 }
 
+/// Whether the text of a token is one that an Esker has issued.
+fn is_of_esker(token: &str) -> bool {
+    token.starts_with("esk_")
+}
+
 impl S2Endpoint {
     /// A stream, through clients of this configuration.
     ///
@@ -128,7 +133,8 @@ impl S2Endpoint {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] for an address or a variable that makes no sense.
+    /// [`Error::Invalid`] for an address or a variable that makes no sense; for a token that an Esker has issued,
+    /// without the endpoints of one: it would go to hosted S2.
     pub fn from_env(address: &str) -> Result<S2Endpoint, Error> {
         let invalid = |e: &dyn std::fmt::Display| Error::Invalid(e.to_string());
         let wanted =
@@ -144,6 +150,13 @@ impl S2Endpoint {
         };
         // Self-hosted servers require no token, but the client does.
         let token = std::env::var("S2_ACCESS_TOKEN").ok();
+        if account.is_none() && token.as_ref().is_some_and(|it| is_of_esker(it)) {
+            return Err(Error::Invalid(
+                "S2_ACCESS_TOKEN is a token of an Esker, which is not sent to hosted S2: set S2_ACCOUNT_ENDPOINT and \
+                 S2_BASIN_ENDPOINT"
+                    .to_owned(),
+            ));
+        }
         let config = S2Config::new(token.clone().unwrap_or_else(|| "none".to_owned()));
         let endpoint = S2Endpoint::new(config.with_endpoints(endpoints), basin, stream)?;
         let endpoint = match token {
@@ -458,6 +471,12 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+
+    #[test]
+    fn a_token_of_an_esker_is_told_from_one_of_hosted_s2() {
+        assert!(is_of_esker("esk_abcdefghijklmnopqrstuvwxyz"));
+        assert!(!is_of_esker("YAAAAAAAAABm"));
+    }
 
     /// A server that answers every request for a position with this status.
     async fn server(status: u16) -> String {

@@ -127,6 +127,38 @@ pub enum Error {
     Repository(Arc<esker_repository::Error>),
 }
 
+impl Error {
+    /// Whether it has the name of a stream.
+    pub fn names_stream(&self) -> bool {
+        match self {
+            Error::StreamNotFound { .. }
+            | Error::StreamExists { .. }
+            | Error::EncryptionKey { .. }
+            | Error::Decryption { .. } => true,
+            Error::Storage(text) => text.contains("stream `"),
+            _ => false,
+        }
+    }
+
+    /// The same for somebody who uses names of streams without this prefix.
+    #[must_use]
+    pub fn without_prefix(mut self, prefix: &str) -> Error {
+        match &mut self {
+            Error::StreamNotFound { stream, .. }
+            | Error::StreamExists { stream, .. }
+            | Error::EncryptionKey { stream, .. }
+            | Error::Decryption { stream, .. } => {
+                if let Some(own) = stream.strip_prefix(prefix) {
+                    *stream = own.to_owned();
+                }
+            }
+            Error::Storage(text) => *text = text.replace(&format!("stream `{prefix}"), "stream `"),
+            _ => {}
+        }
+        self
+    }
+}
+
 impl From<esker_repository::Error> for Error {
     fn from(error: esker_repository::Error) -> Self {
         Error::Repository(Arc::new(error))
@@ -182,6 +214,40 @@ pub(crate) fn read_error(error: ReadError, basin: &str, stream: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_has_the_name_of_the_stream_that_its_reader_uses() {
+        let (basin, stream) = (String::from("test-basin"), String::from("tenant-1/a"));
+        for error in [
+            Error::StreamNotFound {
+                basin: basin.clone(),
+                stream: stream.clone(),
+            },
+            Error::StreamExists {
+                basin: basin.clone(),
+                stream: stream.clone(),
+            },
+            Error::EncryptionKey {
+                basin: basin.clone(),
+                stream: stream.clone(),
+                why: "no key".to_owned(),
+            },
+            Error::Decryption {
+                basin: basin.clone(),
+                stream: stream.clone(),
+                seq_num: 7,
+            },
+            Error::Storage(format!("stream `{stream}` in basin `{basin}`: damaged")),
+        ] {
+            assert!(error.names_stream(), "{error}");
+            assert!(error.to_string().contains("`tenant-1/a`"), "{error}");
+            let own = error.clone().without_prefix("tenant-1/").to_string();
+            assert!(own.contains("stream `a` in basin `test-basin`"), "{own}");
+            let whole = error.clone().without_prefix("tenant-2/").to_string();
+            assert_eq!(whole, error.to_string(), "it is not of that prefix");
+        }
+        assert!(!Error::Conflict.names_stream());
+    }
 
     #[test]
     fn a_proposal_that_met_another_leader_is_told_from_one_that_may_have_happened() {

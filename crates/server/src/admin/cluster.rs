@@ -16,6 +16,7 @@ pub use super::replicas::{
 };
 use super::request::{Body, InPath, ReadNode, WriteNode};
 use super::{Admin, AdminError};
+use crate::auth::Access;
 use crate::timestamp::timestamp;
 
 /// The cluster, as its nodes report it.
@@ -208,7 +209,8 @@ pub(super) async fn show(ReadNode(node): ReadNode) -> Result<Json<ClusterView>, 
 
 /// Removes a node from the cluster, for good.
 ///
-/// Its number is never used again: to bring the machine back, it joins with an empty data directory. Refused where
+/// It needs the root token, because it cannot be taken back: the node's number is never used again, and to bring the
+/// machine back, it joins with an empty data directory. Refused where
 /// a partition would lose its majority: all nodes are asked for that now, and more than half of the other voters of
 /// each partition have to answer.
 #[utoipa::path(
@@ -220,9 +222,11 @@ pub(super) async fn show(ReadNode(node): ReadNode) -> Result<Json<ClusterView>, 
     responses((status = 200, description = "It is removed", body = ClusterChange), Failures)
 )]
 pub(super) async fn remove(
+    access: Access,
     WriteNode(own): WriteNode,
     InPath(node): InPath<String>,
 ) -> Result<Json<ClusterChange>, AdminError> {
+    access.root()?;
     let (cluster, found) = named(&own, &node)?;
     cluster.remove(found.node).await?;
     tracing::info!(node = found.node, name = found.name, "Node was removed");

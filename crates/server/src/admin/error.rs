@@ -258,6 +258,11 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "Access tokens are not valid: the catalog was restored with a loss, and their revocations may be lost. The root token confirms them.",
     ),
     (
+        "access_tokens_unchecked",
+        false,
+        "Issued access tokens are refused on this node: it has no contact with the leader of the catalog, and may lack revocations. The root token is accepted.",
+    ),
+    (
         "state_snapshot_ignored",
         false,
         "A file in `snapshots/` is not a valid JSON snapshot of this state store; it is neither counted nor removed.",

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
-use esker_node::{Fork, Position};
+use esker_node::{Error, Fork, Position};
 use s2_common::basin::BasinName;
 use s2_common::stream::StreamName;
 use serde::{Deserialize, Serialize};
@@ -97,6 +97,7 @@ pub(super) async fn position(
     InPath(stream): InPath<StreamName>,
 ) -> Result<Json<StreamPosition>, AdminError> {
     let stream = access.position(&basin, stream)?;
+    let own = |error| with_own_name(error, &access);
     let Position {
         head,
         tail,
@@ -107,7 +108,7 @@ pub(super) async fn position(
     } = {
         let (node, name) = (admin.node.open(&stream.granted), stream.name);
         let position = node.look_up(move |node| node.position(&basin, &name));
-        position.await?
+        position.await.map_err(own)?
     };
     Ok(Json(StreamPosition {
         head,
@@ -124,6 +125,14 @@ pub(super) async fn position(
             })
             .collect(),
     }))
+}
+
+/// An error with the name of the stream that the sender uses.
+fn with_own_name(error: Error, access: &Access) -> AdminError {
+    match access.auto_prefix() {
+        Some(prefix) => error.without_prefix(prefix).into(),
+        None => error.into(),
+    }
 }
 
 /// What a stream has, and how much of it is new.
@@ -192,7 +201,7 @@ pub(super) async fn activity(
         };
         Ok((counts, size))
     });
-    let (counts, size) = found.await?;
+    let (counts, size) = found.await.map_err(|error| with_own_name(error, &access))?;
     let at = |(seconds, _): (u32, u64)| OffsetDateTime::from_unix_timestamp(seconds.into()).ok();
     Ok(Json(StreamActivity {
         records: counts.all,

@@ -16,6 +16,7 @@ use s2_api::v1::stream::{AppendConditionFailed, AppendInputStreamError, TailResp
 use s2_common::ValidationError;
 use s2_common::http::extract::HeaderRejection;
 
+use super::hidden_prefix::NamesStream;
 use super::series::session_ended;
 use crate::answers::Exhausted;
 use crate::auth::{self, AccessError};
@@ -241,6 +242,16 @@ impl From<AppendRequestRejection> for ServiceError {
 }
 
 impl ServiceError {
+    /// The same for the holder of a token with this prefix before its names, if it has one.
+    pub(super) fn without_prefix(self, prefix: Option<&str>) -> ServiceError {
+        match (self, prefix) {
+            (ServiceError::Node(error), Some(prefix)) => {
+                ServiceError::Node(error.without_prefix(prefix))
+            }
+            (other, _) => other,
+        }
+    }
+
     /// As the API answers it.
     pub fn to_response(&self) -> ErrorResponse {
         let code = match self {
@@ -390,6 +401,11 @@ impl IntoResponse for ServiceError {
             tracing::warn!(code = error.info.code, message = %error.info.message, "request failed");
         }
         let mut response = response.into_response();
+        if let ServiceError::Node(error) = &self
+            && error.names_stream()
+        {
+            response.extensions_mut().insert(NamesStream(error.clone()));
+        }
         if is_not_proposed {
             response.extensions_mut().insert(NotProposed);
         }

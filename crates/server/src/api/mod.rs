@@ -17,6 +17,7 @@ mod counted_operations;
 mod drain_body;
 mod error;
 mod held_answers;
+mod hidden_prefix;
 mod locations;
 mod ops;
 mod read_frames;
@@ -270,6 +271,7 @@ pub fn router(app: App) -> Router {
     let coded = CodedBodies::new(app.limits.bodies.clone(), app.limits.request_body);
     let v1 = v1_routes()
         .router
+        .route_layer((middleware::from_fn(hidden_prefix::hide), ShareLayer))
         .route_layer((
             CompressionLayer::new().compress_when(compress),
             DefaultBodyLimit::max(app.limits.request_body),

@@ -70,6 +70,7 @@ pub(crate) fn events(
     let slot = PermitSlot::default();
     let batches = slot.clone();
     let events = async_stream::stream! {
+        let prefix = lease.auto_prefix();
         let mut ended = std::pin::pin!(lease.ended());
         loop {
             match next(&mut session, ended.as_mut()).await {
@@ -97,7 +98,8 @@ pub(crate) fn events(
                     let event = match batch_event(records, format, id) {
                         Ok(event) => event,
                         Err(error) => {
-                            let (status, body) = ServiceError::from(error).to_response().to_parts();
+                            let error = ServiceError::from(error).without_prefix(prefix);
+                            let (status, body) = error.to_response().to_parts();
                             session_ended(status);
                             yield sse::error_event(body);
                             return;
@@ -111,6 +113,7 @@ pub(crate) fn events(
                     return;
                 }
                 Err(error) => {
+                    let error = error.without_prefix(prefix);
                     let (status, body) = error.to_response().to_parts();
                     session_ended(status);
                     yield sse::error_event(body);
@@ -189,6 +192,7 @@ pub(crate) fn frames_of_read(
     let permits = slot.clone();
     let message = move |batch| read_frames::message_frame(&batch, compression);
     let frames = async_stream::stream! {
+        let prefix = lease.auto_prefix();
         let mut ended = std::pin::pin!(lease.ended());
         loop {
             match next(&mut session, ended.as_mut()).await {
@@ -210,14 +214,14 @@ pub(crate) fn frames_of_read(
                             yield Ok(frame);
                         }
                         Err(error) => {
-                            yield Ok(terminal_frame(error.into()));
+                            yield Ok(terminal_frame(ServiceError::from(error).without_prefix(prefix)));
                             return;
                         }
                     }
                 }
                 Ok(None) => return,
                 Err(error) => {
-                    yield Ok(terminal_frame(error));
+                    yield Ok(terminal_frame(error.without_prefix(prefix)));
                     return;
                 }
             }
@@ -310,7 +314,7 @@ async fn drive(
                     meter(bytes);
                     proto::AppendAck::from(wire_ack(ack))
                 });
-                ready = Some(ack.map_err(ServiceError::from));
+                ready = Some(ack.map_err(|e| ServiceError::from(e).without_prefix(access.auto_prefix())));
             }
             submitted = async { submitting.as_mut().expect("checked").await },
                 if submitting.is_some() =>
@@ -364,7 +368,9 @@ async fn drive(
     }
     if let Some(error) = last_error {
         // If the channel is closed, the client is gone.
-        let _ = acks.send(Err(error)).await;
+        let _ = acks
+            .send(Err(error.without_prefix(access.auto_prefix())))
+            .await;
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
-use esker_node::{Names, TokenScope};
+use esker_node::TokenScope;
 use http::Extensions;
 use http::request::Parts;
 use s2_common::access::Operation;
@@ -15,6 +15,7 @@ use s2_common::record::{CommandRecord, Record};
 use s2_common::stream::{AppendInput, StreamName};
 
 use super::authority::Authority;
+use super::catalog_check::InUse;
 use super::error::AccessError;
 use super::lease::Lease;
 use super::operation::{self, Effect};
@@ -73,6 +74,7 @@ pub(crate) struct Listing {
 pub(crate) struct Access {
     authority: Arc<Authority>,
     principal: Principal,
+    in_use: Option<Arc<InUse>>,
 }
 
 impl<S: Sync> FromRequestParts<S> for Access {
@@ -87,6 +89,7 @@ impl Access {
     /// The access of a principal.
     pub(crate) fn new(authority: Arc<Authority>, principal: Principal) -> Access {
         Access {
+            in_use: authority.begin(&principal),
             authority,
             principal,
         }
@@ -127,6 +130,7 @@ impl Access {
         Lease {
             authority: self.authority.clone(),
             principal: self.principal.clone(),
+            _in_use: self.in_use.clone(),
         }
     }
 
@@ -384,16 +388,7 @@ impl Access {
 
     /// What is put before the names of streams that the sender uses.
     pub(crate) fn auto_prefix(&self) -> Option<&str> {
-        match &self.principal {
-            Principal::Token(token) if token.auto_prefix_streams => {
-                match &token.scope.streams.names {
-                    Some(Names::Prefix(prefix)) => Some(prefix),
-                    // None of these can be issued.
-                    Some(Names::Exact(_)) | None => None,
-                }
-            }
-            _ => None,
-        }
+        self.principal.auto_prefix()
     }
 
     /// The name that the node knows a stream by, and the length of what was put before it.

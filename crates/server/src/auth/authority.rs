@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use esker_node::{StoredToken, TokenHash, Tokens};
 use http::HeaderMap;
 use tokio::sync::watch;
 
+use super::catalog_check::{CatalogCheck, InUse};
 use super::error::{self, AccessError};
 use super::failure_limiter::FailureLimiter;
 use super::principal::{Claim, PeerAddress, Principal};
@@ -21,6 +22,8 @@ pub(crate) struct Authority {
     /// Hash of the root token, which may be replaced; `None` if no authentication is configured.
     root: Option<watch::Sender<TokenHash>>,
     find: Find,
+    /// Checks that the tokens are those of the cluster; `None` if this node is in none.
+    catalog: Option<Arc<CatalogCheck>>,
     failures: FailureLimiter,
 }
 
@@ -36,7 +39,16 @@ impl Authority {
         Authority {
             root: root.map(watch::Sender::new),
             find,
+            catalog: None,
             failures: FailureLimiter::default(),
+        }
+    }
+
+    /// The same in a cluster: issued tokens are valid only while the catalog here is known to be current.
+    pub(crate) fn in_cluster(self, catalog: Arc<CatalogCheck>) -> Authority {
+        Authority {
+            catalog: Some(catalog),
+            ..self
         }
     }
 
@@ -65,7 +77,49 @@ impl Authority {
             .await;
     }
 
-    /// Who sends a request.
+    /// Finds a principal, again if the catalog had to be waited for meanwhile: its token may have been revoked.
+    ///
+    /// # Errors
+    ///
+    /// Those of `find`; [`AccessError::Unavailable`] if it is not known whether an issued token was revoked.
+    pub(crate) async fn find_current(
+        &self,
+        find: impl Fn() -> Result<Principal, AccessError>,
+    ) -> Result<Principal, AccessError> {
+        let found = find()?;
+        let (Principal::Token(_), Some(catalog)) = (&found, &self.catalog) else {
+            return Ok(found);
+        };
+        match catalog.wait().await.map_err(AccessError::Unavailable)? {
+            true => find(),
+            false => Ok(found),
+        }
+    }
+
+    /// Begins what a principal does: the catalog is checked until the result is dropped, if that is needed.
+    pub(super) fn begin(&self, principal: &Principal) -> Option<Arc<InUse>> {
+        match (principal, &self.catalog) {
+            (Principal::Token(_), Some(catalog)) => Some(Arc::new(catalog.begin())),
+            _ => None,
+        }
+    }
+
+    /// Seconds for which an address has to wait because of its failures, if so.
+    ///
+    /// # Errors
+    ///
+    /// [`AccessError::Limited`].
+    pub(crate) fn check_failures(&self, peer: Option<&PeerAddress>) -> Result<(), AccessError> {
+        let Principal::Anonymous(address) = Principal::anonymous(peer) else {
+            return Ok(());
+        };
+        match self.failures.check(address, Instant::now()) {
+            Ok(()) => Ok(()),
+            Err(wait) => Err(limited(wait)),
+        }
+    }
+
+    /// Who sends a request, as far as this node knows.
     ///
     /// # Errors
     ///
@@ -142,7 +196,12 @@ impl Authority {
     /// Its token was replaced, revoked or suspended or has expired, or that is not known.
     pub(crate) fn check(&self, principal: &Principal) -> Result<(), AccessError> {
         let is_valid = match principal {
-            Principal::Token(token) => self.find(&token.hash)?.is_ok(),
+            Principal::Token(token) => {
+                if let Some(catalog) = &self.catalog {
+                    catalog.check().map_err(AccessError::Unavailable)?;
+                }
+                self.find(&token.hash)?.is_ok()
+            }
             Principal::Root(hash) => {
                 let root = self.root.as_ref();
                 root.is_some_and(|root| token::is_same(&root.borrow(), hash))
@@ -177,13 +236,15 @@ impl Authority {
         error::count(reason);
         match self.failures.fail(address, Instant::now()) {
             Ok(()) => AccessError::Unauthenticated,
-            Err(wait) => {
-                error::count(error::LIMITED);
-                AccessError::Limited {
-                    retry_after: wait.as_secs().max(1),
-                }
-            }
+            Err(wait) => limited(wait),
         }
+    }
+}
+
+fn limited(wait: Duration) -> AccessError {
+    error::count(error::LIMITED);
+    AccessError::Limited {
+        retry_after: wait.as_secs().max(1),
     }
 }
 
@@ -391,6 +452,56 @@ pub(crate) mod tests {
         request(&authority, Some(&root)).unwrap();
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn without_contact_with_the_catalog_the_root_token_goes_on_and_no_other() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+
+        let issued = Issued::new(vec![stored("good", TokenScope::default())]);
+        let is_cut_off = Arc::new(AtomicBool::new(false));
+        let catalog = CatalogCheck::new(
+            {
+                let (is_cut_off, issued) = (is_cut_off.clone(), issued.clone());
+                move || {
+                    let answer = match is_cut_off.load(Ordering::SeqCst) {
+                        true => Err("no majority".to_owned()),
+                        false => Ok(()),
+                    };
+                    let issued = issued.clone();
+                    async move {
+                        answer?;
+                        // What the node had not applied: a revocation.
+                        issued.set(Ok(vec![stored("other", TokenScope::default())]));
+                        Ok(())
+                    }
+                }
+            },
+            esker_node::HostProblems::default(),
+        );
+        let authority = Arc::new(authority(Some(ROOT), &issued).in_cluster(catalog));
+        let ask = async |text: &str| {
+            let bearer = format!("Bearer {text}");
+            let find = || request(&authority, Some(&bearer));
+            authority.find_current(find).await
+        };
+        // The copy has the token, and is not current.
+        assert_eq!(
+            ask("good").await.unwrap_err(),
+            AccessError::Unauthenticated,
+            "it is looked up once more after the catalog was waited for"
+        );
+        let other = ask("other").await.unwrap();
+        let lease = Access::new(authority.clone(), other).lease();
+        let mut ended = std::pin::pin!(lease.ended());
+        assert!(ended.as_mut().now_or_never().is_none());
+        is_cut_off.store(true, Ordering::SeqCst);
+        let refusal = ended.await;
+        assert!(matches!(refusal, AccessError::Unavailable(_)), "{refusal}");
+        let refusal = ask("other").await.unwrap_err();
+        assert!(matches!(refusal, AccessError::Unavailable(_)), "{refusal}");
+        let root = ask(ROOT).await.unwrap();
+        Access::new(authority.clone(), root).root().unwrap();
+    }
+
     #[test]
     fn failures_are_limited_and_valid_tokens_of_the_same_address_are_not() {
         let issued = Issued::new(vec![stored("good", TokenScope::default())]);
@@ -405,6 +516,11 @@ pub(crate) mod tests {
             refused[99],
             AccessError::Limited { retry_after: 1.. }
         ));
+        let peer = PeerAddress("10.1.1.1:2".parse().unwrap());
+        let limited = authority.check_failures(Some(&peer)).unwrap_err();
+        assert!(matches!(limited, AccessError::Limited { .. }), "{limited}");
+        let other = PeerAddress("10.1.1.2:2".parse().unwrap());
+        authority.check_failures(Some(&other)).unwrap();
         request(&authority, Some("Bearer good")).unwrap();
         request(&authority, Some(&format!("Bearer {ROOT}"))).unwrap();
     }

@@ -58,6 +58,24 @@ impl Bucket {
 }
 
 impl FailureLimiter {
+    /// Whether one more failure of an address is allowed, which is not counted: before something costly is done for
+    /// whoever may fail.
+    ///
+    /// # Errors
+    ///
+    /// There were too many: how long to wait.
+    pub(crate) fn check(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
+        let buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let address = network(address.to_canonical());
+        let is_full = buckets.of.len() >= MAX_ADDRESSES;
+        let mut bucket = match buckets.of.get(&address) {
+            Some(bucket) => *bucket,
+            None if is_full => buckets.others,
+            None => Bucket::default(),
+        };
+        bucket.fail(now)
+    }
+
     /// Counts a failure of an address.
     ///
     /// # Errors
@@ -105,6 +123,11 @@ mod tests {
         // Further attempts do not make the wait longer.
         assert_eq!(limiter.fail(v4(1), now), Err(REFILL_INTERVAL));
         limiter.fail(v4(2), now).unwrap();
+        assert_eq!(limiter.check(v4(1), now), Err(REFILL_INTERVAL));
+        for _ in 0..2 * MAX_FAILURES {
+            // A look counts nothing.
+            limiter.check(v4(1), now + REFILL_INTERVAL).unwrap();
+        }
         limiter.fail(v4(1), now + REFILL_INTERVAL).unwrap();
         limiter.fail(v4(1), now + REFILL_INTERVAL).unwrap_err();
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::authority::{Authority, now_ms};
+use super::catalog_check::InUse;
 use super::error::AccessError;
 use super::principal::Principal;
 
@@ -15,6 +16,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct Lease {
     pub(super) authority: Arc<Authority>,
     pub(super) principal: Principal,
+    /// Held so that the catalog goes on to be checked.
+    pub(super) _in_use: Option<Arc<InUse>>,
 }
 
 impl Lease {
@@ -25,6 +28,11 @@ impl Lease {
     /// It may not.
     pub(crate) fn check(&self) -> Result<(), AccessError> {
         self.authority.check(&self.principal)
+    }
+
+    /// What is put before the names of streams that its holder uses.
+    pub(crate) fn auto_prefix(&self) -> Option<&str> {
+        self.principal.auto_prefix()
     }
 
     /// Waits until it may not go on. Never, without a token that could end.

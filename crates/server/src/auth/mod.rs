@@ -7,6 +7,7 @@
 //! | [`token`] | texts of tokens: in a header, new ones, and their hashes |
 //! | [`principal`] | who sends a request |
 //! | [`failure_limiter`] | how often an address may fail |
+//! | [`catalog_check`] | whether the tokens that this node knows are those of the cluster |
 //! | [`authority`] | finds the principal of a request, and whether it is still one |
 //! | [`operation`] | operations of the S2 API and their groups |
 //! | [`scope`] | what a scope permits, and whether one is within another |
@@ -28,6 +29,7 @@
 
 pub(crate) mod access;
 pub(crate) mod authority;
+pub(crate) mod catalog_check;
 pub(crate) mod error;
 pub(crate) mod failure_limiter;
 pub(crate) mod lease;
@@ -41,6 +43,7 @@ pub(crate) mod token;
 
 pub(crate) use access::{Access, Guarded, StreamAccess};
 pub(crate) use authority::Authority;
+pub(crate) use catalog_check::CatalogCheck;
 pub(crate) use error::AccessError;
 pub(crate) use lease::Lease;
 pub(crate) use principal::{Claim, PeerAddress, Principal, PrincipalKey};

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, LazyLock};
 
-use esker_node::{StoredToken, TokenHash, TokenScope};
+use esker_node::{Names, StoredToken, TokenHash, TokenScope};
 use serde::{Deserialize, Serialize};
 
 /// The address that a connection comes from. The accept loop puts it into each request's extensions.
@@ -70,6 +70,20 @@ impl Principal {
     /// The sender of a request without a token, where others have one.
     pub(crate) fn unauthenticated(peer: Option<&PeerAddress>) -> Principal {
         Principal::Unauthenticated(address(peer))
+    }
+
+    /// What is put before the names of streams that it uses.
+    pub(crate) fn auto_prefix(&self) -> Option<&str> {
+        match self {
+            Principal::Token(token) if token.auto_prefix_streams => {
+                match &token.scope.streams.names {
+                    Some(Names::Prefix(prefix)) => Some(prefix),
+                    // None of these can be issued.
+                    Some(Names::Exact(_)) | None => None,
+                }
+            }
+            _ => None,
+        }
     }
 
     /// Its name in the log: the id of its token.

@@ -183,7 +183,8 @@ pub(crate) const RULES: &[(&str, &str, Rule)] = &[
     (
         "POST",
         "/esker/v1/cluster/nodes/{node}/remove",
-        Admin(Effect::Write),
+        // It cannot be taken back.
+        Root,
     ),
     (
         "POST",
@@ -332,6 +333,20 @@ impl Rule {
         match permitted {
             true => Ok(()),
             false => Err(AccessError::Forbidden(format!("{what} here"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_taken_back_in_a_cluster_needs_the_root_token() {
+        let of = |what: &str| Rule::of("POST", &format!("/esker/v1/cluster/nodes/{{node}}/{what}"));
+        assert_eq!(of("remove"), Some(Root));
+        for what in ["drain", "activate"] {
+            assert_eq!(of(what), Some(Admin(Effect::Write)), "{what}");
         }
     }
 }

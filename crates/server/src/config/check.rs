@@ -369,6 +369,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
             ));
         }
     }
+    warnings.extend(readable_peers(config));
     if config.allowed_origins.as_deref() == Some("*") {
         warnings.push(
             "`allowed-origins` = * takes requests of every web page that a user of this network opens: name \
@@ -398,6 +399,25 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// A network between the nodes that others can read, where clients are to be protected from that.
+fn readable_peers(config: &Config) -> Option<String> {
+    let address = config.cluster.peer_listen?;
+    let is_readable =
+        config.cluster.certificate.is_none() && !address.ip().to_canonical().is_loopback();
+    let key = match (config.tls.enabled(), &config.root_token_file) {
+        (true, _) => "tls",
+        (false, Some(_)) => "root-token-file",
+        (false, None) => return None,
+    };
+    is_readable.then(|| {
+        format!(
+            "`cluster.peer-listen` = {address} is not encrypted, although `{key}` is set: records, keys of encryption \
+             and the cluster's secret pass between the nodes in the clear. Set `cluster.certificate`, \
+             `cluster.private-key` and `cluster.ca`, unless nobody else can read that network"
+        )
+    })
 }
 
 /// Settings that the defaults leave open and that should be decided before the data matters.

@@ -46,12 +46,19 @@ pub(super) fn strip(headers: &mut HeaderMap) {
     }
 }
 
+/// What proves to a server who the client is. The node that gets it has identified the client, and the envelope has the
+/// result: no other node needs it, and the network between the nodes may be readable.
+const CREDENTIALS: [HeaderName; 2] = [header::AUTHORIZATION, header::COOKIE];
+
 /// The same for a request, which goes to another host than the client has named, and for whose body nobody waits to
-/// be asked.
+/// be asked. The client's credentials stay here.
 pub(super) fn strip_request(headers: &mut HeaderMap) {
     strip(headers);
     headers.remove(header::HOST);
     headers.remove(header::EXPECT);
+    for name in &CREDENTIALS {
+        headers.remove(name);
+    }
 }
 
 #[cfg(test)]
@@ -73,6 +80,9 @@ mod tests {
             ("esker-not-leader", "7"),
             ("s2-basin", "test-basin"),
             ("authorization", "Bearer x"),
+            ("authorization", "Bearer y"),
+            ("cookie", "esker-session=x"),
+            ("s2-encryption-key", "k"),
             ("traceparent", "00-1-2-3"),
         ] {
             headers.append(name, value.parse().unwrap());
@@ -80,7 +90,7 @@ mod tests {
         strip_request(&mut headers);
         let mut left: Vec<_> = headers.iter().map(|(name, _)| name.as_str()).collect();
         left.sort_unstable();
-        assert_eq!(left, ["authorization", "s2-basin", "te", "traceparent"]);
+        assert_eq!(left, ["s2-basin", "s2-encryption-key", "te", "traceparent"]);
         assert_eq!(headers[header::TE], "trailers");
     }
 

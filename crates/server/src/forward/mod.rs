@@ -76,11 +76,12 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use esker_node::Node;
+use esker_node::{HostProblems, Node};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::api::Bodies;
+use crate::auth::CatalogCheck;
 use contact::Contacts;
 pub(crate) use layer::forward;
 use node_peers::NodePeers;
@@ -133,5 +134,15 @@ impl Forwarder {
         let deadline = Instant::now() + self.leader_timeout;
         let read = peers::read_index_by(&*self.peers, partition, deadline).await;
         read.map_err(|why| format!("partition {partition} is not known now: {why}"))
+    }
+
+    /// Checks that this node's copy of the catalog is current.
+    pub(crate) fn catalog_check(&self, problems: HostProblems) -> Arc<CatalogCheck> {
+        let forwarder = self.clone();
+        let read = move || {
+            let forwarder = forwarder.clone();
+            async move { forwarder.read_index(0).await }
+        };
+        CatalogCheck::new(read, problems)
     }
 }

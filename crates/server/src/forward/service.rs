@@ -164,11 +164,12 @@ impl Served {
         envelope: &Envelope,
         peer: &PeerAddress,
     ) -> Result<Principal, AccessError> {
-        match self.authority.of_claim(&envelope.claim, peer) {
+        let find = || self.authority.of_claim(&envelope.claim, peer);
+        match self.authority.find_current(find).await {
             Err(AccessError::Unauthenticated) => {
                 let read = self.forwarder.read_index(0).await;
                 read.map_err(AccessError::Unavailable)?;
-                self.authority.of_claim(&envelope.claim, peer)
+                self.authority.find_current(find).await
             }
             other => other,
         }

@@ -166,6 +166,39 @@ fn a_start_says_that_nothing_is_there_to_fall_back_on_until_two_are_retained_or_
 }
 
 #[test]
+fn a_network_between_nodes_that_others_can_read_is_warned_about_where_clients_are_protected() {
+    let warned = |more: &[&str]| {
+        let secret = "cluster.secret-file=secret";
+        let set: Vec<&str> = more.iter().copied().chain([secret]).collect();
+        let loaded = from_set(&set).expect("allowed");
+        let about = |it: &&String| it.contains("`cluster.peer-listen`");
+        loaded.warnings.iter().find(about).cloned()
+    };
+    const OPEN: &str = "cluster.peer-listen=192.0.2.7:7170";
+    const TOKEN: &str = "root-token-file=root-token";
+    let warning = warned(&[OPEN, TOKEN]).expect("a warning");
+    for part in [
+        "192.0.2.7:7170",
+        "`root-token-file`",
+        "`cluster.certificate`",
+    ] {
+        assert!(warning.contains(part), "{warning}");
+    }
+    let warning = warned(&[OPEN, "tls.self-signed=true"]).expect("a warning");
+    assert!(warning.contains("`tls`"), "{warning}");
+    assert_eq!(warned(&["cluster.peer-listen=127.0.0.1:7170", TOKEN]), None);
+    assert_eq!(warned(&[OPEN]), None, "clients are not protected either");
+    let certificates = [
+        OPEN,
+        TOKEN,
+        "cluster.certificate=node.pem",
+        "cluster.private-key=node.key",
+        "cluster.ca=ca.pem",
+    ];
+    assert_eq!(warned(&certificates), None);
+}
+
+#[test]
 fn equal_values_go_together() {
     from_set(&["log.purge-threshold=32MiB", "log.flush-after=1MiB"]).expect("equal");
     from_set(&["store.write-buffers-total=32MiB"]).expect("equal");

@@ -16,6 +16,52 @@ use crate::forward::service::PeerRequests;
 use crate::identification::{Learning, identify, learn};
 
 #[tokio::test]
+async fn a_token_stays_at_the_node_that_the_client_has_sent_it_to() {
+    let (one, two) = pair();
+    let mut asked = request("PUT", "/v1/streams/a", "x");
+    let bearer = format!("Bearer {ROOT}").parse().unwrap();
+    asked.headers_mut().insert(header::AUTHORIZATION, bearer);
+    let cookie = "esker-session=secret".parse().unwrap();
+    asked.headers_mut().insert(header::COOKIE, cookie);
+    assert_eq!(one.ask(asked).await.status(), StatusCode::CREATED);
+    let (head, _) = two.handled.requests.lock().unwrap().remove(0);
+    for name in [header::AUTHORIZATION, header::COOKIE] {
+        assert!(!head.headers.contains_key(&name), "{name}");
+    }
+    let principal: &Principal = head.extensions.get().unwrap();
+    assert!(
+        matches!(principal, Principal::Root(_)),
+        "it is who has sent it"
+    );
+}
+
+#[tokio::test]
+async fn an_address_that_has_failed_too_often_costs_no_round_of_the_catalog() {
+    let one = Member::new(1, Leader::Here);
+    let learning = Learning::new(one.on.clone(), one.forwarder.clone());
+    let router = Router::new()
+        .route("/v1/basins", get(async || "answered"))
+        .layer(middleware::from_fn_with_state(one.on.clone(), identify))
+        .layer(middleware::from_fn_with_state(learning, learn));
+    let ask = async |token: &str| {
+        let mut asked = request("GET", "/v1/basins", Body::empty());
+        let bearer = format!("Bearer {token}").parse().unwrap();
+        asked.headers_mut().insert(header::AUTHORIZATION, bearer);
+        let peer: SocketAddr = "192.0.2.8:4711".parse().unwrap();
+        asked.extensions_mut().insert(PeerAddress(peer));
+        router.clone().oneshot(asked).await.unwrap().status()
+    };
+    let mut refused = StatusCode::OK;
+    for number in 0..100 {
+        refused = ask(&format!("guess-{number}")).await;
+    }
+    assert_eq!(refused, StatusCode::TOO_MANY_REQUESTS);
+    // One for each failure that an address may have, and for those that time gives back.
+    assert!(one.rounds() < 50, "{} rounds", one.rounds());
+    assert_eq!(ask(ROOT).await, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_token_that_a_node_does_not_know_yet_is_looked_up_once_more() {
     let one = Member::new(1, Leader::Here);
     let learning = Learning::new(one.on.clone(), one.forwarder.clone());
