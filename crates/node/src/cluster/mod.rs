@@ -13,6 +13,7 @@
 //! | `removal` | whether a node may be removed |
 //! | `rounds` | how often nodes and members are looked at |
 //! | `answers`, `members` | answers to other nodes; keeping registration and members as they should be |
+//! | `registration` | what the cluster answers to this node's registration |
 //! | `checks` | digests of replicas, compared through the log; replicas that differ are stopped |
 //! | `agreed_time`, `clocks` | the clocks of the nodes, compared |
 //! | `replicas`, `divergence`, `transfers` | what is known of the replicas here: digests; which are stopped; what they fetch |
@@ -35,6 +36,7 @@ mod members;
 mod options;
 mod peers;
 mod plan;
+mod registration;
 mod removal;
 mod replacement;
 mod replicas;
