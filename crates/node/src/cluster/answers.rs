@@ -241,8 +241,12 @@ impl Inner {
                     let taken = NodeRefusal::AddressTaken(other);
                     return Err(refused(taken, &self.catalog_reader.nodes()));
                 }
+                let name = nodes.get(&other).map(|node| node.name.as_str());
+                let name = name.unwrap_or_default();
                 Err(CallError::Unavailable(format!(
-                    "the catalog has this address for node {other}, which was not seen elsewhere yet"
+                    "the catalog has this address for node {name} ({other}), which was not seen elsewhere yet: if it \
+                     has another address, start it there; if it is gone for good, remove it with \
+                     `esker cluster remove {name}`"
                 )))
             }
             Err(refusal) => Err(refused(refusal, &self.catalog_reader.nodes())),

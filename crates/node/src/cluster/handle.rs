@@ -66,7 +66,7 @@ impl From<CallError> for ClusterError {
     fn from(error: CallError) -> Self {
         match error {
             CallError::Refused(why) => ClusterError::Refused(why),
-            CallError::Unavailable(why) => ClusterError::TryLater(why),
+            CallError::Stranger(why) | CallError::Unavailable(why) => ClusterError::TryLater(why),
         }
     }
 }

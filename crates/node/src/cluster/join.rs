@@ -7,12 +7,12 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use esker_raft::transport::grpc::{CallError, Claim, call_at};
+use esker_raft::transport::grpc::{Answering, CallError, Claim, call_at, identify};
 use esker_raft::{ClusterId, NodeId};
 
 use super::options::ClusterOptions;
 use super::peers::{credentials, registration};
-use super::wire::{GROUPS, JOIN, Join, Joined};
+use super::wire::{JOIN, Join, Joined};
 use crate::data_dir::Identity;
 use crate::error::StartError;
 
@@ -78,7 +78,7 @@ pub(crate) async fn join(
                     };
                     return Ok((identity, joined));
                 }
-                Err(CallError::Refused(why)) => {
+                Err(CallError::Refused(why) | CallError::Stranger(why)) => {
                     return Err(StartError::JoinRefused {
                         address: address.clone(),
                         why,
@@ -100,25 +100,58 @@ pub(crate) async fn join(
     }
 }
 
-/// The first of the nodes at these addresses that answers anything: then the cluster runs, or a part of it.
+/// The first of these addresses at which a node of a cluster answers, or, if `of` names a cluster, one of that: then the
+/// cluster runs, or a part of it. Whoever else answers is logged: it may be there because an address was used again.
 pub(crate) async fn running(
     options: &ClusterOptions,
     addresses: &[String],
     cluster_name: &str,
+    of: Option<ClusterId>,
 ) -> Option<String> {
     let claim = Claim {
+        // Whoever answers refuses that, and shows who it is.
         cluster: ClusterId::default(),
         node: NodeId(Identity::new(cluster_name, 1).node_id),
         process: rand::random(),
     };
     let config = &credentials(options, claim);
     let asking = addresses.iter().map(|address| async move {
-        // A stranger is refused, and that is an answer.
-        let asked = call_at(address, config, GROUPS, Bytes::new(), CALL_TIMEOUT).await;
-        (!matches!(asked, Err(CallError::Unavailable(_)))).then(|| address.clone())
+        let answering = identify(address, config).await;
+        if let Some(why) = is_other(&answering, of) {
+            tracing::warn!(
+                address,
+                why,
+                "what answers at the address of another node is not of this cluster, and does not count"
+            );
+        }
+        runs(&answering, of).then(|| address.clone())
     });
     let answers = futures::future::join_all(asking).await;
     answers.into_iter().flatten().next()
+}
+
+/// Whether an answer shows that the cluster runs. Where the cluster is not known, any answer does.
+fn runs(answering: &Answering, of: Option<ClusterId>) -> bool {
+    match (answering, of) {
+        (Answering::Nobody(_), _) => false,
+        (Answering::Node(claim), Some(of)) => claim.cluster == of,
+        (Answering::Stranger(_), Some(_)) => false,
+        (Answering::Node(_) | Answering::Stranger(_), None) => true,
+    }
+}
+
+/// Who has answered instead of a node of the cluster, if somebody has.
+fn is_other(answering: &Answering, of: Option<ClusterId>) -> Option<String> {
+    of?;
+    match answering {
+        Answering::Node(_) if runs(answering, of) => None,
+        Answering::Node(claim) => Some(format!(
+            "it is node {} of the cluster {}",
+            claim.node, claim.cluster
+        )),
+        Answering::Stranger(why) => Some(format!("it is no node that takes the secret: {why}")),
+        Answering::Nobody(_) => None,
+    }
 }
 
 async fn call(
@@ -133,4 +166,33 @@ async fn call(
             "its answer cannot be read, it may be of a newer release: {e}"
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_node_of_the_cluster_shows_that_it_runs_once_the_cluster_is_known() {
+        let node = |cluster| {
+            Answering::Node(Claim {
+                cluster: ClusterId([cluster; 16]),
+                node: NodeId(7),
+                process: 1,
+            })
+        };
+        let own = Some(ClusterId([1; 16]));
+        let stranger = Answering::Stranger("the secret is wrong".to_owned());
+        let nobody = Answering::Nobody("refused".to_owned());
+        assert!(runs(&node(1), own) && is_other(&node(1), own).is_none());
+        for (other, says) in [(node(2), "node 7 of the cluster"), (stranger.clone(), "wrong")] {
+            assert!(!runs(&other, own), "{other:?}");
+            let why = is_other(&other, own).unwrap();
+            assert!(why.contains(says), "{why}");
+        }
+        assert!(!runs(&nobody, own) && is_other(&nobody, own).is_none());
+        // A restore knows no cluster yet.
+        assert!(runs(&node(2), None) && runs(&stranger, None) && !runs(&nobody, None));
+        assert!(is_other(&node(2), None).is_none());
+    }
 }

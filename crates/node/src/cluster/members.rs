@@ -17,6 +17,7 @@ use esker_raft::transport::grpc::{CallError, Claim, call_at};
 use super::changes;
 use super::contact::{LATELY_TICKS, is_heard};
 use super::peers::{Peers, cluster_number};
+use super::registration::{is_due, weightier};
 use super::rounds::next_round;
 use super::wire::{JOIN, Joined};
 use crate::core::Inner;
@@ -27,9 +28,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Wait after a registration that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Without a leader of the catalog for so long, this node registers again: the others may have removed it, and tell
-/// that only when they are asked. Longer than an election takes.
-const LEADERLESS: Duration = Duration::from_secs(3);
 
 /// Runs until the node stops.
 pub(crate) async fn run(inner: Arc<Inner>) {
@@ -65,7 +63,10 @@ async fn keep_registered(inner: &Arc<Inner>, peers: &Peers) {
         if inner.catalog.leader().is_some() {
             had_leader = Instant::now();
         }
-        let is_due = !inner.is_registered() || had_leader.elapsed() >= LEADERLESS;
+        let is_registered = inner.is_registered();
+        peers.note_registered(is_registered);
+        let is_refused = peers.refusal().is_some();
+        let is_due = is_due(is_registered, is_refused, had_leader.elapsed());
         if !is_due || register_at > Instant::now() {
             continue;
         }
@@ -77,10 +78,10 @@ async fn keep_registered(inner: &Arc<Inner>, peers: &Peers) {
             let why = "no node has answered in time".to_owned();
             Err(CallError::Unavailable(why))
         });
-        if let Err(CallError::Unavailable(why)) = &registered {
-            tracing::debug!(why, "this node is not registered with the cluster yet");
+        if let Err(CallError::Unavailable(why) | CallError::Stranger(why)) = &registered {
+            tracing::debug!(why, "a registration with the cluster had no effect");
         }
-        peers.note_answer(&registered);
+        peers.note_answer(&registered, inner.is_registered());
         register_at = Instant::now() + RETRY_INTERVAL;
     }
 }
@@ -129,13 +130,6 @@ async fn register(inner: &Arc<Inner>, peers: &Peers) -> Result<(), CallError> {
         }
     }
     Err(failed)
-}
-
-fn weightier(before: CallError, now: CallError) -> CallError {
-    match (&before, &now) {
-        (CallError::Refused(_), CallError::Unavailable(_)) => before,
-        _ => now,
-    }
 }
 
 /// Takes the addresses that the cluster has told. Until this node has the catalog, it has no others.

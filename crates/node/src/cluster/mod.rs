@@ -15,6 +15,7 @@
 //! | `departure`, `departure_task` | whether this node was removed; asking the others, and ending |
 //! | `rounds` | how often nodes and members are looked at |
 //! | `answers`, `members` | answers to other nodes; keeping registration and members as they should be |
+//! | `registration` | what the cluster answers to this node's registration |
 //! | `checks` | digests of replicas, compared through the log |
 //! | `trust` | deciding without a majority which replica is right |
 //! | `replica_watch` | replicas that have diverged are stopped, the state of doubtful ones is withheld; what is fetched |
@@ -42,6 +43,7 @@ mod members;
 mod options;
 mod peers;
 mod plan;
+mod registration;
 mod removal;
 mod replacement;
 mod replica_watch;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use esker_partition::command::NodeState;
 use esker_raft::transport::grpc::{CallError, Claim, GrpcConfig, GrpcTransport};
@@ -14,6 +15,7 @@ use super::agreed_time::Clocks;
 use super::directory::{Directory, Nodes};
 use super::gatekeeper::Gate;
 use super::options::ClusterOptions;
+use super::registration::Registration;
 use super::wire::{Join, Peer, READS_FORMAT};
 use crate::clock::now_ms;
 use crate::data_dir::Identity;
@@ -29,8 +31,7 @@ pub(crate) struct Peers {
     pub transport: Arc<GrpcTransport>,
     pub directory: Arc<Directory>,
     pub clocks: Clocks,
-    /// Why the cluster does not take this node, if it does not.
-    refused: Mutex<Option<String>>,
+    registration: Mutex<Registration>,
 }
 
 /// What a node presents to others: the secret, its certificate, and its claim.
@@ -90,28 +91,35 @@ impl Peers {
             transport: Arc::new(transport),
             directory,
             clocks: Clocks::default(),
-            refused: Mutex::default(),
+            registration: Mutex::default(),
         })
     }
 
     /// Why the cluster does not take this node, if the last answer was that.
     pub fn refusal(&self) -> Option<String> {
-        self.refused.lock().clone()
+        self.registration.lock().refusal().cloned()
     }
 
     /// Notes what the cluster has answered to the last registration.
-    pub fn note_answer(&self, answer: &Result<(), CallError>) {
-        let refusal = match answer {
-            Err(CallError::Refused(why)) => Some(why.clone()),
-            _ => None,
-        };
-        let mut refused = self.refused.lock();
-        if let Some(why) = &refusal
-            && refused.as_ref() != Some(why)
-        {
-            tracing::error!(why, "the cluster does not take this node");
+    pub fn note_answer(&self, answer: &Result<(), CallError>, is_registered: bool) {
+        let mut registration = self.registration.lock();
+        registration.note_answer(answer, is_registered);
+    }
+
+    /// Notes whether this node is registered, and logs if it has not been for long.
+    pub fn note_registered(&self, is_registered: bool) {
+        let mut registration = self.registration.lock();
+        if let Some(why) = registration.note_registered(Instant::now(), is_registered) {
+            tracing::warn!(
+                why,
+                "this node is not registered with the cluster, and puts no snapshots until it is"
+            );
         }
-        *refused = refusal;
+    }
+
+    /// Why this node has not been registered for long, if it has not.
+    pub fn why_not_registered(&self) -> Option<String> {
+        self.registration.lock().problem(Instant::now())
     }
 
     /// This node's number.

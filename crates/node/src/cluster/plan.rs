@@ -142,16 +142,14 @@ impl Seen<'_> {
                 "a change of the voters is not complete: those before it and those after it decide together",
             );
         }
-        if state(self.me) != Some(NodeState::Active) {
-            // A leader does not remove itself.
-            let is_active = |node: &NodeId| state(*node) == Some(NodeState::Active);
-            let mut to = members.voters.iter().copied();
-            return match to.find(|node| is_active(node) && self.could_lead(*node)) {
-                Some(to) => Plan::step(Step::Transfer(to)),
-                None => Plan::waiting(
-                    "the node that leads is to leave, and no active voter could lead at once",
-                ),
-            };
+        // A leader does not remove itself. Where no other voter could lead, it goes on, so that one can.
+        let leaves = state(self.me) != Some(NodeState::Active);
+        let is_active = |node: &NodeId| state(*node) == Some(NodeState::Active);
+        let mut others = members.voters.iter().copied();
+        if leaves
+            && let Some(to) = others.find(|node| is_active(node) && self.could_lead(*node))
+        {
+            return Plan::step(Step::Transfer(to));
         }
         let removed = |node: &NodeId| state(*node) == Some(NodeState::Removed);
         if let Some(gone) = members.learners.iter().copied().find(removed) {
@@ -167,6 +165,18 @@ impl Seen<'_> {
         let plan = self.plan_voters(nodes);
         if plan.step.is_some() {
             return plan;
+        }
+        if leaves {
+            let wait = || Wait {
+                why: self.why_it_leads_on(nodes),
+                is_problem: true,
+            };
+            // What holds the votes up is the reason.
+            let silent = plan.waits.clone().filter(|wait| wait.is_problem);
+            return Plan {
+                waits: Some(silent.unwrap_or_else(wait)),
+                ..plan
+            };
         }
         Plan {
             step: self.preferred_leader(nodes).map(Step::Transfer),
@@ -224,6 +234,7 @@ impl Seen<'_> {
             remove.clear();
             holds = true;
         }
+        remove.retain(|node| *node != self.me);
         let mut change = VoterChange { promote, remove };
         let mut silent = None;
         while !change.is_empty()
@@ -348,6 +359,34 @@ impl Seen<'_> {
                 || leaving.iter().any(|id| is_removed(&id)),
             why: parts.join("; "),
         })
+    }
+
+    /// Why a node that is to leave leads on, and the way out.
+    fn why_it_leads_on(&self, nodes: &Nodes) -> String {
+        let name = |id: NodeId| {
+            nodes
+                .get(&id.0)
+                .map_or_else(|| id.to_string(), |it| it.name.clone())
+        };
+        let stays = |node: &NodeId| {
+            let state = nodes.get(&node.0).map(|it| it.state);
+            matches!(state, Some(NodeState::Joining | NodeState::Active))
+        };
+        let me = name(self.me);
+        let others = self.membership.members().filter(stays);
+        let others: Vec<String> = others
+            .map(|node| format!("{} {}", name(node), self.what_it_lacks(node)))
+            .collect();
+        match others.is_empty() {
+            true => format!(
+                "{me} leads and is to leave, and no other node has a replica: start another node with `cluster.join`; \
+                 or let it stay with `esker cluster activate {me}`"
+            ),
+            false => format!(
+                "{me} leads and is to leave, and nobody could lead in its place at once: {}",
+                others.join(", ")
+            ),
+        }
     }
 
     /// The node that is to lead, if that is another one and it could.

@@ -155,6 +155,14 @@ fn check(
     }
     let left = voters.now.iter().copied().filter(|voter| *voter != node);
     let left: Vec<u64> = left.collect();
+    if left.is_empty() {
+        return Err(CallError::Refused(format!(
+            "only {0} votes in partition {partition}, which would be lost with it. Drain it first with `esker cluster \
+             drain {0}`: another node takes its vote over, and then it can be removed. If there is no other node, start \
+             one with `cluster.join`",
+            name(node)
+        )));
+    }
     let mut away = Vec::new();
     for voter in &left {
         match answers.get(voter) {

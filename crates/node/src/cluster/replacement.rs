@@ -70,12 +70,12 @@ impl Inner {
             self.check_removal(node.id)
                 .await
                 .map_err(|error| match error {
-                    CallError::Refused(why) | CallError::Unavailable(why) => {
-                        CallError::Unavailable(format!(
-                            "node {} is to be replaced: {why}",
-                            node.name
-                        ))
-                    }
+                    CallError::Refused(why)
+                    | CallError::Stranger(why)
+                    | CallError::Unavailable(why) => CallError::Unavailable(format!(
+                        "node {} is to be replaced: {why}",
+                        node.name
+                    )),
                 })?;
             self.propose_node(self.removing(node.id)).await?;
             tracing::warn!(
@@ -97,8 +97,8 @@ impl Inner {
         };
         let transport = &peers.transport;
         let asked = transport.call(NodeId(node), GROUPS, Bytes::new(), ANSWER_TIMEOUT);
-        // A refusal is an answer too.
-        !matches!(asked.await, Err(CallError::Unavailable(_)))
+        // A refusal is an answer too, but for that of a stranger.
+        matches!(asked.await, Ok(_) | Err(CallError::Refused(_)))
     }
 }
 

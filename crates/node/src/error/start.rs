@@ -373,7 +373,7 @@ pub enum StartError {
     },
     /// The other nodes are given up, and one of them runs.
     #[error(
-        "{dir} has recover.json, so this node is to go on without the other nodes of its cluster, and the node at {address} answers: two histories would begin from one. If the others still have a majority, remove recover.json, and start again: this node goes on with them. If they have not, stop all of them first. Nothing was changed"
+        "{dir} has recover.json, so this node is to go on without the other nodes of its cluster, and a node of that cluster answers at {address}: two histories would begin from one. If the others still have a majority, remove recover.json, and start again: this node goes on with them. If they have not, stop all of them first. Nothing was changed"
     )]
     OthersRun {
         /// The data directory.

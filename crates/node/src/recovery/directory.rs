@@ -217,7 +217,9 @@ async fn begin(options: &Arc<NodeOptions>, locked: &mut LockedDir) -> Result<Beg
             if let Some(cluster) = cluster
                 && survivor::is_alone(locked.path())?
             {
-                survivor::none_answers(locked.path(), cluster, &options.cluster_name).await?;
+                let member = locked.member();
+                let of = member.map(|member| member.cluster_id.as_str());
+                survivor::none_answers(locked.path(), cluster, &options.cluster_name, of).await?;
             }
             if let Some(cluster) = cluster
                 && let Some(before) = locked.member_without_log()?.cloned()
@@ -229,7 +231,7 @@ async fn begin(options: &Arc<NodeOptions>, locked: &mut LockedDir) -> Result<Beg
         Some(Bootstrap::Restore) => {
             if plan.is_none()
                 && let Some(cluster) = cluster
-                && let Some(address) = running(cluster, &cluster.join, &options.cluster_name).await
+                && let Some(address) = running(cluster, &cluster.join, &options.cluster_name, None).await
             {
                 return Err(StartError::ClusterRuns { address });
             }

@@ -31,7 +31,7 @@ use super::inspect::copy_in;
 use super::lineage_after_log::forked;
 use super::search::{RecoverySource, Search};
 use crate::blocking::blocking;
-use crate::cluster::{ClusterOptions, Diverged, running};
+use crate::cluster::{ClusterOptions, Diverged, cluster_number, running};
 use crate::data_dir::{LockedDir, Stage, now_rfc3339, sync_dir, write_durably};
 use crate::error::StartError;
 
@@ -140,8 +140,10 @@ pub(super) async fn none_answers(
     data_dir: &Path,
     cluster: &ClusterOptions,
     cluster_name: &str,
+    cluster_id: Option<&str>,
 ) -> Result<(), StartError> {
-    let answering = running(cluster, &cluster.join, cluster_name).await;
+    let of = cluster_id.map(cluster_number);
+    let answering = running(cluster, &cluster.join, cluster_name, of).await;
     answering.map_or(Ok(()), |address| {
         Err(StartError::OthersRun {
             dir: data_dir.to_owned(),
@@ -169,8 +171,9 @@ pub(super) async fn none_runs(cx: &Context, facts: &Facts) -> Result<(), StartEr
         .values()
         .filter(|node| node.id != me && node.state != esker_partition::command::NodeState::Removed);
     let addresses: Vec<String> = others.map(|node| node.peer_address.clone()).collect();
-    let name = &cx.data_dir.identity.cluster_name;
-    let answering = running(cluster, &addresses, name).await;
+    let identity = &cx.data_dir.identity;
+    let of = Some(cluster_number(&identity.cluster_id));
+    let answering = running(cluster, &addresses, &identity.cluster_name, of).await;
     answering.map_or(Ok(()), |address| {
         Err(StartError::OthersRun {
             dir: cx.data_dir.path().to_owned(),

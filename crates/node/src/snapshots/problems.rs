@@ -116,6 +116,19 @@ impl Inner {
                 "if this node was removed, move its data directory away and start it with an empty one and cluster.join; if another process runs with a copy of the directory, stop one of them",
             );
         }
+        if let Some(peers) = &inner.peers
+            && peers.refusal().is_none()
+            && let Some(why) = peers.why_not_registered()
+        {
+            problems.add(
+                "not_registered",
+                None,
+                format!(
+                    "the catalog does not have this node as it is, so it puts no snapshots, and its log grows to max-log-bytes: {why}"
+                ),
+                "mend what the cause names; a node that is gone for good is removed with esker cluster remove",
+            );
+        }
         for unknown in inner.unknown_basins() {
             let counted = unknown.streams;
             let what = format!(

@@ -201,6 +201,12 @@ async fn start_snapshot_if_due(inner: &Inner, partition: u64, may_put: bool, loa
         }
         // The others have to know this node's incarnation before a root names it.
         if !inner.is_registered() {
+            let why = inner.peers.as_ref().and_then(|it| it.why_not_registered());
+            if let Some(why) = why {
+                known.answer(&Err(format!(
+                    "this node is not registered with the cluster, and puts no snapshots until it is: {why}"
+                )));
+            }
             return;
         }
         (known.looked, known.waits())

@@ -19,6 +19,7 @@ use super::chain;
 use super::claim::Claim;
 use super::codec::Incoming;
 use super::requests::PeerChannel;
+use crate::ids::ClusterId;
 
 /// What the path of a call begins with.
 pub(super) const CALL: &str = "/esker.raft.v1.Peers/Call/";
@@ -40,6 +41,10 @@ pub enum CallError {
     /// The other node refuses it: repeating it will not help.
     #[error("{0}")]
     Refused(String),
+    /// Whoever answers at the address refuses the call, and has not shown that it is a node of the caller's cluster: it
+    /// has another secret, belongs to another cluster, or is no node at all. What it answers is not the cluster's answer.
+    #[error("{0}")]
+    Stranger(String),
     /// The other node cannot be reached, or cannot answer now. Whether the call had an effect is not known.
     #[error("{0}")]
     Unavailable(String),
@@ -49,21 +54,28 @@ impl CallError {
     fn into_status(self) -> Status {
         match self {
             CallError::Refused(why) => Status::failed_precondition(why),
-            CallError::Unavailable(why) => Status::unavailable(why),
+            // The refusal of a stranger is not that of this node, which has only not reached whom it asked.
+            CallError::Stranger(why) | CallError::Unavailable(why) => Status::unavailable(why),
         }
     }
 
-    fn of(status: &Status) -> CallError {
+    /// What an answer without success means to a caller of this cluster.
+    fn of(status: &Status, own: Option<ClusterId>) -> CallError {
         let said = match status.message() {
             "" => chain(status),
             message => message.to_owned(),
         };
+        // A refusal names the cluster of the node that refuses; that by another secret does not, nor does what is no node.
+        let mut head = status.metadata().clone().into_headers();
+        let refusing = Claim::take_from(&mut head).map(|claim| claim.cluster);
+        let is_own = own.is_none_or(|own| refusing == Ok(own));
         match status.code() {
-            Code::FailedPrecondition
-            | Code::PermissionDenied
-            | Code::Unauthenticated
-            | Code::Unimplemented
-            | Code::InvalidArgument => CallError::Refused(said),
+            // Who answers so has admitted the call.
+            Code::FailedPrecondition | Code::InvalidArgument => CallError::Refused(said),
+            Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented => match is_own {
+                true => CallError::Refused(said),
+                false => CallError::Stranger(said),
+            },
             _ => CallError::Unavailable(said),
         }
     }
@@ -133,6 +145,7 @@ pub(super) async fn call(
 ) -> Result<Bytes, CallError> {
     let path = PathAndQuery::from_maybe_shared(format!("{CALL}{name}"))
         .map_err(|_| CallError::Refused(format!("{name} is not the name of a call")))?;
+    let own = channel.claim().map(|claim| claim.cluster);
     let sent = async {
         let mut client = tonic::client::Grpc::new(channel)
             .max_decoding_message_size(MAX_CALL_BYTES)
@@ -141,7 +154,7 @@ pub(super) async fn call(
         let answer = client.unary(Request::new(body), path, Incoming).await;
         answer
             .map(Response::into_inner)
-            .map_err(|status| CallError::of(&status))
+            .map_err(|status| CallError::of(&status, own))
     };
     match tokio::time::timeout(longest, sent).await {
         Ok(answer) => answer,

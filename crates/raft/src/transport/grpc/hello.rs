@@ -44,6 +44,66 @@ pub(super) enum NotTheNode {
     Silent(String),
 }
 
+/// Who answers at an address of which nothing else is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answering {
+    /// A node, which has this claim.
+    Node(Claim),
+    /// Whoever answers has not shown to be a node that takes this node's secret; with what it answers.
+    Stranger(String),
+    /// There was no answer.
+    Nobody(String),
+}
+
+/// Asks who is at the other end of a connection, without looking for anybody.
+pub(super) async fn identify(channel: &mut Channel, credentials: &Credentials) -> Answering {
+    let nobody = |why: String| Answering::Nobody(why);
+    let request = match request(credentials) {
+        Ok(request) => request,
+        Err(why) => return nobody(why.to_owned()),
+    };
+    let mut answer = match exchange(channel, request).await {
+        Ok(answer) => answer,
+        Err(why) => return nobody(why),
+    };
+    match Claim::take_from(answer.headers_mut()) {
+        Ok(claim) => Answering::Node(claim),
+        Err(_) => Answering::Stranger(match Status::from_header_map(answer.headers()) {
+            Some(status) => status.message().to_owned(),
+            None => answer.status().to_string(),
+        }),
+    }
+}
+
+fn request(credentials: &Credentials) -> Result<http::Request<Body>, &'static str> {
+    let mut request = http::Request::new(Body::empty());
+    *request.method_mut() = http::Method::POST;
+    *request.uri_mut() = http::Uri::from_static(HELLO);
+    let headers = request.headers_mut();
+    let kind = HeaderValue::from_static("application/grpc");
+    headers.insert(header::CONTENT_TYPE, kind);
+    credentials.add_to(headers)?;
+    Ok(request)
+}
+
+/// The answer to a request; an error if there was none in time.
+async fn exchange(
+    channel: &mut Channel,
+    request: http::Request<Body>,
+) -> Result<http::Response<Body>, String> {
+    let asked = async {
+        std::future::poll_fn(|cx| channel.poll_ready(cx)).await?;
+        channel.call(request).await
+    };
+    match tokio::time::timeout(HELLO_TIMEOUT, asked).await {
+        Ok(answer) => answer.map_err(|error| chain(&error)),
+        Err(_) => {
+            let seconds = HELLO_TIMEOUT.as_secs();
+            Err(format!("there was no answer within {seconds} s"))
+        }
+    }
+}
+
 /// Asks who is at the other end of a connection. Ready if it is the node, or one of a version that does not answer.
 pub(super) async fn ask(
     channel: &mut Channel,
@@ -52,30 +112,11 @@ pub(super) async fn ask(
     own_address: &str,
 ) -> Result<(), NotTheNode> {
     let silent = |why: String| NotTheNode::Silent(why);
-    let mut request = http::Request::new(Body::empty());
-    *request.method_mut() = http::Method::POST;
-    *request.uri_mut() = http::Uri::from_static(HELLO);
-    let headers = request.headers_mut();
-    let kind = HeaderValue::from_static("application/grpc");
-    headers.insert(header::CONTENT_TYPE, kind);
-    credentials
-        .add_to(headers)
-        .map_err(|why| silent(why.to_owned()))?;
+    let mut request = request(credentials).map_err(|why| silent(why.to_owned()))?;
     if let Ok(address) = own_address.parse() {
-        headers.insert(ADDRESS, address);
+        request.headers_mut().insert(ADDRESS, address);
     }
-    let asked = async {
-        std::future::poll_fn(|cx| channel.poll_ready(cx)).await?;
-        channel.call(request).await
-    };
-    let mut answer = match tokio::time::timeout(HELLO_TIMEOUT, asked).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => return Err(silent(chain(&error))),
-        Err(_) => {
-            let seconds = HELLO_TIMEOUT.as_secs();
-            return Err(silent(format!("there was no answer within {seconds} s")));
-        }
-    };
+    let mut answer = exchange(channel, request).await.map_err(silent)?;
     let status = Status::from_header_map(answer.headers());
     let refusal = status.filter(|status| status.code() != Code::Ok);
     let refuses = |status: Status| NotTheNode::Refuses(status.message().to_owned());

@@ -61,6 +61,7 @@ use calls::Answers;
 pub use calls::{CallAnswer, CallError, Calls, MAX_CALL_BYTES};
 pub use claim::{Admission, Claim, Gatekeeper, Refusal};
 use connector::Dial;
+pub use hello::Answering;
 use link::Link;
 use listener::OpenConnections;
 pub use requests::{ChannelError, PeerBody, PeerChannel, PeerRequests};
@@ -452,6 +453,19 @@ pub async fn call_at(
     let dial = Dial::to(address, tls.map(Arc::new)).map_err(refused)?;
     let channel = PeerChannel::new(dial.connect_lazy(), Credentials::of(config), None);
     calls::call(channel, name, body, longest).await
+}
+
+/// Asks who answers at an address, without a transport of one's own. `config` has what this node presents; a claim that
+/// the other end refuses is no hindrance.
+pub async fn identify(address: &str, config: &GrpcConfig) -> Answering {
+    let tls = config.tls.as_ref().map(Tls::new).transpose();
+    let dial = tls
+        .map_err(|e| e.to_string())
+        .and_then(|tls| Dial::to(address, tls.map(Arc::new)));
+    match dial {
+        Ok(dial) => hello::identify(&mut dial.connect_lazy(), &Credentials::of(config)).await,
+        Err(why) => Answering::Nobody(format!("the address {address}: {why}")),
+    }
 }
 
 impl Transport for GrpcTransport {

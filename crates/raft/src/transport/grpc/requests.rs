@@ -12,7 +12,7 @@ use tonic::codegen::Service;
 use tonic::transport::Channel;
 use tower::util::BoxCloneSyncService;
 
-use super::{Credentials, hello};
+use super::{Claim, Credentials, hello};
 use crate::ids::NodeId;
 
 /// The body of a request between nodes, or of its answer.
@@ -114,6 +114,11 @@ impl PeerChannel {
             credentials,
             to,
         }
+    }
+
+    /// What this node claims to be in each request.
+    pub(super) fn claim(&self) -> Option<Claim> {
+        self.credentials.claim
     }
 }
 

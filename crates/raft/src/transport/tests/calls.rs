@@ -5,8 +5,8 @@ use std::convert::Infallible;
 use tower::{ServiceExt as _, service_fn};
 
 use super::super::grpc::{
-    Admission, CallAnswer, CallError, Calls, CertificateDer, Claim, Gatekeeper, GrpcConfig,
-    GrpcTransport, PeerBody, PeerRequests, Refusal, call_at,
+    Admission, Answering, CallAnswer, CallError, Calls, CertificateDer, Claim, Gatekeeper, GrpcConfig,
+    GrpcTransport, PeerBody, PeerRequests, Refusal, call_at, identify,
 };
 use super::grpc::ANY;
 use super::*;
@@ -128,10 +128,64 @@ fn a_node_without_a_transport_calls_an_address() {
         };
         let answer = call_at(&address, &wrong, "hello", Bytes::new(), LONG).await;
         assert!(
-            matches!(&answer, Err(CallError::Refused(why)) if why.contains("secret")),
+            matches!(&answer, Err(CallError::Stranger(why)) if why.contains("secret")),
             "{answer:?}"
         );
     });
+}
+
+/// Refuses everybody, as a gate does that is asked by a node of another cluster.
+struct Shut;
+
+impl Gatekeeper for Shut {
+    fn admit(
+        &self,
+        _: &Claim,
+        _: Admission,
+        _: &str,
+        _: Option<&CertificateDer<'_>>,
+    ) -> Result<Box<dyn Send + Sync>, Refusal> {
+        Err(Refusal("not here".to_owned()))
+    }
+}
+
+#[test]
+fn only_a_node_of_the_same_cluster_refuses_in_its_name() {
+    let shut = |cluster| {
+        let claim = Claim { cluster, ..claim(2) };
+        let config = GrpcConfig {
+            claim: Some(claim),
+            gatekeeper: Some(Arc::new(Shut)),
+            ..config(2, "s", None)
+        };
+        (GrpcTransport::bind(ANY, config).unwrap(), claim)
+    };
+    let (own, other) = (shut(claim(1).cluster), shut(ClusterId([99; 16])));
+    let _hears = (started(&own.0), started(&other.0));
+    let why = || "not here".to_owned();
+    for ((transport, shown), expected) in [
+        (&own, CallError::Refused(why())),
+        (&other, CallError::Stranger(why())),
+    ] {
+        let address = transport.address().to_string();
+        runtime().block_on(async {
+            let asks = config(1, "s", None);
+            let called = call_at(&address, &asks, "hello", Bytes::new(), LONG).await;
+            assert_eq!(called, Err(expected));
+            assert_eq!(identify(&address, &asks).await, Answering::Node(*shown));
+            let wrong = config(1, "other", None);
+            let answers = identify(&address, &wrong).await;
+            assert!(
+                matches!(&answers, Answering::Stranger(why) if why.contains("secret")),
+                "{answers:?}"
+            );
+        });
+    }
+    let nobody = std::net::TcpListener::bind(ANY).unwrap();
+    let address = nobody.local_addr().unwrap().to_string();
+    drop(nobody);
+    let answers = runtime().block_on(identify(&address, &config(1, "s", None)));
+    assert!(matches!(answers, Answering::Nobody(_)), "{answers:?}");
 }
 
 #[test]

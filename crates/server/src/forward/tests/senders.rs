@@ -1,5 +1,6 @@
 //! Who sends a request: tokens that a node does not know yet, and connections that are not of a node.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
 use axum::body::Body;
@@ -10,7 +11,7 @@ use tower::{ServiceExt as _, service_fn};
 
 use super::{Leader, Member, ROOT, WHILE, pair, request, text};
 use crate::auth::token::hash;
-use crate::auth::{Claim, Principal};
+use crate::auth::{Claim, PeerAddress, Principal};
 use crate::forward::envelope::Envelope;
 use crate::forward::service::PeerRequests;
 use crate::identification::{Learning, identify, learn};
