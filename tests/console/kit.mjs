@@ -29,9 +29,10 @@ export class Server {
   async start() {
     const partitions = this.args.some((it) => it.startsWith("partitions=")) ? [] : ["--set", "partitions=4"];
     const args = ["server", "--data-dir", join(this.dir, "data"), "--listen", `127.0.0.1:${this.port}`,
-      ...partitions, "--set", `snapshots.destination=${join(this.dir, "backups")}`, ...this.args];
+      ...partitions, "--set", `snapshots.destination=${this.destination ?? join(this.dir, "backups")}`, ...this.args];
     this.log = "";
-    this.process = spawn(ESKER, args, { stdio: ["ignore", "pipe", "pipe"] });
+    const env = { ...process.env, ...this.serverEnv };
+    this.process = spawn(ESKER, args, { stdio: ["ignore", "pipe", "pipe"], env });
     for (const out of [this.process.stdout, this.process.stderr]) out.on("data", (text) => { this.log += text; });
     const until = Date.now() + WAIT_TIMEOUT;
     for (;;) {

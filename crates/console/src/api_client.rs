@@ -15,6 +15,11 @@ use tower::ServiceExt as _;
 
 /// Longest wait for an answer. In a cluster, one that asks every node takes two seconds if one of them is down.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// The same for what has to be read from the repository: somebody looks at an empty window meanwhile, and the
+/// server tries again and again for longer than that. A list is read from one small object.
+pub const LIST_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for descriptions of files, of some 30 MiB, and for plans.
+pub const DESCRIPTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of an answer: a description of 100,000 files has some 30 MiB.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
@@ -74,12 +79,25 @@ struct ErrorBody {
 #[derive(Clone)]
 pub struct ApiClient {
     router: Router,
+    /// How long what is asked of the repository may take; `None` for what only the server has to answer.
+    of_repository: Option<Duration>,
 }
 
 impl ApiClient {
     /// A client of the APIs behind a router.
     pub fn new(router: Router) -> ApiClient {
-        ApiClient { router }
+        ApiClient {
+            router,
+            of_repository: None,
+        }
+    }
+
+    /// The same client, for requests that read the repository, which may take this long.
+    pub fn of_repository(&self, timeout: Duration) -> ApiClient {
+        ApiClient {
+            of_repository: Some(timeout),
+            ..self.clone()
+        }
     }
 
     /// What a `GET` answers, as JSON. `path` has the query, percent-encoded.
@@ -123,8 +141,18 @@ impl ApiClient {
             let body = body.map_err(|error| ApiError::failed("answer", error))?;
             check(status, body.to_bytes())
         };
-        let late = |_| ApiError::failed("timeout", "the server has not answered in time");
-        tokio::time::timeout(ANSWER_TIMEOUT, answering)
+        let late = |_| match self.of_repository {
+            Some(timeout) => ApiError::failed(
+                "repository_timeout",
+                format!(
+                    "the repository has not answered within {} s; nothing is known of what is in it, and appends and reads do not wait for it. The overview names the cause once the server has met one",
+                    timeout.as_secs()
+                ),
+            ),
+            None => ApiError::failed("timeout", "the server has not answered in time"),
+        };
+        let timeout = self.of_repository.unwrap_or(ANSWER_TIMEOUT);
+        tokio::time::timeout(timeout, answering)
             .await
             .map_err(late)?
     }
@@ -225,6 +253,26 @@ mod tests {
             "/p?a=x%26b%3Dy+"
         );
         assert_eq!(path("/p", &[("c", None)]), "/p");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_does_not_come_in_time_is_named_by_what_was_asked() {
+        let never = || std::future::pending::<()>();
+        let client = ApiClient::new(Router::new().route("/r", axum::routing::get(never)));
+        let caller = Caller::default();
+        let begun = tokio::time::Instant::now();
+        let repository = client.of_repository(LIST_TIMEOUT);
+        let late = repository.get::<u8>(&caller, "/r").await;
+        assert_eq!(begun.elapsed(), LIST_TIMEOUT);
+        assert!(
+            matches!(&late, Err(ApiError::Failed { code, message })
+                if code == "repository_timeout" && message.contains("within 5 s")),
+            "{late:?}"
+        );
+        // The other requests of the same client have as long as before.
+        let late = client.get::<u8>(&caller, "/r").await;
+        assert_eq!(begun.elapsed(), LIST_TIMEOUT + ANSWER_TIMEOUT);
+        assert!(matches!(late, Err(ApiError::Failed { code, .. }) if code == "timeout"));
     }
 
     #[test]

@@ -70,7 +70,9 @@ impl PageError {
                         "newer_format" => "Written by a later release",
                         "other_cluster" | "not_ours" => "Of another cluster",
                         "invalid" | "bad_query" | "bad_path" => "Not understood",
-                        "io" | "denied" | "store" | "repository_missing" => "Not readable now",
+                        "io" | "denied" | "store" | "repository_missing" | "repository_timeout" => {
+                            "Not readable now"
+                        }
                         "decryption_failed" => "Encrypted",
                         _ => "Not available now",
                     },
@@ -357,5 +359,6 @@ mod tests {
         let headings = [failed("damaged"), failed("io"), missing.explained().0];
         assert_eq!(headings, ["Damaged", "Not readable now", "Not found"]);
         assert_eq!(failed("timeout"), "Not available now");
+        assert_eq!(failed("repository_timeout"), "Not readable now");
     }
 }

@@ -30,6 +30,7 @@ use crate::shared_ticks::SharedTicks;
 use crate::snapshots::Snapshots;
 use crate::space_account::Space;
 use crate::state::Shared;
+use crate::upkeep::Upkeep;
 
 /// A stream partition of a running node.
 #[derive(Clone)]
@@ -79,6 +80,7 @@ pub(crate) struct Inner {
     pub space: Space,
     /// Basins of streams that the catalog did not know when this start began to serve.
     pub unknown_basins: Mutex<Vec<UnknownBasin>>,
+    pub upkeep: Upkeep,
     pub lookups: Lookups,
     pub restarts: Restarts,
     /// The data directory, with its lock.
@@ -146,6 +148,9 @@ impl Inner {
 
     /// The first partition whose files are damaged.
     pub fn damaged_partition(&self) -> Option<u64> {
+        if !self.store.is_damaged() {
+            return None;
+        }
         let mut partitions = 0..=u64::from(self.options.partitions);
         partitions.find(|partition| self.damage(*partition).is_some())
     }

@@ -35,6 +35,7 @@ const COUNTERS: &[&str] = &[
     "esker_repository_retries_total",
     "esker_reserve_released_total",
     "esker_restarts_total",
+    "esker_retention_scans_total",
     "esker_state_commits_total",
     "esker_state_operations_total",
     "esker_state_pruned_commits_total",
@@ -44,6 +45,7 @@ const COUNTERS: &[&str] = &[
     "esker_state_snapshots_failed_total",
     "esker_state_snapshots_total",
     "esker_state_transactions_expired_total",
+    "esker_upkeep_inspections_total",
 ];
 
 /// Registers all counters; a new one starts at zero.

@@ -79,9 +79,11 @@ mod space;
 mod space_account;
 mod stages;
 pub mod state;
+mod stream_list;
 pub mod streams;
 mod tokens;
 mod unknown_basins;
+mod upkeep;
 
 pub use admission::{Client, FairQueue, Path, Ticket, Verdict};
 pub use append::{Ack, AppendSession, PendingAppend};
@@ -107,6 +109,7 @@ pub use stages::{Stage, Stages};
 pub use state::{StateError, StateOptions, StateStore, ValueCheck};
 pub use streams::{CreateOn, StreamHandle, StreamListing};
 pub use tokens::{Issuer, MAX_ACCESS_TOKENS, NewToken, TokenError, Tokens};
+pub use upkeep::UpkeepCounts;
 
 // Types of the crates below that callers need.
 pub use esker_partition::ClusterNode;

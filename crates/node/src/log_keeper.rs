@@ -1,44 +1,38 @@
 //! Bounds replay and the log: flushes the database, deletes log files that no group needs, and trims the log
 //! to its bound.
+//!
+//! A partition of which nothing has changed since it was last inspected, and of which everything is durable, is
+//! at rest: its database is not read. A few of those are inspected at each round all the same, in turns, for
+//! what changes without an entry of the log, such as files that are rewritten. So an idle node reads as much
+//! with a thousand partitions as with twenty.
+
+mod watched;
 
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use esker_partition::command::Outcome;
-use esker_partition::store::PartitionDb;
-use esker_raft::{Group, Lsn};
+use esker_raft::Lsn;
 
 use crate::core::Inner;
-use crate::local_snapshot_request::{LocalSnapshotRequest, SpaceWatch};
+use crate::local_snapshot_request::SpaceWatch;
 use crate::log_files::{AtOpen, LogFiles, Wanted, many_bytes};
 use crate::signal::Signal;
 use crate::snapshots::{OnLogFull, publish};
+use watched::{Watched, watch_all};
 
 /// Interval at which the log is checked.
 const LOG_INTERVAL: Duration = Duration::from_millis(250);
 /// The same while appends wait for it. Changes are then acted on at once; everything else happens at the
 /// same interval as before.
 const LOG_INTERVAL_IN_NEED: Duration = Duration::from_millis(10);
-/// A partition whose log has this many entries that are not flushed is flushed, even if they are small: a
-/// restart replays several hundred thousand a second.
-const FLUSH_AFTER_ENTRIES: u64 = 100_000;
-/// The same for the partition of the state store: replaying a commit reads its keys and writes four rows,
-/// some 20 µs, and must not take a start more than a tenth of a second. A flush of so many is some 2 MiB.
-const FLUSH_AFTER_COMMITS: u64 = 5_000;
-/// The same for what a start has replayed: a node that is killed repeatedly must not replay more each time.
-const FLUSH_REPLAYED_ENTRIES: u64 = 5_000;
-/// Applied entries are flushed after this long at the latest, so that an idle node restarts at once.
-const FLUSH_AFTER: Duration = Duration::from_secs(60);
-
-/// The same on a nearly full disk: files that hold only deleted entries are removed once the deletion is
-/// durable.
-const FLUSH_INTERVAL_IN_NEED: Duration = Duration::from_secs(1);
-
-/// Interval at which the gauges are published.
+/// Partitions at rest that one round inspects: their gauges are at most 16 s old with a thousand partitions.
+pub(crate) const INSPECTED_AT_REST: usize = 16;
+/// Interval at which the gauges of the predictions are published...
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
-/// Shortest interval of local snapshots that replace one which holds space of a nearly full disk.
-const RELEASE_INTERVAL: Duration = Duration::from_secs(10);
+/// ...and what each partition adds to it, so that it takes no more of a processor the more there are: some
+/// 10 µs a partition.
+const PUBLISH_PAUSE: Duration = Duration::from_millis(4);
 /// Interval at which a log that exceeds its bound is trimmed again.
 const TRIM_INTERVAL: Duration = Duration::from_secs(2);
 /// A log that still exceeds its bound after this long is no longer kept for archived snapshots: a new
@@ -46,25 +40,6 @@ const TRIM_INTERVAL: Duration = Duration::from_secs(2);
 const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(6);
 /// The same while appends wait, which they do for 4 s at most.
 const ARCHIVE_TIMEOUT_IN_NEED: Duration = Duration::from_secs(2);
-
-struct Watched {
-    group: Group<Outcome>,
-    part: PartitionDb,
-    /// Most entries that may wait to be flushed.
-    most: u64,
-    durable: Lsn,
-    since: Instant,
-    /// Whether it was not checked since the start.
-    is_new: bool,
-    /// Whether its damage was written down.
-    is_damaged: bool,
-    /// Whether its memtables needed to be flushed and nothing flushed them, at the last check.
-    was_stuck: bool,
-    /// When a local snapshot was last requested to free space.
-    released: Option<Instant>,
-    /// The local snapshot that is requested to trim the log or to free space.
-    request: LocalSnapshotRequest,
-}
 
 /// The state of the thread.
 struct LogKeeper {
@@ -74,6 +49,8 @@ struct LogKeeper {
     /// The space on the disk, as this thread has read it. Appends check the disk as well, and have their own
     /// state.
     space: SpaceWatch,
+    /// The first partition that is inspected next although it is at rest.
+    turn: usize,
     /// Since when the log has exceeded its bound.
     over: Option<Over>,
     /// When the gauges were last published.
@@ -135,17 +112,7 @@ pub(crate) fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
             let is_short = inner.check_free_space().is_some();
             let has_more = keeper.space.has_more(is_short, inner.releases());
             inner.keep_reserve();
-            for one in &mut keeper.watched {
-                if has_more {
-                    one.request.forget_failures();
-                }
-                if inner.is_reserve_wanted(&one.part) {
-                    inner.release_reserve();
-                }
-                one.inspect(inner.options.flush_after, inner.is_short());
-                one.report_damage(&inner);
-                one.release_space(&inner);
-            }
+            keeper.inspect(&inner, has_more);
         }
         keeper.delete_files(&inner);
         // In this order, so that bytes that are written in between count twice rather than never.
@@ -167,7 +134,7 @@ pub(crate) fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
         metrics::gauge!("esker_append_waiting").set(waiting.sum::<usize>() as f64);
         if keeper
             .published
-            .is_none_or(|at| at.elapsed() >= PUBLISH_EVERY)
+            .is_none_or(|at| at.elapsed() >= publish_interval(keeper.watched.len()))
         {
             keeper.published = Some(Instant::now());
             publish(&inner.recovery_status());
@@ -183,33 +150,8 @@ pub(crate) fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
     }
 }
 
-fn watch_all(inner: &Inner) -> Vec<Watched> {
-    let catalog = (
-        inner.catalog.clone(),
-        inner.catalog_reader.partition_db().clone(),
-    );
-    let streams = inner
-        .partitions
-        .iter()
-        .map(|p| (p.group.clone(), p.reader.partition_db().clone()));
-    std::iter::once(catalog)
-        .chain(streams)
-        .map(|(group, part)| Watched {
-            most: match part.partition() == inner.state.partition {
-                true => FLUSH_AFTER_COMMITS,
-                false => FLUSH_AFTER_ENTRIES,
-            },
-            group,
-            part,
-            durable: Lsn(0),
-            since: Instant::now(),
-            is_new: true,
-            is_damaged: false,
-            was_stuck: false,
-            released: None,
-            request: LocalSnapshotRequest::default(),
-        })
-        .collect()
+fn publish_interval(partitions: usize) -> Duration {
+    PUBLISH_EVERY + PUBLISH_PAUSE * u32::try_from(partitions).unwrap_or(u32::MAX)
 }
 
 impl LogKeeper {
@@ -222,6 +164,7 @@ impl LogKeeper {
             files: LogFiles::new(many),
             at_open: AtOpen::new(inner.log_bytes(), &wanted),
             space: SpaceWatch::default(),
+            turn: 0,
             over: None,
             published: None,
             looked: Throttle::new(),
@@ -229,6 +172,37 @@ impl LogKeeper {
             purged: Throttle::new(),
             is_unlisted: false,
         }
+    }
+
+    /// Inspects the partitions of which something may have changed, and some of the others.
+    fn inspect(&mut self, inner: &Inner, has_more: bool) {
+        let count = self.watched.len();
+        let turn = self.turn;
+        self.turn = (turn + INSPECTED_AT_REST) % count.max(1);
+        // Then there may be something to do for every partition.
+        let is_in_need = inner.is_short() || inner.store.write_failure().is_some();
+        let is_damaged = inner.store.is_damaged();
+        let mut inspected = 0;
+        for (at, one) in self.watched.iter_mut().enumerate() {
+            if has_more {
+                one.request.forget_failures();
+            }
+            let has_turn = (at + count - turn) % count < INSPECTED_AT_REST;
+            if !is_in_need && !has_turn && one.is_at_rest() {
+                if is_damaged {
+                    one.report_damage(inner);
+                }
+                continue;
+            }
+            inspected += 1;
+            if inner.is_reserve_wanted(&one.part) {
+                inner.release_reserve();
+            }
+            one.inspect(inner.options.flush_after, inner.is_short());
+            one.report_damage(inner);
+            one.release_space(inner);
+        }
+        inner.upkeep.inspected(inspected);
     }
 
     fn wanted(&self) -> Vec<Wanted> {
@@ -360,116 +334,6 @@ impl LogKeeper {
                         "the log is larger than max-log-bytes and is trimmed: older archived snapshots can be restored, and not brought up to date from it",
                 }
             );
-        }
-    }
-}
-
-impl Watched {
-    fn wanted(&self) -> Wanted {
-        let status = self.group.status();
-        Wanted {
-            start: status.log_start.0,
-            last: status.last.0,
-            bytes: status.log_bytes,
-        }
-    }
-
-    /// Requests a local snapshot, unless one is under way or has just failed.
-    fn ask_for_snapshot(&mut self, in_need: bool) {
-        let group = &self.group;
-        self.request
-            .ask(Instant::now(), in_need, || group.snapshot());
-    }
-
-    /// On a nearly full disk, replaces a local snapshot that holds files which the database has removed.
-    fn release_space(&mut self, inner: &Inner) {
-        let partition = self.group.id().0;
-        let Some(held) = inner.snapshots.local.newest(partition) else {
-            return;
-        };
-        let is_due = self
-            .released
-            .is_none_or(|at| at.elapsed() >= RELEASE_INTERVAL);
-        if is_due && inner.could_release(partition, held.checkpoint.bytes()) {
-            self.released = Some(Instant::now());
-            self.ask_for_snapshot(inner.log_is_over());
-            inner.snapshots.wake.notify_one();
-        }
-    }
-
-    fn inspect(&mut self, flush_after: u64, is_short: bool) {
-        self.note_durable();
-        let status = self.group.status();
-        let waiting = status.applied.0.saturating_sub(self.durable.0);
-        let most = if std::mem::take(&mut self.is_new) {
-            FLUSH_REPLAYED_ENTRIES
-        } else {
-            self.most
-        };
-        // A flush has failed, or is about to begin.
-        let is_stuck = self.part.flush_is_stuck();
-        let was_stuck = std::mem::replace(&mut self.was_stuck, is_stuck);
-        let due = waiting > most
-            || (is_stuck && was_stuck)
-            || (waiting > 0
-                && (self.part.memtable_bytes() > flush_after
-                    || self.since.elapsed() > FLUSH_AFTER
-                    || (is_short && self.since.elapsed() > FLUSH_INTERVAL_IN_NEED)));
-        // The database reports a failed flush, and decides when it may be retried.
-        if due && self.part.may_flush() && self.part.flush().is_ok() {
-            self.note_durable();
-        }
-        let partition = self.group.id().to_string();
-        let gauge = |name: &'static str, value: u64| {
-            metrics::gauge!(name, "partition" => partition.clone()).set(value as f64);
-        };
-        gauge("esker_partition_halted", u64::from(status.halted));
-        gauge("esker_partition_last_lsn", status.last.0);
-        gauge("esker_partition_applied_lsn", status.applied.0);
-        gauge("esker_partition_durable_lsn", self.durable.0);
-        gauge("esker_partition_floor_lsn", status.floor.0);
-        gauge("esker_partition_log_entries", status.log_entries);
-        gauge("esker_partition_files_bytes", self.part.file_bytes());
-        gauge("esker_partition_memtable_bytes", self.part.memtable_bytes());
-    }
-
-    fn note_durable(&mut self) {
-        match self.part.durable() {
-            Ok(durable) => {
-                let durable = Lsn(durable.map_or(0, |d| d.lsn));
-                if durable > self.durable {
-                    self.durable = durable;
-                    self.since = Instant::now();
-                }
-            }
-            Err(error) => tracing::warn!(%error, "what is durable cannot be read; the log is kept"),
-        }
-    }
-
-    /// Notes damage durably, so that the next start does not use the files.
-    fn report_damage(&mut self, inner: &Inner) {
-        if self.is_damaged {
-            return;
-        }
-        let partition = self.group.id().0;
-        let Some(why) = inner.damage(partition) else {
-            return;
-        };
-        match inner.data_dir.report_damage(partition, &why) {
-            Ok(()) => {
-                self.is_damaged = true;
-                tracing::error!(
-                    partition,
-                    why,
-                    "a file of the database is damaged: the partition is recovered from a copy and the log by a restart"
-                );
-                if let Err(error) = self.part.stop_merging() {
-                    tracing::warn!(partition, %error, "the damaged files are still merged, in vain");
-                }
-            }
-            Err(error) => {
-                tracing::error!(partition, why, %error, "a file of the database is damaged, and that cannot be written down")
-            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use esker_partition::streams::StreamOptions;
+use esker_partition::streams::{StreamOptions, name_bytes_of};
 use esker_partition::{RecentBudget, StoreOptions};
 
 use crate::cluster::ClusterOptions;
@@ -118,6 +118,7 @@ impl NodeOptions {
         StreamOptions {
             recent: RecentBudget::new(self.follower_buffer, self.follower_buffers_total),
             compact_garbage: self.compact_garbage,
+            name_bytes: name_bytes_of(self.partitions),
             ..StreamOptions::default()
         }
     }

@@ -3,16 +3,20 @@
 //!
 //! A partition that does not answer, because its disk does not, does not delay the others: a round waits for
 //! [`ANSWERS_TIMEOUT`] at most, and proposes nothing to a partition that has not answered yet.
+//!
+//! A partition is read only if something of it may be due ([`visits`]).
+
+mod visits;
 
 use std::collections::HashMap;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
+use esker_partition::BasinId;
 use esker_partition::command::{
     DeleteIfEmpty, DropBasin, Expire, ForgetBasin, Kind, Outcome, RemoveExpiredTokens,
 };
 use esker_partition::reader::{Due, DueBySettings};
-use esker_partition::{BasinId, StreamId};
 use esker_raft::{Group, ProposeError};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -20,6 +24,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 use crate::cluster::READS_SETTINGS_VERSIONS;
 use crate::core::Inner;
 use crate::signal::Signal;
+use visits::Visits;
 
 /// Longest that a round waits for answers.
 const ANSWERS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -68,8 +73,8 @@ impl Late {
 /// The state of the thread.
 #[derive(Default)]
 struct Retention {
-    /// The stream at which the next round begins, by partition.
-    places: Vec<StreamId>,
+    /// When partitions are scanned, by partition.
+    visits: Vec<Visits>,
     /// Late answers by partition, the catalog first.
     late: Vec<Late>,
     /// By basin that is being deleted, which partitions have dropped it.
@@ -85,7 +90,7 @@ pub(crate) fn look_after_due(inner: &Weak<Inner>, signal: &Signal, interval: Dur
             return;
         };
         let partitions = inner.partitions.len();
-        retention.places.resize(partitions, StreamId(0));
+        retention.visits.resize_with(partitions, || Visits::Due);
         retention.late.resize_with(partitions + 1, Late::default);
         retention.propose_due(&inner);
         retention.finish_deleted_basins(&inner);
@@ -96,25 +101,39 @@ pub(crate) fn look_after_due(inner: &Weak<Inner>, signal: &Signal, interval: Dur
 impl Retention {
     fn propose_due(&mut self, inner: &Inner) {
         let mut proposed = Vec::new();
+        let now = Instant::now();
+        let mut pages = 0;
         for (at, partition) in inner.partitions.iter().enumerate() {
-            if !self.late[at + 1].have_come() || !inner.leads(at as u64 + 1) {
+            let visits = &mut self.visits[at];
+            if !inner.leads(at as u64 + 1) {
+                visits.restart();
+                continue;
+            }
+            if !self.late[at + 1].have_come() {
                 continue;
             }
             let Some(now_ms) = inner.ms_for_ages() else {
                 continue;
             };
+            let changes = partition.reader.due_changes();
+            let Some(after) = visits.begin(now_ms, changes, now) else {
+                continue;
+            };
+            pages += 1;
             let count = inner.options.streams_per_round;
-            match partition.reader.due(self.places[at], count, now_ms) {
-                Ok((due, next)) => {
-                    self.places[at] = next.unwrap_or_default();
-                    if !due.is_empty() {
+            match partition.reader.due(after, count, now_ms) {
+                Ok(page) => {
+                    visits.scanned(&page, now);
+                    if !page.due.is_empty() {
                         inner.release_reserve();
-                        proposed.push((at + 1, propose_all(inner, &partition.group, due)));
+                        let answers = propose_all(inner, &partition.group, page.due);
+                        proposed.push((at + 1, answers));
                     }
                 }
                 Err(error) => tracing::warn!(%error, "retention was not looked after"),
             }
         }
+        inner.upkeep.scanned(pages);
         let deadline = Instant::now() + ANSWERS_TIMEOUT;
         for (partition, answers) in proposed {
             for answer in answers {

@@ -10,9 +10,7 @@ use esker_partition::reader::StreamSize;
 use esker_partition::settings::StreamSettings;
 use esker_partition::{Basin, Stream, partition_of};
 use s2_common::config::{OptionalStreamConfig, StreamConfig, StreamReconfiguration};
-use s2_common::encryption::{
-    EncryptionAlgorithm, EncryptionKey, EncryptionSpec, EncryptionSpecResolutionError,
-};
+use s2_common::encryption::{EncryptionKey, EncryptionSpec, EncryptionSpecResolutionError};
 use s2_common::record::StreamPosition;
 
 use crate::admission::Client;
@@ -20,21 +18,12 @@ use crate::basins::{CHANGE_ATTEMPTS, Change, Create};
 use crate::core::StreamGroup;
 use crate::error::{Error, changeable, read_error, unexpected};
 use crate::node::Node;
+pub use crate::stream_list::StreamListing;
+use crate::stream_list::merge;
 
 /// The storage class of streams if neither their settings nor their basin's name one, as the S2 API defines
 /// it.
 pub const DEFAULT_STORAGE_CLASS: &str = "express";
-
-/// A stream in a list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StreamListing {
-    /// Its name.
-    pub name: String,
-    /// When it was created, in milliseconds since the epoch.
-    pub created_ms: u64,
-    /// Its cipher.
-    pub cipher: Option<EncryptionAlgorithm>,
-}
 
 /// Which of a basin's settings may create a missing stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,21 +135,17 @@ impl Node {
         limit: usize,
     ) -> Result<(Vec<StreamListing>, bool), Error> {
         let basin = self.any_basin(basin)?;
-        let mut all = Vec::new();
-        for partition in &self.inner.partitions {
-            let found = partition
-                .reader
-                .list(basin.id, prefix, start_after, limit + 1)?;
-            all.extend(found.into_iter().map(|s| StreamListing {
+        let partitions = &self.inner.partitions;
+        merge(partitions.len(), start_after, limit, |at, after, most| {
+            let reader = &partitions[at].reader;
+            let found = reader.list(basin.id, prefix, after, most)?;
+            let found = found.into_iter().map(|s| StreamListing {
                 name: s.name,
                 created_ms: s.created_ms,
                 cipher: s.cipher,
-            }));
-        }
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        let more = all.len() > limit;
-        all.truncate(limit);
-        Ok((all, more))
+            });
+            Ok(found.collect())
+        })
     }
 
     /// Creates a stream, or makes sure that it exists.
@@ -440,6 +425,49 @@ mod tests {
     use super::*;
     use crate::lookups::MAX_LOOKUPS;
     use crate::options::NodeOptions;
+
+    #[tokio::test]
+    async fn a_list_over_all_partitions_has_each_stream_once_in_order_whatever_the_pages() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::start(NodeOptions::new(dir.path())).await.unwrap();
+        let ensure = Create::Ensure;
+        let config = BasinConfig::default();
+        let basin = node.provision_basin("test-basin", &config, &ensure);
+        basin.await.unwrap();
+        let settings = OptionalStreamConfig::default();
+        let mut expected = Vec::new();
+        // After each creation and deletion the list has it, also once names are kept in memory.
+        for number in 0..40 {
+            let name = format!("{}/{number:02}", ["a", "b"][number % 2]);
+            let made = node.provision_stream("test-basin", &name, &settings, &ensure);
+            made.await.unwrap();
+            expected.push(name);
+            if number % 5 == 4 {
+                let gone = expected.swap_remove(number % expected.len());
+                node.delete_stream("test-basin", &gone).await.unwrap();
+            }
+            expected.sort();
+            for limit in [1, 7, 1000] {
+                let mut names: Vec<String> = Vec::new();
+                loop {
+                    let after = names.last().cloned().unwrap_or_default();
+                    let page = node.list_streams("test-basin", "", &after, limit);
+                    let (page, has_more) = page.unwrap();
+                    assert!(page.len() == limit || !has_more);
+                    names.extend(page.into_iter().map(|one| one.name));
+                    if !has_more {
+                        break;
+                    }
+                }
+                assert_eq!(names, expected, "limit {limit}");
+            }
+            let (of_a, _) = node.list_streams("test-basin", "a/", "a/1", 1000).unwrap();
+            let in_a = expected.iter().filter(|name| name.starts_with("a/"));
+            let in_a = in_a.filter(|name| name.as_str() > "a/1");
+            assert!(of_a.iter().map(|one| &one.name).eq(in_a));
+        }
+        node.stop(Duration::from_secs(30)).await;
+    }
 
     #[tokio::test]
     async fn a_stream_that_is_open_is_found_while_all_lookups_wait_for_the_database() {

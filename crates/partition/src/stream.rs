@@ -472,10 +472,12 @@ impl Stream {
         });
     }
 
-    /// Publishes a change and wakes followers. The apply thread calls it after it has written the change.
-    pub(crate) fn publish(&self, change: Change) {
-        let tail = {
+    /// Publishes a change and wakes followers. The apply thread calls it after it has written the change. Returns
+    /// whether the stream was empty before and is not now, or the other way round.
+    pub(crate) fn publish(&self, change: Change) -> bool {
+        let (tail, is_turned) = {
             let mut published = self.published.lock();
+            let is_turned = published.view.state.is_empty() != change.state.is_empty();
             let tail = change.state.tail_seq;
             published.view.state = change.state;
             if let Some((settings, version)) = change.settings {
@@ -488,9 +490,10 @@ impl Stream {
             } else {
                 published.recent.clear();
             }
-            tail
+            (tail, is_turned)
         };
         self.changed.send_replace(tail);
+        is_turned
     }
 }
 

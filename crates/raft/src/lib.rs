@@ -53,9 +53,9 @@ pub use ids::{CheckpointId, ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeI
 pub use message::Envelope;
 pub use runtime::{
     ApplyError, Attached, Capture, ChangeError, ClusterInit, ConfigError, Group, GroupCounters,
-    GroupOptions, GroupStatus, Guard, Halted, InMemory, InMemoryState, Node, NodeConfig as Config,
-    NodeError, Observer, ProposeError, RemoveFiles, Sequence, SnapshotData, SnapshotDir,
-    SnapshotError, SnapshotSink, StateMachine, StoredSnapshot, UnreadCounts, Writing,
+    GroupOptions, GroupStatus, Guard, Halted, InMemory, InMemoryState, MAINTENANCE_INTERVAL, Node,
+    NodeConfig as Config, NodeError, Observer, ProposeError, RemoveFiles, Sequence, SnapshotData,
+    SnapshotDir, SnapshotError, SnapshotSink, StateMachine, StoredSnapshot, UnreadCounts, Writing,
     capture_clone,
 };
 pub use transport::Transport;

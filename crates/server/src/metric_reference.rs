@@ -517,6 +517,18 @@ const SECTIONS: &[Section] = &[
                 "Bytes that were read here for comparisons of replicas.",
             ),
             counter(
+                "esker_upkeep_inspections_total",
+                "partitions",
+                &[],
+                "Partitions whose files and memory were inspected by periodic maintenance: 64 in a second at most where nothing changes.",
+            ),
+            counter(
+                "esker_retention_scans_total",
+                "pages",
+                &[],
+                "Pages of streams that were read for what is due by time. A partition is read when something of it may be due, and once an hour.",
+            ),
+            counter(
                 "esker_restarts_total",
                 "restarts",
                 &[],

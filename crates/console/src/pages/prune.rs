@@ -9,7 +9,7 @@ use serde_json::json;
 use super::why::reason;
 use crate::Console;
 use crate::access::Viewer;
-use crate::api_client::path;
+use crate::api_client::{DESCRIPTION_TIMEOUT, path};
 use crate::layout::{
     LIST_BYTES, Page, PageError, Section, commands, fitting, page as layout, table,
 };
@@ -50,7 +50,8 @@ pub async fn page(
     let abandoned = which.abandoned.is_some();
     let asked = json!({ "apply": false, "keep": keep, "abandoned": abandoned });
     let target = format!("/esker/v1/partitions/{partition}/prune");
-    let plan = match console.api.post(&caller, &target, &asked).await? {
+    let repository = console.api.of_repository(DESCRIPTION_TIMEOUT);
+    let plan = match repository.post(&caller, &target, &asked).await? {
         PruneAnswer::Plan(plan) => plan,
         PruneAnswer::Done(_) => {
             return Err(PageError::Invalid(

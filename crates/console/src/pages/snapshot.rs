@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::snapshots::{kind_name, state_name, why_form};
 use crate::Console;
 use crate::access::Viewer;
-use crate::api_client::{path, segment};
+use crate::api_client::{DESCRIPTION_TIMEOUT, path, segment};
 use crate::layout::{
     LIST_BYTES, Page, Section, commands, facts, failed_part, fitting, page as layout, page_links,
     table,
@@ -47,7 +47,8 @@ pub async fn page(
     let (skip, limit) = (which.page.saturating_mul(PAGE), PAGE.to_string());
     let query = [("skip", Some(&*skip.to_string())), ("limit", Some(&*limit))];
     let asked = path(&format!("{base}/files"), &query);
-    let described: SnapshotFiles = console.api.get(&caller, &asked).await?;
+    let repository = console.api.of_repository(DESCRIPTION_TIMEOUT);
+    let described: SnapshotFiles = repository.get(&caller, &asked).await?;
     let other = which.with.trim();
     let diff = match other {
         "" => None,
@@ -58,7 +59,7 @@ pub async fn page(
                 segment(other),
                 segment(&which.snapshot)
             );
-            Some(console.api.get::<Diff>(&caller, &diff).await)
+            Some(repository.get::<Diff>(&caller, &diff).await)
         }
     };
     let (partition, name) = (which.partition, &described.snapshot);

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use crate::Console;
 use crate::access::Viewer;
-use crate::api_client::{ApiError, Caller, path};
+use crate::api_client::{ApiError, Caller, LIST_TIMEOUT, path};
 use crate::layout::{
     LIST_BYTES, Page, PageError, Section, commands, failed_part, fitting, page as layout,
     page_links, table,
@@ -101,7 +101,8 @@ fn partition_row(of: &Partition, now: OffsetDateTime) -> Markup {
 
 async fn of_partition(console: &Console, caller: &Caller, partition: u64, page: usize) -> Page {
     let inventory = format!("/esker/v1/partitions/{partition}/snapshots");
-    let inventory: Result<Inventory, ApiError> = console.api.get(caller, &inventory).await;
+    let repository = console.api.of_repository(LIST_TIMEOUT);
+    let inventory: Result<Inventory, ApiError> = repository.get(caller, &inventory).await;
     let inventory = match inventory {
         Err(ApiError::NotFound { code, message }) if code == "partition_not_found" => {
             return Err(PageError::Api(ApiError::NotFound { code, message }));

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::snapshots::why_form;
 use crate::Console;
 use crate::access::Viewer;
-use crate::api_client::path;
+use crate::api_client::{DESCRIPTION_TIMEOUT, path};
 use crate::layout::{Page, Section, commands, page as layout};
 use crate::shell;
 use crate::words::{bytes, count, seconds, several, visible};
@@ -37,6 +37,7 @@ pub async fn page(
     let asked = format!("/esker/v1/partitions/{}/objects/why", which.partition);
     let why: Why = console
         .api
+        .of_repository(DESCRIPTION_TIMEOUT)
         .get(&caller, &path(&asked, &[("key", Some(key))]))
         .await?;
     let partition = which.partition.to_string();

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use esker_partition::PartitionId;
+use esker_partition::store::PartitionDb;
 use esker_raft::GroupStatus;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +25,7 @@ use crate::snapshots::{CreatedSnapshot, NodeStatus, Uploader};
 use crate::state::StateStore;
 use crate::state::background::Background;
 use crate::tokens::Tokens;
+use crate::upkeep::UpkeepCounts;
 
 /// How long tasks are waited for after the grace period: they end as soon as they detect the stop.
 const LAST_WAIT: Duration = Duration::from_millis(500);
@@ -109,6 +111,12 @@ impl Node {
     /// The access tokens.
     pub fn tokens(&self) -> Tokens {
         Tokens::new(self.inner.clone())
+    }
+
+    /// What the periodic maintenance has done since the start.
+    pub fn upkeep_counts(&self) -> UpkeepCounts {
+        let reads = self.inner.parts().map(PartitionDb::position_reads);
+        self.inner.upkeep.counts(reads.sum())
     }
 
     /// The status of the partitions, the catalog first.

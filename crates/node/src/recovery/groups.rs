@@ -337,6 +337,7 @@ impl Groups {
             refuses_appends: AtomicBool::new(false),
             space: Space::new(data_dir.path(), log_bytes),
             unknown_basins: Default::default(),
+            upkeep: Default::default(),
             lookups: Default::default(),
             restarts: Restarts::open(data_dir.path()),
             data_dir,

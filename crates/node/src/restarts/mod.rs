@@ -169,7 +169,10 @@ struct Need {
 impl Need {
     fn of(inner: &Inner) -> Option<Need> {
         let partitions = 0..=u64::from(inner.options.partitions);
-        let damaged: Vec<u64> = partitions.filter(|p| inner.damage(*p).is_some()).collect();
+        let damaged: Vec<u64> = match inner.store.is_damaged() {
+            true => partitions.filter(|p| inner.damage(*p).is_some()).collect(),
+            false => Vec::new(),
+        };
         let fatal = inner.store.fatal();
         let of_damage = damaged.first().map(|partition| {
             let why = inner.damage(*partition).unwrap_or_default();

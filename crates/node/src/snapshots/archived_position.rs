@@ -25,8 +25,9 @@ impl Inner {
             return;
         }
         let part = self.partition_db(partition);
+        let group = self.group(partition);
         let read = part
-            .applied()
+            .applied_as_of(group.status().applied.0)
             .and_then(|applied| Ok((applied, part.lineage()?)));
         let (applied, lineage) = match read {
             Ok((applied, lineage)) => (applied.unwrap_or_default(), lineage),
@@ -35,7 +36,6 @@ impl Inner {
                 return;
             }
         };
-        let group = self.group(partition);
         let recorded = applied.archived.map(|archived| archived.lsn);
         let mut known = self.snapshots.known[partition as usize].lock();
         if let Some(lsn) = recorded

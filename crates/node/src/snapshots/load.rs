@@ -80,7 +80,8 @@ impl Inner {
         // as well, no copy would be of the repository's lineage.
         let part = self.partition_db(partition);
         // The entry that records the newest snapshot is not a reason for another one.
-        let archived = part.applied().ok().flatten().and_then(|a| a.archived);
+        let applied = part.applied_as_of(status.applied.0).ok().flatten();
+        let archived = applied.and_then(|applied| applied.archived);
         let noted = u64::from(archived.is_some_and(|archived| archived.noted_at > lsn + empty));
         let lineage = part.lineage().ok();
         let forked_at = lineage.filter(|l| l.forks > 0).map(|l| l.fork_lsn);

@@ -154,7 +154,8 @@ impl Inner {
         let group = inner.group(partition).status();
         let details = inner.group(partition).details();
         let part = inner.partition_db(partition);
-        let durable = part.durable().ok().flatten().map_or(0, |d| d.lsn);
+        let durable = part.durable_as_of(group.applied.0);
+        let durable = durable.ok().flatten().map_or(0, |d| d.lsn);
         let lineage = part.lineage().map(|l| l.id().to_string());
         let known = inner.snapshots.known[partition as usize].lock();
         let newest = known.newest().map(|newest| SnapshotStatus {

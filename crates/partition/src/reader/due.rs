@@ -29,6 +29,28 @@ pub enum Due {
     },
 }
 
+/// What a scan of streams found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DueScan {
+    /// What is due.
+    pub due: Vec<DueBySettings>,
+    /// The stream after which the next scan continues; none at the end.
+    pub next: Option<StreamId>,
+    /// When something of the other streams becomes due, in milliseconds since the epoch, unless the partition
+    /// changes before ([`Reader::due_changes`]): not later than that. None if nothing does.
+    pub earliest_ms: Option<u64>,
+}
+
+/// A stream, seen from what is due of it.
+enum StreamDue {
+    /// Something is.
+    Now(Due),
+    /// Something is at this time, in milliseconds since the epoch.
+    At(u64),
+    /// Nothing, as long as it does not change.
+    Never,
+}
+
 /// What is due of a stream, and by which settings: it is not, once they are others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DueBySettings {
@@ -39,14 +61,12 @@ pub struct DueBySettings {
 }
 
 impl Reader {
-    /// What is due at `now_ms` of up to `count` streams with ids after `after`; and the id after which
-    /// the next call continues, `None` at the end.
-    pub fn due(
-        &self,
-        after: StreamId,
-        count: usize,
-        now_ms: u64,
-    ) -> Result<(Vec<DueBySettings>, Option<StreamId>), StoreError> {
+    /// What is due at `now_ms` of up to `count` streams with ids after `after`.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be read.
+    pub fn due(&self, after: StreamId, count: usize, now_ms: u64) -> Result<DueScan, StoreError> {
         let mut seen = Vec::new();
         {
             let (_, to) = keys::all_stream_metas();
@@ -70,17 +90,35 @@ impl Reader {
         let next = (seen.len() == count)
             .then(|| seen.last().map(|(id, _)| *id))
             .flatten();
-        let mut due = Vec::new();
+        let mut scan = DueScan {
+            next,
+            ..DueScan::default()
+        };
         for (id, meta) in seen {
-            if !self.directory.is_dropped(BasinId(meta.basin)) {
-                let found = self.due_of(id, &meta, now_ms)?;
-                due.extend(found.map(|due| DueBySettings {
+            if self.directory.is_dropped(BasinId(meta.basin)) {
+                continue;
+            }
+            match self.due_of(id, &meta, now_ms)? {
+                StreamDue::Now(due) => scan.due.push(DueBySettings {
                     due,
                     settings_version: meta.settings_version,
-                }));
+                }),
+                StreamDue::At(at_ms) => {
+                    let earliest_ms = scan.earliest_ms.map_or(at_ms, |before| before.min(at_ms));
+                    scan.earliest_ms = Some(earliest_ms);
+                }
+                StreamDue::Never => {}
             }
         }
-        Ok((due, next))
+        Ok(scan)
+    }
+
+    /// A number that changes whenever something may become due earlier than a scan before has found: with new
+    /// streams and settings, with the first records of an empty stream and the last ones of another, and with
+    /// another state of the partition. It changes after the data, so a scan that begins after a look at it misses
+    /// nothing that came before.
+    pub fn due_changes(&self) -> u64 {
+        self.directory.due_changes()
     }
 
     fn due_of(
@@ -88,32 +126,46 @@ impl Reader {
         id: StreamId,
         meta: &StreamMeta,
         now_ms: u64,
-    ) -> Result<Option<Due>, StoreError> {
+    ) -> Result<StreamDue, StoreError> {
         let config = StreamConfig::from(&meta.settings);
         let age = config.retention_policy.age();
         let min_age = config.delete_on_empty.min_age();
         if age.is_none() && min_age.is_none() {
-            return Ok(None);
+            return Ok(StreamDue::Never);
         }
         let state = self.part.stream_state(id)?.unwrap_or_default();
         if state.is_empty() {
-            let ripe = min_age.is_some_and(|min_age| {
-                now_ms.saturating_sub(state.active_ms) >= min_age.as_millis() as u64
+            let Some(min_age) = min_age else {
+                return Ok(StreamDue::Never);
+            };
+            let min_age_ms = min_age.as_millis() as u64;
+            return Ok(match now_ms.saturating_sub(state.active_ms) >= min_age_ms {
+                true => StreamDue::Now(Due::DeleteIfEmpty {
+                    stream: id,
+                    since_ms: state.active_ms,
+                }),
+                false => StreamDue::At(state.active_ms.saturating_add(min_age_ms)),
             });
-            return Ok(ripe.then_some(Due::DeleteIfEmpty {
-                stream: id,
-                since_ms: state.active_ms,
-            }));
         }
         let Some(age) = age else {
-            return Ok(None);
+            return Ok(StreamDue::Never);
         };
-        let cutoff = now_ms.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-        let up_to = self.first_arrived(id, cutoff, &state)?;
-        Ok((up_to > state.head()).then_some(Due::Expire { stream: id, up_to }))
+        let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let cutoff = now_ms.saturating_sub(age_ms);
+        Ok(match self.first_arrived(id, cutoff, &state)? {
+            Arrived::From(up_to) if up_to > state.head() => {
+                StreamDue::Now(Due::Expire { stream: id, up_to })
+            }
+            // A record is kept while its age is at most the retention.
+            Arrived::Oldest(arrival_ms) => {
+                StreamDue::At(arrival_ms.saturating_add(age_ms).saturating_add(1))
+            }
+            Arrived::From(_) | Arrived::None => StreamDue::Never,
+        })
     }
 
-    /// Where the first batch begins that arrived at or after `cutoff`; the tail if none did. Batches of a
+    /// Where the first batch begins that arrived at or after `cutoff`; the tail if none did. If that is the oldest
+    /// batch, its arrival. Batches of a
     /// stream arrive in order, so this is a binary search. Every move is a forward seek, see
     /// [`crate::batches`].
     fn first_arrived(
@@ -121,14 +173,15 @@ impl Reader {
         id: StreamId,
         cutoff: u64,
         state: &StreamState,
-    ) -> Result<SeqNum, StoreError> {
+    ) -> Result<Arrived, StoreError> {
         let (head, tail) = (state.head(), state.tail_seq);
         let mut batches = Batches::new(&self.part, id, tail);
         // The oldest first: most streams have nothing to expire.
         batches.seek(head);
         let mut low = match batches.next()? {
             Some(oldest) if oldest.arrival_ms < cutoff => oldest.end_seq().max(head),
-            _ => return Ok(head),
+            Some(oldest) => return Ok(Arrived::Oldest(oldest.arrival_ms)),
+            None => return Ok(Arrived::None),
         };
         // No batch that begins before `low` arrived at or after `cutoff`. The first one that begins at or
         // after `high` did; it begins at `found`.
@@ -142,6 +195,16 @@ impl Reader {
                 None => high = probe,
             }
         }
-        Ok(found)
+        Ok(Arrived::From(found))
     }
+}
+
+/// The first batch of a stream that arrived at or after some time.
+enum Arrived {
+    /// It begins here, and older ones come before it.
+    From(SeqNum),
+    /// It is the oldest, which arrived at this time.
+    Oldest(u64),
+    /// There are no batches.
+    None,
 }

@@ -9,7 +9,6 @@ mod size;
 
 use std::sync::Arc;
 
-use s2_common::encryption::EncryptionAlgorithm;
 use s2_common::record::{SeqNum, StreamPosition, Timestamp};
 use s2_common::stream::{ReadFrom, ReadStart};
 
@@ -21,7 +20,8 @@ use crate::stream::{Stream, StreamState, View};
 use crate::streams::directory::Directory;
 use crate::streams::name_index::NameEntry;
 
-pub use due::{Due, DueBySettings};
+pub use crate::streams::name_index::Listed;
+pub use due::{Due, DueBySettings, DueScan};
 pub use scan::{Cursor, Place, Scan, ScanEnd};
 pub use size::StreamSize;
 
@@ -37,17 +37,6 @@ pub enum ReadError {
     /// The database could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// A stream in a list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
-    /// Its name.
-    pub name: String,
-    /// When it was created, in milliseconds since the epoch.
-    pub created_ms: u64,
-    /// Its cipher.
-    pub cipher: Option<EncryptionAlgorithm>,
 }
 
 /// Reads a stream partition. Cheap to clone.
@@ -99,6 +88,9 @@ impl Reader {
     ) -> Result<Vec<Listed>, StoreError> {
         let mut listed = Vec::new();
         if self.directory.is_dropped(basin) {
+            return Ok(listed);
+        }
+        if let Some(listed) = self.directory.list(basin, prefix, start_after, limit)? {
             return Ok(listed);
         }
         let (from, to) = keys::stream_names(basin, prefix.max(start_after));

@@ -40,6 +40,7 @@ use crate::stream::StreamState;
 use crate::streams::directory::Directory;
 use crate::streams::name_index::NameEntry;
 use crate::streams::options::StreamOptions;
+use esker_raft::MAINTENANCE_INTERVAL;
 use garbage::Garbage;
 use segments::SegmentReclaimer;
 
@@ -50,6 +51,10 @@ const REST: Duration = match cfg!(test) {
     true => Duration::ZERO,
     false => garbage::QUIET,
 };
+/// Time between two rounds while there is garbage that is not worth reclaiming yet.
+const WAITING_INTERVAL: Duration = Duration::from_secs(2);
+/// The same while there is none.
+const IDLE_INTERVAL: Duration = Duration::from_secs(10);
 /// Most streams that one round visits.
 const MAX_STREAMS_PER_ROUND: usize = 64;
 /// Most ranges that wait for a flush; files of further ranges are removed when they are rewritten.
@@ -205,6 +210,26 @@ impl Reclaimer {
     /// Queues a basin whose streams are to be removed; its mark is in the database.
     pub fn mark_basin(&mut self, basin: BasinId) {
         self.basins.push_back(basin);
+    }
+
+    /// The interval of rounds while nothing is applied: a round that has nothing to do wakes a thread of each
+    /// partition.
+    pub fn interval(&self) -> Duration {
+        let is_at_work = !self.queue.is_empty()
+            || !self.basins.is_empty()
+            || !self.droppable.is_empty()
+            || self.garbage.rewriting
+            || self.compacting.load(Ordering::Acquire)
+            || self.left_in.load(Ordering::Acquire) > 0
+            || self.segments.is_at_work();
+        // On a nearly full disk everything that gives space back is urgent.
+        let has_garbage = self.garbage.bytes > 0 || self.segments.garbage() > 0;
+        match (is_at_work, has_garbage) {
+            (true, _) => MAINTENANCE_INTERVAL,
+            (false, true) if self.part.short_space().is_some() => MAINTENANCE_INTERVAL,
+            (false, true) => WAITING_INTERVAL,
+            (false, false) => IDLE_INTERVAL,
+        }
     }
 
     /// Does one round. If one part fails, the others are still done, and that part is retried later.

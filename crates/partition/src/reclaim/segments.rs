@@ -136,6 +136,12 @@ impl SegmentReclaimer {
         self.moving.is_some()
     }
 
+    /// Whether a round has something to do, or waits for a flush.
+    pub fn is_at_work(&self) -> bool {
+        let is_joining = !self.joining.is_empty();
+        self.is_moving() || is_joining || self.unconverted.is_some() || self.unflushed.is_some()
+    }
+
     fn note(&mut self, total: Total) {
         if total.garbage > self.garbage {
             self.grown = Instant::now();

@@ -98,6 +98,18 @@ impl Store {
 
     /// Damage found in a partition since it was opened or imported.
     pub fn damage(&self, partition: PartitionId) -> Option<String> {
+        self.note_background_failures();
+        self.damage.of(partition)
+    }
+
+    /// Whether damage was found in any partition: the same for all of them at once.
+    pub fn is_damaged(&self) -> bool {
+        self.note_background_failures();
+        !self.damage.is_empty()
+    }
+
+    /// Notes the damage that background work has met.
+    fn note_background_failures(&self) {
         for why in self.background_failures() {
             let kind = match &why {
                 why if why.starts_with(CORRUPTION) => ErrorKind::Corruption,
@@ -110,7 +122,6 @@ impl Store {
                 self.damage.note(whose, why);
             }
         }
-        self.damage.of(partition)
     }
 
     /// The partition of the table that an error names, if the database has the table.

@@ -17,6 +17,7 @@ mod next_families;
 mod options;
 mod partition_db;
 pub mod partitions;
+mod positions;
 pub(crate) mod segment_steps;
 pub(crate) mod segments;
 mod tuning;
@@ -238,6 +239,7 @@ impl Store {
             reclaim_is_behind: Arc::default(),
             free_space: Arc::new(AtomicU64::new(u64::MAX)),
             reclaimable: Arc::default(),
+            positions: Arc::default(),
         }
     }
 

@@ -12,6 +12,7 @@ use rust_rocksdb::{
 
 use super::column_families::{ColumnFamilies, Present};
 use super::damage_report::Met;
+use super::positions::Positions;
 use super::segment_steps::{Step, Written};
 use super::{Applied, Db, RawIterator, Store, StoreError};
 use crate::ids::{PartitionId, StreamId};
@@ -32,6 +33,7 @@ pub struct PartitionDb {
     pub(super) free_space: Arc<AtomicU64>,
     /// See [`PartitionDb::reclaimable`].
     pub(super) reclaimable: Arc<AtomicU64>,
+    pub(super) positions: Arc<Positions>,
 }
 
 impl PartitionDb {
@@ -95,6 +97,39 @@ impl PartitionDb {
     /// The durable position, which survives a crash: read from the files alone.
     pub fn durable(&self) -> Result<Option<Applied>, StoreError> {
         self.applied_at(ReadTier::Persisted)
+    }
+
+    /// As [`PartitionDb::applied`], for callers that know that `lsn` is applied: what was read as of that LSN
+    /// is not read again.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be read.
+    pub fn applied_as_of(&self, lsn: u64) -> Result<Option<Applied>, StoreError> {
+        let number = self.families().number;
+        let is_current = |seen: &Applied| seen.lsn == lsn;
+        self.positions
+            .applied
+            .get(number, is_current, || self.applied())
+    }
+
+    /// As [`PartitionDb::durable`], for callers that know that `applied` is applied: it is read again only
+    /// while something applied was not durable.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be read.
+    pub fn durable_as_of(&self, applied: u64) -> Result<Option<Applied>, StoreError> {
+        let number = self.families().number;
+        let is_current = |seen: &Applied| seen.lsn >= applied;
+        self.positions
+            .durable
+            .get(number, is_current, || self.durable())
+    }
+
+    /// How many of these calls have read the database.
+    pub fn position_reads(&self) -> u64 {
+        self.positions.reads()
     }
 
     pub(super) fn applied_at(&self, tier: ReadTier) -> Result<Option<Applied>, StoreError> {

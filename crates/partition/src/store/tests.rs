@@ -343,3 +343,42 @@ fn a_checkpoint_whose_description_names_no_level_is_refused_before_the_database_
         assert!(!error.is_unreadable());
     }
 }
+
+#[test]
+fn positions_that_cannot_have_moved_are_not_read_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::create(directory.path(), &options(), &cluster_init(1, &[1])).unwrap();
+    let part = store.partition_db(PartitionId(1));
+    let apply = |lsn| {
+        let mut batch = part.batch();
+        let applied = Applied {
+            lsn,
+            ..Applied::default()
+        };
+        batch.put(keys::APPLIED, applied.encode_to_vec());
+        batch.write().unwrap();
+    };
+    let applied = |lsn| part.applied_as_of(lsn).unwrap().unwrap().lsn;
+    let durable = |lsn| part.durable_as_of(lsn).unwrap().unwrap().lsn;
+    let reads = |of: &dyn Fn() -> u64| {
+        let before = part.position_reads();
+        (of(), part.position_reads() - before)
+    };
+    apply(5);
+    assert_eq!(reads(&|| applied(5)), (5, 1));
+    assert_eq!(reads(&|| applied(5)), (5, 0));
+    // Nothing of it is durable yet, so that may change at any time.
+    assert_eq!(reads(&|| durable(5)), (0, 1));
+    assert_eq!(reads(&|| durable(5)), (0, 1));
+    part.flush().unwrap();
+    assert_eq!(reads(&|| durable(5)), (5, 1));
+    assert_eq!(reads(&|| durable(5)), (5, 0));
+    apply(6);
+    assert_eq!(reads(&|| applied(6)), (6, 1));
+    assert_eq!(reads(&|| durable(6)), (5, 1));
+    part.flush().unwrap();
+    assert_eq!(reads(&|| durable(6)), (6, 1));
+    // Another handle of the same partition shares what was read.
+    assert_eq!(part.clone().durable_as_of(6).unwrap().unwrap().lsn, 6);
+    assert_eq!(reads(&|| durable(6)), (6, 0));
+}

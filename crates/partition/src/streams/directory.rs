@@ -6,12 +6,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
 use super::counters::Counters;
 use super::failed::FailedSessions;
-use super::name_index::name_entry;
+use super::name_cache::{NameCache, NameChange};
+use super::name_index::{Listed, name_entry};
 use super::options::StreamOptions;
 use crate::digest::DigestsDone;
 use crate::ids::{BasinId, STATE_BASIN_ID, StreamId};
@@ -36,6 +38,8 @@ pub(crate) struct Done {
     pub garbage: u64,
     /// Versions of its keys that are deleted.
     pub forgotten: Forgotten,
+    /// Names that were added and removed.
+    pub names: Vec<NameChange>,
     /// Bytes that were written.
     pub bytes: u64,
     /// The lineage that has begun.
@@ -59,6 +63,10 @@ pub(crate) struct Directory {
     loading: Mutex<()>,
     /// Never held while the database is read.
     open: RwLock<Open>,
+    /// Changed by those who hold `loading`. Taken after `open`.
+    names: RwLock<NameCache>,
+    /// See [`Directory::due_changes`].
+    due_changes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -80,7 +88,55 @@ impl Directory {
                 dropped,
                 ..Open::default()
             }),
+            names: RwLock::default(),
+            due_changes: AtomicU64::new(0),
         })
+    }
+
+    /// See [`Reader::due_changes`](crate::reader::Reader::due_changes).
+    pub fn due_changes(&self) -> u64 {
+        self.due_changes.load(Ordering::Acquire)
+    }
+
+    /// Streams of a basin by name, from memory; `None` if there are too many for it. As
+    /// [`Reader::list`](crate::reader::Reader::list).
+    pub fn list(
+        &self,
+        basin: BasinId,
+        prefix: &str,
+        start_after: &str,
+        limit: usize,
+    ) -> Result<Option<Vec<Listed>>, StoreError> {
+        if let Some(known) = self.list_known(basin, prefix, start_after, limit) {
+            return Ok(known);
+        }
+        let _loading = self.loading.lock();
+        if matches!(*self.names.read(), NameCache::Unread) {
+            let dropped = self.open.read().dropped.clone();
+            let most = self.options.name_bytes;
+            let names = NameCache::read(&self.part, |basin| dropped.contains(&basin), most)?;
+            *self.names.write() = names;
+        }
+        Ok(self.list_known(basin, prefix, start_after, limit).flatten())
+    }
+
+    /// The same, if it is known whether there are too many.
+    fn list_known(
+        &self,
+        basin: BasinId,
+        prefix: &str,
+        start_after: &str,
+        limit: usize,
+    ) -> Option<Option<Vec<Listed>>> {
+        match &*self.names.read() {
+            NameCache::Unread => None,
+            NameCache::TooMany => Some(None),
+            NameCache::Whole(names) => Some(Some(names.list(basin, prefix, start_after, limit))),
+        }
+    }
+
+    fn note_due_change(&self) {
+        self.due_changes.fetch_add(1, Ordering::Release);
     }
 
     /// The stream of this name, if it is open: found without the database.
@@ -132,8 +188,10 @@ impl Directory {
             changes.push((stream, change));
         }
         switch();
+        self.note_due_change();
         let mut open = self.open.write();
         open.dropped = dropped;
+        *self.names.write() = NameCache::Unread;
         for (stream, change) in changes {
             if change.gone {
                 open.remove(&stream);
@@ -148,6 +206,7 @@ impl Directory {
     pub fn begin_lineage(&self, forks: u64, note: impl FnOnce()) {
         let _loading = self.loading.lock();
         note();
+        self.note_due_change();
         let streams: Vec<_> = self.open.read().by_id.values().cloned().collect();
         for stream in streams {
             let mut state = stream.view().state;
@@ -245,8 +304,15 @@ impl Directory {
     pub fn publish(&self, done: Done) {
         let _loading = self.loading.lock();
         let mut open = self.open.write();
+        if !done.names.is_empty() {
+            let most = self.options.name_bytes;
+            self.names.write().apply(done.names, most);
+        }
+        let mut is_due_changed = false;
         for touched in done.touched {
             let change = touched.change;
+            // What was stored before is known of open streams alone.
+            is_due_changed |= touched.meta.is_some() || touched.stream.is_none();
             let stream = match touched.stream {
                 Some(stream) => stream,
                 None => {
@@ -277,10 +343,14 @@ impl Directory {
             if change.gone {
                 open.remove(&stream);
             }
-            stream.publish(change);
+            is_due_changed |= stream.publish(change);
+        }
+        if is_due_changed {
+            self.note_due_change();
         }
         for basin in done.dropped {
             open.dropped.insert(basin);
+            self.names.write().drop_basin(basin);
             let names = open.by_name.remove(&basin).unwrap_or_default();
             for stream in names.into_values() {
                 open.by_id.remove(&stream.id);

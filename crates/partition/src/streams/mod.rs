@@ -8,6 +8,7 @@ mod behind_fork;
 pub(crate) mod counters;
 pub(crate) mod directory;
 pub(crate) mod failed;
+pub(crate) mod name_cache;
 pub(crate) mod name_index;
 pub(crate) mod options;
 mod restore;
@@ -16,6 +17,7 @@ pub(crate) mod step;
 pub(crate) mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use esker_raft::{
     ApplyError, Committed, Lsn, Membership, SnapshotError, StateMachine, StoredSnapshot,
@@ -34,6 +36,7 @@ use behind_fork::BehindFork;
 use counters::Counters;
 use directory::Directory;
 use failed::{FailedSessions, REMEMBER_FAILED};
+pub use name_cache::name_bytes_of;
 pub use options::StreamOptions;
 use step::Step;
 
@@ -314,6 +317,10 @@ impl StateMachine for StreamPartition {
 
     fn maintain(&mut self) {
         self.reclaim();
+    }
+
+    fn maintenance_interval(&self) -> Duration {
+        self.reclaimer.interval()
     }
 }
 

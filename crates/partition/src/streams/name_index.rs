@@ -10,6 +10,17 @@ use crate::keys;
 use crate::store::{PartitionDb, StoreError, two_numbers};
 use s2_common::encryption::EncryptionAlgorithm;
 
+/// A stream in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// When it was created, in milliseconds since the epoch.
+    pub created_ms: u64,
+    /// Its cipher.
+    pub cipher: Option<EncryptionAlgorithm>,
+}
+
 /// The entry of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NameEntry {

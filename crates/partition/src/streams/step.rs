@@ -247,6 +247,7 @@ impl<'a> Step<'a> {
         let bytes = self.batch.bytes();
         self.batch.write()?;
         Ok(Done {
+            names: self.names.into_iter().collect(),
             bytes,
             lineage: self.lineage,
             digests,

@@ -12,13 +12,11 @@ use super::queue::{ApplyQueue, Step};
 use super::reopening::{Failure, Reopening};
 use super::shared::Shared;
 use super::snapshot_task::start_snapshot_if_due;
-use super::state_machine::StateMachine;
+use super::state_machine::{MAINTENANCE_INTERVAL, StateMachine};
 use crate::engine::{Committed, Engine, Event, OpenError};
 use crate::ids::Lsn;
 use crate::transfer::Manifest;
 
-/// Time between two calls of [`StateMachine::maintain`].
-const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(250);
 /// Pause before a failed apply, or a failed move of an installed snapshot, is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Longest wait for the log's writer, which may itself wait for space.
@@ -35,10 +33,17 @@ pub(super) fn run<S: StateMachine>(
     let mut outputs = Vec::new();
     let mut maintained = Instant::now();
     let mut applied = shared.applied.borrow().0;
+    // Whether something was applied or installed since the last maintenance.
+    let mut is_changed = true;
     loop {
-        let entries = match committed.next_step(MAINTENANCE_INTERVAL) {
+        let pause = match is_changed || shared.may_reopen() {
+            true => MAINTENANCE_INTERVAL,
+            false => machine.maintenance_interval(),
+        };
+        let entries = match committed.next_step(pause) {
             Some(Step::Entries(entries)) => entries,
             Some(Step::Install(offer)) => {
+                is_changed = true;
                 if let Some(lsn) = install(&mut machine, &offer, shared) {
                     applied = lsn;
                 }
@@ -59,6 +64,7 @@ pub(super) fn run<S: StateMachine>(
                 return;
             }
             applied = lsn;
+            is_changed = true;
             shared.waiters.answer(shared.id, &entries, &mut outputs);
             shared.note_applied(lsn, term);
             shared.step(Event::Applied { lsn });
@@ -69,6 +75,7 @@ pub(super) fn run<S: StateMachine>(
         if maintained.elapsed() >= MAINTENANCE_INTERVAL {
             machine.maintain();
             maintained = Instant::now();
+            is_changed = false;
         }
     }
 }

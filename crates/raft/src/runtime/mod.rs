@@ -74,7 +74,8 @@ pub use node::Node;
 pub use sequence::Sequence;
 pub use shared::{Halted, SendToPeers};
 pub use state_machine::{
-    ApplyError, Capture, RemoveFiles, SnapshotError, SnapshotSink, StateMachine,
+    ApplyError, Capture, MAINTENANCE_INTERVAL, RemoveFiles, SnapshotError, SnapshotSink,
+    StateMachine,
 };
 #[cfg(test)]
 pub(crate) use waiters::{Answer, Waiter, Waiters};

@@ -1,9 +1,14 @@
 //! What a host implements: a state machine that applies committed commands in order, snapshots of it, and a
 //! callback for them.
 
+use std::time::Duration;
+
 use crate::engine::{Committed, Membership};
 use crate::ids::{GroupId, Lsn};
 use crate::store::{SnapshotData, SnapshotDir, StoredSnapshot};
+
+/// Time between two calls of [`StateMachine::maintain`], if there is something to do.
+pub const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A failure to apply. The same entries are applied again later; the state machine must be as it
 /// was before the call.
@@ -37,9 +42,16 @@ pub trait StateMachine: Send + 'static {
         outputs: &mut Vec<Self::Output>,
     ) -> Result<(), ApplyError>;
 
-    /// Called between applies, at least once a second while entries can be applied: for small, bounded
-    /// steps of housekeeping that need the state machine exclusively.
+    /// Called between applies: for small, bounded steps of housekeeping that need the state machine exclusively.
+    /// While entries can be applied, at least once a second after an apply, and then at
+    /// [`StateMachine::maintenance_interval`].
     fn maintain(&mut self) {}
+
+    /// How long [`StateMachine::maintain`] may wait if nothing is applied. Asked after each call: a machine with
+    /// nothing to do lets its thread sleep, of which a node has one for each group.
+    fn maintenance_interval(&self) -> Duration {
+        MAINTENANCE_INTERVAL
+    }
 
     /// Called between applies. Captures the state, so that the snapshot covers at least everything applied
     /// so far. Applies wait for this call, so it must be quick.

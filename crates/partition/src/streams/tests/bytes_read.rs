@@ -235,7 +235,7 @@ fn what_is_to_expire_is_found_in_a_few_blocks_whatever_the_number_of_runs() {
         let runs_of = Runs::new(runs, 4, records, body);
         let reader = runs_of.partition.reader();
         let now_ms = 10_000 + 1_000 + runs_of.batches / 2;
-        let ((due, _), read) = cost(|| reader.due(StreamId(0), 100, now_ms).unwrap());
+        let (due, read) = cost(|| reader.due(StreamId(0), 100, now_ms).unwrap().due);
         let up_to = runs_of.batches / 2 * records;
         let expected = runs_of
             .ids

@@ -29,7 +29,7 @@ fn assert_dropped(partition: &mut Fixture) {
     assert!(!is_there(&reader, BASIN, "s"));
     assert!(!is_there(&reader, BASIN, "t"));
     assert_eq!(reader.list(BASIN, "", "", 10).unwrap(), []);
-    let (due, _) = reader.due(StreamId(0), 10, u64::MAX).unwrap();
+    let due = reader.due(StreamId(0), 10, u64::MAX).unwrap().due;
     assert_eq!(
         due.len(),
         1,

@@ -6,7 +6,7 @@ use s2_common::record::SeqNum;
 use super::fixture::*;
 use crate::command::{Append, AppendRefusal, DeleteIfEmpty, Expire, Kind, Outcome, SettingsSet};
 use crate::ids::{BasinId, StreamId};
-use crate::reader::Due;
+use crate::reader::{Due, DueScan};
 use crate::settings::StreamSettings;
 
 fn delete_when_empty_for_secs(age: u64) -> StreamSettings {
@@ -25,9 +25,9 @@ fn due(partition: &Fixture, now_ms: u64) -> Vec<Due> {
         let mut all = Vec::new();
         let mut after = StreamId(0);
         loop {
-            let (due, next) = reader.due(after, count, now_ms).unwrap();
-            all.extend(due.into_iter().map(|found| found.due));
-            match next {
+            let scan = reader.due(after, count, now_ms).unwrap();
+            all.extend(scan.due.into_iter().map(|found| found.due));
+            match scan.next {
                 Some(next) => {
                     assert!(next > after, "a page moves on");
                     after = next;
@@ -216,14 +216,14 @@ fn what_is_due_is_found_page_by_page_and_nothing_else_is() {
     assert_eq!(due(&partition, 100_000), expected);
     assert_eq!(
         partition.reader().due(StreamId(10), 5, 100_000).unwrap(),
-        (vec![], None)
+        DueScan::default()
     );
     assert_eq!(
         partition
             .reader()
             .due(StreamId(u64::MAX), 5, 100_000)
             .unwrap(),
-        (vec![], None)
+        DueScan::default()
     );
 }
 
@@ -345,7 +345,7 @@ fn a_stale_expiry_or_deletion_never_hits_a_recreated_stream() {
 
 /// What is due by the settings of a moment ago, as a leader proposes it.
 fn proposed(partition: &Fixture, now_ms: u64) -> Kind {
-    let (found, _) = partition.reader().due(StreamId(0), 1, now_ms).unwrap();
+    let found = partition.reader().due(StreamId(0), 1, now_ms).unwrap().due;
     let if_settings_version = Some(found[0].settings_version);
     match found[0].due {
         Due::Expire { stream, up_to } => Kind::Expire(Expire {

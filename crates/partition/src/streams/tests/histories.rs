@@ -1,6 +1,8 @@
 //! Random histories, divided into random steps, with flushes, reopenings, crashes, failed steps and
 //! reclaiming in between: all that can be read always equals what the [model](super::model) has.
 
+use std::cell::Cell;
+
 use esker_raft::StateMachine as _;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -213,6 +215,9 @@ struct Run {
     followers: Vec<Follower>,
     /// All answers of the real partition.
     outcomes: Vec<Outcome>,
+    /// What the last scan has found that found nothing due: the changes of the partition before it, and until
+    /// when nothing is due as long as there are no others.
+    rest: Cell<Option<(u64, Option<u64>)>>,
 }
 
 impl Run {
@@ -221,6 +226,7 @@ impl Run {
         let options = StreamOptions {
             recent: RecentBudget::new(1_000, 5_000),
             open_streams: 3,
+            name_bytes: 600,
             ..eager()
         };
         Run {
@@ -229,6 +235,7 @@ impl Run {
             now_ms: START_MS,
             followers: Vec::new(),
             outcomes: Vec::new(),
+            rest: Cell::new(None),
         }
     }
 
@@ -265,10 +272,12 @@ impl Run {
             Event::Flush => self.partition.flush(),
             Event::Reopen => {
                 self.followers.clear();
+                self.rest.set(None);
                 self.partition.reopen();
             }
             Event::Crash { step } => {
                 self.followers.clear();
+                self.rest.set(None);
                 let durable = self.partition.durable();
                 self.partition.stop_and_open();
                 assert_eq!(self.partition.applied(), durable);
@@ -326,14 +335,34 @@ impl Run {
         }
         for ahead_ms in [0, 1_000, 5_000] {
             let now_ms = self.now_ms + ahead_ms;
+            let changes = reader.due_changes();
+            if let Some((before, until_ms)) = self.rest.get()
+                && before == changes
+                && until_ms.is_none_or(|until_ms| now_ms < until_ms)
+            {
+                assert_eq!(
+                    self.model.due(now_ms),
+                    [],
+                    "a partition at rest, at {now_ms}"
+                );
+            }
             let mut due = Vec::new();
+            let mut earliest_ms: Option<u64> = None;
             let mut after = Some(StreamId(0));
             while let Some(id) = after {
-                let (found, next) = reader.due(id, 2, now_ms).unwrap();
-                due.extend(found.into_iter().map(|found| found.due));
-                after = next;
+                let scan = reader.due(id, 2, now_ms).unwrap();
+                due.extend(scan.due.into_iter().map(|found| found.due));
+                earliest_ms = earliest_ms.into_iter().chain(scan.earliest_ms).min();
+                after = scan.next;
             }
             assert_eq!(due, self.model.due(now_ms), "due at {now_ms}");
+            if due.is_empty() {
+                if let Some(earliest_ms) = earliest_ms {
+                    assert_eq!(self.model.due(earliest_ms - 1), [], "before {earliest_ms}");
+                    assert_ne!(self.model.due(earliest_ms), [], "at {earliest_ms}");
+                }
+                self.rest.set(Some((changes, earliest_ms)));
+            }
         }
     }
 

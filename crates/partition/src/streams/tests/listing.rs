@@ -3,6 +3,7 @@
 use super::fixture::*;
 use crate::ids::BasinId;
 use crate::settings::StreamSettings;
+use crate::streams::StreamOptions;
 
 const NAMES: [&str; 9] = [
     "a", "a/b", "a/b/c", "ab", "b\u{1}", "z", "é", "名前", "名前/x",
@@ -18,6 +19,14 @@ fn with(basin: BasinId, names: &[&str]) -> Fixture {
         partition.create_in(BasinId(neighbour), "a/neighbour", StreamSettings::default());
     }
     partition
+}
+
+/// As many bytes as two names take, roughly: with more streams, lists read the database.
+fn with_few_names() -> StreamOptions {
+    StreamOptions {
+        name_bytes: 250,
+        ..eager()
+    }
 }
 
 fn list(
@@ -121,5 +130,39 @@ fn basins_at_the_ends_of_their_numbers_do_not_mix() {
     for basin in basins {
         assert_eq!(list(&partition, basin, "", "", 10), [format!("of {basin}")]);
         assert_eq!(list(&partition, basin, "of", "o", 10).len(), 1);
+    }
+}
+
+#[test]
+fn names_in_memory_follow_every_change_and_are_given_up_when_there_are_too_many() {
+    // What is listed is the same whether it comes from memory, from the database, or from one and then the other.
+    for options in [eager(), with_few_names()] {
+        let mut partition = Fixture::with(options);
+        let others = BasinId(BASIN.0 + 1);
+        partition.create("b");
+        assert_eq!(list(&partition, BASIN, "", "", 10), ["b"]);
+        partition.create("a");
+        partition.create_in(others, "x", StreamSettings::default());
+        assert_eq!(list(&partition, BASIN, "", "", 10), ["a", "b"]);
+        assert_eq!(list(&partition, BASIN, "", "a", 10), ["b"]);
+        partition.delete("b");
+        partition.create("c");
+        assert_eq!(list(&partition, BASIN, "", "", 10), ["a", "c"]);
+        // In one step: what counts is what is left.
+        let step = [
+            delete(BASIN, "a"),
+            create(BASIN, "a", StreamSettings::default()),
+            create(BASIN, "d", StreamSettings::default()),
+            delete(BASIN, "d"),
+        ];
+        partition.step(step.into());
+        assert_eq!(list(&partition, BASIN, "", "", 10), ["a", "c"]);
+        partition.apply(drop_basin(BASIN));
+        assert_eq!(list(&partition, BASIN, "", "", 10), [""; 0]);
+        assert_eq!(list(&partition, others, "", "", 10), ["x"]);
+        partition.reopen();
+        partition.maintain_all();
+        assert_eq!(list(&partition, BASIN, "", "", 10), [""; 0]);
+        assert_eq!(list(&partition, others, "", "", 10), ["x"]);
     }
 }

@@ -57,6 +57,8 @@ impl<O: Send + 'static> Shared<O> {
                     self.halt(what, reopens);
                     if let Some(reopening) = &self.reopening {
                         reopening.halted();
+                        // The apply thread, which opens the group again, may sleep for longer than that.
+                        self.apply.nudge();
                     }
                     self.waiters.fail_all(&ProposeError::Unknown);
                     self.requests.close();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::*;
+use crate::MAINTENANCE_INTERVAL;
 use crate::engine::{Committed, Membership};
 use crate::ids::Term;
 
@@ -40,6 +41,8 @@ struct Inner {
     snapshots: Vec<Fate>,
     /// How often it was given time for maintenance.
     maintained: usize,
+    /// How long maintenance may wait, if not as long as by default.
+    maintenance_interval: Option<Duration>,
     /// How many were begun, and how many are being written.
     begun: usize,
     writing: usize,
@@ -107,6 +110,11 @@ impl Store {
         self.lock().maintained
     }
 
+    /// Maintenance may wait for so long from now on.
+    pub fn maintain_every(&self, interval: Duration) {
+        self.lock().maintenance_interval = Some(interval);
+    }
+
     /// Calls of the sink: what is covered, or the error.
     pub fn heard(&self) -> Vec<Result<Lsn, String>> {
         self.lock().heard.clone()
@@ -161,6 +169,11 @@ impl StateMachine for Machine {
 
     fn maintain(&mut self) {
         self.0.lock().maintained += 1;
+    }
+
+    fn maintenance_interval(&self) -> Duration {
+        let interval = self.0.lock().maintenance_interval;
+        interval.unwrap_or(MAINTENANCE_INTERVAL)
     }
 
     fn applied(&self) -> Lsn {

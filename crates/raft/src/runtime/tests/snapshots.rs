@@ -4,7 +4,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 
 use super::machine::Fate;
 use super::*;
-use crate::{GroupOptions, InMemory, InMemoryState, Writing, capture_clone};
+use crate::{GroupOptions, InMemory, InMemoryState, MAINTENANCE_INTERVAL, Writing, capture_clone};
 
 type Asked = oneshot::Receiver<Result<Arc<StoredSnapshot>, SnapshotError>>;
 
@@ -89,6 +89,32 @@ fn an_idle_group_takes_a_requested_snapshot_at_once_also_of_nothing_new() {
     // An idle apply thread looks around from time to time. Who is answered at such a look asks right after it,
     // and waits for the next one: there would be a look in each round. A busy machine delays some, not all of them.
     assert!(looks < rounds - 1, "looks in {looks} rounds");
+    host.stop();
+}
+
+#[test]
+fn an_apply_thread_with_nothing_to_do_sleeps_and_wakes_for_entries_and_requests() {
+    let (_keep, dir) = scratch();
+    let store = Store::default();
+    store.maintain_every(Duration::from_secs(3600));
+    let host = Host::start(&dir, &Faults::new(), std::slice::from_ref(&store));
+    let group = &host.groups[0];
+    for round in 0..3 {
+        let before = store.maintained();
+        execute_all(group, &numbered("c", 3));
+        wait_for("maintenance after an apply", || store.maintained() > before);
+        let after = store.maintained();
+        std::thread::sleep(5 * MAINTENANCE_INTERVAL);
+        // One for what was applied last, and one at the end of the snapshot before.
+        let more = store.maintained() - after;
+        assert!(more <= 2, "{more} rounds of maintenance of an idle group");
+        let snapshot = taken(group.snapshot()).unwrap();
+        assert_eq!(
+            snapshot.last_included_index,
+            store.applied(),
+            "round {round}"
+        );
+    }
     host.stop();
 }
 
