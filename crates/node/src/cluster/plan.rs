@@ -146,9 +146,7 @@ impl Seen<'_> {
         let leaves = state(self.me) != Some(NodeState::Active);
         let is_active = |node: &NodeId| state(*node) == Some(NodeState::Active);
         let mut others = members.voters.iter().copied();
-        if leaves
-            && let Some(to) = others.find(|node| is_active(node) && self.could_lead(*node))
-        {
+        if leaves && let Some(to) = others.find(|node| is_active(node) && self.could_lead(*node)) {
             return Plan::step(Step::Transfer(to));
         }
         let removed = |node: &NodeId| state(*node) == Some(NodeState::Removed);
