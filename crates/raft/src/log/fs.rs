@@ -18,6 +18,8 @@
 //! - **Errors name the operation and the file**, and keep their kind.
 //! - **Large writes go past the operating system's cache** where nothing reads the log
 //!   ([`direct`]).
+//! - **Small writes go into blocks that are written already**: with zeros, some way ahead. A write into space
+//!   that is only reserved changes the file's description as well, which its sync then waits for.
 //! - **[`Faults`]** stand between the log and the disk, in every build; inert, they cost one
 //!   relaxed atomic load per operation.
 
@@ -42,6 +44,11 @@ use super::inspect;
 
 use direct::DirectFile;
 pub use faults::{Faults, PowerCut, WriteFault};
+
+/// Zeros that are written at once, in the space that is allocated.
+const ZEROS_AHEAD: u64 = 256 * 1024;
+/// Only for smaller writes than this, so that zeros are a small part of what is written.
+const MAX_SMALL: usize = 8 * 1024;
 
 /// How long the process waits for its message about a failed sync to be written before it aborts.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -77,6 +84,10 @@ pub struct FileWriter {
     offset: u64,
     /// For large writes, if they are direct.
     direct: Option<DirectFile>,
+    /// The end of the space that raft-engine has allocated, and cuts off when it closes the file.
+    allocated: u64,
+    /// Up to here, blocks are written.
+    written: u64,
 }
 
 impl LogFileSystem {
@@ -234,6 +245,8 @@ impl FileSystem for LogFileSystem {
             handle,
             offset: 0,
             direct,
+            allocated: 0,
+            written: 0,
         })
     }
 }
@@ -291,6 +304,7 @@ impl Write for FileWriter {
             Some(written) => written,
             None => self.write_cached(buf)?,
         };
+        self.write_ahead(written);
         let LogFile { rewrite, .. } = &*self.handle;
         if self.offset == 0 || rewrite.is_some() {
             self.handle.sync()?;
@@ -315,6 +329,7 @@ impl Seek for FileWriter {
     /// raft-engine goes back to where a batch began if it could not be written.
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.offset = seek(&self.handle, self.offset, to)?;
+        self.written = self.written.min(self.offset);
         self.cut_rewrite_end();
         Ok(self.offset)
     }
@@ -324,6 +339,8 @@ impl WriteExt for FileWriter {
     fn truncate(&mut self, offset: usize) -> io::Result<()> {
         Handle::truncate(&*self.handle, offset)?;
         self.offset = offset as u64;
+        self.allocated = self.allocated.min(self.offset);
+        self.written = self.written.min(self.offset);
         self.cut_rewrite_end();
         Ok(())
     }
@@ -336,7 +353,9 @@ impl WriteExt for FileWriter {
         } = &*self.handle;
         faults
             .allocate(path, file, offset as u64, size as u64)
-            .map_err(|e| named("allocate", path, &e))
+            .map_err(|e| named("allocate", path, &e))?;
+        self.allocated = offset as u64 + size as u64;
+        Ok(())
     }
 }
 
@@ -348,6 +367,27 @@ impl FileWriter {
         faults
             .write(path, file, self.offset, buf)
             .map_err(|e| named("write", path, &e))
+    }
+
+    /// After `len` bytes were written: writes zeros behind a small write into space that was not written before.
+    fn write_ahead(&mut self, len: usize) {
+        let end = self.offset + len as u64;
+        let LogFile {
+            file,
+            faults,
+            rewrite,
+            ..
+        } = &*self.handle;
+        let ahead = (end + ZEROS_AHEAD).min(self.allocated);
+        let is_due = end > self.written && ahead > end && len < MAX_SMALL;
+        self.written = self.written.max(end);
+        if is_due && rewrite.is_none() && faults.inert() {
+            let zeros = vec![0; (ahead - end) as usize];
+            // The sync of the write covers them. Without them, the next syncs are slower.
+            if file.write_all_at(&zeros, end).is_ok() {
+                self.written = ahead;
+            }
+        }
     }
 
     /// Writes all of `buf` if it is large enough for a direct write; `None` if nothing was written, and it is to be

@@ -370,3 +370,38 @@ fn large_writes_at_any_offset_leave_the_same_file_as_small_ones() {
     writer.write_all(&expected[at..]).unwrap();
     assert!(std::fs::read(&path).unwrap() == expected);
 }
+
+#[test]
+fn small_writes_go_into_blocks_that_are_written_and_leave_zeros_behind() {
+    const ALLOCATED: usize = 2 * 1024 * 1024;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("0000000000000001.raftlog");
+    let fs = LogFileSystem::with_faults(Faults::default());
+    let handle = Arc::new(fs.create(&path).unwrap());
+    let mut writer = fs.new_writer(handle.clone()).unwrap();
+    writer.allocate(0, ALLOCATED).unwrap();
+    let mut expected = Vec::new();
+    let mut holes = std::collections::BTreeSet::new();
+    for number in 1..=255 {
+        let at = expected.len();
+        // Together more than what is written ahead; one is large.
+        expected.resize(at + if number == 100 { 100_000 } else { 3_000 }, number);
+        writer.write_all(&expected[at..]).unwrap();
+        handle.sync().unwrap();
+        // What is only allocated counts as a hole. Where file systems do not tell, there is none.
+        let file = std::fs::File::open(&path).unwrap();
+        holes.insert(rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).unwrap());
+    }
+    assert!(
+        holes.len() < 10,
+        "each write changes what is written: {holes:?}"
+    );
+    let found = std::fs::read(&path).unwrap();
+    let (data, rest) = found.split_at(expected.len());
+    assert!(data == expected && rest.iter().all(|byte| *byte == 0));
+    assert_eq!(found.len(), ALLOCATED);
+    // A file that is closed ends with its data.
+    let end = expected.len();
+    WriteExt::truncate(&mut writer, end).unwrap();
+    assert!(std::fs::read(&path).unwrap() == expected);
+}
