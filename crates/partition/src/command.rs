@@ -31,6 +31,10 @@ const VERSION_CLUSTER: u8 = 3;
 /// The version of commands that name the version of the settings by which they are due
 /// ([`Expire::if_settings_version`]).
 const VERSION_SETTINGS: u8 = 4;
+/// The version of registrations for which another node may be forgotten ([`RegisterNode::may_forget`]).
+const VERSION_FORGETTING: u8 = 5;
+/// The newest version that this build reads.
+const NEWEST_VERSION: u8 = VERSION_FORGETTING;
 
 /// A command.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -499,6 +503,10 @@ pub struct RegisterNode {
     /// The incarnation as which its present start puts snapshots: 16 bytes, the highest first; empty for none.
     #[prost(bytes = "vec", tag = "10")]
     pub incarnation: Vec<u8>,
+    /// Whether a removed node that has never run may be forgotten where there is no space for another one. Not where
+    /// a member of the catalog is of a release that refuses the registration instead: replicas have to be equal.
+    #[prost(bool, tag = "11")]
+    pub may_forget: bool,
 }
 
 /// See [`Kind::SetNodeState`].
@@ -559,6 +567,7 @@ impl Kind {
                 if_settings_version: Some(_),
                 ..
             }) => return VERSION_SETTINGS,
+            Kind::RegisterNode(register) if register.may_forget => return VERSION_FORGETTING,
             Kind::Append(append) if append.session_term != 0 => return VERSION_CLUSTER,
             Kind::Append(append) => append.cipher,
             Kind::ProvisionStream(provision) => provision.cipher,
@@ -584,9 +593,9 @@ impl Kind {
             return Err("an empty command".to_owned());
         }
         let version = bytes.get_u8();
-        if !(VERSION..=VERSION_SETTINGS).contains(&version) {
+        if !(VERSION..=NEWEST_VERSION).contains(&version) {
             return Err(format!(
-                "a command of version {version}, this version knows up to {VERSION_SETTINGS}: use a newer esker"
+                "a command of version {version}, this version knows up to {NEWEST_VERSION}: use a newer esker"
             ));
         }
         Command::decode(bytes)

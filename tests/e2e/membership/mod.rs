@@ -8,10 +8,12 @@
 //! | [`voters`] | how votes move, and what keeps them from it |
 //! | [`lineages`] | nodes that join after a loss; snapshots of the repository at a member's start |
 //! | [`survivor`] | a node that goes on alone, after the others were lost for good |
+//! | [`strangers`] | addresses of the cluster at which somebody else answers |
 
 mod lineages;
 mod refusals;
 mod rejoin;
+mod strangers;
 mod survivor;
 mod voters;
 

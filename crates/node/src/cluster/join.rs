@@ -185,7 +185,10 @@ mod tests {
         let stranger = Answering::Stranger("the secret is wrong".to_owned());
         let nobody = Answering::Nobody("refused".to_owned());
         assert!(runs(&node(1), own) && is_other(&node(1), own).is_none());
-        for (other, says) in [(node(2), "node 7 of the cluster"), (stranger.clone(), "wrong")] {
+        for (other, says) in [
+            (node(2), "node 7 of the cluster"),
+            (stranger.clone(), "wrong"),
+        ] {
             assert!(!runs(&other, own), "{other:?}");
             let why = is_other(&other, own).unwrap();
             assert!(why.contains(says), "{why}");

@@ -22,9 +22,11 @@ pub(crate) const DIGEST: &str = "digest";
 
 /// The newest format of commands and messages that this build reads. Raised with every addition that an earlier
 /// build would not understand.
-pub(crate) const READS_FORMAT: u32 = 3;
+pub(crate) const READS_FORMAT: u32 = 4;
 /// The format from which on a node reads the commands about digests.
 pub(crate) const READS_DIGESTS: u32 = 2;
+/// The format from which on a node reads registrations for which another node may be forgotten.
+pub(crate) const READS_FORGETTING: u32 = 4;
 /// The format from which on a node reads commands that name the version of the settings by which they are due.
 pub(crate) const READS_SETTINGS_VERSIONS: u32 = 3;
 

@@ -208,7 +208,8 @@ async fn begin(options: &Arc<NodeOptions>, locked: &mut LockedDir) -> Result<Beg
         Some(Bootstrap::Restore) => {
             if plan.is_none()
                 && let Some(cluster) = cluster
-                && let Some(address) = running(cluster, &cluster.join, &options.cluster_name, None).await
+                && let Some(address) =
+                    running(cluster, &cluster.join, &options.cluster_name, None).await
             {
                 return Err(StartError::ClusterRuns { address });
             }

@@ -21,7 +21,7 @@ use super::envelope::{Envelope, MAX_HOPS};
 use super::framing::Framing;
 use super::hop_headers::{NOT_LEADER, SERVED_BY, strip, strip_request};
 use super::incoming::{Answering, Incoming};
-use super::lanes::lane;
+use super::lanes::{asks_for_events, lane};
 use super::outgoing::Outgoing;
 use super::peers::{Connection, Leader, Peers, RETRY_PAUSE, read_index_by};
 use super::replica;
@@ -254,7 +254,8 @@ impl Way<'_> {
     /// Sends the request to a node.
     async fn send(&self, node: u64, outgoing: &Outgoing, hop: u32, is_session: bool) -> Sent {
         let principal = client(&outgoing.head().extensions).principal;
-        let lane = lane(principal, is_session || self.is_call);
+        let may_last = is_session || self.is_call || asks_for_events(&outgoing.head().headers);
+        let lane = lane(principal, may_last);
         let connection = match self.peers().connection_in_lane(node, lane) {
             Ok(connection) => connection,
             Err(why) => return Sent::Unsent(why),

@@ -5,8 +5,8 @@ use std::convert::Infallible;
 use tower::{ServiceExt as _, service_fn};
 
 use super::super::grpc::{
-    Admission, Answering, CallAnswer, CallError, Calls, CertificateDer, Claim, Gatekeeper, GrpcConfig,
-    GrpcTransport, PeerBody, PeerRequests, Refusal, call_at, identify,
+    Admission, Answering, CallAnswer, CallError, Calls, CertificateDer, Claim, Gatekeeper,
+    GrpcConfig, GrpcTransport, PeerBody, PeerRequests, Refusal, call_at, identify,
 };
 use super::grpc::ANY;
 use super::*;
@@ -152,7 +152,10 @@ impl Gatekeeper for Shut {
 #[test]
 fn only_a_node_of_the_same_cluster_refuses_in_its_name() {
     let shut = |cluster| {
-        let claim = Claim { cluster, ..claim(2) };
+        let claim = Claim {
+            cluster,
+            ..claim(2)
+        };
         let config = GrpcConfig {
             claim: Some(claim),
             gatekeeper: Some(Arc::new(Shut)),
