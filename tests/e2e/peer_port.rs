@@ -47,6 +47,33 @@ async fn ready(server: &Server) {
 }
 
 #[tokio::test]
+async fn a_node_joins_although_the_first_address_that_it_knows_is_that_of_a_stranger() {
+    let dir = tempfile::tempdir().unwrap();
+    let right = secret(dir.path(), "right", SECRET);
+    let other = secret(
+        dir.path(),
+        "other",
+        "the-secret-of-another-cluster-altogether",
+    );
+    let (port, strange) = (free_port().unwrap(), free_port().unwrap());
+    let first = node("n0", port).set(&right);
+    let _first = first.start(&dir.path().join("n0")).await;
+    let stranger = node("x0", strange).set(&other);
+    let _stranger = stranger.start(&dir.path().join("x0")).await;
+    let both = format!("cluster.join=127.0.0.1:{strange},127.0.0.1:{port}");
+    let second = node("n1", free_port().unwrap()).set(&right).set(&both);
+    let second = second.start(&dir.path().join("n1")).await;
+    ready(&second).await;
+    // Where all are strangers, it is refused at once.
+    let lost = joins(node("n2", free_port().unwrap()).set(&right), strange);
+    let (_, said) = lost.start_refused(&dir.path().join("n2")).await;
+    assert!(
+        said.contains("join_refused") && said.contains("secret is missing or wrong"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
 async fn a_node_with_another_secret_is_refused_and_one_of_another_cluster_stays_there() {
     let dir = tempfile::tempdir().unwrap();
     let right = secret(dir.path(), "right", SECRET);

@@ -68,7 +68,7 @@ pub const NOT_READY: &[(&str, &str)] = &[
     ),
     (
         "no_leader",
-        "A partition has no leader that this node knows of: an election is under way, or a majority of its nodes is gone.",
+        "A partition has no leader that this node knows of: an election is under way, or a majority of its nodes is gone, or the partition is not replicated to this node yet.",
     ),
     (
         "refused_by_cluster",
@@ -173,6 +173,14 @@ impl Inner {
         // A single node leads everything, or is not started yet.
         if self.peers.is_some() {
             for group in self.groups() {
+                if group.leader().is_none() && group.details().waits_to_join {
+                    let why = format!(
+                        "partition {} is not replicated to this node yet: its leader has to add it, and `esker cluster \
+                         status` has what that waits for",
+                        group.id()
+                    );
+                    return Err(not_ready("no_leader", why));
+                }
                 if group.leader().is_none() {
                     let why = format!(
                         "partition {} has no leader that this node knows of: an election is under way, or a \

@@ -37,8 +37,10 @@ const VERSION_SETTINGS: u8 = 4;
 const VERSION_ORIGINS: u8 = 5;
 /// The version of changes of a node's state that have the time ([`SetNodeState::at_ms`]).
 const VERSION_NODE_TIMES: u8 = 6;
+/// The version of registrations for which another node may be forgotten ([`RegisterNode::may_forget`]).
+const VERSION_FORGETTING: u8 = 7;
 /// The newest version that this build reads.
-const NEWEST_VERSION: u8 = VERSION_NODE_TIMES;
+const NEWEST_VERSION: u8 = VERSION_FORGETTING;
 
 /// A command.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -539,6 +541,10 @@ pub struct RegisterNode {
     /// The incarnation as which its present start puts snapshots: 16 bytes, the highest first; empty for none.
     #[prost(bytes = "vec", tag = "10")]
     pub incarnation: Vec<u8>,
+    /// Whether a removed node that has never run may be forgotten where there is no space for another one. Not where
+    /// a member of the catalog is of a release that refuses the registration instead: replicas have to be equal.
+    #[prost(bool, tag = "11")]
+    pub may_forget: bool,
 }
 
 /// See [`Kind::SetNodeState`].
@@ -608,6 +614,7 @@ impl Kind {
                 ..
             }) => return VERSION_SETTINGS,
             Kind::SetNodeState(set) if set.at_ms != 0 => return VERSION_NODE_TIMES,
+            Kind::RegisterNode(register) if register.may_forget => return VERSION_FORGETTING,
             Kind::Append(append) if append.session_term != 0 => return VERSION_CLUSTER,
             Kind::Append(append) => append.cipher,
             Kind::ProvisionStream(provision) => provision.cipher,

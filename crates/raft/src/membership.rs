@@ -144,6 +144,9 @@ pub enum ChangeRefused {
     /// The node is not a member.
     #[error("it is not a member")]
     NotAMember,
+    /// The node is a learner, and only a voter can lead.
+    #[error("it does not vote yet")]
+    NotAVoter,
     /// The node is not a learner.
     #[error("it is not a learner")]
     NotALearner,

@@ -10,12 +10,14 @@
 //! | [`removed`] | what a removed node says, and what becomes of its replicas |
 //! | [`mounts`] | a log whose disk is not mounted |
 //! | [`survivor`] | a node that goes on alone, after the others were lost for good |
+//! | [`strangers`] | addresses of the cluster at which somebody else answers |
 
 mod lineages;
 mod mounts;
 mod refusals;
 mod rejoin;
 mod removed;
+mod strangers;
 mod survivor;
 mod voters;
 

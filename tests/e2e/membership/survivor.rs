@@ -11,7 +11,7 @@ use testkit_s3::{Fault, Matching, Operation, S3Server};
 use super::{Nodes, PARTITIONS, STREAMS, copy, number_of, read_all};
 use crate::support::{eventually, sdk};
 
-fn recover(data: &Path) -> Output {
+pub(super) fn recover(data: &Path) -> Output {
     let mut command = without_configuration(Command::new(program()));
     command.args(["cluster", "recover", "--yes"]).arg(data);
     command.output().unwrap()

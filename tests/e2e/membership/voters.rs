@@ -75,6 +75,42 @@ async fn partitions_go_from_one_voter_to_three_and_pass_a_vote_on_without_having
     nodes.have(3, &["three", "four"]).await;
 }
 
+/// The plain way to another machine: start the new node, drain the old one, remove it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_node_that_votes_drains_onto_the_one_that_has_joined_and_is_removed() {
+    let mut nodes = Nodes::first().await;
+    nodes.create(0).await;
+    nodes.append(0, "a").await;
+    nodes.join().await;
+    nodes.have_voters(0, 1).await;
+    let old = number_of(&nodes.data(0));
+    let ask = async |at: usize, what: &str| {
+        let path = format!("/esker/v1/cluster/nodes/{old}/{what}");
+        let http = nodes.servers[at].http1();
+        http.post(&path).json(&json!({})).try_send().await.ok()
+    };
+    let refused = ask(0, "remove").await.unwrap();
+    assert!(
+        refused.text().contains("esker cluster drain n0"),
+        "{}",
+        refused.text()
+    );
+    assert_eq!(ask(0, "drain").await.unwrap().status, 200);
+    eventually("the other one leads everything", async || {
+        let shown = nodes.shown(1).await?;
+        let mut partitions = shown["partitions"].as_array()?.iter();
+        partitions.all(|it| it["leader_name"] == "n1").then_some(())
+    })
+    .await;
+    eventually("the old one is removed", async || {
+        (ask(1, "remove").await?.status == 200).then_some(())
+    })
+    .await;
+    nodes.servers[0].kill();
+    nodes.append(1, "b").await;
+    nodes.have(1, &["a", "b"]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_keeps_a_partition_from_having_its_voters_is_shown() {
     let mut nodes = Nodes::first().await;

@@ -16,7 +16,7 @@ use super::directory::Nodes;
 use super::peers::{Peers, cluster_number};
 use super::wire::{
     CHANGE, CLOCK, ChangeCluster, Check, DIGEST, GROUPS, GroupOf, GroupsOf, JOIN, Join, Joined,
-    Peer, REMOVAL, to_hex,
+    Peer, READS_FORGETTING, REMOVAL, to_hex,
 };
 use crate::clock::now_ms;
 use crate::core::Inner;
@@ -215,6 +215,9 @@ impl Inner {
             reads_format: join.reads_format,
             max_nodes: MAX_NODES as u64,
             incarnation,
+            // Only where it is needed, so that the log has no command of this version otherwise.
+            may_forget: self.catalog_reader.nodes().len() >= MAX_REMEMBERED_NODES
+                && self.member_not_reading(0, READS_FORGETTING).is_none(),
         };
         self.register_known(peers, command).await?;
         self.joined()
@@ -283,6 +286,7 @@ impl Inner {
             reads_format: node.reads_format,
             max_nodes: MAX_NODES as u64,
             incarnation: Vec::new(),
+            may_forget: false,
         });
         Ok(self.set_node(command).await?.is_ok())
     }

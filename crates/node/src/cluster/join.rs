@@ -51,6 +51,7 @@ pub(crate) async fn join(
     let started = Instant::now();
     loop {
         let mut tried = Vec::new();
+        let mut strangers = Vec::new();
         for address in &options.join {
             match call(address, &config, &mine).await {
                 Ok(joined) if joined.partitions != partitions => {
@@ -78,14 +79,27 @@ pub(crate) async fn join(
                     };
                     return Ok((identity, joined));
                 }
-                Err(CallError::Refused(why) | CallError::Stranger(why)) => {
+                Err(CallError::Refused(why)) => {
                     return Err(StartError::JoinRefused {
                         address: address.clone(),
                         why,
                     });
                 }
+                // The next one may be a member.
+                Err(CallError::Stranger(why)) => {
+                    tried.push(format!("{address}: {why}"));
+                    strangers.push((address, why));
+                }
                 Err(CallError::Unavailable(why)) => tried.push(format!("{address}: {why}")),
             }
+        }
+        if strangers.len() == options.join.len()
+            && let Some((address, why)) = strangers.pop()
+        {
+            return Err(StartError::JoinRefused {
+                address: address.clone(),
+                why,
+            });
         }
         if started.elapsed() >= JOIN_TIMEOUT {
             return Err(StartError::JoinUnreachable {

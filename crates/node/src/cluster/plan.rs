@@ -372,8 +372,12 @@ impl Seen<'_> {
         };
         let me = name(self.me);
         let others = self.membership.members().filter(stays);
+        let lacks = |node: NodeId| match nodes.get(&node.0).map(|it| it.state) {
+            Some(NodeState::Joining) => "has not caught up with the catalog".to_owned(),
+            _ => self.what_it_lacks(node),
+        };
         let others: Vec<String> = others
-            .map(|node| format!("{} {}", name(node), self.what_it_lacks(node)))
+            .map(|node| format!("{} {}", name(node), lacks(node)))
             .collect();
         match others.is_empty() {
             true => format!(

@@ -289,6 +289,22 @@ mod tests {
     }
 
     #[test]
+    fn the_refusal_to_remove_the_only_voter_names_the_way() {
+        let nodes = nodes(&[(1, NodeState::Draining), (2, NodeState::Active)]);
+        let answers: Answers = [(1, answer("leader", &[1], None))].into();
+        let voters = Voters {
+            now: vec![1],
+            before: Vec::new(),
+        };
+        let refused = check(4, 1, &voters, &nodes, &answers, |_| None);
+        let Err(CallError::Refused(why)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert!(why.contains("only n1 votes in partition 4"), "{why}");
+        assert!(why.contains("esker cluster drain n1"), "{why}");
+    }
+
+    #[test]
     fn while_members_change_a_removal_has_to_wait() {
         let answers: Answers = [
             (1, answer("leader", &[1, 2, 3], None)),

@@ -25,7 +25,7 @@ pub(crate) const REMOVAL: &str = "removal";
 
 /// The newest format of commands and messages that this build reads. Raised with every addition that an earlier
 /// build would not understand.
-pub(crate) const READS_FORMAT: u32 = 5;
+pub(crate) const READS_FORMAT: u32 = 6;
 /// The format from which on a node reads commands that name the version of the settings by which they are due.
 pub(crate) const READS_SETTINGS_VERSIONS: u32 = 3;
 /// The format from which on a node tells whose work its replicas are, and counts digests by that. Format 2 was of digests
@@ -33,6 +33,8 @@ pub(crate) const READS_SETTINGS_VERSIONS: u32 = 3;
 pub(crate) const READS_ORIGINS: u32 = 4;
 /// The format from which on a node records when another one was removed.
 pub(crate) const READS_NODE_TIMES: u32 = 5;
+/// The format from which on a node reads registrations for which another node may be forgotten.
+pub(crate) const READS_FORGETTING: u32 = 6;
 
 /// What the path of a call begins with.
 const CALLS: &str = "/esker.raft.v1.Peers/Call/";

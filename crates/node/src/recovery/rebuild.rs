@@ -91,6 +91,8 @@ pub(super) async fn rebuild(
     let store = blocking(move || open_store(&leaf, facts, &keep)).await?;
     let mut report = RecoveryReport::default();
     let mut forked = Vec::new();
+    let goes_on = sources.iter().filter(|source| source.replays_log);
+    let goes_on: Vec<u64> = goes_on.map(|source| source.partition).collect();
     for source in sources {
         let partition = source.partition;
         let (leaf, opened) = (cx.clone(), store.clone());
@@ -113,7 +115,7 @@ pub(super) async fn rebuild(
     }
     let restore = cx.data_dir.restore();
     blocking(move || remove_fetched(&restore)).await;
-    log_forks(plan);
+    log_forks(plan, &goes_on);
     Ok(Rebuilt {
         store,
         report,
@@ -311,7 +313,8 @@ pub(super) fn remove_fetched(dir: &Path) {
     }
 }
 
-fn log_forks(plan: &Plan) {
+/// Logs the lineages that begin. In those of `goes_on`, what the log has behind the fork is kept.
+fn log_forks(plan: &Plan, goes_on: &[u64]) {
     for (partition, fork) in &plan.forks {
         if fork.empty {
             tracing::warn!(
@@ -319,6 +322,17 @@ fn log_forks(plan: &Plan) {
                 lineage = fork.lineage,
                 parent = fork.parent,
                 "the partition begins empty, and a new lineage with it: all that was in it is lost"
+            );
+            continue;
+        }
+        if goes_on.contains(partition) {
+            tracing::warn!(
+                partition,
+                lineage = fork.lineage,
+                parent = fork.parent,
+                lsn = fork.lsn,
+                "a new lineage begins: what the log here has after LSN {} goes on in it, and whatever the other nodes alone had is lost",
+                fork.lsn
             );
             continue;
         }

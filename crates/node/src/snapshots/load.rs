@@ -29,11 +29,13 @@ impl Inner {
     /// Counts the entries after the newest snapshot that change nothing: each start appends one.
     pub(super) fn count_empty(&self, partition: u64, newest: u64) -> u64 {
         let group = self.group(partition);
-        let last = group.status().last.0;
+        let status = group.status();
+        let last = status.last.0;
         let (low, high) = (Lsn(newest + 1), Lsn(last + 1));
         let few = last.saturating_sub(newest) <= FEW_ENTRIES;
-        // Entries that cannot be read count as if they changed something.
-        match few && last > newest {
+        // Entries that cannot be read count as if they changed something, and so do those that are not in the log any
+        // more.
+        match few && last > newest && status.log_start.0 <= newest {
             true => self
                 .raft
                 .log()

@@ -231,6 +231,9 @@ impl<'a> NodeStep<'a> {
             if live.count() as u64 >= command.max_nodes {
                 return Err(NodeRefusal::TooMany);
             }
+            if all.len() >= MAX_REMEMBERED_NODES && !command.may_forget {
+                return Err(NodeRefusal::TooManyRemembered);
+            }
             if all.len() >= MAX_REMEMBERED_NODES {
                 // The oldest has left all groups by now.
                 let never_ran = all.iter().filter(|(_, meta)| {

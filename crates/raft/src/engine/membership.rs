@@ -251,7 +251,11 @@ impl Engine {
             let leader = self.leader();
             RejectReason::NotLeader { leader }
         } else if !self.membership.voters.contains(&to) {
-            RejectReason::Membership(ChangeRefused::NotAMember)
+            let refused = match self.membership.contains(to) {
+                true => ChangeRefused::NotAVoter,
+                false => ChangeRefused::NotAMember,
+            };
+            RejectReason::Membership(refused)
         } else {
             return self.raw.transfer_leader(to.0);
         };

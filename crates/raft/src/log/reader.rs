@@ -70,13 +70,27 @@ impl GroupReader {
             if attempt == max {
                 return Err(error);
             }
-            tracing::warn!(group = %self.group, %error, attempt, "the log could not be read, trying again");
+            if is_gone(&error) {
+                // A reader may be behind the compaction of what it asks for.
+                tracing::debug!(group = %self.group, %error, attempt, "entries are not in the log, looking again");
+            } else {
+                tracing::warn!(group = %self.group, %error, attempt, "the log could not be read, trying again");
+            }
             if passing {
                 std::thread::sleep(READ_RETRY_INTERVAL * 2u32.pow(attempt - 1));
             }
             attempt += 1;
         }
     }
+}
+
+/// Whether the log does not have what was asked for: it was compacted, or is not written yet. Whoever asked knows
+/// whether that is damage.
+fn is_gone(error: &raft_engine::Error) -> bool {
+    matches!(
+        error,
+        raft_engine::Error::EntryCompacted | raft_engine::Error::EntryNotFound
+    )
 }
 
 impl LogReader for GroupReader {

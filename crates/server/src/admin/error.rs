@@ -323,6 +323,11 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
         "The members of a partition that this node leads have not been those that they should be for half a minute: a node does not catch up, or a change has no majority.",
     ),
     (
+        "not_registered",
+        false,
+        "The catalog does not have this node as it is, for 20 seconds or longer: another node has its address there, or the catalog has no leader. It puts no snapshots meanwhile.",
+    ),
+    (
         "refused_by_cluster",
         false,
         "The other nodes do not take this one: it was removed, or another process runs with a copy of its data directory.",

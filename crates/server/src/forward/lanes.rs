@@ -11,6 +11,8 @@
 //! The numbers bound the memory: with 16 MiB of bodies and 16 MiB of answers that nobody reads on each connection, all of
 //! them together hold at most 256 MiB at either end of a pair of nodes, and one client 32 MiB.
 
+use http::{HeaderMap, header};
+
 /// Connections of each kind to a node.
 pub(super) const LANES: u32 = 8;
 
@@ -21,6 +23,13 @@ pub(super) fn lane(principal: u64, may_last: bool) -> u32 {
         true => LANES + own,
         false => own,
     }
+}
+
+/// Whether the client asks for events (SSE), which last as a session does.
+pub(super) fn asks_for_events(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter();
+    let mut kinds = accepted.filter_map(|kinds| kinds.to_str().ok());
+    kinds.any(|kinds| kinds.to_ascii_lowercase().contains("text/event-stream"))
 }
 
 #[cfg(test)]
@@ -37,5 +46,20 @@ mod tests {
         }
         let lanes: std::collections::BTreeSet<_> = (0..100).map(|it| lane(it, true)).collect();
         assert_eq!(lanes.len(), LANES as usize);
+    }
+
+    #[test]
+    fn reads_over_sse_last_as_sessions_do() {
+        let asks = |accept: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for kinds in accept {
+                headers.append(header::ACCEPT, kinds.parse().unwrap());
+            }
+            asks_for_events(&headers)
+        };
+        assert!(asks(&["text/event-stream"]));
+        assert!(asks(&["application/json, Text/Event-Stream;q=0.9"]));
+        assert!(asks(&["application/json", "text/event-stream"]));
+        assert!(!asks(&["application/json"]) && !asks(&[]));
     }
 }

@@ -327,6 +327,59 @@ fn a_draining_node_keeps_its_vote_where_no_other_one_can_take_it() {
     assert_eq!(next(0, &members(&[1, 2], &[]), &[], &two), remove);
 }
 
+#[test]
+fn the_only_voter_hands_its_vote_over_when_it_drains_and_takes_new_nodes_in() {
+    let alone = members(&[1], &[2]);
+    let drains = nodes(&[(1, Draining), (2, Active)]);
+    let promote = Some(Step::Change(MembershipChange::Promote(NodeId(2))));
+    assert_eq!(next(1, &alone, &[], &drains), promote);
+    // Then it gives the leadership away, and the new leader removes it.
+    let both = members(&[1, 2], &[]);
+    let transfer = Some(Step::Transfer(NodeId(2)));
+    assert_eq!(next(1, &both, &[], &drains), transfer);
+    // A node that is started to help is added.
+    let helped = nodes(&[(1, Draining), (2, Joining)]);
+    let add = Some(Step::Change(AddLearner(NodeId(2))));
+    assert_eq!(next(1, &members(&[1], &[]), &[], &helped), add);
+    // Of three, votes go to both others at once.
+    let three = nodes(&[(1, Draining), (2, Active), (3, Active)]);
+    let one = members(&[1], &[2, 3]);
+    assert_eq!(next(1, &one, &[], &three), voters(&[2, 3], &[]));
+}
+
+#[test]
+fn a_leader_that_cannot_leave_says_what_it_waits_for_and_the_way_out() {
+    let why = |membership: &Membership, gone: &[u64], nodes: &Nodes| {
+        let plan = plan(1, membership, gone, nodes);
+        assert_eq!(plan.step, None);
+        let wait = plan.waits.unwrap();
+        assert!(wait.is_problem, "{wait:?}");
+        wait.why
+    };
+    let alone = nodes(&[(1, Draining)]);
+    let said = why(&members(&[1], &[]), &[], &alone);
+    assert!(said.contains("start another node"), "{said}");
+    assert!(said.contains("esker cluster activate n1"), "{said}");
+    let joins = nodes(&[(1, Draining), (2, Joining)]);
+    let said = why(&members(&[1], &[2]), &[], &joins);
+    assert!(
+        said.contains("n2 has not caught up with the catalog"),
+        "{said}"
+    );
+    let gone = nodes(&[(1, Draining), (2, Active)]);
+    let said = why(&members(&[1], &[2]), &[2], &gone);
+    assert!(said.contains("n2 was not heard from yet"), "{said}");
+    let said = why(
+        &members(&[1, 2, 3], &[]),
+        &[2, 3],
+        &nodes(&[(1, Draining), (2, Active), (3, Active)]),
+    );
+    assert!(
+        said.contains("n2 was not") && said.contains("n3 was not"),
+        "{said}"
+    );
+}
+
 /// The copy of the catalog on a node that has begun to lead may be older than what a former leader went by.
 #[test]
 fn a_voter_that_the_catalog_here_does_not_have_as_leaving_stays() {

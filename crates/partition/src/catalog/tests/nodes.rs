@@ -19,6 +19,7 @@ fn register(id: u64, name: &str, peer: &str) -> Kind {
         reads_format: 1,
         max_nodes: MOST,
         incarnation: Vec::new(),
+        may_forget: true,
     })
 }
 
@@ -191,6 +192,36 @@ fn the_number_of_nodes_that_are_remembered_is_bounded() {
     let too_many = refused(NodeRefusal::TooManyRemembered);
     assert_eq!(catalog.apply(more), too_many);
     assert_eq!(catalog.nodes().len(), MAX_REMEMBERED_NODES);
+}
+
+/// As the releases do that do not know of it: the replicas of a mixed cluster are equal.
+#[test]
+fn no_node_is_forgotten_unless_the_command_allows_it() {
+    let mut catalog = Fixture::new();
+    for id in 1..=MAX_REMEMBERED_NODES as u64 {
+        let name = format!("n{id}");
+        let outcomes = catalog.step(vec![
+            register(id, &name, &name),
+            set(id, NodeState::Removed),
+        ]);
+        assert_eq!(outcomes, [DONE, DONE]);
+    }
+    let Kind::RegisterNode(more) = register(1 << 40, "n", "h:1") else {
+        unreachable!()
+    };
+    let before = catalog.nodes();
+    let as_before = Kind::RegisterNode(RegisterNode {
+        may_forget: false,
+        ..more.clone()
+    });
+    let too_many = refused(NodeRefusal::TooManyRemembered);
+    assert_eq!(catalog.apply(as_before.clone()), too_many);
+    assert_eq!(catalog.nodes(), before);
+    let forgetting = Kind::RegisterNode(more);
+    let version = |command: &Kind| command.clone().into_bytes()[0];
+    assert_eq!((version(&as_before), version(&forgetting)), (1, 7));
+    assert_eq!(catalog.apply(forgetting), DONE);
+    assert!(!catalog.reader().nodes().contains_key(&1));
 }
 
 #[test]

@@ -68,7 +68,12 @@ impl CallError {
         // A refusal names the cluster of the node that refuses; that by another secret does not, nor does what is no node.
         let mut head = status.metadata().clone().into_headers();
         let refusing = Claim::take_from(&mut head).map(|claim| claim.cluster);
-        let is_own = own.is_none_or(|own| refusing == Ok(own));
+        let is_own = match own {
+            None => true,
+            // Who belongs to no cluster yet is refused by that which it asks.
+            Some(own) if own == ClusterId::default() => refusing.is_ok(),
+            Some(own) => refusing == Ok(own),
+        };
         match status.code() {
             // Who answers so has admitted the call.
             Code::FailedPrecondition | Code::InvalidArgument => CallError::Refused(said),

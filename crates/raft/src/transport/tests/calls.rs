@@ -176,6 +176,16 @@ fn only_a_node_of_the_same_cluster_refuses_in_its_name() {
             let called = call_at(&address, &asks, "hello", Bytes::new(), LONG).await;
             assert_eq!(called, Err(expected));
             assert_eq!(identify(&address, &asks).await, Answering::Node(*shown));
+            // Who joins belongs to no cluster yet, and is refused by that which it asks.
+            let joins = GrpcConfig {
+                claim: Some(Claim {
+                    cluster: ClusterId::default(),
+                    ..claim(1)
+                }),
+                ..asks
+            };
+            let called = call_at(&address, &joins, "hello", Bytes::new(), LONG).await;
+            assert_eq!(called, Err(CallError::Refused(why())));
             let wrong = config(1, "other", None);
             let answers = identify(&address, &wrong).await;
             assert!(

@@ -21,7 +21,7 @@ use crate::forward::envelope::Envelope;
 use crate::forward::framing::Framing;
 use crate::forward::hop_headers::{NOT_LEADER, SERVED_BY, strip, strip_request};
 use crate::forward::incoming::{Answering, Incoming};
-use crate::forward::lanes::lane;
+use crate::forward::lanes::{asks_for_events, lane};
 use crate::forward::outgoing::Outgoing;
 use crate::forward::peers::{Connection, Leader, RETRY_PAUSE};
 use crate::forward::series::{self, Open};
@@ -51,7 +51,8 @@ impl Way<'_> {
         is_session: bool,
     ) -> Sent {
         let principal = client(&outgoing.head().extensions).principal;
-        let lane = lane(principal, is_session || self.is_call);
+        let may_last = is_session || self.is_call || asks_for_events(&outgoing.head().headers);
+        let lane = lane(principal, may_last);
         let connection = match self.peers().connection_in_lane(node, lane) {
             Ok(connection) => connection,
             Err(why) => return Sent::Unsent(why),
