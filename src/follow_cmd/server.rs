@@ -54,7 +54,6 @@ impl Server {
     pub fn find(named: Option<ServerAddress>, access: &AccessArgs) -> Result<Server, Failure> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let chosen = Chosen::of(named, variable)?;
-        let trust = access.trust(&chosen.address)?;
         if chosen.is_default {
             let [ours, theirs] = TOKEN_VARIABLES.map(variable);
             if theirs.is_some() && ours.is_none() && access.token_file.is_none() {
@@ -72,6 +71,14 @@ impl Server {
                  trusts the authorities of the system",
             ));
         }
+        let [ours, theirs] = TOKEN_VARIABLES;
+        let token = match (chosen.is_hosted, chosen.is_of_s2_variables) {
+            (true, _) => of_hosted(access.token_of(&[theirs])?)?,
+            // The token that goes with those endpoints: they may not be an Esker's.
+            (false, true) => access.token_of(&[theirs, ours])?,
+            (false, false) => access.token()?,
+        };
+        let trust = access.trust(&chosen.address)?;
         let has_identity = trust.as_ref().is_some_and(Trust::has_identity);
         if has_identity && (chosen.is_hosted || chosen.is_of_s2_variables) {
             return Err(Failure::usage(
@@ -80,13 +87,6 @@ impl Server {
                  leave --client-cert out",
             ));
         }
-        let [ours, theirs] = TOKEN_VARIABLES;
-        let token = match (chosen.is_hosted, chosen.is_of_s2_variables) {
-            (true, _) => of_hosted(access.token_of(&[theirs])?)?,
-            // The token that goes with those endpoints: they may not be an Esker's.
-            (false, true) => access.token_of(&[theirs, ours])?,
-            (false, false) => access.token()?,
-        };
         let remote = Remote::with(chosen.address, token, trust);
         let remote = match access.ca_file {
             Some(_) => remote.relayed(),
