@@ -52,7 +52,7 @@ const REST: Duration = match cfg!(test) {
     false => garbage::QUIET,
 };
 /// Time between two rounds while there is garbage that is not worth reclaiming yet.
-const WAITING_INTERVAL: Duration = Duration::from_secs(2);
+const WAITING_INTERVAL: Duration = Duration::from_secs(1);
 /// The same while there is none.
 const IDLE_INTERVAL: Duration = Duration::from_secs(10);
 /// Most streams that one round visits.

@@ -4,6 +4,7 @@ use s2_common::access::{AccessTokenScope, Operation, ResourceSet};
 
 use super::*;
 use crate::command::{ConfirmTokens, IssueToken, RemoveExpiredTokens, RevokeToken, TokenRefusal};
+use crate::ids::LineageId;
 use crate::token::{Expiry, NameSet, OPERATIONS, StoredToken, TokenHash, TokenScope};
 
 const MOST: u64 = 4;

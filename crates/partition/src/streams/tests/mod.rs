@@ -7,6 +7,7 @@ mod appending;
 #[cfg(target_os = "linux")]
 pub(crate) mod bytes_read;
 mod checkpoints;
+mod commands;
 mod digests;
 mod dropping;
 mod encryption;
