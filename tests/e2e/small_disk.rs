@@ -129,6 +129,12 @@ impl Filled {
                     self.acked.push((number, at));
                     refused = 0;
                 }
+                // It was in the log's queue when writes began to fail, and may still be written.
+                Some(answer) if answer.status == 500 => {
+                    assert_eq!(answer.code(), "other", "{}", answer.text());
+                    assert!(answer.text().contains("not known to have happened"));
+                    self.unknown.push(number);
+                }
                 Some(answer) => {
                     self.refusal = answer.text();
                     // A refused append had no effect.
