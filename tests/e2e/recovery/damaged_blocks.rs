@@ -6,7 +6,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -73,12 +73,19 @@ async fn fill(server: &Server) {
     .await;
 }
 
-/// A server with [`fill`], killed.
-async fn killed_with_many_streams() -> Node {
+/// A server with [`fill`], killed. Tests that run at the same time share one, and work on copies of it.
+async fn killed_with_many_streams() -> Arc<Node> {
+    static SHARED: tokio::sync::Mutex<Weak<Node>> = tokio::sync::Mutex::const_new(Weak::new());
+    let mut shared = SHARED.lock().await;
+    if let Some(node) = shared.upgrade() {
+        return node;
+    }
     let node = Node::new(Kind::Directory, setup()).await;
     let mut server = node.setup.start(&node.data()).await;
     fill(&server).await;
     server.kill();
+    let node = Arc::new(node);
+    *shared = Arc::downgrade(&node);
     node
 }
 
@@ -284,7 +291,7 @@ async fn damage_of_every_copy_ends_a_start_with_what_was_tried_and_what_to_do() 
 
 #[tokio::test]
 async fn a_lossy_restore_begins_no_lineage_with_a_damaged_block_of_the_database() {
-    let node = killed_with_many_streams().await;
+    let node = killed_with_many_streams().await.copy(setup()).await;
     // Records after the snapshots are in the database and in the log, and then in the database alone.
     let mut server = node.setup.start(&node.data()).await;
     server.stop().await;
