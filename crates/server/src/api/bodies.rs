@@ -105,6 +105,47 @@ struct Held {
     ended: Option<Ended>,
 }
 
+/// What a request holds, in its extensions: what its body becomes counts with it, as one claim. Two of one request could
+/// wait for each other.
+#[derive(Clone)]
+pub(super) struct Holds(Arc<Mutex<Held>>);
+
+impl Holds {
+    /// That of a request which was admitted; a new one if it was not.
+    pub(super) fn of(request: &Request, bodies: &Bodies) -> Holds {
+        let found = request.extensions().get::<Holds>().cloned();
+        found.unwrap_or_else(|| Holds(Held::new(bodies, client(request.extensions()))))
+    }
+
+    /// Makes it cover so many bytes more, if that needs no waiting.
+    pub(super) fn try_extend(&self, more: usize) -> bool {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = held.claim.covered() + more;
+        held.claim.try_extend(bytes)
+    }
+
+    /// The same, and waits for memory. While it waits, it holds what it has.
+    ///
+    /// # Errors
+    ///
+    /// There is none in time: the request holds nothing any longer.
+    pub(super) async fn extend(
+        &self,
+        bodies: &Bodies,
+        client: Client,
+        more: usize,
+    ) -> Result<(), Full> {
+        let claim = {
+            let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut held.claim, bodies.budget.claim(client))
+        };
+        let bytes = claim.covered() + more;
+        let claim = claim.extend(bytes).await?;
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).claim = claim;
+        Ok(())
+    }
+}
+
 impl Held {
     fn new(bodies: &Bodies, client: Client) -> Arc<Mutex<Held>> {
         Arc::new(Mutex::new(Held {
@@ -123,6 +164,8 @@ pub async fn admit(State(bodies): State<Bodies>, request: Request, next: Next) -
     let client = client(request.extensions());
     let held = Held::new(&bodies, client);
     let passes = request.uri().path() == IMPORT;
+    let mut request = request;
+    request.extensions_mut().insert(Holds(held.clone()));
     let request = request.map(|body| {
         let mut arriving = Arriving::new(body, &bodies, client, held.clone());
         arriving.passes = passes;

@@ -291,6 +291,11 @@ impl Claim {
         bytes <= self.covered
     }
 
+    /// The bytes that it covers.
+    pub(super) fn covered(&self) -> usize {
+        self.covered
+    }
+
     /// Releases all that it has.
     pub(super) fn release(&mut self) {
         self.covered = 0;

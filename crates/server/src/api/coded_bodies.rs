@@ -21,11 +21,14 @@ use futures::stream;
 use http::{HeaderMap, HeaderValue, header};
 use http_body_util::{BodyExt as _, Limited};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::ServiceError;
-use super::bodies::Bodies;
+use esker_node::Client;
+
+use super::bodies::{Bodies, Holds};
+use super::body_budget::Full;
 use crate::client::client;
 use crate::request_guard::is_session;
 
@@ -38,8 +41,8 @@ const MAX_WINDOW_LOG: u32 = 23;
 const MAX_WINDOW: usize = 1 << MAX_WINDOW_LOG;
 /// How long a body waits until others have been decoded.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes up to which a body is decoded on the thread that serves its connection: some 0.1 ms.
-const INLINE: usize = 16 * 1024;
+/// Bytes up to which the result is made on the thread that serves the connection: some 0.1 ms.
+const INLINE: usize = 64 * 1024;
 /// What is accepted, for the answer to what is not.
 const ACCEPTED: HeaderValue = HeaderValue::from_static("zstd,gzip");
 
@@ -142,55 +145,80 @@ pub async fn decode(State(shared): State<CodedBodies>, request: Request, next: N
     if is_session(request.headers()) {
         return unsupported(ServiceError::CodedSession);
     }
+    let holds = Holds::of(&request, &shared.bodies);
     let client = client(request.extensions());
     let (mut head, body) = request.into_parts();
     head.headers.remove(header::CONTENT_ENCODING);
     head.headers.remove(header::CONTENT_LENGTH);
-    let failed = |why: String| {
+    let body = match Limited::new(body, shared.most).collect().await {
+        Ok(coded) => match shared
+            .decode(coding, coded.to_bytes(), &holds, client)
+            .await
+        {
+            Ok(decoded) => decoded.map(Body::from).map_err(|why| why.to_string()),
+            Err(Full) => return ServiceError::BodiesFull.into_response(),
+        },
+        Err(why) => Err(why.to_string()),
+    };
+    // The handler refuses a body that fails as it refuses any that it cannot read.
+    let body = body.unwrap_or_else(|why| {
         let failed = stream::once(async { Err::<Bytes, _>(std::io::Error::other(why)) });
         Body::from_stream(failed)
-    };
-    let mut claim = shared.bodies.budget.claim(client);
-    // The handler refuses a body that fails as it refuses any that it cannot read.
-    let body = match Limited::new(body, shared.most).collect().await {
-        Err(why) => failed(why.to_string()),
-        Ok(coded) => {
-            let coded = coded.to_bytes();
-            let turn = timeout(TURN_TIMEOUT, shared.places.clone().acquire_owned());
-            let Ok(Ok(place)) = turn.await else {
-                return ServiceError::BodiesFull.into_response();
-            };
-            let most = shared.most;
-            let decoded = match coded.len() <= INLINE {
-                true => coding.decode(coded, most).await,
-                false => {
-                    let decoding = move || futures::executor::block_on(coding.decode(coded, most));
-                    match tokio::task::spawn_blocking(decoding).await {
-                        Ok(decoded) => decoded,
-                        Err(panicked) => Err(Undecoded::Malformed(
-                            coding,
-                            std::io::Error::other(panicked),
-                        )),
-                    }
-                }
-            };
-            match decoded {
-                Err(why) => failed(why.to_string()),
-                Ok(decoded) => {
-                    // It has its place until it counts.
-                    claim = match claim.extend(decoded.len()).await {
-                        Ok(claim) => claim,
-                        Err(_) => return ServiceError::BodiesFull.into_response(),
-                    };
-                    drop(place);
-                    Body::from(decoded)
-                }
+    });
+    let answer = next.run(Request::from_parts(head, body)).await;
+    drop(holds);
+    answer
+}
+
+impl CodedBodies {
+    /// Decodes a body, which counts then.
+    ///
+    /// # Errors
+    ///
+    /// There was no memory for it, or no turn, in time.
+    async fn decode(
+        &self,
+        coding: Coding,
+        coded: Bytes,
+        holds: &Holds,
+        client: Client,
+    ) -> Result<Result<Bytes, Undecoded>, Full> {
+        let bytes = {
+            let _place = self.place().await?;
+            match self.decode_now(coding, coded.clone()).await {
+                Ok(decoded) if !holds.try_extend(decoded.len()) => decoded.len(),
+                decoded => return Ok(decoded),
+            }
+        };
+        // Whoever waits for memory has no place and no result meanwhile; its size is known.
+        holds.extend(&self.bodies, client, bytes).await?;
+        let _place = self.place().await?;
+        Ok(self.decode_now(coding, coded).await)
+    }
+
+    async fn place(&self) -> Result<OwnedSemaphorePermit, Full> {
+        let turn = timeout(TURN_TIMEOUT, self.places.clone().acquire_owned());
+        turn.await.map_err(|_| Full)?.map_err(|_| Full)
+    }
+
+    async fn decode_now(&self, coding: Coding, coded: Bytes) -> Result<Bytes, Undecoded> {
+        let most = self.most;
+        if most > INLINE {
+            match coding.decode(coded.clone(), INLINE).await {
+                Err(Undecoded::TooLarge(_)) => {}
+                other => return other,
             }
         }
-    };
-    let answer = next.run(Request::from_parts(head, body)).await;
-    drop(claim);
-    answer
+        let decoding = move || futures::executor::block_on(coding.decode(coded, most));
+        tokio::task::spawn_blocking(decoding)
+            .await
+            .unwrap_or_else(|panicked| {
+                Err(Undecoded::Malformed(
+                    coding,
+                    std::io::Error::other(panicked),
+                ))
+            })
+    }
 }
 
 #[cfg(test)]
@@ -303,6 +331,45 @@ mod tests {
                 .0,
             415
         );
+        assert_eq!(bodies.held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_memory_keeps_no_place_from_others() {
+        let bodies = Bodies::new(4 * MOST, MOST, TURN_TIMEOUT);
+        let client = |principal| Client {
+            principal,
+            connection: 0,
+        };
+        // One principal has all of what it may have, and another the rest and the reserve.
+        let full: Vec<_> = (1..=3)
+            .map(|principal| {
+                let mut kept = bodies.kept(client(principal));
+                let most = (1..=3 * MOST / 4096).take_while(|pages| kept.cover(pages * 4096));
+                assert!(most.count() > 0);
+                kept
+            })
+            .collect();
+        let shared = CodedBodies::new(bodies.clone(), MOST);
+        let coded = Bytes::from(gzip(&vec![7; MOST]).await);
+        let waiting: Vec<_> = (0..2 * MAX_DECODING)
+            .map(|_| {
+                let (shared, coded, bodies) = (shared.clone(), coded.clone(), bodies.clone());
+                tokio::spawn(async move {
+                    let holds = Holds::of(&Request::new(Body::empty()), &bodies);
+                    let decoded = shared.decode(Coding::Gzip, coded, &holds, client(4)).await;
+                    decoded.map(|decoded| decoded.unwrap().len())
+                })
+            })
+            .collect();
+        while bodies.waiting() < 2 * MAX_DECODING - 1 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        assert_eq!(shared.places.available_permits(), MAX_DECODING);
+        drop(full);
+        for waiting in waiting {
+            assert_eq!(waiting.await.unwrap(), Ok(MOST));
+        }
         assert_eq!(bodies.held(), 0);
     }
 }

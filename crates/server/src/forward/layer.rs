@@ -144,10 +144,13 @@ impl<'a> Way<'a> {
         let mut waiting = None;
         let outgoing = if leads && self.is_append {
             // Nothing of it is kept here: the handler gives back what it has not proposed.
+            // The handler's address is without the prefix that its routes are nested below.
+            let uri = request.uri().clone();
             let mut answer = run(&mut next, request).await;
-            let Some(GivenBack(request)) = answer.extensions_mut().remove() else {
+            let Some(GivenBack(mut request)) = answer.extensions_mut().remove() else {
                 return answer;
             };
+            *request.uri_mut() = uri;
             self.note_refused_here(&mut why);
             let memory = self.forwarder.bodies.kept(client(request.extensions()));
             let Some(outgoing) = Outgoing::given_back(request, memory) else {

@@ -165,7 +165,11 @@ impl Member {
             .route("/v1/basins", any(keep))
             .route("/v1/streams", any(keep))
             .route("/v1/streams/{stream}", any(keep))
-            .route("/v1/streams/{stream}/records", get(endless).post(records))
+            // Nested, as all of them are: its handlers get a shorter address.
+            .nest(
+                "/v1/streams/{stream}",
+                Router::new().route("/records", get(endless).post(records)),
+            )
             .route("/statehouse.v1.StatehouseService/{method}", any(call))
             .route("/health", any(keep))
             .with_state(handled.clone())
