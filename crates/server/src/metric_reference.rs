@@ -364,7 +364,7 @@ const SECTIONS: &[Section] = &[
                 "esker_http_connections_refused_total",
                 "connections",
                 &[],
-                "Connections that were closed at once: all of `limits.connections` were taken, and three quarters of the reserve by connections of the same address.",
+                "Connections that were closed without an answer: all of `limits.connections` were taken, and three quarters of the reserve by connections of the same address, and 512 waited already, or they had waited for 10 s.",
             ),
             counter(
                 "esker_http_answers_stalled_total",

@@ -1,6 +1,7 @@
 //! Places of connections: `limits.connections` ordinary ones, and a reserve for clients that monitor the
 //! server. A client's address has at most [`MAX_OF_ADDRESS`] places of the reserve, so whoever takes as many as it can
-//! get leaves some to the monitors of others; its next connections are closed at once.
+//! get leaves some to the monitors of others; its next connections wait for ordinary places, [`MAX_WAITING`] of them, and
+//! those beyond are closed at once.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -21,11 +22,15 @@ pub(crate) const RESERVED_CONNECTIONS: usize = 16;
 /// Those of one address: a quarter is left to others.
 const MAX_OF_ADDRESS: usize = RESERVED_CONNECTIONS / 4 * 3;
 
+/// Connections that wait for an ordinary place and have none of the reserve.
+pub(crate) const MAX_WAITING: usize = 512;
+
 /// The places of connections, over all listeners. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Places {
     room: Arc<Semaphore>,
     reserve: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
     reserve_of: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
@@ -88,36 +93,64 @@ impl Places {
         Places {
             room: Arc::new(Semaphore::new(ordinary)),
             reserve: Arc::new(Semaphore::new(RESERVED_CONNECTIONS)),
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
             reserve_of: Arc::default(),
         }
     }
 
-    /// Waits for an ordinary place, or for one of the reserve. `None` if there is none, and the address has as many of
-    /// the reserve as it may have.
-    pub(crate) async fn take(&self, address: IpAddr) -> Option<Place> {
-        let free = self.room.clone().try_acquire_owned();
-        let held = match free {
-            Ok(permit) => Some(Held::Ordinary(permit)),
-            Err(_) => {
-                let of_address = OfAddress::count(&self.reserve_of, of_client(address))?;
-                // The semaphores are never closed.
-                tokio::select! {
-                    biased;
-                    permit = self.room.clone().acquire_owned() => permit.ok().map(Held::Ordinary),
-                    permit = self.reserve.clone().acquire_owned() => {
-                        permit.ok().map(|permit| Held::Reserve(permit, of_address))
-                    }
-                }
+    /// Waits for an ordinary place, or for one of the reserve.
+    pub(crate) async fn take(
+        &self,
+        address: IpAddr,
+    ) -> Taken<impl Future<Output = Option<Place>> + Send + use<>> {
+        if let Ok(permit) = self.room.clone().try_acquire_owned() {
+            return Taken::Place(self.place(Held::Ordinary(permit)));
+        }
+        let Some(of_address) = OfAddress::count(&self.reserve_of, of_client(address)) else {
+            let waits = self.waiting.clone().try_acquire_owned();
+            return waits.map_or(Taken::None, |waits| Taken::Later(self.later(waits)));
+        };
+        // The semaphores are never closed.
+        let held = tokio::select! {
+            biased;
+            permit = self.room.clone().acquire_owned() => permit.ok().map(Held::Ordinary),
+            permit = self.reserve.clone().acquire_owned() => {
+                permit.ok().map(|permit| Held::Reserve(permit, of_address))
             }
         };
-        metrics::gauge!(CONNECTIONS).increment(1.0);
-        let ordinary = !matches!(held, Some(Held::Reserve(..)));
-        Some(Place {
-            room: self.room.clone(),
-            ordinary: AtomicBool::new(ordinary),
-            held: tokio::sync::Mutex::new(held),
-        })
+        held.map_or(Taken::None, |held| Taken::Place(self.place(held)))
     }
+
+    /// An ordinary place, once there is one.
+    fn later(
+        &self,
+        waits: OwnedSemaphorePermit,
+    ) -> impl Future<Output = Option<Place>> + Send + use<> {
+        let places = self.clone();
+        async move {
+            let permit = places.room.clone().acquire_owned().await.ok()?;
+            drop(waits);
+            Some(places.place(Held::Ordinary(permit)))
+        }
+    }
+
+    fn place(&self, held: Held) -> Place {
+        metrics::gauge!(CONNECTIONS).increment(1.0);
+        Place {
+            room: self.room.clone(),
+            ordinary: AtomicBool::new(matches!(held, Held::Ordinary(_))),
+            held: tokio::sync::Mutex::new(Some(held)),
+        }
+    }
+}
+
+/// What a connection gets.
+pub(crate) enum Taken<Later> {
+    Place(Place),
+    /// Its address has as many places of the reserve as it may have, so this waits for an ordinary one.
+    Later(Later),
+    /// Too many wait already.
+    None,
 }
 
 impl Place {
@@ -153,6 +186,14 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
+    /// The place that there is now.
+    async fn now(places: &Places, address: IpAddr) -> Option<Place> {
+        match places.take(address).await {
+            Taken::Place(place) => Some(place),
+            Taken::Later(_) | Taken::None => None,
+        }
+    }
+
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     #[tokio::test]
@@ -160,9 +201,9 @@ mod tests {
         const REQUESTS: u32 = 100;
         const TIMEOUT: Duration = Duration::from_millis(200);
         let places = Places::new(1);
-        let taken = places.take(HERE).await.unwrap();
+        let taken = now(&places, HERE).await.unwrap();
         assert!(taken.is_ordinary());
-        let place = places.take(HERE).await.unwrap();
+        let place = now(&places, HERE).await.unwrap();
         assert!(!place.is_ordinary());
         let all = (0..REQUESTS).map(|_| place.become_ordinary(TIMEOUT));
         let all = tokio::time::timeout(TIMEOUT * REQUESTS / 2, futures::future::join_all(all));
@@ -184,15 +225,32 @@ mod tests {
         let places = Places::new(1);
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         let mut held = Vec::new();
-        while let Some(place) = places.take(address("2001:db8::1")).await {
+        while let Some(place) = now(&places, address("2001:db8::1")).await {
             held.push(place);
         }
         assert_eq!(held.len(), 1 + MAX_OF_ADDRESS);
         // Of the same network, and so of the same client.
-        assert!(places.take(address("2001:db8::2")).await.is_none());
-        let other = places.take(HERE).await.unwrap();
+        let Taken::Later(later) = places.take(address("2001:db8::2")).await else {
+            panic!("it does not wait");
+        };
+        let other = now(&places, HERE).await.unwrap();
         assert!(!other.is_ordinary());
         held.pop();
-        assert!(places.take(address("2001:db8::2")).await.is_some());
+        assert!(now(&places, address("2001:db8::2")).await.is_some());
+        // The first one has the ordinary place.
+        held.remove(0);
+        assert!(later.await.unwrap().is_ordinary());
+        let all = places
+            .waiting
+            .clone()
+            .acquire_many_owned(MAX_WAITING as u32)
+            .await;
+        let ordinary = places.room.clone().acquire_owned().await;
+        held.extend(now(&places, address("2001:db8::1")).await);
+        assert!(matches!(
+            places.take(address("2001:db8::1")).await,
+            Taken::None
+        ));
+        drop((all, ordinary));
     }
 }

@@ -16,12 +16,15 @@ use crate::config::Config;
 use crate::cors::{self, Cors};
 use crate::forward::Forwarder;
 use crate::identification::{self, Learning};
-use crate::place::{CONNECTIONS_REFUSED, Places};
+use crate::place::{CONNECTIONS_REFUSED, Places, Taken};
 use crate::request_guard::{self, RequestGuard};
 use crate::shared_service::ShareLayer;
 
 /// Pause after accepting a connection failed, for lack of file descriptors for instance.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a connection waits for an ordinary place before anything of it is read.
+const WAITING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Binds an address. `taken` is what to do about one that another program uses.
 pub(super) async fn bind(
@@ -103,17 +106,31 @@ pub(super) async fn accept(listener: TcpListener, shared: Shared, served: Connec
         // After accepting: a listener that waits for connections must not keep a place that another one
         // could use.
         let place = tokio::select! {
-            place = places.take(peer.0.ip()) => place.map(Arc::new),
+            place = places.take(peer.0.ip()) => place,
             () = stop.cancelled() => break,
-        };
-        let Some(place) = place else {
-            metrics::counter!(CONNECTIONS_REFUSED).increment(1);
-            continue;
         };
         // Acknowledgements are small and must not wait for more to send.
         let _ = stream.set_nodelay(true);
         let served = served.clone();
-        connections.spawn(served.serve(stream, peer, place));
+        match place {
+            Taken::Place(place) => {
+                connections.spawn(served.serve(stream, peer, Arc::new(place)));
+            }
+            Taken::Later(place) => {
+                let stop = stop.clone();
+                connections.spawn(async move {
+                    let place = tokio::select! {
+                        place = tokio::time::timeout(WAITING_TIMEOUT, place) => place,
+                        () = stop.cancelled() => return,
+                    };
+                    match place {
+                        Ok(Some(place)) => served.serve(stream, peer, Arc::new(place)).await,
+                        _ => metrics::counter!(CONNECTIONS_REFUSED).increment(1),
+                    }
+                });
+            }
+            Taken::None => metrics::counter!(CONNECTIONS_REFUSED).increment(1),
+        }
     }
     drop(listener);
     connections.close();
