@@ -300,8 +300,8 @@ async fn one_wrong_of_three() -> (Cluster, u64) {
 
 /// More than the logs keep.
 async fn write_much(cluster: &Cluster) {
-    create(cluster, 0, "more").await;
-    let more = stream(cluster, 0, "more");
+    let basin = cluster.server(0).sdk().basin(sdk::basin_name("test-basin"));
+    let more = sdk::stream(&basin, "more").await;
     for number in 0..300 {
         sdk::append(&more, [noise(number, 100_000)]).await;
     }

@@ -40,7 +40,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The code of the problem while tokens cannot be checked.
-const PROBLEM: &str = "access_tokens_unchecked";
+pub(crate) const PROBLEM: &str = "access_tokens_unchecked";
 
 /// Waits until this node has applied what the catalog had committed at the time of the call; the reason if that could
 /// not be learned.

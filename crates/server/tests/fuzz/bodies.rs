@@ -37,6 +37,7 @@ enum Operation {
     Prune,
     Adopt,
     TransferLeader,
+    Trust,
 }
 
 const OPERATIONS: &[Operation] = &[
@@ -53,13 +54,18 @@ const OPERATIONS: &[Operation] = &[
     Operation::Prune,
     Operation::Adopt,
     Operation::TransferLeader,
+    Operation::Trust,
 ];
 
 impl Operation {
     fn is_admin(self) -> bool {
         matches!(
             self,
-            Operation::Verify | Operation::Prune | Operation::Adopt | Operation::TransferLeader
+            Operation::Verify
+                | Operation::Prune
+                | Operation::Adopt
+                | Operation::TransferLeader
+                | Operation::Trust
         )
     }
 
@@ -84,6 +90,10 @@ impl Operation {
             Operation::TransferLeader => (
                 Method::POST,
                 "/esker/v1/cluster/partitions/{partition}/leader",
+            ),
+            Operation::Trust => (
+                Method::POST,
+                "/esker/v1/cluster/partitions/{partition}/trust",
             ),
         }
     }
@@ -143,6 +153,7 @@ impl Operation {
             Operation::Adopt => json!({"id": u64::MAX - rng.random_range(0..9)}),
             // The server is in no cluster.
             Operation::TransferLeader => json!({"to": "n1"}),
+            Operation::Trust => json!({"node": "n1"}),
         }
     }
 }

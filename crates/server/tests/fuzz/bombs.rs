@@ -132,6 +132,7 @@ pub fn stay_small() {
                 Some("zstd"),
                 zstd.clone(),
             ),
+            // It is refused, and nothing of it is decoded.
             ("a session in zstd", "s2s/proto", Some("zstd"), zstd),
         ];
         for (what, kind, coding, bytes) in cases {
@@ -151,6 +152,10 @@ pub fn stay_small() {
             for answer in futures::future::join_all(sent).await {
                 let answer = answer.unwrap();
                 let (fault, code) = match kind {
+                    "s2s/proto" if coding.is_some() => {
+                        assert_eq!(answer.status, 415, "{what}");
+                        (Some(answer.fault()), ErrorCode::BadHeader)
+                    }
                     "s2s/proto" => {
                         let answer = SessionAnswer::<AppendAck>::parse(&answer.body);
                         (answer.fault, ErrorCode::BadFrame)

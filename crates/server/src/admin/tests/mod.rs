@@ -254,7 +254,7 @@ async fn every_documented_operation_answers_as_its_schema_says() {
         }
         called.insert(id);
     }
-    assert_eq!(called.len(), 29, "{called:?}");
+    assert_eq!(called.len(), 30, "{called:?}");
     world.stop().await;
 }
 
@@ -485,6 +485,7 @@ fn every_problem_that_a_node_reports_is_listed() {
     assert_eq!(advice, BTreeSet::from(esker_node::ADVICE));
     reported.extend(crate::tls::PROBLEMS);
     reported.insert(crate::auth::root_token_reload::NOT_RELOADED);
+    reported.insert(crate::auth::catalog_check::PROBLEM);
     reported.insert(crate::server::peer_secret::NOT_RELOADED);
     {
         use crate::server::peer_certificates::{EXPIRED, EXPIRES_SOON, NOT_RELOADED};
