@@ -11,11 +11,11 @@ use crate::term::plain;
 
 /// Name the right one of replicas that differ.
 ///
-/// For a partition with the problem `replicas_differ` whose replicas cannot be told apart by a majority: two of three
-/// differ and the third is lost, or those that agree are copies of one. The replica leads from then on if it can, others
-/// get its state again, and once more than half of the voters have it, those that have another one stop for good. Find out
-/// first which is right: `esker cluster check` shows who has the same, and a snapshot that was put before they differed
-/// can be restored and compared.
+/// It needs the root token, where the server has one. For a partition with the problem `replicas_differ` whose replicas
+/// cannot be told apart by a majority: two of three differ and the third is lost, or those that agree are copies of
+/// one. The replica leads from then on if it can, others get its state again, and once more than half of the voters
+/// have it, those that have another one stop for good. Find out first which is right: `esker cluster check` shows who
+/// has the same, and a snapshot that was put before they differed can be restored and compared.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

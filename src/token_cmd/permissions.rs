@@ -74,7 +74,8 @@ pub struct PermissionArgs {
     agents: Option<Names>,
 
     /// Read (r) the server's status and snapshots, and write (w): create, prove and prune snapshots, drain and
-    /// activate nodes, move leaders, check replicas; not remove nodes, which needs the root token
+    /// activate nodes, move leaders, check replicas; not remove nodes or name the right replica, which need the
+    /// root token
     #[arg(long, value_name = "r|w|rw")]
     admin: Option<Permissions>,
 }

@@ -11,6 +11,7 @@ use esker_node::Node;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::auth::operation::Effect;
 use crate::auth::rules::Rule;
 use crate::auth::{Access, AccessError, Authority, PeerAddress, Principal, error};
 use crate::forward::Forwarder;
@@ -42,7 +43,11 @@ pub(crate) async fn identify(
         false => {
             let headers = request.headers();
             let find = || authority.identify(headers, peer.as_ref());
-            match authority.find_current(find).await {
+            let found = match needs_admin_read(&request) {
+                true => find(),
+                false => authority.find_current(find).await,
+            };
+            match found {
                 Ok(principal) => principal,
                 Err(error) => return refused(request, error),
             }
@@ -144,6 +149,15 @@ fn is_open(request: &Request) -> bool {
     rule == Some(Rule::Open)
 }
 
+/// Whether a request needs `admin.read`, for which it does not matter whether the catalog here is current.
+fn needs_admin_read(request: &Request) -> bool {
+    let path = request.uri().path();
+    let route = request.extensions().get::<MatchedPath>();
+    let route = route.map_or(path, MatchedPath::as_str);
+    let rule = Rule::of(request.method().as_str(), route);
+    rule == Some(Rule::Admin(Effect::Read))
+}
+
 fn refused(request: Request, refusal: AccessError) -> Response {
     if let Some(reason) = refusal.reason() {
         error::count(reason);
@@ -151,5 +165,73 @@ fn refused(request: Request, refusal: AccessError) -> Response {
     match is_grpc(request.uri().path()) {
         true => state::status::no_access(&refusal).into_http(),
         false => refusal.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::middleware;
+    use axum::routing::get;
+    use esker_node::{HostProblems, TokenScope};
+    use http::{StatusCode, header};
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::auth::CatalogCheck;
+    use crate::auth::authority::tests::{Issued, authority, stored};
+
+    #[tokio::test(start_paused = true)]
+    async fn without_contact_with_the_catalog_an_issued_token_looks_at_the_server_and_does_nothing_else()
+     {
+        let scope = TokenScope {
+            admin_read: true,
+            ..TokenScope::default()
+        };
+        let issued = Issued::new(vec![stored("monitor", scope)]);
+        let catalog = CatalogCheck::new(
+            || async { Err("no majority".to_owned()) },
+            HostProblems::default(),
+        );
+        let on = authority(Some("a root token of this test"), &issued).in_cluster(catalog);
+        let answer = get(async || "answered").post(async || "answered");
+        let snapshot = "/esker/v1/partitions/{partition}/snapshots/{snapshot}";
+        let router = Router::new()
+            .route("/metrics", answer.clone())
+            .route("/esker/v1/status", answer.clone())
+            .route("/esker/v1/cluster", answer.clone())
+            .route("/esker/v1/state", answer.clone())
+            .route("/esker/v1/partitions/{partition}/snapshots", answer.clone())
+            .route(snapshot, answer.clone())
+            .route("/v1/basins", answer)
+            .layer(middleware::from_fn_with_state(Arc::new(on), identify));
+        let ask = async |method: &str, path: &str, token: &str| {
+            let request = Request::builder()
+                .method(method)
+                .uri(path)
+                .header(header::AUTHORIZATION, format!("Bearer {token}"))
+                .body(Body::empty())
+                .unwrap();
+            router.clone().oneshot(request).await.unwrap().status()
+        };
+        for path in [
+            "/metrics",
+            "/esker/v1/status",
+            "/esker/v1/cluster",
+            "/esker/v1/partitions/1/snapshots",
+            "/esker/v1/partitions/1/snapshots/2",
+        ] {
+            assert_eq!(ask("GET", path, "monitor").await, StatusCode::OK, "{path}");
+            let unknown = ask("GET", path, "unknown").await;
+            assert_eq!(unknown, StatusCode::UNAUTHORIZED, "{path}");
+        }
+        for (method, path) in [
+            ("GET", "/v1/basins"),
+            ("GET", "/esker/v1/state"),
+            ("POST", "/esker/v1/partitions/1/snapshots"),
+        ] {
+            let refused = ask(method, path, "monitor").await;
+            assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE, "{method} {path}");
+        }
     }
 }

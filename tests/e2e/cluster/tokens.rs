@@ -87,6 +87,9 @@ async fn a_node_that_does_not_hear_of_revocations_takes_the_root_token_alone() {
     let leaked = json!({"id": "leaked", "scope": scope});
     let leaked = post("/v1/access-tokens", "test-basin", leaked).await;
     let leaked = leaked["access_token"].as_str().unwrap();
+    let monitor = json!({"id": "monitor", "scope": {"admin": {"read": true}}});
+    let monitor = post("/v1/access-tokens", "test-basin", monitor).await;
+    let monitor = monitor["access_token"].as_str().unwrap();
     // Node 2 leads the catalog, node 0 the streams; only node 1 will reach both.
     for (partition, leader) in [(0, 0), (0, 2), (1, 2), (1, 0)] {
         cluster.lead(partition, leader).await;
@@ -136,6 +139,14 @@ async fn a_node_that_does_not_hear_of_revocations_takes_the_root_token_alone() {
         problems().await.contains(PROBLEM).then_some(())
     })
     .await;
+    // Whoever looks for the cause sees it with an issued token, and a balancer without one.
+    let http = cluster.server(0).http1().with_token(monitor);
+    for path in ["/metrics", "/esker/v1/status", "/esker/v1/cluster"] {
+        http.get(path).send().await.expect(200);
+    }
+    let ready = cluster.server(0).http1();
+    let ready = ready.get("/health/ready").send().await.json();
+    assert_eq!(ready["notes"][0]["code"], PROBLEM, "{ready}");
 
     cluster.links().heal();
     eventually("the node knows of the revocation", async || {

@@ -114,6 +114,8 @@ pub(super) async fn run(inner: &Arc<Inner>, peers: &Peers) {
             if under_way.contains(&partition) {
                 continue;
             }
+            // Before the look, which forgets it when the change is due.
+            let held = lead.held_for(now);
             let plan = look(inner, peers, group, &nodes, lead, now);
             note_wait(inner, partition, &plan, lead, now);
             let Some(step) = plan.step.filter(|_| under_way.len() < MAX_CHANGES) else {
@@ -130,7 +132,6 @@ pub(super) async fn run(inner: &Arc<Inner>, peers: &Peers) {
             first = partition + 1;
             under_way.insert(partition);
             let (inner, group) = (inner.clone(), group.clone());
-            let held = lead.held_for(now);
             changes.spawn(async move { (partition, make(&inner, &group, step, held).await) });
         }
     }

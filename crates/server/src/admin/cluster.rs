@@ -326,9 +326,10 @@ pub(super) async fn check(
 
 /// Names the right one of replicas that differ.
 ///
-/// For a partition of which it is not known which replica is right (`undecided` in `GET /cluster`). The replica is given
-/// the leadership; other nodes can have its state again, and its snapshots are put into the repository. It is compared
-/// with the others at once: once more than half of the voters have its state, those that have another one stop.
+/// It needs the root token, because it cannot be taken back: replicas with another state stop for good. For a partition
+/// of which it is not known which replica is right (`undecided` in `GET /cluster`). The replica is given the
+/// leadership; other nodes can have its state again, and its snapshots are put into the repository. It is compared with
+/// the others at once: once more than half of the voters have its state, those that have another one stop.
 #[utoipa::path(
     post,
     path = "/esker/v1/cluster/partitions/{partition}/trust",
@@ -339,11 +340,13 @@ pub(super) async fn check(
     responses((status = 200, description = "It counts as the right one", body = ClusterChange), Failures)
 )]
 pub(super) async fn trust(
+    access: Access,
     State(admin): State<Admin>,
     WriteNode(node): WriteNode,
     InPath(partition): InPath<u64>,
     Body(right): Body<RightReplica>,
 ) -> Result<Json<ClusterChange>, AdminError> {
+    access.root()?;
     let cluster = cluster(&node)?;
     known_partition(&admin, partition)?;
     let found = find(&cluster, &right.node.text())?;

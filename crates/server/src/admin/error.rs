@@ -260,7 +260,7 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
     (
         "access_tokens_unchecked",
         false,
-        "Issued access tokens are refused on this node: it has no contact with the leader of the catalog, and may lack revocations. The root token is accepted.",
+        "Issued access tokens are refused on this node, but for what `admin.read` permits: it has no contact with the leader of the catalog, and may lack revocations. The root token is accepted.",
     ),
     (
         "state_snapshot_ignored",

@@ -15,12 +15,14 @@ use crate::auth::operation::Effect;
 
 /// What is shown to those who may not read the status.
 const ELSEWHERE: &str = "the status of the server has the reason (`esker status`)";
-/// Problems that are noted beside readiness: it ends with the last connection that was made before.
-const NOTED: [&str; 4] = [
+/// Problems that are noted beside readiness: it ends with the last connection that was made before, or is there for
+/// the root token alone.
+const NOTED: [&str; 5] = [
     "tls_certificate_expires_soon",
     "tls_certificate_expired",
     "peer_certificate_expires_soon",
     "peer_certificate_expired",
+    "access_tokens_unchecked",
 ];
 
 /// Whether the server is healthy, as far as the sender may know: the path is open, and where there is
@@ -82,8 +84,8 @@ struct Reason {
     message: String,
 }
 
-/// Certificates that end soon, or have ended: the server is ready for those that do not connect anew. Replicas that
-/// differ, of which it is not known yet which is to stop.
+/// Certificates that end soon, or have ended: the server is ready for those that do not connect anew. Issued tokens
+/// that are refused, because revocations may be missing: it is ready for the root token. Replicas that differ, of which it is not known yet which is to stop.
 fn notes(app: &App, access: &Access) -> Vec<Reason> {
     let node = app.node.open(&access.any());
     let may_read = access.admin(Effect::Read).is_ok();

@@ -242,13 +242,18 @@ impl Access {
         Granted(())
     }
 
-    /// The admin API.
+    /// The admin API. Reading it does not depend on contact with the catalog's leader, without which the status is
+    /// needed most.
     pub(crate) fn admin(&self, effect: Effect) -> Result<Granted, AccessError> {
-        let what = match effect {
-            Effect::Read => "admin.read",
-            Effect::Write => "admin.write",
-        };
-        self.grant(|scope| scope::has_admin(scope, effect), what)
+        let permitted = |scope: &TokenScope| scope::has_admin(scope, effect);
+        match effect {
+            Effect::Read => {
+                self.permit(permitted, "admin.read")?;
+                self.authority.check_here(&self.principal)?;
+                Ok(Granted(()))
+            }
+            Effect::Write => self.grant(permitted, "admin.write"),
+        }
     }
 
     /// The position of a stream: to those who may read the stream, or the status of the server.
@@ -410,14 +415,22 @@ impl Access {
         permitted: impl FnOnce(&TokenScope) -> bool,
         what: &str,
     ) -> Result<Granted, AccessError> {
+        self.permit(permitted, what)?;
+        // The body may have come long after the head, by which the token was found: whoever holds one back
+        // must not issue another token, or write, after a revocation.
+        self.authority.check(&self.principal)?;
+        Ok(Granted(()))
+    }
+
+    fn permit(
+        &self,
+        permitted: impl FnOnce(&TokenScope) -> bool,
+        what: &str,
+    ) -> Result<(), AccessError> {
         match self.principal.scope() {
-            Some(scope) if !permitted(scope) => {
-                // The answer is the same whether what the names are of exists or not: nothing was looked up.
-                Err(AccessError::Forbidden(format!("{what} here")))
-            }
-            // The body may have come long after the head, by which the token was found: whoever holds one back
-            // must not issue another token, or write, after a revocation.
-            _ => self.authority.check(&self.principal).map(|()| Granted(())),
+            // The answer is the same whether what the names are of exists or not: nothing was looked up.
+            Some(scope) if !permitted(scope) => Err(AccessError::Forbidden(format!("{what} here"))),
+            _ => Ok(()),
         }
     }
 }

@@ -195,13 +195,31 @@ impl Authority {
     ///
     /// Its token was replaced, revoked or suspended or has expired, or that is not known.
     pub(crate) fn check(&self, principal: &Principal) -> Result<(), AccessError> {
+        if let (Principal::Token(_), Some(catalog)) = (principal, &self.catalog) {
+            catalog.check().map_err(AccessError::Unavailable)?;
+        }
+        self.check_here(principal)
+    }
+
+    /// The same after this process has stood still: the check of the catalog that is due runs first.
+    pub(super) async fn check_late(&self, principal: &Principal) -> Result<(), AccessError> {
+        if let (Principal::Token(_), Some(catalog)) = (principal, &self.catalog) {
+            catalog
+                .wait_under_way()
+                .await
+                .map_err(AccessError::Unavailable)?;
+        }
+        self.check(principal)
+    }
+
+    /// Whether a principal is valid as far as this node has applied the catalog: revocations may be missing.
+    ///
+    /// # Errors
+    ///
+    /// Its token was replaced, revoked or suspended or has expired, or the catalog here cannot be read.
+    pub(super) fn check_here(&self, principal: &Principal) -> Result<(), AccessError> {
         let is_valid = match principal {
-            Principal::Token(token) => {
-                if let Some(catalog) = &self.catalog {
-                    catalog.check().map_err(AccessError::Unavailable)?;
-                }
-                self.find(&token.hash)?.is_ok()
-            }
+            Principal::Token(token) => self.find(&token.hash)?.is_ok(),
             Principal::Root(hash) => {
                 let root = self.root.as_ref();
                 root.is_some_and(|root| token::is_same(&root.borrow(), hash))
@@ -307,7 +325,7 @@ pub(crate) mod tests {
         Authority::with(root.map(token::hash), Box::new(find))
     }
 
-    fn request(
+    pub(crate) fn request(
         authority: &Authority,
         authorization: Option<&str>,
     ) -> Result<Principal, AccessError> {
@@ -319,7 +337,7 @@ pub(crate) mod tests {
         authority.identify(&headers, Some(&peer))
     }
 
-    const ROOT: &str = "the-root-token-of-this-test-alone";
+    pub(crate) const ROOT: &str = "the-root-token-of-this-test-alone";
 
     #[test]
     fn without_authentication_everybody_is_anonymous_whatever_they_send() {
@@ -450,56 +468,6 @@ pub(crate) mod tests {
         // The root token does not depend on the catalog.
         let root = format!("Bearer {ROOT}");
         request(&authority, Some(&root)).unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn without_contact_with_the_catalog_the_root_token_goes_on_and_no_other() {
-        use std::sync::atomic::{AtomicBool, Ordering};
-
-        let issued = Issued::new(vec![stored("good", TokenScope::default())]);
-        let is_cut_off = Arc::new(AtomicBool::new(false));
-        let catalog = CatalogCheck::new(
-            {
-                let (is_cut_off, issued) = (is_cut_off.clone(), issued.clone());
-                move || {
-                    let answer = match is_cut_off.load(Ordering::SeqCst) {
-                        true => Err("no majority".to_owned()),
-                        false => Ok(()),
-                    };
-                    let issued = issued.clone();
-                    async move {
-                        answer?;
-                        // What the node had not applied: a revocation.
-                        issued.set(Ok(vec![stored("other", TokenScope::default())]));
-                        Ok(())
-                    }
-                }
-            },
-            esker_node::HostProblems::default(),
-        );
-        let authority = Arc::new(authority(Some(ROOT), &issued).in_cluster(catalog));
-        let ask = async |text: &str| {
-            let bearer = format!("Bearer {text}");
-            let find = || request(&authority, Some(&bearer));
-            authority.find_current(find).await
-        };
-        // The copy has the token, and is not current.
-        assert_eq!(
-            ask("good").await.unwrap_err(),
-            AccessError::Unauthenticated,
-            "it is looked up once more after the catalog was waited for"
-        );
-        let other = ask("other").await.unwrap();
-        let lease = Access::new(authority.clone(), other).lease();
-        let mut ended = std::pin::pin!(lease.ended());
-        assert!(ended.as_mut().now_or_never().is_none());
-        is_cut_off.store(true, Ordering::SeqCst);
-        let refusal = ended.await;
-        assert!(matches!(refusal, AccessError::Unavailable(_)), "{refusal}");
-        let refusal = ask("other").await.unwrap_err();
-        assert!(matches!(refusal, AccessError::Unavailable(_)), "{refusal}");
-        let root = ask(ROOT).await.unwrap();
-        Access::new(authority.clone(), root).root().unwrap();
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! | a request begins | at most [`MAX_AGE`]; it waits for a newer check, [`WAIT_TIMEOUT`] at most |
 //! | a request or a session goes on | at most [`MAX_AGE_UNDER_WAY`]: an election takes a second or two, and does not end all sessions |
 //!
-//! The root token does not depend on the catalog. A node that is in no cluster has the only copy.
+//! The root token does not depend on the catalog, and what needs `admin.read` alone is answered from the copy as it is:
+//! whoever looks for the cause has to see the status. A node that is in no cluster has the only copy.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -149,6 +150,21 @@ impl CatalogCheck {
         match is_current {
             true => Ok(()),
             false => Err(self.why()),
+        }
+    }
+
+    /// The same where this process stood still, or may have: the check that was due meanwhile has its time first.
+    ///
+    /// # Errors
+    ///
+    /// The reason why it is not known whether the copy is current.
+    pub(super) async fn wait_under_way(&self) -> Result<(), String> {
+        // There are no more that wait than sessions.
+        let mut last = self.last.subscribe();
+        let current = last.wait_for(|last| last.is_within(MAX_AGE_UNDER_WAY));
+        match timeout(WAIT_TIMEOUT, current).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(self.why()),
         }
     }
 

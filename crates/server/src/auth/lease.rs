@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep_until};
+
 use super::authority::{Authority, now_ms};
 use super::catalog_check::InUse;
 use super::error::AccessError;
@@ -47,14 +49,22 @@ impl Lease {
                 return std::future::pending().await;
             }
         };
+        let mut is_late = false;
         loop {
-            if let Err(error) = self.check() {
+            let checked = match is_late {
+                true => self.authority.check_late(&self.principal).await,
+                false => self.check(),
+            };
+            if let Err(error) = checked {
                 return error;
             }
             let left = token.expires_at.map_or(CHECK_INTERVAL, |at| {
                 Duration::from_millis(at.ms().saturating_sub(now_ms()).max(1))
             });
-            tokio::time::sleep(left.min(CHECK_INTERVAL)).await;
+            let due = Instant::now() + left.min(CHECK_INTERVAL);
+            sleep_until(due).await;
+            // The process stood still (a stopped machine, no processor): the catalog was not asked meanwhile either.
+            is_late = due.elapsed() > CHECK_INTERVAL;
         }
     }
 

@@ -41,6 +41,9 @@ pub(crate) mod rules;
 pub(crate) mod scope;
 pub(crate) mod token;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use access::{Access, Guarded, StreamAccess};
 pub(crate) use authority::Authority;
 pub(crate) use catalog_check::CatalogCheck;

@@ -209,7 +209,8 @@ pub(crate) const RULES: &[(&str, &str, Rule)] = &[
     (
         "POST",
         "/esker/v1/cluster/partitions/{partition}/trust",
-        Admin(Effect::Write),
+        // Replicas with another state stop for good.
+        Root,
     ),
 ];
 
@@ -343,9 +344,16 @@ mod tests {
 
     #[test]
     fn what_cannot_be_taken_back_in_a_cluster_needs_the_root_token() {
-        let of = |what: &str| Rule::of("POST", &format!("/esker/v1/cluster/nodes/{{node}}/{what}"));
-        assert_eq!(of("remove"), Some(Root));
-        for what in ["drain", "activate"] {
+        let of = |what: &str| Rule::of("POST", &format!("/esker/v1/cluster/{what}"));
+        for what in ["nodes/{node}/remove", "partitions/{partition}/trust"] {
+            assert_eq!(of(what), Some(Root), "{what}");
+        }
+        for what in [
+            "nodes/{node}/drain",
+            "nodes/{node}/activate",
+            "partitions/{partition}/leader",
+            "partitions/{partition}/check",
+        ] {
             assert_eq!(of(what), Some(Admin(Effect::Write)), "{what}");
         }
     }

@@ -5,7 +5,8 @@
 //! remembers the key as well. It is written before the certificate, each by way of a temporary file; a crash between
 //! the two leaves a key without a certificate, and the next start makes one for it.
 //!
-//! What cannot be read now, or is damaged, is never replaced: a key in its place would lock out every client.
+//! A key that cannot be read now, or is damaged, is never replaced: another one would lock out every client. A
+//! certificate that is damaged, or empty, is made again for its key; one that cannot be read now is an error.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -86,7 +87,8 @@ pub(super) fn ensure(files: &Files, names: &[String]) -> Result<(), TlsError> {
             )),
         }
     };
-    if !exists(&files.certificate).map_err(|e| files.certificate_error(e))? {
+    let has_certificate = exists(&files.certificate).map_err(|e| files.certificate_error(e))?;
+    if !has_certificate || is_empty(&files.certificate) {
         return make(files, names, &key()?, false);
     }
     let contents = own.read()?;
@@ -111,6 +113,11 @@ fn exists(path: &Path) -> Result<bool, String> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(format!("the file cannot be read: {error}")),
     }
+}
+
+/// Whether there is a file without contents: a copy that was cut off. It is damaged, and no reason to end the start.
+fn is_empty(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|it| it.is_file() && it.len() == 0)
 }
 
 /// Makes a certificate for this key and replaces the one that exists; writes the key, too, if it is new.

@@ -371,10 +371,13 @@ fn the_key_of_a_self_signed_certificate_stays_whatever_is_made_anew_or_cannot_be
     // A crash between the two files, and a certificate that is damaged.
     fs::remove_file(&certificate).unwrap();
     load(&more).unwrap();
-    fs::write(&certificate, "nonsense").unwrap();
-    load(&more).unwrap();
-    assert_eq!(fs::read(&key).unwrap(), made);
-    // A damaged key is not replaced: whoever has a copy of it may bring it back.
+    for damaged in ["nonsense", ""] {
+        fs::write(&certificate, damaged).unwrap();
+        load(&more).unwrap();
+        assert_eq!(fs::read(&key).unwrap(), made, "{damaged:?}");
+    }
+    // A damaged key is not replaced: whoever has a copy of it may bring it back. An empty certificate changes nothing.
+    fs::write(&certificate, "").unwrap();
     fs::write(&key, "nonsense").unwrap();
     let error = load(&more).err().unwrap().to_string();
     assert!(error.contains("damaged"), "{error}");
