@@ -170,6 +170,7 @@ fn needed_by(status: &Status, node: NodeId, last: u64) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use esker_partition::digest::Verdict;
     use esker_raft::engine::{PeerState, PeerStatus};
     use esker_raft::{Lsn, Membership, Role, Term};
 
@@ -239,5 +240,28 @@ mod tests {
         let mut status = led_by_1(&[1, 2], all());
         status.membership.voters_outgoing = vec![NodeId(1), NodeId(7)];
         assert!(needed_by(&status, REMOVED, 1).unwrap().contains("a change"));
+    }
+
+    /// What a partition's last comparison says, as it is stored.
+    fn stored(bytes: &[u8]) -> Compared {
+        prost::Message::decode(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_replica_is_kept_while_a_comparison_is_open_also_if_the_last_answers_are_equal() {
+        let equal = stored(&[]);
+        assert_eq!(doubt_of(&equal, 40), None);
+        // Since the entry 9 it is not known which replica is right.
+        let open = stored(&[7 << 3, 9]);
+        assert_eq!(open.verdict(), Verdict::Equal);
+        assert!(doubt_of(&open, 40).unwrap().contains("it is not known"));
+    }
+
+    #[test]
+    fn a_replica_that_was_away_when_one_was_found_to_differ_is_kept() {
+        // The entry 41 has recorded it.
+        let diverged = stored(&[6 << 3, 41]);
+        assert!(doubt_of(&diverged, 40).unwrap().contains("was away"));
+        assert_eq!(doubt_of(&diverged, 41), None, "it knows that by itself");
     }
 }
