@@ -26,8 +26,13 @@ pub(crate) struct Departure {
 }
 
 impl Departure {
-    /// What an earlier start was told.
+    /// What an earlier start was told. What the others could do without then does not count.
     pub fn new(known: Option<Removed>) -> Departure {
+        let known = known.map(|removed| Removed {
+            stage: Stage::Noted,
+            without: Vec::new(),
+            ..removed
+        });
         Departure {
             known: Mutex::new(known),
             waits: Mutex::new("they were not asked yet".to_owned()),
@@ -44,8 +49,8 @@ impl Departure {
                 "Its replicas are kept until all partitions have everything without them ({})",
                 self.waits.lock()
             ),
-            _ => "All partitions have everything without its replicas: they are deleted when this process ends, which \
-                  it does by itself"
+            _ => "All partitions have everything without its replicas: they are asked once more within about a minute, \
+                  and if it is still so, this process ends by itself and deletes them. A stop before that keeps them"
                 .to_owned(),
         };
         Some(format!("{}. {replicas}. {JOIN_AGAIN}", removed.describe()))
@@ -65,8 +70,12 @@ impl Departure {
         }
     }
 
-    /// Deletes the replicas, if they are not needed. The caller has closed log and database. Blocking.
+    /// Deletes the replicas, if the process ends because they are not needed, and not because it was asked to stop. The
+    /// caller has closed log and database. Blocking.
     pub fn delete_replicas(&self, data_dir: &DataDir) -> Result<(), StartError> {
+        if self.ended.borrow().is_none() {
+            return Ok(());
+        }
         let mut known = self.known.lock();
         let Some(removed) = known.as_mut().filter(|it| it.stage >= Stage::MayGo) else {
             return Ok(());
@@ -91,6 +100,14 @@ impl Departure {
     /// Takes why the replicas are still needed.
     pub(super) fn wait_for(&self, why: String) {
         *self.waits.lock() = why;
+    }
+
+    /// The replicas are kept, for this reason, whatever was so before.
+    pub(super) fn keep(&self, why: String) {
+        if let Some(removed) = self.known.lock().as_mut() {
+            (removed.stage, removed.without) = (Stage::Noted, Vec::new());
+        }
+        self.wait_for(why);
     }
 
     /// The process is to end.
@@ -164,7 +181,7 @@ pub(super) fn decide(told: &Told, last_partition: u64) -> Result<Vec<Without>, (
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data_dir::noted_now;
+    use crate::data_dir::{Identity, LockedDir, noted_now};
 
     const CLUSTER: &str = "a cluster";
 
@@ -245,8 +262,45 @@ mod tests {
             assert!(said.contains(part), "{said}");
         }
         removed.stage = Stage::MayGo;
-        let departure = Departure::new(Some(removed));
+        departure.take(removed);
         let said = departure.describe().unwrap();
-        assert!(said.contains("deleted when this process ends"), "{said}");
+        assert!(said.contains("ends by itself and deletes them"), "{said}");
+        departure.keep("partition 2: its leader has not answered".to_owned());
+        let said = departure.describe().unwrap();
+        assert!(said.contains("are kept until"), "{said}");
+    }
+
+    /// Only at its own end, after this process has asked: not after an earlier one has, and not at a stop.
+    #[test]
+    fn a_stop_and_what_an_earlier_start_was_told_delete_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let locked = LockedDir::open(dir.path()).unwrap();
+        let data_dir = locked
+            .belonging_to(|| Identity::new(CLUSTER, 1), 1)
+            .unwrap();
+        let log = dir.path().join("log/0000000000000001.raftlog");
+        std::fs::create_dir(dir.path().join("log")).unwrap();
+        std::fs::write(&log, "x").unwrap();
+        let identity = &data_dir.identity;
+        let mut may_go = noted_now(identity.node_id, &identity.cluster_id, "n3", None, None);
+        may_go.stage = Stage::MayGo;
+        data_dir.note_removed(&may_go).unwrap();
+
+        let departure = Departure::new(data_dir.removed().unwrap());
+        let said = departure.describe().unwrap();
+        assert!(said.contains("were not asked yet"), "{said}");
+        departure.end();
+        departure.delete_replicas(&data_dir).unwrap();
+        assert!(log.exists(), "nobody was asked in this process");
+
+        let departure = Departure::new(data_dir.removed().unwrap());
+        departure.take(may_go);
+        departure.delete_replicas(&data_dir).unwrap();
+        assert!(log.exists(), "a stop");
+
+        departure.end();
+        departure.delete_replicas(&data_dir).unwrap();
+        assert!(!log.exists());
+        assert_eq!(data_dir.removed().unwrap().unwrap().stage, Stage::Deleted);
     }
 }

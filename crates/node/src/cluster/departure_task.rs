@@ -4,12 +4,16 @@
 //! its catalog has it, or the others refuse it
 //!   └▶ it asks all nodes (`REMOVAL`) ─▶ noted in `removed.json`: status, log, the next start
 //!        └▶ the leaders of all partitions answer within one round that its replica may go
-//!             └▶ noted ─▶ after a while the host ends the process ─▶ the replicas are deleted
+//!             └▶ noted ─▶ a minute later they are asked once more, and answer the same
+//!                  └▶ the host ends the process ─▶ the replicas are deleted
 //! ```
 //!
+//! A process that is stopped or killed before its own end deletes nothing, and the next start asks again: what the
+//! others have may have become less since, and what is here may be the last copy then.
+//!
 //! What has to be true for the second note is in [`farewell`](super::farewell); the deletion, and what a crash leaves,
-//! in [`data_dir`](crate::data_dir). Replicas that have diverged are kept for whoever looks for the cause. A node that
-//! drains keeps its replicas, whether it belongs to their groups or not: it may be added to them again under its number,
+//! in [`data_dir`](crate::data_dir). Replicas that have diverged are kept for whoever looks for the cause, and so are those
+//! that may be the right ones of some that differ. A node that drains keeps its replicas, whether it belongs to their groups or not: it may be added to them again under its number,
 //! and what it has voted for is in its log.
 
 use std::sync::Arc;
@@ -28,12 +32,17 @@ use crate::core::Inner;
 use crate::data_dir::{Stage, noted_now};
 use crate::error::StartError;
 
-/// How often it is looked whether this node was removed, and the others are asked.
+/// How often it is looked whether this node was removed.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// How long a removed node waits at most before it asks again: twice as long each time, because what it waits for may
+/// take days, or never come.
+const MAX_INTERVAL: Duration = Duration::from_secs(60);
 /// How long another node may take to answer: it confirms with a majority who leads.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often it is logged that the removal cannot be noted.
+const WARN_INTERVAL: Duration = Duration::from_secs(600);
 /// How long the process stays after its replicas may go, so that whoever has removed the node finds the reason in its
-/// status.
+/// status, and can still stop it and keep them.
 const LINGER: Duration = Duration::from_secs(60);
 
 /// Runs until the node stops, or has left.
@@ -42,34 +51,58 @@ pub(crate) async fn run(inner: Arc<Inner>) {
         return;
     };
     let departure = &inner.replicas.departure;
-    let mut may_go_since: Option<Instant> = None;
-    while tokio::time::timeout(INTERVAL, inner.stopping.cancelled())
+    let mut wait = INTERVAL;
+    let mut warned_at: Option<Instant> = None;
+    // Whether the round before has shown that the replicas may go.
+    let mut has_lingered = false;
+    while tokio::time::timeout(wait, inner.stopping.cancelled())
         .await
         .is_err()
     {
-        if let Some(since) = may_go_since {
-            if since.elapsed() < LINGER {
-                continue;
-            }
-            departure.end();
-            return;
-        }
         if !inner.may_be_removed(&peers) {
             publish(0);
+            wait = INTERVAL;
             continue;
         }
         let asked = inner.kept_replicas().await;
         let answers = ask_all(&inner, &peers, &asked).await;
-        if let Some(told) = merge(&answers, &inner.identity.cluster_id) {
-            match inner.take_removal(told).await {
-                Ok(true) => may_go_since = Some(Instant::now()),
-                Ok(false) => {}
-                Err(error) => tracing::warn!(
-                    %error,
-                    "that this node was removed cannot be noted now; it is tried again"
-                ),
+        let told = merge(&answers, &inner.identity.cluster_id);
+        let is_removed = told.is_some() || departure.known().is_some();
+        let may_go = match told {
+            Some(told) => inner.take_removal(told).await.unwrap_or_else(|error| {
+                if warned_at.is_none_or(|at| at.elapsed() >= WARN_INTERVAL) {
+                    warned_at = Some(Instant::now());
+                    tracing::warn!(
+                        %error,
+                        "that this node was removed cannot be noted now; it is tried again"
+                    );
+                }
+                departure.keep("that cannot be noted now".to_owned());
+                false
+            }),
+            None => {
+                departure.keep("no other node has said that they may go".to_owned());
+                false
             }
+        };
+        if may_go && has_lingered {
+            departure.end();
+            return;
         }
+        wait = match (may_go, has_lingered) {
+            (true, _) => LINGER,
+            (false, true) => INTERVAL,
+            (false, false) => next_wait(wait, is_removed),
+        };
+        has_lingered = may_go;
+    }
+}
+
+/// How long it is waited after a round that deletes nothing.
+fn next_wait(before: Duration, is_removed: bool) -> Duration {
+    match is_removed {
+        true => (before * 2).min(MAX_INTERVAL),
+        false => INTERVAL,
     }
 }
 
@@ -117,16 +150,13 @@ impl Inner {
         let departure = &self.replicas.departure;
         let last = u64::from(self.options.partitions);
         let mut decided = decide(&told, last);
-        let diverged = self.replicas.diverged.partitions();
-        if let Some(partition) = diverged.first()
-            && decided.is_ok()
+        if decided.is_ok()
+            && let Some(doubt) = self.doubts_here()
         {
-            let why =
-                format!("partition {partition}: it differs from the others', and is kept as it is");
-            decided = Err((diverged.len(), why));
+            decided = Err(doubt);
         }
         let known = departure.known();
-        let is_new = known.is_none();
+        let stage_before = known.as_ref().map(|known| known.stage);
         let mut removed = known.unwrap_or_else(|| {
             let identity = &self.identity;
             noted_now(
@@ -150,6 +180,7 @@ impl Inner {
                 true
             }
             Err((needed, why)) => {
+                (removed.stage, removed.without) = (Stage::Noted, Vec::new());
                 departure.wait_for(match needed {
                     1 => why,
                     needed => format!("{needed} partitions need them; {why}"),
@@ -157,8 +188,9 @@ impl Inner {
                 false
             }
         };
-        if !is_new && !may_go && !is_replaced {
-            return Ok(false);
+        let has_changed = stage_before != Some(removed.stage) || is_replaced;
+        if !has_changed {
+            return Ok(may_go);
         }
         let (data_dir, note) = (self.data_dir.clone(), removed.clone());
         blocking(move || data_dir.note_removed(&note)).await?;
@@ -167,6 +199,29 @@ impl Inner {
             tracing::error!("{what}");
         }
         Ok(may_go)
+    }
+
+    /// How many partitions have a replica here that may be the right one of some that differ, or that whoever looks
+    /// for a cause needs, and why one of them is kept. What is known here counts, whatever the others have decided since:
+    /// a removed node gets no entries any more.
+    fn doubts_here(&self) -> Option<(usize, String)> {
+        let replicas = &self.replicas;
+        let diverged = replicas.diverged.partitions();
+        let doubt = |partition: u64| {
+            let has_diverged =
+                diverged.contains(&partition) || replicas.digests.divergence(partition).is_some();
+            if has_diverged {
+                return Some("it differs from the others', and is kept as it is");
+            }
+            replicas.open_check(partition).map(|_| {
+                "replicas differ, and it was not known yet which of them is right when this node was removed: it is kept \
+                 as it is"
+            })
+        };
+        let mut doubts = (0..=u64::from(self.options.partitions))
+            .filter_map(|partition| Some((partition, doubt(partition)?)));
+        let (partition, why) = doubts.next()?;
+        Some((1 + doubts.count(), format!("partition {partition}: {why}")))
     }
 }
 
@@ -204,4 +259,20 @@ async fn ask_all(inner: &Inner, peers: &Peers, asked: &[KeptReplica]) -> Vec<Rem
     answers
         .filter_map(|answer| serde_json::from_slice(&answer).ok())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removed_node_that_waits_asks_less_and_less_often() {
+        let mut waits = vec![INTERVAL];
+        for _ in 0..7 {
+            waits.push(next_wait(waits[waits.len() - 1], true));
+        }
+        let seconds: Vec<u64> = waits.iter().map(Duration::as_secs).collect();
+        assert_eq!(seconds, [2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(next_wait(MAX_INTERVAL, false), INTERVAL);
+    }
 }

@@ -1,13 +1,17 @@
 //! What becomes of the replicas of a removed node, as the others see it.
 //!
-//! A removed node asks what it may delete ([`departure_task`](super::departure_task)). Who leads a partition answers, after it has
-//! made sure by a ReadIndex that it still does: the replica may go if
+//! A removed node asks what it may delete ([`departure_task`](super::departure_task)). Who leads a partition answers:
+//! the replica may go if
 //!
 //! - the node was removed by somebody, and not given up after a loss,
 //! - it is no member of the partition any more, and no change of the voters is under way,
 //! - what it has is of the present lineage, so nothing was lost since,
-//! - the last comparison of the replicas has left no doubt about which of them is right, and
+//! - no comparison of the replicas is open ([`Compared::is_open`]), and none that is known has found this one wrong, or
+//!   may have while the node was away, and
 //! - every voter answers, and has acknowledged all that the replica has.
+//!
+//! Only if all of that is so, the leader makes sure by a ReadIndex that it still leads, and looks again: that costs the
+//! voters a message each, and a node may wait for weeks.
 //!
 //! All that was ever acknowledged is on a majority of the present voters by then, whatever the removed replica has: the
 //! change that removed it was committed by a majority of those after it, which so had all entries before it. The last
@@ -19,7 +23,7 @@ use std::time::Duration;
 
 use esker_partition::LineageId;
 use esker_partition::command::NodeState;
-use esker_partition::digest::Verdict;
+use esker_partition::digest::Compared;
 use esker_raft::NodeId;
 use esker_raft::engine::Status;
 
@@ -69,11 +73,14 @@ impl Inner {
         if !group.is_serving() {
             return None;
         }
-        let confirmed = tokio::time::timeout(CONFIRM_TIMEOUT, group.read_index()).await;
-        let needed = match confirmed {
-            Ok(Ok(_)) => self.doubt_about(kept).await,
-            _ => Some("no majority has confirmed who leads the partition".to_owned()),
-        };
+        let mut needed = self.needed_now(node, kept).await;
+        if needed.is_none() {
+            let confirmed = tokio::time::timeout(CONFIRM_TIMEOUT, group.read_index()).await;
+            needed = match confirmed {
+                Ok(Ok(_)) => self.needed_now(node, kept).await,
+                _ => Some("no majority has confirmed who leads the partition".to_owned()),
+            };
+        }
         let status = group.details();
         let needed = needed.or_else(|| needed_by(&status, NodeId(node), kept.last));
         Some(Fate {
@@ -87,13 +94,26 @@ impl Inner {
         })
     }
 
+    /// Why a replica is needed, as far as this node knows; the cheapest first.
+    async fn needed_now(&self, node: u64, kept: &KeptReplica) -> Option<String> {
+        let status = self.group(kept.partition).details();
+        if let Some(needed) = needed_by(&status, NodeId(node), kept.last) {
+            return Some(needed);
+        }
+        let digests = &self.replicas.digests;
+        if let Some(compared) = digests.compared(kept.partition)
+            && let Some(doubt) = doubt_of(&compared, kept.last)
+        {
+            return Some(doubt.to_owned());
+        }
+        if digests.was_wrong(kept.partition, node) {
+            return Some("it differs from the others', and is kept as it is".to_owned());
+        }
+        self.doubt_about(kept).await
+    }
+
     /// Why a replica may have what the others do not, whatever their logs have.
     async fn doubt_about(&self, kept: &KeptReplica) -> Option<String> {
-        let compared = self.replicas.digests.compared(kept.partition);
-        if compared.is_some_and(|it| matches!(it.verdict(), Verdict::Undecided)) {
-            let why = "its replicas differ, and it is not known which of them is right";
-            return Some(why.to_owned());
-        }
         let part = self.partition_db(kept.partition).clone();
         let Ok(lineage) = blocking(move || part.lineage()).await else {
             return Some("its lineage cannot be read now".to_owned());
@@ -106,6 +126,19 @@ impl Inner {
             false => Some("something was lost since: its lineage is another one now".to_owned()),
         }
     }
+}
+
+/// Why the last comparison of a partition's replicas does not let one with entries up to `last` go.
+fn doubt_of(compared: &Compared, last: u64) -> Option<&'static str> {
+    // Also if those that have answered last are equal: the one that differs may have been away.
+    if compared.is_open() {
+        return Some("its replicas differ, and it is not known which of them is right");
+    }
+    // Which one it was may have been forgotten since, and that one stops only once it has the entry.
+    (compared.diverged_at > last).then_some(
+        "while the node was away, a replica was found to differ from the others', and it may be this one: it is kept as \
+         it is",
+    )
 }
 
 /// Why a partition still needs the replica of a node with entries up to `last`, if it does. `status` is that of the
@@ -137,6 +170,7 @@ fn needed_by(status: &Status, node: NodeId, last: u64) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use esker_partition::digest::Verdict;
     use esker_raft::engine::{PeerState, PeerStatus};
     use esker_raft::{Lsn, Membership, Role, Term};
 
@@ -206,5 +240,28 @@ mod tests {
         let mut status = led_by_1(&[1, 2], all());
         status.membership.voters_outgoing = vec![NodeId(1), NodeId(7)];
         assert!(needed_by(&status, REMOVED, 1).unwrap().contains("a change"));
+    }
+
+    /// What a partition's last comparison says, as it is stored.
+    fn stored(bytes: &[u8]) -> Compared {
+        prost::Message::decode(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_replica_is_kept_while_a_comparison_is_open_also_if_the_last_answers_are_equal() {
+        let equal = stored(&[]);
+        assert_eq!(doubt_of(&equal, 40), None);
+        // Since the entry 9 it is not known which replica is right.
+        let open = stored(&[7 << 3, 9]);
+        assert_eq!(open.verdict(), Verdict::Equal);
+        assert!(doubt_of(&open, 40).unwrap().contains("it is not known"));
+    }
+
+    #[test]
+    fn a_replica_that_was_away_when_one_was_found_to_differ_is_kept() {
+        // The entry 41 has recorded it.
+        let diverged = stored(&[6 << 3, 41]);
+        assert!(doubt_of(&diverged, 40).unwrap().contains("was away"));
+        assert_eq!(doubt_of(&diverged, 41), None, "it knows that by itself");
     }
 }

@@ -39,6 +39,7 @@ mod files;
 mod identity;
 mod log_place;
 mod membership;
+mod own_names;
 mod removed;
 #[cfg(test)]
 mod tests;

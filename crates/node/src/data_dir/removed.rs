@@ -7,13 +7,13 @@
 //! deleted    only the identity and what is no replica is left
 //! ```
 //!
-//! The file is the tombstone: a directory that has it from `may_go` on is never started again, so what is late for the
-//! old number meets nobody. It is written before the first file is deleted. After a crash in between, the next start
-//! deletes the rest, and nothing opens a part of a replica.
+//! The file is the tombstone: a directory that has it from `deleting` on is never started again. It is written before
+//! the first file is deleted. After a crash in between, the next start deletes the rest, and nothing opens a part of a
+//! replica. A start that finds `may_go` asks the others again: what was true of them then may have ended.
 //!
-//! What is deleted are the log, the database, the local snapshots, and what was sent and fetched. JSON snapshots, a
-//! repository in the data directory and what a recovery has put aside stay: they are not replicas, and may be the only
-//! copy of something.
+//! What is deleted are the log, the database, the local snapshots, and what was sent and fetched, by the names that the
+//! program makes ([`own_names`](super::own_names)). JSON snapshots, a repository in the data directory and what a
+//! recovery has put aside stay: they are not replicas, and may be the only copy of something.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -23,14 +23,12 @@ use serde::{Deserialize, Serialize};
 
 use super::files::{io, or_absent, remove, sync_dir, write_durably};
 use super::identity::now_rfc3339;
+use super::own_names::{IsOwn, REPLICAS, inner_of};
 use super::{DataDir, LockedDir};
 use crate::error::StartError;
 
 /// The file.
 const NAME: &str = "removed.json";
-
-/// What is deleted, in this order.
-const REPLICAS: [&str; 6] = ["db", "checkpoints", "raft", "restore", "scratch", "log"];
 
 /// How far the deletion is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -38,7 +36,7 @@ const REPLICAS: [&str; 6] = ["db", "checkpoints", "raft", "restore", "scratch", 
 pub(crate) enum Stage {
     /// The replicas are kept.
     Noted,
-    /// All partitions have everything without them.
+    /// All partitions had everything without them when they were asked.
     MayGo,
     /// Some of it may be gone.
     Deleting,
@@ -114,8 +112,8 @@ impl Removed {
         }
         self.stage = Stage::Deleting;
         self.write(dir)?;
-        for name in REPLICAS {
-            delete(&dir.join(name))?;
+        for (name, is_own) in REPLICAS {
+            delete(&dir.join(name), is_own, inner_of(name))?;
         }
         sync_dir(dir)?;
         self.stage = Stage::Deleted;
@@ -123,23 +121,27 @@ impl Removed {
     }
 }
 
-/// Deletes a directory with what is in it, or what is in the directory that a link leads to. A directory on which a
-/// disk is mounted stays, and is empty then.
-fn delete(dir: &Path) -> Result<(), StartError> {
+/// Deletes what the program has made in a directory, or in the one that a link leads to, and the directory if nothing
+/// else is in it and no disk is mounted there. `inner` is which names are its own in the directories in it, if not all.
+fn delete(dir: &Path, is_own: IsOwn, inner: Option<IsOwn>) -> Result<(), StartError> {
     let Some(entries) = or_absent(fs::read_dir(dir), dir)? else {
         return Ok(());
     };
     for entry in entries {
         let entry = entry.map_err(io("reading", dir))?;
         let path = entry.path();
-        // Of the file system itself.
-        if entry.file_name() == "lost+found" {
+        if !entry.file_name().to_str().is_some_and(is_own) {
+            tracing::warn!(path = %path.display(), "this is no part of a replica, and is not deleted");
             continue;
         }
         let kind = entry.file_type().map_err(io("looking at", &path))?;
-        let deleted = match kind.is_dir() {
-            true => fs::remove_dir_all(&path),
-            false => fs::remove_file(&path),
+        let deleted = match (kind.is_dir(), inner) {
+            (true, Some(inner)) => {
+                delete(&path, inner, None)?;
+                continue;
+            }
+            (true, None) => fs::remove_dir_all(&path),
+            (false, _) => fs::remove_file(&path),
         };
         match deleted {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(io("deleting", &path)(e)),
@@ -149,7 +151,7 @@ fn delete(dir: &Path) -> Result<(), StartError> {
     match fs::remove_dir(dir) {
         Ok(()) => Ok(()),
         Err(e) => match e.kind() {
-            // A link, a disk that is mounted there, or the directory of its file system.
+            // A link, a disk that is mounted there, or something that is not the program's.
             ErrorKind::NotFound
             | ErrorKind::NotADirectory
             | ErrorKind::ResourceBusy
@@ -246,15 +248,33 @@ mod tests {
     use super::*;
     use crate::data_dir::Identity;
 
+    /// What a node has made.
+    const OWN: [&str; 8] = [
+        "db/CURRENT",
+        "db/000007.sst",
+        "checkpoints/1/lsn_00000000000000000007/000007.sst",
+        "raft/group-1/snap-1/files/000007.sst",
+        "restore/1/lsn_00000000000000000007/000007.sst",
+        "scratch/1-23/db/CURRENT",
+        "log/0000000000000001.raftlog",
+        "log/esker.json",
+    ];
+    /// What is no replica.
+    const OTHERS: [&str; 3] = [
+        "snapshots/inner/file",
+        "damaged/db-1/inner/file",
+        "node.json.old",
+    ];
+
     fn used() -> (tempfile::TempDir, Identity) {
         let dir = tempfile::tempdir().unwrap();
         let identity = Identity::new("c", 2);
         let text = serde_json::to_vec(&identity).unwrap();
         fs::write(dir.path().join("node.json"), text).unwrap();
-        for name in REPLICAS.into_iter().chain(["snapshots", "damaged/db-1"]) {
-            let inner = dir.path().join(name).join("inner");
-            fs::create_dir_all(&inner).unwrap();
-            fs::write(inner.join("file"), "x").unwrap();
+        for path in OWN.into_iter().chain(OTHERS) {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "x").unwrap();
         }
         (dir, identity)
     }
@@ -277,14 +297,10 @@ mod tests {
         let (dir, identity) = used();
         let mut note = removed(&identity, Stage::MayGo);
         note.delete_replicas(dir.path()).unwrap();
-        for name in REPLICAS {
+        for (name, _) in REPLICAS {
             assert!(!dir.path().join(name).exists(), "{name}");
         }
-        for name in [
-            "snapshots/inner/file",
-            "damaged/db-1/inner/file",
-            "node.json",
-        ] {
+        for name in OTHERS.into_iter().chain(["node.json"]) {
             assert!(dir.path().join(name).exists(), "{name}");
         }
         assert_eq!(stage(dir.path()), Some(Stage::Deleted));
@@ -299,7 +315,7 @@ mod tests {
             .write(dir.path())
             .unwrap();
         fs::remove_dir_all(dir.path().join("db")).unwrap();
-        fs::remove_file(dir.path().join("checkpoints/inner/file")).unwrap();
+        fs::remove_file(dir.path().join(OWN[2])).unwrap();
         assert_eq!(stage(dir.path()), Some(Stage::Deleting));
         let locked = LockedDir::open(dir.path()).unwrap();
         let mut found = locked.removed().unwrap().unwrap();
@@ -308,19 +324,53 @@ mod tests {
         assert_eq!(locked.removed().unwrap().unwrap().stage, Stage::Deleted);
     }
 
+    /// As where a disk is mounted at the directory: what a recovery has put aside is below the mount.
     #[test]
-    fn what_a_link_leads_to_is_emptied() {
+    fn what_was_put_aside_below_a_mount_and_what_is_not_the_programs_stays() {
         let (dir, identity) = used();
-        let elsewhere = tempfile::tempdir().unwrap();
-        fs::rename(dir.path().join("log"), elsewhere.path().join("log")).unwrap();
-        std::os::unix::fs::symlink(elsewhere.path().join("log"), dir.path().join("log")).unwrap();
+        let kept = [
+            "log/put-aside-1/0000000000000001.raftlog",
+            "db/put-aside-1/CURRENT",
+            "checkpoints/1/put-aside-1/lsn_00000000000000000003/000003.sst",
+            "checkpoints/put-aside-2/1/lsn_00000000000000000003/000003.sst",
+            "raft/put-aside-1/group-1/snap-1/000003.sst",
+            "log/photos/1.raftlog",
+            "log/backup.log",
+            "db/notes.txt",
+        ];
+        for path in kept {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "x").unwrap();
+        }
         removed(&identity, Stage::MayGo)
             .delete_replicas(dir.path())
             .unwrap();
-        assert_eq!(
-            fs::read_dir(elsewhere.path().join("log")).unwrap().count(),
-            0
-        );
+        for path in kept {
+            assert!(dir.path().join(path).exists(), "{path}");
+        }
+        for path in OWN {
+            assert!(!dir.path().join(path).exists(), "{path}");
+        }
+        assert_eq!(stage(dir.path()), Some(Stage::Deleted));
+    }
+
+    #[test]
+    fn what_a_link_leads_to_loses_the_log_and_nothing_else() {
+        let (dir, identity) = used();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let log = elsewhere.path().join("log");
+        fs::rename(dir.path().join("log"), &log).unwrap();
+        fs::create_dir(log.join("another")).unwrap();
+        fs::write(log.join("another/file"), "x").unwrap();
+        std::os::unix::fs::symlink(&log, dir.path().join("log")).unwrap();
+        removed(&identity, Stage::MayGo)
+            .delete_replicas(dir.path())
+            .unwrap();
+        let left = fs::read_dir(&log).unwrap();
+        let left: Vec<_> = left.map(|it| it.unwrap().file_name()).collect();
+        assert_eq!(left, ["another"]);
+        assert!(log.join("another/file").exists());
     }
 
     #[test]

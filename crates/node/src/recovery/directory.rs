@@ -87,18 +87,14 @@ pub(super) async fn enter(options: &Arc<NodeOptions>) -> Result<Entered, StartEr
     blocking(move || use_dir(&options, locked, begun)).await
 }
 
-/// Refuses the directory of a node that was removed and whose replicas are not needed, and deletes what is left of
-/// them. One that is to go on without the others is not refused as long as it has everything.
+/// Refuses the directory of a node that was removed and whose replicas are gone in part, and deletes what is left of
+/// them. One that has everything is started, also if all others could do without it when they were asked: it asks
+/// again, because they may have lost theirs since.
 fn refuse_removed(locked: &LockedDir) -> Result<(), StartError> {
     let Some(mut removed) = locked.removed()? else {
         return Ok(());
     };
-    let is_kept = match removed.stage {
-        Stage::Noted => true,
-        Stage::MayGo => survivor::is_alone(locked.path())?,
-        Stage::Deleting | Stage::Deleted => false,
-    };
-    if is_kept {
+    if removed.stage < Stage::Deleting {
         return Ok(());
     }
     removed.delete_replicas(locked.path())?;

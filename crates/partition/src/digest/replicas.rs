@@ -314,6 +314,13 @@ impl ReplicaDigests {
         self.with(partition, |replica| replica.compared.back().cloned())?
     }
 
+    /// Whether one of the last comparisons has found the replica of a member wrong.
+    pub fn was_wrong(&self, partition: u64, node: u64) -> bool {
+        let is_wrong = |compared: &Compared| compared.has_wrong_answer_of(node).is_some();
+        self.with(partition, |replica| replica.compared.iter().any(is_wrong))
+            .unwrap_or(false)
+    }
+
     /// Why the replica here is wrong, if a comparison has shown that.
     pub fn divergence(&self, partition: u64) -> Option<Divergence> {
         self.with(partition, |replica| replica.diverged.clone())?

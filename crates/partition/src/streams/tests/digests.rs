@@ -185,6 +185,8 @@ fn a_member_whose_state_differs_finds_that_itself_and_the_others_do_not_mind() {
     assert_eq!(later.verdict(), Verdict::Equal);
     assert_eq!(later.diverged_at, compared.diverged_at);
     for well in [0, 2] {
+        let was_wrong = |node| members[well].digests.was_wrong(PARTITION, node);
+        assert_eq!([1, 2, 3].map(was_wrong), [false, true, false]);
         assert_eq!(members[well].digests.divergence(PARTITION), None);
     }
 }
