@@ -317,7 +317,7 @@ fn a_draining_node_without_a_vote_stays_a_learner_of_the_catalog_alone() {
     let moved = members(&[1, 3, 4], &[]);
     let add = Some(Step::Change(AddLearner(NodeId(2))));
     assert_eq!(next(0, &moved, &[], &drains), add);
-    assert_eq!(next(2, &moved, &[], &drains), None);
+    assert_eq!(next(3, &moved, &[], &drains), None);
     // That is where it ends: it gets no vote.
     let learns = plan(0, &members(&[1, 3, 4], &[2]), &[], &drains);
     assert_eq!((learns.step, learns.waits), (None, None));
