@@ -145,7 +145,7 @@ fn states(check: &ReplicaCheck, name: impl Fn(&u64) -> String) -> String {
     for of in &check.digests {
         let copy = match &of.copy_of {
             None => String::new(),
-            Some(0) => " (a copy)".to_owned(),
+            Some(0) => " (its origin is not known)".to_owned(),
             Some(origin) => format!(" (a copy of {}'s)", name(origin)),
         };
         let same = states.entry(&of.digest).or_default();

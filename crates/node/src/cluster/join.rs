@@ -114,14 +114,23 @@ pub(crate) async fn join(
     }
 }
 
+/// What answers at the address of another node, and shows that the cluster runs, or may run.
+pub(crate) struct Running {
+    /// Where it answers.
+    pub address: String,
+    /// Whether it refuses this node's secret, so that its cluster is not known.
+    pub has_other_secret: bool,
+}
+
 /// The first of these addresses at which a node of a cluster answers, or, if `of` names a cluster, one of that: then the
-/// cluster runs, or a part of it. Whoever else answers is logged: it may be there because an address was used again.
+/// cluster runs, or a part of it. A node with another secret counts as well: this cluster's secret may have been
+/// changed. Whoever else answers is logged: it may be there because an address was used again.
 pub(crate) async fn running(
     options: &ClusterOptions,
     addresses: &[String],
     cluster_name: &str,
     of: Option<ClusterId>,
-) -> Option<String> {
+) -> Option<Running> {
     let claim = Claim {
         // Whoever answers refuses that, and shows who it is.
         cluster: ClusterId::default(),
@@ -138,10 +147,15 @@ pub(crate) async fn running(
                 "what answers at the address of another node is not of this cluster, and does not count"
             );
         }
-        runs(&answering, of).then(|| address.clone())
+        runs(&answering, of).then(|| Running {
+            address: address.clone(),
+            has_other_secret: matches!(answering, Answering::OtherSecret(_)),
+        })
     });
     let answers = futures::future::join_all(asking).await;
-    answers.into_iter().flatten().next()
+    // One of which more is known is named first.
+    let answers = answers.into_iter().flatten();
+    answers.min_by_key(|it| it.has_other_secret)
 }
 
 /// Whether an answer shows that the cluster runs. Where the cluster is not known, any answer does.
@@ -149,6 +163,8 @@ fn runs(answering: &Answering, of: Option<ClusterId>) -> bool {
     match (answering, of) {
         (Answering::Nobody(_), _) => false,
         (Answering::Node(claim), Some(of)) => claim.cluster == of,
+        // It does not show its cluster to whoever has another secret. That may be this one.
+        (Answering::OtherSecret(_), _) => true,
         (Answering::Stranger(_), Some(_)) => false,
         (Answering::Node(_) | Answering::Stranger(_), None) => true,
     }
@@ -163,8 +179,8 @@ fn is_other(answering: &Answering, of: Option<ClusterId>) -> Option<String> {
             "it is node {} of the cluster {}",
             claim.node, claim.cluster
         )),
-        Answering::Stranger(why) => Some(format!("it is no node that takes the secret: {why}")),
-        Answering::Nobody(_) => None,
+        Answering::Stranger(why) => Some(format!("it is no node: {why}")),
+        Answering::OtherSecret(_) | Answering::Nobody(_) => None,
     }
 }
 
@@ -196,18 +212,21 @@ mod tests {
             })
         };
         let own = Some(ClusterId([1; 16]));
-        let stranger = Answering::Stranger("the secret is wrong".to_owned());
+        let stranger = Answering::Stranger("404 Not Found".to_owned());
         let nobody = Answering::Nobody("refused".to_owned());
         assert!(runs(&node(1), own) && is_other(&node(1), own).is_none());
         for (other, says) in [
             (node(2), "node 7 of the cluster"),
-            (stranger.clone(), "wrong"),
+            (stranger.clone(), "404"),
         ] {
             assert!(!runs(&other, own), "{other:?}");
             let why = is_other(&other, own).unwrap();
             assert!(why.contains(says), "{why}");
         }
         assert!(!runs(&nobody, own) && is_other(&nobody, own).is_none());
+        // Its secret may have been changed while this node was down.
+        let hidden = Answering::OtherSecret("the secret is wrong".to_owned());
+        assert!(runs(&hidden, own) && runs(&hidden, None) && is_other(&hidden, own).is_none());
         // A restore knows no cluster yet.
         assert!(runs(&node(2), None) && runs(&stranger, None) && !runs(&nobody, None));
         assert!(is_other(&node(2), None).is_none());

@@ -65,7 +65,7 @@ pub(crate) use divergence::Diverged;
 pub use handle::{
     Cluster, ClusterError, ClusterPartition, ClusterStatus, Leader, Members, NodeStatusOf, Replica,
 };
-pub(crate) use join::{join, running};
+pub(crate) use join::{Running, join, running};
 pub(crate) use members::run;
 pub use options::ClusterOptions;
 pub(crate) use peers::{Peers, cluster_number};

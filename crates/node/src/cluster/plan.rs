@@ -153,7 +153,13 @@ impl Seen<'_> {
         if let Some(gone) = members.learners.iter().copied().find(removed) {
             return Plan::step(Step::Change(MembershipChange::RemovePeer(gone)));
         }
-        let joins = |state| matches!(state, NodeState::Joining | NodeState::Active);
+        // A node that drains and has no vote of the catalog any more stays its learner: it serves clients until it
+        // stops, and needs the catalog for that, such as for their tokens.
+        let joins = |state| match state {
+            NodeState::Joining | NodeState::Active => true,
+            NodeState::Draining => self.partition == 0,
+            NodeState::Removed => false,
+        };
         let missing = nodes.values().find(|node| {
             joins(node.state) && node.id != self.me.0 && !members.contains(NodeId(node.id))
         });

@@ -49,7 +49,7 @@ impl Inner {
             let origin = answer.origin.map_or(0, |origin| origin.node);
             let copied = match origin {
                 own if own == answer.node => String::new(),
-                0 => " (a copy)".to_owned(),
+                0 => " (its origin is not known)".to_owned(),
                 other => format!(" (a copy of {}'s)", name(other)),
             };
             let same = states.entry(&answer.digest).or_default();

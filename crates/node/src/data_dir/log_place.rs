@@ -115,7 +115,15 @@ fn judge(
 ) -> Result<bool, StartError> {
     let log = data_dir.join("log");
     let note: Option<Note> = read(&data_dir.join(NOTE))?;
-    let marker: Option<Marker> = read(&log.join(MARKER))?;
+    let has_log = has_log(&log)?;
+    let marker: Option<Marker> = match read(&log.join(MARKER)) {
+        // It only tells a wrong log from the right one, and a log is there.
+        Err(error) if has_log => {
+            tracing::warn!(%error, "the marker of the log is not used: it cannot be read");
+            None
+        }
+        read => read?,
+    };
     let is_marked = |note: &Note| marker.as_ref().map(|marker| marker.log_id == note.id);
     let elsewhere = |what, remedy| {
         Err(StartError::LogNotMounted {
@@ -124,7 +132,7 @@ fn judge(
             remedy,
         })
     };
-    if has_log(&log)? {
+    if has_log {
         return match note.as_ref().and_then(is_marked) {
             Some(false) => elsewhere(
                 "it has another log than this node's: another disk is mounted there",
@@ -149,7 +157,7 @@ fn judge(
         ),
         (false, true) => elsewhere(
             "it is empty, and a disk is mounted over the directory that had the log",
-            "Unmount the disk, and move the log onto it before it is mounted there. If the log is lost for good, unmount it, and remove the directory",
+            "Unmount the disk, and move the log onto it before it is mounted there. If the log is lost for good, remove log.json from the data directory: then it counts as lost",
         ),
         _ => Ok(true),
     }
@@ -326,6 +334,28 @@ mod tests {
         let error = judge(dir.path(), |_| Err(io::Error::other("the disk"))).unwrap_err();
         assert_eq!(error.code(), "unreadable", "{error}");
         assert!(error.is_unreadable());
+    }
+
+    #[test]
+    fn a_log_whose_marker_cannot_be_read_is_there_and_what_has_no_log_is_not_judged_without_it() {
+        let dir = used(true);
+        let marker = dir.path().join("log").join(MARKER);
+        fs::remove_file(&marker).unwrap();
+        // A directory cannot be read as a file.
+        fs::create_dir(&marker).unwrap();
+        assert_eq!(judged(dir.path(), true), Ok(false));
+        fs::remove_file(dir.path().join("log/1.raftlog")).unwrap();
+        assert_eq!(judged(dir.path(), true), Err("unreadable"));
+    }
+
+    #[test]
+    fn what_is_mounted_over_a_lost_log_counts_once_the_note_is_removed() {
+        let dir = used(false);
+        lose(dir.path());
+        let error = judge(dir.path(), |_| Ok(true)).unwrap_err();
+        assert!(error.to_string().contains("remove log.json"), "{error}");
+        fs::remove_file(dir.path().join(NOTE)).unwrap();
+        assert_eq!(judged(dir.path(), true), Ok(true));
     }
 
     #[test]

@@ -381,6 +381,16 @@ pub enum StartError {
         /// The node that has answered.
         address: String,
     },
+    /// The other nodes are given up, and a node that has another secret answers at the address of one of them.
+    #[error(
+        "{dir} has recover.json, so this node is to go on without the other nodes of its cluster, and a node that refuses the secret of this one answers at {address}. If it is of this cluster, whose secret was changed while this node was down, two histories would begin from one: give this node that secret (`cluster.secret-file`), remove recover.json, and start again. If it is of another cluster, take its address out of `cluster.join`; if that does not name it, an earlier node of this cluster had the address: stop what has it now, or keep this node from reaching it, for this one start. Nothing was changed"
+    )]
+    OthersMayRun {
+        /// The data directory.
+        dir: PathBuf,
+        /// Where it has answered.
+        address: String,
+    },
     /// A node is to go on without others, and its replicas have diverged.
     #[error(
         "{dir}: the replica of {list} is known to differ from what the other nodes had (diverged.json): it would be the only one that is left. Go on with another node: `esker cluster recover` there. If this is the last one, `esker cluster recover --accept-diverged` takes what the repository and the log have of {list}, and only where that is not all, the replica as it is. Nothing was changed",
@@ -508,7 +518,9 @@ impl StartError {
             StartError::NodeRemoved { .. } => "node_removed",
             StartError::NoPeers { .. } => "no_peers",
             StartError::PeersNotHeard { .. } => "peers_not_heard",
-            StartError::ClusterRuns { .. } | StartError::OthersRun { .. } => "cluster_runs",
+            StartError::ClusterRuns { .. }
+            | StartError::OthersRun { .. }
+            | StartError::OthersMayRun { .. } => "cluster_runs",
             StartError::Diverged { .. } => "diverged_replicas",
             StartError::JoinUnsupported => "join_unsupported",
             StartError::PeerListen { .. } => "peer_listen",

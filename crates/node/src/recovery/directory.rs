@@ -227,10 +227,12 @@ async fn begin(options: &Arc<NodeOptions>, locked: &mut LockedDir) -> Result<Beg
         Some(Bootstrap::Restore) => {
             if plan.is_none()
                 && let Some(cluster) = cluster
-                && let Some(address) =
+                && let Some(found) =
                     running(cluster, &cluster.join, &options.cluster_name, None).await
             {
-                return Err(StartError::ClusterRuns { address });
+                return Err(StartError::ClusterRuns {
+                    address: found.address,
+                });
             }
             identity = Some(restored_identity(options, &archive, locked).await?);
             let everything = Plan {

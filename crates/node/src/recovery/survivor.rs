@@ -31,7 +31,7 @@ use super::inspect::copy_in;
 use super::lineage_after_log::forked;
 use super::search::{RecoverySource, Search};
 use crate::blocking::blocking;
-use crate::cluster::{ClusterOptions, Diverged, cluster_number, running};
+use crate::cluster::{ClusterOptions, Diverged, Running, cluster_number, running};
 use crate::data_dir::{LockedDir, Stage, now_rfc3339, sync_dir, write_durably};
 use crate::error::StartError;
 
@@ -144,12 +144,15 @@ pub(super) async fn none_answers(
 ) -> Result<(), StartError> {
     let of = cluster_id.map(cluster_number);
     let answering = running(cluster, &cluster.join, cluster_name, of).await;
-    answering.map_or(Ok(()), |address| {
-        Err(StartError::OthersRun {
-            dir: data_dir.to_owned(),
-            address,
-        })
-    })
+    answering.map_or(Ok(()), |found| Err(others_run(data_dir, found)))
+}
+
+fn others_run(data_dir: &Path, found: Running) -> StartError {
+    let (dir, address) = (data_dir.to_owned(), found.address);
+    match found.has_other_secret {
+        true => StartError::OthersMayRun { dir, address },
+        false => StartError::OthersRun { dir, address },
+    }
 }
 
 /// Checks that none of the other nodes runs that the catalog here has. Without a catalog or settings of a cluster,
@@ -174,12 +177,7 @@ pub(super) async fn none_runs(cx: &Context, facts: &Facts) -> Result<(), StartEr
     let identity = &cx.data_dir.identity;
     let of = Some(cluster_number(&identity.cluster_id));
     let answering = running(cluster, &addresses, &identity.cluster_name, of).await;
-    answering.map_or(Ok(()), |address| {
-        Err(StartError::OthersRun {
-            dir: cx.data_dir.path().to_owned(),
-            address,
-        })
-    })
+    answering.map_or(Ok(()), |found| Err(others_run(cx.data_dir.path(), found)))
 }
 
 /// The node serves alone: the decision has had its effect.

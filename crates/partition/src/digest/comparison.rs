@@ -11,6 +11,11 @@
 //! - what they have is right ([`Compared::right`]): whatever differs later has come about later, in one of them, or
 //! - all members have it: there is no other state that could be the right one.
 //!
+//! What an earlier build has left has no known origins. If all voters have answered and no origin is known, every answer
+//! counts, as in those builds: a cluster that was upgraded is protected as before, until a comparison has decided and
+//! the replicas that are right count as their own work. Once an origin is known, or an operator has named a replica, an
+//! unknown one counts as nothing.
+//!
 //! Answers that differ and decide nothing leave the comparison *open*, until a later one decides, or an operator says
 //! which replica is right ([`TrustReplica`]). From then on the digest of that one needs no independent second one, but
 //! still those of more than half of the voters.
@@ -170,9 +175,21 @@ impl Compared {
             if have.len() < 2 || voters().count() <= most {
                 return false;
             }
-            let are_independent = || origins(have.iter().copied()) >= 2 && origins(voters()) > most;
-            !self.has_origins || self.are_trusted(&have) || are_independent()
+            if !self.has_origins || self.has_no_known_origins(members) || self.are_trusted(&have) {
+                return true;
+            }
+            origins(have.iter().copied()) >= 2 && origins(voters()) > most
         })
+    }
+
+    /// Whether all voters have answered, as members of a cluster that was just upgraded do: with no origin that is
+    /// known.
+    fn has_no_known_origins(&self, members: &Membership) -> bool {
+        let has_answered = |node: &NodeId| self.answers.iter().any(|it| it.node == node.0);
+        let is_unknown = |it: &ComparedMember| it.origin.is_none_or(|origin| origin.node == 0);
+        self.trusted.is_none()
+            && members.voters.iter().all(has_answered)
+            && self.answers.iter().all(is_unknown)
     }
 
     /// Whether one of these answers is that of the replica which an operator takes for the right one.

@@ -411,7 +411,7 @@ impl FileWriter {
         let (blocks, tail) = rest.split_at(covered.len());
         match direct.write_all(at, blocks) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            Err(error) if direct::is_refusal(&error) => {
                 self.direct = None;
                 return Ok(None);
             }

@@ -16,6 +16,8 @@ use crate::transfer::Checksum;
 struct Heard {
     messages: Mutex<Vec<Envelope>>,
     unreachable: Mutex<Vec<NodeId>>,
+    /// The names of the threads that have noted such nodes.
+    noted_by: Mutex<Vec<Option<String>>>,
     /// Receiving waits while this is held.
     gate: Mutex<()>,
 }
@@ -32,6 +34,8 @@ impl Inbox for Heard {
     }
 
     fn unreachable(&self, node: NodeId) {
+        let thread = std::thread::current();
+        (self.noted_by.lock()).push(thread.name().map(str::to_owned));
         self.unreachable.lock().push(node);
     }
 }
@@ -231,6 +235,24 @@ mod grpc {
         let heard_three = started(&three);
         one.set_peer(NodeId(3), three.address().to_string());
         send_until(&heard_three, &one, 3);
+    }
+
+    /// What it does there may take long, and messages to all other nodes would wait for it.
+    #[test]
+    fn the_thread_that_sends_messages_does_not_handle_an_absent_peer() {
+        let one = transport(None);
+        let heard = started(&one);
+        // Nobody listens there any more. Whoever takes the port meanwhile is no node either.
+        let gone = transport(None);
+        one.set_peer(NodeId(3), gone.address().to_string());
+        drop(gone);
+        wait_for("it is noted that the peer is unreachable", || {
+            one.send(numbered(3, 1));
+            !heard.unreachable.lock().is_empty()
+        });
+        let threads = heard.noted_by.lock();
+        let is_receiving = |thread: &Option<String>| thread.as_deref() == Some("raft-net");
+        assert!(threads.iter().all(is_receiving), "{threads:?}");
     }
 
     #[test]

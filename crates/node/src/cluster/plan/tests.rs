@@ -312,6 +312,23 @@ fn a_draining_node_gives_its_leaderships_away_and_its_vote_to_another_one_in_one
 }
 
 #[test]
+fn a_draining_node_without_a_vote_stays_a_learner_of_the_catalog_alone() {
+    let drains = nodes(&[(1, Active), (2, Draining), (3, Active), (4, Active)]);
+    let moved = members(&[1, 3, 4], &[]);
+    let add = Some(Step::Change(AddLearner(NodeId(2))));
+    assert_eq!(next(0, &moved, &[], &drains), add);
+    assert_eq!(next(3, &moved, &[], &drains), None);
+    // That is where it ends: it gets no vote.
+    let learns = plan(0, &members(&[1, 3, 4], &[2]), &[], &drains);
+    assert_eq!((learns.step, learns.waits), (None, None));
+    // Once it is removed, it is not even that.
+    let removed = nodes(&[(1, Active), (2, Removed), (3, Active), (4, Active)]);
+    let remove = Some(Step::Change(RemovePeer(NodeId(2))));
+    assert_eq!(next(0, &members(&[1, 3, 4], &[2]), &[], &removed), remove);
+    assert_eq!(next(0, &moved, &[], &removed), None);
+}
+
+#[test]
 fn a_draining_node_keeps_its_vote_where_no_other_one_can_take_it() {
     let drains = nodes(&[(1, Active), (2, Active), (3, Draining)]);
     let three = members(&[1, 2, 3], &[]);

@@ -61,8 +61,8 @@ impl DirectFile {
     ///
     /// # Errors
     ///
-    /// Those of the disk. `InvalidInput` if the file system refuses direct writes of this file: some do so only
-    /// here. A part of the bytes may be written then.
+    /// Those of the disk; or the file system refuses direct writes of this file ([`is_refusal`]): some do so only here.
+    /// A part of the bytes may be written then.
     pub(super) fn write_all(&mut self, mut offset: u64, bytes: &[u8]) -> io::Result<()> {
         if self.buffer.is_empty() {
             self.buffer = vec![0; BUFFER + BLOCK];
@@ -80,9 +80,28 @@ impl DirectFile {
     }
 }
 
+/// Whether a direct write has failed because the file system does not have such writes: the same bytes can be written
+/// as usual.
+pub(super) fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, Unsupported};
+    matches!(error.kind(), InvalidInput | Unsupported)
+        || error.raw_os_error() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_file_system_without_direct_writes_refuses_one() {
+        use rustix::io::Errno;
+        for refusal in [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS] {
+            assert!(is_refusal(&refusal.into()), "{refusal}");
+        }
+        for failure in [Errno::IO, Errno::NOSPC, Errno::DQUOT, Errno::ROFS] {
+            assert!(!is_refusal(&failure.into()), "{failure}");
+        }
+    }
 
     #[test]
     fn blocks_that_a_write_covers_completely_are_found() {
@@ -109,7 +128,7 @@ mod tests {
         let bytes: Vec<u8> = (0..2 * BUFFER + BLOCK).map(|i| (i / 7) as u8).collect();
         match direct.write_all(BLOCK as u64, &bytes) {
             // Not on this file system.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
+            Err(error) if is_refusal(&error) => return,
             other => other.unwrap(),
         }
         let read = std::fs::read(&path).unwrap();

@@ -49,7 +49,10 @@ pub(super) enum NotTheNode {
 pub enum Answering {
     /// A node, which has this claim.
     Node(Claim),
-    /// Whoever answers has not shown to be a node that takes this node's secret; with what it answers.
+    /// A node, or what stands in front of one, that refuses this node's secret; with what it answers. Which cluster it
+    /// belongs to is not shown to whoever does not have its secret.
+    OtherSecret(String),
+    /// Whoever answers has not shown to be a node; with what it answers.
     Stranger(String),
     /// There was no answer.
     Nobody(String),
@@ -68,10 +71,13 @@ pub(super) async fn identify(channel: &mut Channel, credentials: &Credentials) -
     };
     match Claim::take_from(answer.headers_mut()) {
         Ok(claim) => Answering::Node(claim),
-        Err(_) => Answering::Stranger(match Status::from_header_map(answer.headers()) {
-            Some(status) => status.message().to_owned(),
-            None => answer.status().to_string(),
-        }),
+        Err(_) => match Status::from_header_map(answer.headers()) {
+            Some(status) if status.code() == Code::Unauthenticated => {
+                Answering::OtherSecret(status.message().to_owned())
+            }
+            Some(status) => Answering::Stranger(status.message().to_owned()),
+            None => Answering::Stranger(answer.status().to_string()),
+        },
     }
 }
 

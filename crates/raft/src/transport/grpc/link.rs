@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::Stream;
 use http::uri::PathAndQuery;
 use parking_lot::Mutex;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tonic::metadata::MetadataMap;
@@ -49,6 +49,9 @@ pub(super) struct Opening {
     pub whereabouts: Whereabouts,
     pub tls: Option<Arc<Tls>>,
     pub inbox: Weak<dyn Inbox>,
+    /// Where the inbox learns that the peer is unreachable. That may take as long as the work of all groups, while the
+    /// thread of the link has messages of others to send.
+    pub receiving: Handle,
 }
 
 /// Ends when its last clone is dropped.
@@ -149,9 +152,16 @@ async fn run(
                 );
             }
         }
-        match opening.inbox.upgrade() {
-            Some(inbox) => inbox.unreachable(opening.node),
-            None => return,
+        let Some(inbox) = opening.inbox.upgrade() else {
+            return;
+        };
+        let node = opening.node;
+        let noted = opening
+            .receiving
+            .spawn(async move { inbox.unreachable(node) });
+        // One at a time. It fails only if the transport stops.
+        if noted.await.is_err() {
+            return;
         }
         // Messages that come during the pause would be outdated on arrival: they are dropped.
         let over = tokio::time::sleep(pause);

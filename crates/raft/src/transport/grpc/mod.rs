@@ -395,6 +395,7 @@ impl GrpcTransport {
                     whereabouts: self.whereabouts.clone(),
                     tls: self.tls.clone(),
                     inbox: running.inbox.clone(),
+                    receiving: running.runtime.handle().clone(),
                 };
                 Link::open(runtime, opening, address, queued)
             };

@@ -189,7 +189,7 @@ fn only_a_node_of_the_same_cluster_refuses_in_its_name() {
             let wrong = config(1, "other", None);
             let answers = identify(&address, &wrong).await;
             assert!(
-                matches!(&answers, Answering::Stranger(why) if why.contains("secret")),
+                matches!(&answers, Answering::OtherSecret(why) if why.contains("secret")),
                 "{answers:?}"
             );
         });

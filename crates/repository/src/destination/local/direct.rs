@@ -28,11 +28,19 @@ pub(super) fn write_part(temp: &TempFile, at: u64, data: &PutPayload) -> io::Res
     if let Some(file) = file {
         match write_blocks(&file, &temp.file, at, data) {
             // Some file systems refuse only the write.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+            Err(error) if is_refusal(&error) => {}
             other => return other,
         }
     }
     write_cached(&temp.file, at, data)
+}
+
+/// Whether a direct write has failed because the file system does not have such writes: the same bytes can be written
+/// as usual.
+fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, Unsupported};
+    matches!(error.kind(), InvalidInput | Unsupported)
+        || error.raw_os_error() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error())
 }
 
 #[cfg(target_os = "linux")]
@@ -87,6 +95,17 @@ mod tests {
     use super::super::scratch;
     use super::super::tree::Tree;
     use super::*;
+
+    #[test]
+    fn only_a_file_system_without_direct_writes_refuses_one() {
+        use rustix::io::Errno;
+        for refusal in [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS] {
+            assert!(is_refusal(&refusal.into()), "{refusal}");
+        }
+        for failure in [Errno::IO, Errno::NOSPC, Errno::DQUOT, Errno::ROFS] {
+            assert!(!is_refusal(&failure.into()), "{failure}");
+        }
+    }
 
     #[test]
     fn parts_of_any_size_and_place_are_in_the_file() {
