@@ -13,7 +13,6 @@ use super::peers::Peers;
 use super::wire::{GROUPS, GroupsOf};
 use crate::blocking::blocking;
 use crate::core::Inner;
-use crate::node::Node;
 use crate::problem::Problem;
 
 /// How often replicas that have diverged, and transfers, are looked at.
@@ -75,13 +74,13 @@ impl Inner {
     }
 }
 
-impl Node {
+impl Inner {
     /// The partitions whose replicas differ without it being known which is right. They are served meanwhile; once it is
     /// known, the wrong ones stop.
-    pub fn undecided_replicas(&self) -> Vec<Problem> {
-        let groups = self.inner.groups().map(|group| group.id().0);
+    pub(crate) fn undecided_replicas(&self) -> Vec<Problem> {
+        let groups = self.groups().map(|group| group.id().0);
         let of = |partition| {
-            let what = self.inner.undecided(partition)?;
+            let what = self.undecided(partition)?;
             Some(Problem {
                 code: "replicas_differ",
                 partitions: vec![partition],

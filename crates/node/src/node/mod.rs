@@ -53,6 +53,12 @@ pub struct Node {
 }
 
 impl Node {
+    /// The partitions whose replicas differ without it being known which is right. They are served meanwhile; once it is
+    /// known, the wrong ones stop.
+    pub fn undecided_replicas(&self) -> Vec<crate::Problem> {
+        self.inner.undecided_replicas()
+    }
+
     /// Recovers the data directory and starts everything; returns when every partition serves.
     pub async fn start(options: NodeOptions) -> Result<Node, StartError> {
         counters::register();

@@ -16,7 +16,6 @@ use s2_api::v1::stream::{AppendConditionFailed, AppendInputStreamError, TailResp
 use s2_common::ValidationError;
 use s2_common::http::extract::HeaderRejection;
 
-use super::hidden_prefix::NamesStream;
 use super::series::session_ended;
 use crate::answers::Exhausted;
 use crate::auth::{self, AccessError};
@@ -148,6 +147,10 @@ pub const CODES: &[(ErrorCode, &str, &str)] = &[
         "Try again.",
     ),
 ];
+
+/// Marks an answer that names a stream: the error that was answered.
+#[derive(Clone)]
+pub(super) struct NamesStream(pub(super) Error);
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]

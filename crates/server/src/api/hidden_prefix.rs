@@ -7,14 +7,10 @@
 use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use esker_node::Error;
 
 use super::ServiceError;
+use super::error::NamesStream;
 use crate::auth::Access;
-
-/// Marks an answer that names a stream: the error that was answered.
-#[derive(Clone)]
-pub(super) struct NamesStream(pub(super) Error);
 
 /// Answers an error that names a stream without the prefix of the sender's token.
 pub(super) async fn hide(request: Request, next: Next) -> Response {
