@@ -98,6 +98,18 @@ impl Connection {
         }
     }
 
+    /// Deletes a stream.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses it.
+    pub async fn delete_stream(&self, name: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Sdk(connection) => connection.delete_stream(name).await,
+            Self::Wire(connection) => connection.delete_stream(name).await,
+        }
+    }
+
     /// A handle on a stream, which need not exist.
     ///
     /// # Errors

@@ -8,9 +8,9 @@ use s2_sdk::{
     S2, S2Basin, S2Stream,
     append_session::{AppendSessionConfig, BatchSubmitTicket},
     types::{
-        AppendInput, BasinName, CreateBasinInput, CreateStreamInput, ReadFrom, ReadInput,
-        ReadLimits, ReadSessionConfig, ReadStart, ReadStop, RetryConfig, S2Config, S2Endpoints,
-        StreamName,
+        AppendInput, BasinName, CreateBasinInput, CreateStreamInput, DeleteStreamInput, ReadFrom,
+        ReadInput, ReadLimits, ReadSessionConfig, ReadStart, ReadStop, RetryConfig, S2Config,
+        S2Endpoints, StreamName,
     },
 };
 
@@ -59,6 +59,12 @@ impl Connection {
         Ok(Self {
             basin: client(url, REQUEST_TIMEOUT)?.basin(basin.parse()?),
         })
+    }
+
+    pub async fn delete_stream(&self, name: &str) -> anyhow::Result<()> {
+        let input = DeleteStreamInput::new(name.parse::<StreamName>()?);
+        self.basin.delete_stream(input).await?;
+        Ok(())
     }
 
     pub async fn create_stream(&self, name: &str) -> anyhow::Result<()> {

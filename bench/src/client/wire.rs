@@ -135,6 +135,16 @@ impl Connection {
         Ok(())
     }
 
+    pub async fn delete_stream(&self, name: &str) -> anyhow::Result<()> {
+        let request = self
+            .request(Method::DELETE, &format!("/v1/streams/{name}"))
+            .body(Either::Left(Full::new(Bytes::new())))?;
+        unary(&self.sender, request)
+            .await
+            .with_context(|| format!("cannot delete the stream {name}"))?;
+        Ok(())
+    }
+
     pub fn stream(&self, name: &str) -> Stream {
         Stream {
             connection: Self {

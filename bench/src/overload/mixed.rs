@@ -43,12 +43,13 @@ pub(super) async fn measure(setup: &Setup, seconds: u64) -> anyhow::Result<Vec<O
             clients.spawn(async move {
                 let mut round = 0;
                 while !ends.load(Ordering::Relaxed) {
-                    let name = format!("mixed-{kind:?}-{number}-{}", round % 100).to_lowercase();
+                    let name = format!("mixed-{kind:?}-{number}-{round}").to_lowercase();
                     let connection = connect(&server).await?;
-                    // It may be there from a hundred rounds before.
-                    let _ = connection.create_stream(&name).await;
+                    connection.create_stream(&name).await?;
                     let stream = connection.stream(&name)?;
                     kind.round(&stream, &ends, &done).await?;
+                    // The disk has to last: what an hour appends is more than many have free.
+                    connection.delete_stream(&name).await?;
                     round += 1;
                 }
                 anyhow::Ok(())
