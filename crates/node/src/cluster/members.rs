@@ -81,7 +81,7 @@ async fn keep_registered(inner: &Arc<Inner>, peers: &Peers) {
         if let Err(CallError::Unavailable(why) | CallError::Stranger(why)) = &registered {
             tracing::debug!(why, "a registration with the cluster had no effect");
         }
-        peers.note_answer(&registered, inner.is_registered());
+        peers.note_answer(&registered, peers.is_known(&inner.catalog_reader.nodes()));
         register_at = Instant::now() + RETRY_INTERVAL;
     }
 }

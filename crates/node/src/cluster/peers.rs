@@ -101,9 +101,9 @@ impl Peers {
     }
 
     /// Notes what the cluster has answered to the last registration.
-    pub fn note_answer(&self, answer: &Result<(), CallError>, is_registered: bool) {
+    pub fn note_answer(&self, answer: &Result<(), CallError>, is_known: bool) {
         let mut registration = self.registration.lock();
-        registration.note_answer(answer, is_registered);
+        registration.note_answer(answer, is_known);
     }
 
     /// Notes whether this node is registered, and logs if it has not been for long.
@@ -186,6 +186,13 @@ impl Peers {
                 && node.reads_format == mine.reads_format
                 && node.incarnations.last() == Some(&incarnation)
         })
+    }
+
+    /// Whether the catalog has this node, as it is now or as it was before it started.
+    pub fn is_known(&self, nodes: &Nodes) -> bool {
+        nodes
+            .get(&self.me)
+            .is_some_and(|node| node.state != NodeState::Removed)
     }
 
     /// Takes the nodes that the catalog has: addresses are set, and removed nodes are disconnected once they are

@@ -7,8 +7,8 @@
 //!   they are asked,
 //! - and while the cluster refuses it: only another answer lifts a refusal.
 //!
-//! A node that is refused serves nothing in the name of the cluster. So of a registered node only a refusal by a node of
-//! its own cluster counts: at an address that the catalog or `cluster.join` has, another cluster may be by now, or a node
+//! A node that is refused serves nothing in the name of the cluster. So of a node that the catalog has, as it is or as it
+//! was before it started, only a refusal by a node of its own cluster counts: at an address that the catalog or `cluster.join` has, another cluster may be by now, or a node
 //! with another secret, and what those answer is no reason to leave.
 
 use std::time::{Duration, Instant};
@@ -57,12 +57,12 @@ struct Missing {
 }
 
 impl Registration {
-    /// Takes the last answer.
-    pub fn note_answer(&mut self, answer: &Result<(), CallError>, is_registered: bool) {
+    /// Takes the last answer. `is_known` is whether the catalog has this node.
+    pub fn note_answer(&mut self, answer: &Result<(), CallError>, is_known: bool) {
         let refusal = match answer {
             Err(CallError::Refused(why)) => Some(why),
-            // A node that is about to register has nobody else to tell it what is wrong.
-            Err(CallError::Stranger(why)) if !is_registered => Some(why),
+            // A node that registers for the first time has nobody else to tell it what is wrong.
+            Err(CallError::Stranger(why)) if !is_known => Some(why),
             _ => None,
         };
         if let Some(why) = refusal
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registered_node_is_refused_by_its_own_cluster_alone() {
+    fn a_node_that_the_catalog_has_is_refused_by_its_own_cluster_alone() {
         let mut registration = Registration::default();
         registration.note_answer(&stranger(), true);
         assert_eq!(registration.refusal(), None);

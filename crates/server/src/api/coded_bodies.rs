@@ -334,14 +334,15 @@ mod tests {
         assert_eq!(bodies.held(), 0);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn whoever_waits_for_memory_keeps_no_place_from_others() {
+        const WAITING: usize = 2 * MAX_DECODING;
         let bodies = Bodies::new(4 * MOST, MOST, TURN_TIMEOUT);
         let client = |principal| Client {
             principal,
             connection: 0,
         };
-        // One principal has all of what it may have, and another the rest and the reserve.
+        // Others have nearly all that is shared, each what it may have.
         let full: Vec<_> = (1..=3)
             .map(|principal| {
                 let mut kept = bodies.kept(client(principal));
@@ -352,23 +353,28 @@ mod tests {
             .collect();
         let shared = CodedBodies::new(bodies.clone(), MOST);
         let coded = Bytes::from(gzip(&vec![7; MOST]).await);
-        let waiting: Vec<_> = (0..2 * MAX_DECODING)
+        let (release, released) = tokio::sync::watch::channel(false);
+        let requests: Vec<_> = (0..WAITING)
             .map(|_| {
                 let (shared, coded, bodies) = (shared.clone(), coded.clone(), bodies.clone());
+                let mut released = released.clone();
                 tokio::spawn(async move {
                     let holds = Holds::of(&Request::new(Body::empty()), &bodies);
                     let decoded = shared.decode(Coding::Gzip, coded, &holds, client(4)).await;
+                    // It is answered later.
+                    released.wait_for(|released| *released).await.unwrap();
                     decoded.map(|decoded| decoded.unwrap().len())
                 })
             })
             .collect();
-        while bodies.waiting() < 2 * MAX_DECODING - 1 {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        // One has the reserve.
+        while bodies.waiting() < WAITING - 1 || shared.places.available_permits() < MAX_DECODING {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        assert_eq!(shared.places.available_permits(), MAX_DECODING);
+        release.send_replace(true);
         drop(full);
-        for waiting in waiting {
-            assert_eq!(waiting.await.unwrap(), Ok(MOST));
+        for request in requests {
+            assert_eq!(request.await.unwrap(), Ok(MOST));
         }
         assert_eq!(bodies.held(), 0);
     }
