@@ -106,6 +106,17 @@ async fn the_only_node_that_votes_drains_onto_the_one_that_has_joined_and_is_rem
         (ask(1, "remove").await?.status == 200).then_some(())
     })
     .await;
+    // It votes until then.
+    let new = number_of(&nodes.data(1));
+    eventually("no partition counts on the old one's vote", async || {
+        let shown = nodes.shown(1).await?;
+        let mut partitions = shown["partitions"].as_array()?.iter();
+        let alone = |it: &Value| {
+            it["members"]["voters"] == json!([new]) && it["members"]["voters_before"] == json!([])
+        };
+        partitions.all(alone).then_some(())
+    })
+    .await;
     nodes.servers[0].kill();
     nodes.append(1, "b").await;
     nodes.have(1, &["a", "b"]).await;
