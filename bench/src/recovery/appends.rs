@@ -24,7 +24,7 @@ enum Snapshots {
 }
 
 pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
-    let (setup, _store) = bench.place("appends").await?;
+    let (setup, _store) = bench.place_with_yielding_store("appends").await?;
     let setup = setup.with([
         "partitions=1",
         "snapshots.num-retained=3",
@@ -35,9 +35,15 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     let phase = Duration::from_secs(if bench.run.quick { 3 } else { 15 });
     let large = Batches::new(64, 1024, 21)?;
     let small = Arc::new(Batches::new(1, 256, 22)?);
-    let (server, _) = setup.start(&[]).await?;
+    let loading = setup.with(["snapshots.snapshot-interval=5s"]);
+    let (server, _) = loading.start(&[]).await?;
     let streams = Streams::create(&server.url(), STREAMS).await?;
     streams.append(&large, 0..mib * 16).await?;
+    // Otherwise the first phase with incremental snapshots would upload the whole partition.
+    let loaded = (mib << 20) as f64;
+    server
+        .wait(BYTES, Duration::from_secs(300), |bytes| bytes >= loaded)
+        .await?;
     server.settle(Duration::from_secs(30)).await;
     server.kill();
 
@@ -123,7 +129,8 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
              percentiles. In phases with snapshots the interval is 100 ms, so that they follow each \
              other: with incremental ones nearly all of the time is checkpoints, with full ones the \
              upload of the whole partition. The store, which takes what is uploaded, uses the same \
-             two cores and the same disk.",
+             two cores and the same disk, with a lower priority than the server. What an upload has \
+             sent counts once its snapshot is complete.",
             phase.as_secs(),
             bench.run.runs
         ),

@@ -27,6 +27,7 @@ use std::{
 use anyhow::Context as _;
 use bench_harness::{Figures, PartArgs, Run, machine::quiet, page::Page};
 use clap::ValueEnum;
+use esker_raft::priority::{DiskPriority, lower_priority};
 use subject::Setup;
 use testkit_s3::{S3Server, objects::Objects};
 
@@ -88,16 +89,47 @@ struct Bench {
 impl Bench {
     /// A new data directory, and a store for it.
     async fn place(&self, name: &str) -> anyhow::Result<(Setup, S3Server<Objects>)> {
+        let base = self.base(name)?;
+        let store = S3Server::on_disk(base.join("store")).await?;
+        Ok(self.with_store(&base, store))
+    }
+
+    /// The same with a store that gives way to the server: as a rule it is another machine, and takes no processor
+    /// from those who append.
+    async fn place_with_yielding_store(
+        &self,
+        name: &str,
+    ) -> anyhow::Result<(Setup, S3Server<Objects>)> {
+        let base = self.base(name)?;
+        let serve = S3Server::on_disk(base.join("store"));
+        let store = low_priority_runtime()?.spawn(serve).await??;
+        Ok(self.with_store(&base, store))
+    }
+
+    fn base(&self, name: &str) -> anyhow::Result<PathBuf> {
         let base = self.run.scratch.join(name);
         fs::create_dir_all(base.join("store"))?;
-        let store = S3Server::on_disk(base.join("store")).await?;
+        Ok(base)
+    }
+
+    fn with_store(&self, base: &Path, store: S3Server<Objects>) -> (Setup, S3Server<Objects>) {
         let setup = Setup {
             program: self.program.clone(),
             data: base.join("data"),
             settings: store.settings(),
         };
-        Ok((setup, store))
+        (setup, store)
     }
+}
+
+/// A runtime for a store. It runs until the program ends, because a runtime cannot be dropped within another one.
+fn low_priority_runtime() -> anyhow::Result<&'static tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .on_thread_start(|| lower_priority(DiskPriority::Lowest))
+        .enable_all()
+        .build()?;
+    Ok(Box::leak(Box::new(runtime)))
 }
 
 /// Measures, prints, and writes the page.

@@ -262,6 +262,19 @@ impl LogKeeper {
         }
     }
 
+    /// Requests local snapshots of the partitions whose log has entries that the repository covers. A member that
+    /// follows puts nothing into the repository, so nothing else makes it take one before appends are taken again.
+    fn release_archived(&mut self, inner: &Inner, in_need: bool) {
+        for (partition, one) in (0..).zip(&mut self.watched) {
+            let kept_from = inner.snapshots.known[partition].lock().log_kept_from();
+            let status = one.group.status();
+            // A damaged partition may be recovered from an older copy, which needs the entries.
+            if !one.is_damaged && status.floor < status.applied.min(Lsn(kept_from)) {
+                one.ask_for_snapshot(in_need);
+            }
+        }
+    }
+
     /// Acts on a log that exceeds its bound: it is no longer kept for archived snapshots, or appends are
     /// refused.
     fn keep_within_bound(&mut self, inner: &Inner, log_bytes: u64) {
@@ -289,10 +302,14 @@ impl LogKeeper {
             past_archived: false,
         });
         let is_due = is_first || in_need || over.trimmed.elapsed() >= TRIM_INTERVAL;
-        if refuses || !is_due {
+        if !is_due {
             return;
         }
         over.trimmed = now;
+        if refuses {
+            self.release_archived(inner, in_need);
+            return;
+        }
         // First it is trimmed up to the newest archived snapshot, and a new one is about to be put; if that
         // is not enough, as far as the local ones allow.
         let timeout = match in_need {
@@ -308,7 +325,7 @@ impl LogKeeper {
                 continue;
             }
             let known = inner.snapshots.known[partition].lock();
-            let archived = known.newest().map_or(0, |n| n.lsn);
+            let archived = known.archived_up_to();
             let past_archived = past_archived || known.failure.is_some();
             drop(known);
             let status = one.group.status();

@@ -164,6 +164,14 @@ async fn a_node_at_the_address_of_one_that_is_gone_says_what_to_do_and_its_log_k
         what.is_empty().then_some(())
     })
     .await;
-    // When appends are taken again is not promised: see the guide.
     nodes.put_snapshots().await;
+    eventually("appends are taken again", async || {
+        for stream in STREAMS {
+            if append(stream).await != 200 {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
 }

@@ -41,7 +41,10 @@ pub(super) fn create(cx: &Context, ready: &BTreeMap<u64, Checkpoint>) -> Result<
         Store::open_any(&data_dir.db(), &cx.store)?,
         cluster_init(data_dir),
     );
-    for partition in 0..=u64::from(identity.partitions) {
+    let partitions = 0..=u64::from(identity.partitions);
+    let empty = partitions.clone().filter(|number| !ready.contains_key(number));
+    store.prepare_partitions(empty.map(PartitionId))?;
+    for partition in partitions {
         let id = PartitionId(partition);
         match ready.get(&partition) {
             Some(checkpoint) if store.applied(id)?.is_none() => {

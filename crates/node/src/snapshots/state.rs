@@ -173,6 +173,20 @@ impl RepositoryState {
         self.retained.last()
     }
 
+    /// The LSN above which the log is kept for what the repository retains, as this node knows it: it has recorded
+    /// that itself, or a member that leads has. 0 if nothing is known to be retained.
+    pub fn log_kept_from(&self) -> u64 {
+        let oldest = self.oldest().map(|oldest| oldest.lsn);
+        self.followed.max(oldest).unwrap_or_default()
+    }
+
+    /// The LSN of the newest snapshot in the repository, as this node knows it. A member that follows knows only
+    /// what the log has recorded, which is of the oldest one. 0 if there is none.
+    pub fn archived_up_to(&self) -> u64 {
+        let newest = self.newest().map(|newest| newest.lsn);
+        self.followed.max(newest).unwrap_or_default()
+    }
+
     /// Whether the repository is known to have snapshots of this node, and no other node claims it.
     pub fn is_ours(&self) -> bool {
         let refused = self.failure.as_ref().is_some_and(Failure::is_refusal);

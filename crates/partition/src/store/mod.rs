@@ -90,6 +90,7 @@ impl Store {
         init: &ClusterInit,
     ) -> Result<Store, StoreError> {
         let store = Store::open_any(path, options)?;
+        store.prepare_partitions((0..=u64::from(init.partitions)).map(PartitionId))?;
         for number in 0..=init.partitions {
             store.create_partition(PartitionId(u64::from(number)), init)?;
         }

@@ -37,6 +37,39 @@ impl Store {
         }
     }
 
+    /// Creates the column families that these partitions lack, and nothing in them: the partitions are absent until
+    /// [`Store::create_partition`]. RocksDB writes the options of all families anew after each creation, so a node
+    /// with a thousand partitions creates all of them by two calls.
+    pub fn prepare_partitions(
+        &self,
+        partitions: impl IntoIterator<Item = PartitionId>,
+    ) -> Result<(), StoreError> {
+        let (mut segments, mut rows) = (Vec::new(), Vec::new());
+        for partition in partitions {
+            if self.applied(partition)?.is_some() {
+                continue;
+            }
+            self.forget_families(partition);
+            let families = self.present(partition).get();
+            segments.push(families.segments.clone());
+            rows.push(families.rows.clone());
+        }
+        // In this order, as for one: a partition with rows has segments.
+        for (mut names, options) in [
+            (segments, &self.segment_options),
+            (rows, &self.partition_options),
+        ] {
+            names.retain(|name| self.db.cf_handle(name).is_none());
+            let created = self.db.create_cfs(names, options);
+            created.map_err(|source| StoreError::Db {
+                path: self.path.to_path_buf(),
+                operation: "creating partitions".to_owned(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
     /// Creates a partition at LSN 0, unless it exists; durable when this returns.
     pub fn create_partition(
         &self,

@@ -113,6 +113,38 @@ fn what_an_earlier_attempt_left_is_completed_and_kept() {
 }
 
 #[test]
+fn partitions_that_are_only_prepared_are_absent_and_a_creation_completes_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open_any(directory.path(), &options()).unwrap();
+    store
+        .prepare_partitions((0..=2).map(PartitionId))
+        .unwrap();
+    assert!(store.applied(PartitionId(1)).unwrap().is_none());
+    drop(store);
+    assert!(Store::open(directory.path(), &options(), 2).is_err());
+    drop(Store::create(directory.path(), &options(), &cluster_init(2, &[1])).unwrap());
+    assert!(Store::open(directory.path(), &options(), 2).is_ok());
+}
+
+#[test]
+fn the_options_of_all_partitions_are_not_written_anew_for_each_that_is_created() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open_any(directory.path(), &options()).unwrap();
+    // RocksDB numbers its files, and takes a new number each time that it writes the options.
+    let newest = || {
+        let files = fs::read_dir(directory.path()).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        let numbers = names.filter_map(|name| name.strip_prefix("OPTIONS-")?.parse::<u64>().ok());
+        numbers.max().unwrap()
+    };
+    let before = newest();
+    store
+        .prepare_partitions((0..100).map(PartitionId))
+        .unwrap();
+    assert!(newest() - before < 20, "{before}, then {}", newest());
+}
+
+#[test]
 fn a_flush_of_one_partition_says_nothing_about_another() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::create(directory.path(), &options(), &cluster_init(2, &[1])).unwrap();
