@@ -44,7 +44,7 @@ pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     let began = Instant::now();
     // It is filled while it starts, too.
     let is_filled = async {
-        nodes.add().await?;
+        nodes.add()?;
         let new = nodes.count() - 1;
         while nodes.applied(leader, new).await?.unwrap_or_default() < wanted {
             anyhow::ensure!(

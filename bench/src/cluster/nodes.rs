@@ -76,22 +76,26 @@ impl Nodes {
         }
     }
 
-    /// Adds a node, which gets all data then.
-    pub async fn add(&mut self) -> anyhow::Result<()> {
-        self.add_process(true).await
+    /// Adds a node, which gets all data then. It is ready once it has all of it, so nothing is waited for.
+    pub fn add(&mut self) -> anyhow::Result<()> {
+        self.begin(true)?;
+        Ok(())
     }
 
     async fn add_process(&mut self, in_cluster: bool) -> anyhow::Result<()> {
+        let process = self.begin(in_cluster)?;
+        process.ready(READY_AT_MOST).await
+    }
+
+    fn begin(&mut self, in_cluster: bool) -> anyhow::Result<&mut Server> {
         self.nodes.push(Node {
             process: None,
             client_port: free_port()?,
             peer_port: free_port()?,
         });
         let at = self.nodes.len() - 1;
-        let mut process = self.spawn(at, in_cluster)?;
-        process.ready(READY_AT_MOST).await?;
-        self.nodes[at].process = Some(process);
-        Ok(())
+        let process = self.spawn(at, in_cluster)?;
+        Ok(self.nodes[at].process.insert(process))
     }
 
     fn spawn(&self, at: usize, in_cluster: bool) -> anyhow::Result<Server> {
