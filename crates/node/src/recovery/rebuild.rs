@@ -42,7 +42,9 @@ pub(super) fn create(cx: &Context, ready: &BTreeMap<u64, Checkpoint>) -> Result<
         cluster_init(data_dir),
     );
     let partitions = 0..=u64::from(identity.partitions);
-    let empty = partitions.clone().filter(|number| !ready.contains_key(number));
+    let empty = partitions
+        .clone()
+        .filter(|number| !ready.contains_key(number));
     store.prepare_partitions(empty.map(PartitionId))?;
     for partition in partitions {
         let id = PartitionId(partition);

@@ -1,5 +1,7 @@
 //! The promises of the node's database as a whole.
 
+use std::fs;
+
 use prost::Message as _;
 use rust_rocksdb::ErrorKind;
 
@@ -116,9 +118,7 @@ fn what_an_earlier_attempt_left_is_completed_and_kept() {
 fn partitions_that_are_only_prepared_are_absent_and_a_creation_completes_them() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open_any(directory.path(), &options()).unwrap();
-    store
-        .prepare_partitions((0..=2).map(PartitionId))
-        .unwrap();
+    store.prepare_partitions((0..=2).map(PartitionId)).unwrap();
     assert!(store.applied(PartitionId(1)).unwrap().is_none());
     drop(store);
     assert!(Store::open(directory.path(), &options(), 2).is_err());
@@ -138,9 +138,7 @@ fn the_options_of_all_partitions_are_not_written_anew_for_each_that_is_created()
         numbers.max().unwrap()
     };
     let before = newest();
-    store
-        .prepare_partitions((0..100).map(PartitionId))
-        .unwrap();
+    store.prepare_partitions((0..100).map(PartitionId)).unwrap();
     assert!(newest() - before < 20, "{before}, then {}", newest());
 }
 
