@@ -289,10 +289,17 @@ impl LogKeeper {
             past_archived: false,
         });
         let is_due = is_first || in_need || over.trimmed.elapsed() >= TRIM_INTERVAL;
-        if refuses || !is_due {
+        if !is_due {
             return;
         }
         over.trimmed = now;
+        for one in &self.watched {
+            // Whoever is away for longer than such a log gets a snapshot.
+            one.group.give_up_absent();
+        }
+        if refuses {
+            return;
+        }
         // First it is trimmed up to the newest archived snapshot, and a new one is about to be put; if that
         // is not enough, as far as the local ones allow.
         let timeout = match in_need {

@@ -57,6 +57,9 @@ impl World {
                 let to = self.somebody();
                 self.step(id, Event::Unreachable(NodeId(to)));
             }
+            780..784 if self.host(id).config.kept_for_absent.entries > 0 => {
+                self.step(id, Event::GiveUpAbsent);
+            }
             _ => {}
         }
     }

@@ -4,7 +4,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::mutants::Mutant;
-use crate::engine::Config;
+use crate::engine::{Config, KeptForAbsent};
 use crate::ids::NodeId;
 use crate::transfer::{ReceiverConfig, SenderConfig};
 
@@ -89,6 +89,20 @@ impl Scenario {
         config.max_bytes_kept_for_peers = match mutant {
             Some(Mutant::CompactUnderTransfer) => 0,
             _ => self.kept_for_peers,
+        };
+        // Not drawn from the generator either. Most runs keep nothing, so that members need snapshots.
+        config.kept_for_absent = match (mutant, self.seed / 3 % 8) {
+            (None, 0) => KeptForAbsent {
+                bytes: 1 << 30,
+                entries: 40,
+                ticks: 20,
+            },
+            (None, 1) => KeptForAbsent {
+                bytes: 1000,
+                entries: 1000,
+                ticks: 200,
+            },
+            _ => KeptForAbsent::default(),
         };
         config.offer_retry_ticks = 4;
         config.transfer_idle_ticks = 100;
