@@ -25,19 +25,19 @@ pub(crate) fn many_bytes(max_log_bytes: u64, groups: usize) -> u64 {
 
 /// Most bytes of a group that are kept for members that are away: what a busy partition takes in during the restart
 /// of a node.
-const ABSENT_BYTES: u64 = 32 << 20;
+const MAX_BYTES_FOR_ABSENT: u64 = 32 << 20;
 /// Longest absence during which old files may stay because of it, in ticks of 100 ms: 10 min, so that a node which
 /// restarts with its machine, or is repaired at once, needs no snapshots.
-const ABSENT_TICKS: u64 = 6_000;
+const ABSENCE_TICKS: u64 = 6_000;
 
 /// What is kept of a group for members that are away, beside what snapshots need: for all groups together at most a
-/// quarter of the log's bound. After [`ABSENT_TICKS`] it is an eighth, which is no more than a few for raft-engine: it
+/// quarter of the log's bound. After [`ABSENCE_TICKS`] it is an eighth, which is no more than a few for raft-engine: it
 /// copies that, and the absence holds no files any more.
 pub(crate) fn kept_for_absent(max_log_bytes: u64, groups: usize) -> KeptForAbsent {
     KeptForAbsent {
-        bytes: ABSENT_BYTES.min(max_log_bytes / (4 * groups.max(1) as u64)),
+        bytes: MAX_BYTES_FOR_ABSENT.min(max_log_bytes / (4 * groups.max(1) as u64)),
         entries: KeptForAbsent::LONG_ABSENCE_SHARE * MANY_ENTRIES,
-        ticks: ABSENT_TICKS,
+        ticks: ABSENCE_TICKS,
     }
 }
 
