@@ -41,7 +41,11 @@ fn assert_nothing_kept(cluster: &Cluster, id: u64) {
 
 fn offers(cluster: &Cluster) -> usize {
     let offer = |a: &Action| matches!(a, Action::OfferSnapshot { .. });
-    cluster.hosts.keys().map(|id| cluster.said(*id, offer)).sum()
+    cluster
+        .hosts
+        .keys()
+        .map(|id| cluster.said(*id, offer))
+        .sum()
 }
 
 /// The member that was away is back, and needs no snapshot. Then the log goes up to the newest one.
@@ -73,7 +77,11 @@ fn a_new_leader_keeps_what_a_member_may_have_that_it_has_not_heard_of() {
     assert_eq!(cluster.leader(), 2);
     cluster.ticks(30);
     covered(&mut cluster, 2, 20);
-    assert_eq!(log_start(&cluster, 2), Lsn(0), "as far as the bound reaches");
+    assert_eq!(
+        log_start(&cluster, 2),
+        Lsn(0),
+        "as far as the bound reaches"
+    );
     comes_back_by_entries(&mut cluster);
 }
 
