@@ -8,6 +8,8 @@
 
 use std::collections::VecDeque;
 
+use esker_raft::KeptForAbsent;
+
 /// A group with more entries than this has more than a few. raft-engine copies no more of a group, unless the
 /// group holds the oldest files for long.
 const FEW_ENTRIES: u64 = 32;
@@ -19,6 +21,24 @@ const MANY_BYTES: u64 = 4 << 20;
 /// The limit of bytes for a group: all groups together may have at most half of the log's bound copied.
 pub(crate) fn many_bytes(max_log_bytes: u64, groups: usize) -> u64 {
     MANY_BYTES.min(max_log_bytes / (2 * groups.max(1) as u64))
+}
+
+/// Most bytes of a group that are kept for members that are away: what a busy partition takes in during the restart
+/// of a node.
+const MAX_BYTES_FOR_ABSENT: u64 = 32 << 20;
+/// Longest absence during which old files may stay because of it, in ticks of 100 ms: 10 min, so that a node which
+/// restarts with its machine, or is repaired at once, needs no snapshots.
+const ABSENCE_TICKS: u64 = 6_000;
+
+/// What is kept of a group for members that are away, beside what snapshots need: for all groups together at most a
+/// quarter of the log's bound. After [`ABSENCE_TICKS`] it is an eighth, which is no more than a few for raft-engine: it
+/// copies that, and the absence holds no files any more.
+pub(crate) fn kept_for_absent(max_log_bytes: u64, groups: usize) -> KeptForAbsent {
+    KeptForAbsent {
+        bytes: MAX_BYTES_FOR_ABSENT.min(max_log_bytes / (4 * groups.max(1) as u64)),
+        entries: KeptForAbsent::LONG_ABSENCE_SHARE * MANY_ENTRIES,
+        ticks: ABSENCE_TICKS,
+    }
 }
 
 /// Boundaries of old files that are remembered; beyond that, every second one is dropped.
@@ -191,6 +211,25 @@ mod tests {
             let groups = [group(start, last), group(0, 5)];
             assert_eq!(files.first_wanted(&groups), Some(first_wanted), "{start}");
             assert_eq!(files.may_delete((1, 10), &groups), may, "{start}");
+        }
+    }
+
+    #[test]
+    fn a_member_that_stays_away_holds_no_files() {
+        for max_log_bytes in [4 << 20, 1 << 30, 4 << 30, 16 << 40] {
+            for groups in [1, 2, 9, 200, 10_000] {
+                let kept = kept_for_absent(max_log_bytes, groups);
+                let all = kept.bytes * groups as u64;
+                assert!(all <= max_log_bytes / 4, "{kept:?} of {groups} groups");
+                let share = KeptForAbsent::LONG_ABSENCE_SHARE;
+                let long = Wanted {
+                    bytes: kept.bytes / share,
+                    ..group(0, kept.entries / share)
+                };
+                let mut files = LogFiles::new(many_bytes(max_log_bytes, groups));
+                files.note((1, 10), &[group(0, 0)]);
+                assert!(files.may_delete((1, 10), &[long]), "{kept:?} of {groups}");
+            }
         }
     }
 

@@ -306,6 +306,10 @@ impl LogKeeper {
             return;
         }
         over.trimmed = now;
+        for one in &self.watched {
+            // Whoever is away for longer than such a log gets a snapshot.
+            one.group.give_up_absent();
+        }
         if refuses {
             self.release_archived(inner, in_need);
             return;

@@ -47,7 +47,8 @@ pub mod transfer;
 pub mod transport;
 
 pub use engine::{
-    Action, Committed, Engine, Event, Membership, MembershipChange, RejectReason, Role, VoterChange,
+    Action, Committed, Engine, Event, KeptForAbsent, Membership, MembershipChange, RejectReason,
+    Role, VoterChange,
 };
 pub use ids::{CheckpointId, ClusterId, GroupId, Incarnation, Lineage, Lsn, NodeId, Term};
 pub use message::Envelope;

@@ -2,6 +2,7 @@
 //! no state is passed on while it is not known which one is right.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rust_rocksdb::{DBWithThreadMode, IteratorMode, MultiThreaded, Options};
 use serde_json::{Value, json};
@@ -11,6 +12,10 @@ use super::writer::{Writer, caught_up, create, has_all, stream};
 use crate::small_disk::{noise, small};
 use crate::support::http::Http;
 use crate::support::{Cluster, Setup, eventually, sdk};
+
+/// Longer than a leader keeps its log whole after its election, and than a member that is gone counts as one that
+/// answers: two election timeouts.
+const AWAY: Duration = Duration::from_secs(3);
 
 /// The last comparison of a partition, as a node shows it.
 async fn last_check(cluster: &Cluster, at: usize, partition: u64) -> Option<Value> {
@@ -35,6 +40,18 @@ async fn check(cluster: &Cluster, at: usize, partition: u64) -> Value {
         (noted(Some(check.clone())) > before).then_some(check)
     })
     .await
+}
+
+/// Puts a snapshot of partition 1 into the repository, by way of the node that leads.
+async fn put_snapshot(cluster: &Cluster, as_of: usize) {
+    eventually("a snapshot is put", async || {
+        let leader = cluster.leader_of(1, as_of).await;
+        let put = cluster.server(leader).http1();
+        let put = put.post("/esker/v1/partitions/1/snapshots");
+        let answer = put.json(&json!({})).try_send().await.ok()?;
+        (answer.status == 200).then_some(())
+    })
+    .await;
 }
 
 /// Changes the last byte of a batch of a partition in the database of a node that does not run.
@@ -233,6 +250,15 @@ async fn of_two_answers_that_differ_nobody_stops_until_the_third_has_come() {
         (cluster.leader_of(1, 0).await != 1 && ready.is_none()).then_some(())
     })
     .await;
+    // What the third one lacks is in the repository, so no log is kept for that. And once the replicas are known to
+    // differ, no node sends a snapshot.
+    let orders = stream(&cluster, 0, "orders");
+    let next = written.next + 5;
+    for number in written.next..next {
+        sdk::append(&orders, [number.to_string()]).await;
+    }
+    put_snapshot(&cluster, 0).await;
+    tokio::time::sleep(AWAY).await;
     let checked = check(&cluster, 0, 1).await;
     assert_eq!(checked["outcome"], "undecided", "{checked:#}");
     for at in [0, 2] {
@@ -252,6 +278,7 @@ async fn of_two_answers_that_differ_nobody_stops_until_the_third_has_come() {
     }
     cluster.restart(1).await;
     caught_up(&cluster, 0).await;
+    assert_eq!(received(&cluster, 1).await, 0.0, "it came back by entries");
     let checked = check(&cluster, 0, 1).await;
     assert_eq!(checked["outcome"], "diverged", "{checked:#}");
     let wrong = cluster.server(2).http1();
@@ -263,7 +290,7 @@ async fn of_two_answers_that_differ_nobody_stops_until_the_third_has_come() {
         (cluster.leader_of(1, 0).await != 2).then_some(())
     })
     .await;
-    let writer = Writer::start_at(&cluster, "orders", 0, written.next);
+    let writer = Writer::start_at(&cluster, "orders", 0, next);
     writer.goes_on(20).await;
     let written = writer.finish().await;
     for at in 0..2 {

@@ -1,6 +1,8 @@
 //! Where a node that lacks something gets it: from the log of another node, from a snapshot of another one
 //! ([`transfers`](super::transfers)), or from the repository.
 
+use std::time::Duration;
+
 use super::writer::{caught_up, create, stream};
 use crate::small_disk::{noise, small};
 use crate::support::{Cluster, Setup, eventually, sdk};
@@ -23,6 +25,17 @@ async fn append(cluster: &Cluster, at: usize, numbers: std::ops::Range<u64>) {
     for number in numbers {
         sdk::append(&orders, [noise(number, 100_000)]).await;
     }
+}
+
+/// Puts a snapshot of partition 1 into the repository, by way of the node that leads it.
+async fn put(cluster: &Cluster, leader: usize) {
+    let http = cluster.server(leader).http1();
+    eventually("a snapshot is put", async || {
+        let put = http.post("/esker/v1/partitions/1/snapshots");
+        let answer = put.try_send().await.ok()?;
+        (answer.status == 200).then_some(())
+    })
+    .await;
 }
 
 /// A node leads the partition and serves all of it.
@@ -48,6 +61,34 @@ async fn a_node_that_was_away_for_a_moment_gets_entries_alone() {
     caught_up(&cluster, 0).await;
     assert_eq!(sent(&cluster).await, before, "bytes of snapshots were sent");
     serves(&cluster, 2, 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_away_while_snapshots_were_put_gets_entries_alone() {
+    let repository = tempfile::tempdir().unwrap();
+    let destination = format!("snapshots.destination={}", repository.path().display());
+    // By default only the newest one is retained.
+    let setup = Setup::default().partitions(1).set(&destination);
+    let mut cluster = Cluster::start(&setup).await;
+    create(&cluster, 0, "orders").await;
+    append(&cluster, 0, 0..10).await;
+    caught_up(&cluster, 0).await;
+    let before = sent(&cluster).await;
+    cluster.stop(2).await;
+    let mut records = 10;
+    // The second leader has never heard what the node has that is away.
+    for leader in [0, 1] {
+        cluster.lead(1, leader).await;
+        append(&cluster, leader, records..records + 15).await;
+        records += 15;
+        put(&cluster, leader).await;
+        // Longer than the node counts as one that answers: two election timeouts.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    }
+    cluster.restart(2).await;
+    caught_up(&cluster, 0).await;
+    assert_eq!(sent(&cluster).await, before, "bytes of snapshots were sent");
+    serves(&cluster, 2, records).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,6 +16,7 @@ use super::{MAX_PENDING, TICK};
 use crate::cluster::{Peers, cluster_number};
 use crate::data_dir::{DataDir, MADE_OF_STATE, or_absent};
 use crate::error::StartError;
+use crate::log_files::kept_for_absent;
 use crate::options::NodeOptions;
 
 /// What a data directory has.
@@ -95,6 +96,11 @@ pub(super) fn open_log(
                     .as_ref()
                     .map_or(0, |cluster| cluster.transfer_rate),
                 cluster: cluster_number(&data_dir.identity.cluster_id),
+                // The catalog has a group, too.
+                kept_for_absent: kept_for_absent(
+                    options.snapshots.max_log_bytes,
+                    options.partitions as usize + 1,
+                ),
                 ..NodeConfig::new(NodeId(data_dir.identity.node_id), data_dir.path())
             },
             Faults::default(),

@@ -2,7 +2,9 @@
 //!
 //! The member that leads puts the snapshots, and records in the log up to where the oldest retained one goes
 //! ([`Kind::NoteArchived`]). Each member keeps the entries above that, so that the snapshot and any member's log
-//! lead to the present. Of a partition without other members the node keeps what it has read from the repository,
+//! lead to the present. While a member is away, nothing is recorded that would let the others remove what it goes on
+//! with: any of them may lead when it is back. That is bounded as what the leader's own log keeps for it
+//! ([`esker_raft::KeptForAbsent`]). Of a partition without other members the node keeps what it has read from the repository,
 //! and nothing is recorded.
 
 use esker_partition::command::{Kind, NoteArchived};
@@ -47,6 +49,7 @@ impl Inner {
         drop(known);
         if let Some(lsn) = retained.filter(|lsn| recorded != Some(*lsn))
             && group.status().role == Role::Leader
+            && !group.keeps_for_absent(Lsn(lsn))
         {
             let note = Kind::NoteArchived(NoteArchived {
                 lineage: lineage.id().0.to_be_bytes().to_vec(),

@@ -154,9 +154,13 @@ pub(super) async fn check_history(
     }
 }
 
-/// Keeps the log from the oldest retained snapshot on.
+/// Keeps the log from the oldest retained snapshot on. While a member that is away needs more, the log stays as it is:
+/// this node may follow another leader when the member is back, and lead again after that.
+/// [`Inner::follow_archived`] makes up for it.
 pub(super) fn keep_log(group: &Group<Outcome>, known: &RepositoryState) {
-    if let Some(oldest) = known.oldest() {
+    if let Some(oldest) = known.oldest()
+        && !group.keeps_for_absent(Lsn(oldest.lsn))
+    {
         group.keep_from(Lsn(oldest.lsn));
     }
 }

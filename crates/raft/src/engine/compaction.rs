@@ -106,6 +106,8 @@ impl Engine {
             // The peers have not had the time to report what they have or fetch.
             return self.log_start();
         }
-        self.kept_for_peers().map_or(own, |keep| keep.min(own))
+        let kept = [self.kept_for_peers(), self.kept_for_absent(own)];
+        let kept = kept.into_iter().flatten().min();
+        kept.map_or(own, |keep| keep.min(own))
     }
 }

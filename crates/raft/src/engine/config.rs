@@ -25,6 +25,9 @@ pub struct Config {
     /// fetching a snapshot before them. Beyond it they are removed, and the peer is offered a (newer)
     /// snapshot.
     pub max_bytes_kept_for_peers: u64,
+    /// The same for members that are away. By default nothing: how much the logs of all groups may grow is
+    /// known to the host alone.
+    pub kept_for_absent: KeptForAbsent,
     /// Ticks until a peer that did not answer an offer, or whose fetch failed, gets another offer. Doubles
     /// after each failure in a row, up to 32 times this. At least 1.
     pub offer_retry_ticks: u64,
@@ -60,6 +63,26 @@ pub struct Config {
     pub seed: u64,
 }
 
+/// How much of its log a leader keeps for members that are away, so that they come back by entries and need
+/// no snapshot. It counts what is kept in addition: the entries that would be removed otherwise.
+///
+/// Whoever is away for longer than [`ticks`](KeptForAbsent::ticks) gets an eighth of the bytes and entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeptForAbsent {
+    /// Most bytes of a group. The bytes of entries that were applied before the open are not known, and count
+    /// as none.
+    pub bytes: u64,
+    /// Most entries of a group; 0 for none.
+    pub entries: u64,
+    /// Ticks without a message of the member.
+    pub ticks: u64,
+}
+
+impl KeptForAbsent {
+    /// What is left after [`KeptForAbsent::ticks`]: one part of so many.
+    pub const LONG_ABSENCE_SHARE: u64 = 8;
+}
+
 impl Config {
     /// The defaults for a member: elections after 10 ticks, heartbeats every 2, a snapshot every
     /// 10,000 entries or 64 MiB, no guardrail.
@@ -72,6 +95,7 @@ impl Config {
             incarnation: Incarnation::default(),
             creates_cluster: false,
             max_bytes_kept_for_peers: 1024 * 1024 * 1024,
+            kept_for_absent: KeptForAbsent::default(),
             offer_retry_ticks: 20,
             transfer_idle_ticks: 600,
             election_ticks: 10,

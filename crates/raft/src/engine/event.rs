@@ -79,6 +79,9 @@ pub enum Event {
         /// Last entry that may be removed.
         lsn: Lsn,
     },
+    /// The log has become too long: a leader keeps nothing any more for the members that are away now, which may need
+    /// a snapshot when they are back ([`KeptForAbsent`](super::KeptForAbsent)). Without effect on other members.
+    GiveUpAbsent,
     /// The host wants to change the membership, one change at a time. A change is complete, and the next
     /// one possible, once [`Membership::is_joint`] is false in the applied state.
     ChangeMembership {

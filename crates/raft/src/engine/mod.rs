@@ -30,7 +30,7 @@
 //! commit index is the larger of the stored one and what the host has applied.
 //!
 //! Entries may be removed up to the *floor*, the last entry that the newest snapshot covers, or less far if
-//! the host steps [`Event::KeepFrom`]. The *log start* is the entry that compaction has reached. The engine
+//! the host steps [`Event::KeepFrom`], or if a member that is away needs them. The *log start* is the entry that compaction has reached. The engine
 //! does not remember the newest snapshot across a restart: the host steps [`Event::SnapshotTaken`] again.
 //! Of entries that were applied before the open, the engine counts how many are above the floor, and not
 //! their bytes; entries that are applied later, replayed or new, are counted with their bytes.
@@ -57,7 +57,7 @@ mod terms;
 mod tests;
 
 pub use crate::membership::{ChangeRefused, Membership, MembershipChange, VoterChange};
-pub use config::{Config, OpenError};
+pub use config::{Config, KeptForAbsent, OpenError};
 pub(crate) use event::entry_checksum;
 pub use event::{
     Action, Committed, Event, LogFloor, LogRead, LogReadError, LogReader, Persist, PersistedState,
@@ -298,6 +298,10 @@ impl Engine {
                 self.snapshots.keep_from(lsn);
                 self.compact(&mut actions);
             }
+            Event::GiveUpAbsent => {
+                self.give_up_absent();
+                self.compact(&mut actions);
+            }
             Event::ChangeMembership { ticket, change } => {
                 self.change_membership(ticket, change, &mut actions);
             }
@@ -475,6 +479,7 @@ impl Engine {
             if role == Role::Leader && role != self.role {
                 self.counters.elections_won += 1;
                 self.compaction_hold_until = self.ticks + self.config.election_ticks as u64;
+                self.leads_from_now();
             }
             self.role = role;
             self.leader = leader;

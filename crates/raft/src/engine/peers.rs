@@ -18,11 +18,13 @@
 //!
 //! A transfer goes on when the leader changes or has a newer snapshot. Every member that gets a report of a
 //! transfer keeps the log behind its snapshot, up to a limit in bytes. If that log is removed, the follower
-//! is offered another snapshot after this one.
+//! is offered another snapshot after this one. What is kept for members that are away is in
+//! `absent_members.rs`.
 
+mod absent_members;
 mod follower_catch_up;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::SnapshotMetadata;
 use raft::{SnapshotStatus, StateRole};
@@ -51,6 +53,18 @@ pub(super) struct Peers {
     requested_at: Option<u64>,
     /// No peer is to get this member's state: nothing is offered.
     pub withheld: bool,
+    /// When this member began to lead.
+    lead: Lead,
+    /// Members that were away when the log had become too long: nothing is kept for them.
+    given_up: BTreeSet<NodeId>,
+}
+
+/// The beginning of a leadership.
+#[derive(Default)]
+struct Lead {
+    tick: u64,
+    /// A member that has not reported to this leader has no more of the log, unless its answers were lost.
+    last: Lsn,
 }
 
 struct Offered {
@@ -104,6 +118,7 @@ impl Peers {
             .retain(|node, _| membership.contains(*node));
         self.offers.retain(|node, _| membership.contains(*node));
         self.holds.retain(|node, _| membership.contains(*node));
+        self.given_up.retain(|node| membership.contains(*node));
     }
 
     pub fn last_contact(&self, node: NodeId) -> Option<u64> {
@@ -152,6 +167,7 @@ impl Engine {
     pub(super) fn note_contact(&mut self, node: NodeId) {
         if self.membership.contains(node) {
             self.peers.last_contact.insert(node, self.ticks);
+            self.note_return(node);
         }
     }
 
@@ -325,14 +341,7 @@ impl Engine {
             let offers = self.peers.offers.values().filter(|o| o.again > self.ticks);
             let followers = self.raw.raft.prs().iter();
             let start = self.log_start().0;
-            let lately = self
-                .ticks
-                .saturating_sub(2 * self.config.election_ticks as u64);
-            let heard = |id: &u64| {
-                self.peers
-                    .last_contact(NodeId(*id))
-                    .is_some_and(|at| at >= lately)
-            };
+            let heard = |id: &u64| self.is_heard(NodeId(*id));
             let followers = followers.filter(|(id, p)| heard(id) && p.matched >= start);
             let followers = followers.map(|(_, p)| Lsn(p.matched));
             let leader = offers.map(|o| o.lsn).chain(followers);

@@ -145,6 +145,11 @@ impl Snapshots {
         self.tally.above(lsn)
     }
 
+    /// The lowest entry above which there are, up to `up_to`, at most so many bytes, as far as they were counted.
+    pub fn reach(&self, up_to: Lsn, bytes: u64) -> Lsn {
+        self.tally.reach(up_to, bytes)
+    }
+
     /// A peer needs a newer snapshot than there is. A hint follows as soon as no attempt is under way. A
     /// hint that the host ignores is repeated, with growing pauses.
     pub fn want(&mut self) {
@@ -378,6 +383,22 @@ impl Tally {
     fn above(&self, lsn: Lsn) -> u64 {
         self.pieces.iter().map(|piece| piece.above(lsn)).sum()
     }
+
+    fn reach(&self, up_to: Lsn, bytes: u64) -> Lsn {
+        let mut left = bytes;
+        for piece in self.pieces.iter().rev() {
+            // Of its entries up to there, which may be none.
+            let counted = piece.bytes - piece.above(up_to);
+            if counted > left {
+                let end = piece.up_to.min(up_to);
+                let entries = u128::from(end.0.saturating_sub(piece.after.0));
+                let within = u128::from(left) * entries / u128::from(counted);
+                return Lsn(end.0 - within as u64);
+            }
+            left -= counted;
+        }
+        Lsn(0)
+    }
 }
 
 #[cfg(test)]
@@ -401,6 +422,30 @@ mod tests {
         }
         tally.forget(Lsn(12_345));
         assert_eq!(tally.above_start, all - 1_234_500);
+    }
+
+    #[test]
+    fn how_far_a_number_of_bytes_reaches_is_known_from_any_position() {
+        let mut tally = Tally::new(Lsn(0), Lsn(100));
+        for n in 11..=20 {
+            tally.add(Lsn(n * 10), 1000, Lsn(0));
+        }
+        // 100 bytes an entry.
+        for (up_to, bytes, reached) in [
+            (200, 0, 200),
+            (200, 99, 200),
+            (200, 100, 199),
+            (200, 2500, 175),
+            (155, 1000, 145),
+            (155, 500, 150),
+            (110, 999, 101),
+        ] {
+            let found = tally.reach(Lsn(up_to), bytes);
+            assert_eq!(found, Lsn(reached), "{bytes} bytes up to {up_to}");
+        }
+        // What was applied before counting began has no bytes.
+        assert_eq!(tally.reach(Lsn(110), 1000), Lsn(0));
+        assert_eq!(tally.reach(Lsn(90), 0), Lsn(0));
     }
 
     #[test]

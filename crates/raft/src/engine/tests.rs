@@ -9,6 +9,7 @@
 //! - [`halting`]: logs that cannot be read, or not understood;
 //! - [`snapshots`]: hints, back-off, the guardrail, what is compacted;
 //! - [`membership`], [`catching_up`]: single stories of several members, on [`cluster`];
+//! - [`absent_members`]: the log that is kept for members that are away;
 //! - [`joins`]: nodes that join, and are killed at any moment of it; several voters changed as one;
 //! - [`elections`]: corners that raft-rs leaves to us;
 //! - [`reading`]: reads that wait for what is applied;
@@ -18,6 +19,7 @@
 //! - [`histories`]: whole histories with snapshots, transfers and changes of membership, from a seed;
 //! - [`network`]: three members and a network that loses, repeats and reorders, from a seed.
 
+mod absent_members;
 mod bounds;
 mod breaks;
 mod catching_up;

@@ -65,6 +65,8 @@ pub struct NodeConfig {
     pub max_snapshot_transfers: usize,
     /// Most bytes of log that are kept for peers although a snapshot covers them. 1 GiB.
     pub max_bytes_kept_for_peers: u64,
+    /// Most of the log that a group's leader keeps for members that are away. Nothing.
+    pub kept_for_absent: engine::KeptForAbsent,
     /// Ticks without a hint after a failed snapshot: the first time, and at most. 10 and 600.
     pub snapshot_backoff_ticks: (u64, u64),
 }
@@ -113,6 +115,7 @@ impl NodeConfig {
             max_snapshot_bytes_per_second: 0,
             max_snapshot_transfers: sender.max_transfers,
             max_bytes_kept_for_peers: engine.max_bytes_kept_for_peers,
+            kept_for_absent: engine.kept_for_absent,
             snapshot_backoff_ticks: (10, 600),
         }
     }
@@ -224,6 +227,7 @@ impl NodeConfig {
         config.election_ticks = self.election_ticks;
         config.heartbeat_ticks = self.heartbeat_ticks;
         config.max_bytes_kept_for_peers = self.max_bytes_kept_for_peers;
+        config.kept_for_absent = self.kept_for_absent;
         config.snapshot_backoff_ticks =
             self.snapshot_backoff_ticks.0..=self.snapshot_backoff_ticks.1;
         config

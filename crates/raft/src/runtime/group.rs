@@ -226,6 +226,21 @@ impl<O: Send + 'static> Group<O> {
         self.shared.step(Event::KeepFrom { lsn });
     }
 
+    /// If this member leads, keeps nothing any more for the members that are away now: for a host whose log has become
+    /// too long.
+    pub fn give_up_absent(&self) {
+        if self.shared.has_others() {
+            self.shared.step(Event::GiveUpAbsent);
+        }
+    }
+
+    /// Whether this member leads, and a member that is away needs entries at or below `lsn` which are kept for it
+    /// ([`NodeConfig::kept_for_absent`](super::NodeConfig::kept_for_absent)). A host that has the other members compact
+    /// their logs waits with that, because each of them may lead next.
+    pub fn keeps_for_absent(&self, lsn: Lsn) -> bool {
+        self.shared.lock().kept_for_absent(lsn).is_some()
+    }
+
     /// Lets no peer have this member's state from now on, or lets them again: it offers no snapshot, and a peer that
     /// needs one waits. A transfer that has begun goes on. Nothing of this is stored: the host calls it again after
     /// it has opened the group.

@@ -2,6 +2,7 @@
 //! of the membership.
 
 use super::mutants::Mutant;
+use super::scenario::KEPT_BYTES;
 use super::state::State;
 use super::world::{Happening, World};
 use crate::engine::{Event, Membership, MembershipChange, VoterChange};
@@ -57,8 +58,15 @@ impl World {
                 let to = self.somebody();
                 self.step(id, Event::Unreachable(NodeId(to)));
             }
+            780..784 if self.gives_up_absent() => self.step(id, Event::GiveUpAbsent),
             _ => {}
         }
+    }
+
+    /// Whether logs become too long in this run. Where the rule about absences is checked, they do not.
+    fn gives_up_absent(&self) -> bool {
+        let kept = self.scenario.kept_for_absent(self.mutant);
+        kept.entries > 0 && kept.bytes < KEPT_BYTES
     }
 
     fn somebody(&mut self) -> u64 {

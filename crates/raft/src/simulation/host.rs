@@ -372,6 +372,7 @@ impl World {
             }
             Action::Compact { floor } => {
                 self.check_compaction(id, floor);
+                self.check_absences(id, floor);
                 self.reached.compactions += 1;
                 self.host_mut(id).writes.push_back(Write::Compact(floor));
                 self.sync(id);

@@ -6,6 +6,7 @@
 //! | `world` | time, the queue of events, the first broken rule |
 //! | `scenario` | what a seed draws: members, limits, rates of faults |
 //! | `host` | a process: engine, state machine, log writer; crashes and restarts |
+//! | `absences` | what a leader keeps for members that are away |
 //! | `apply` | applying entries, acknowledging proposals |
 //! | `disk`, `sync` | the log: what is durable, what is not yet, and syncs |
 //! | `state` | the state machine, and its snapshots as bytes or files |
@@ -32,7 +33,8 @@
 //! digest and the membership that all members have at that LSN, also after a restart or an install;
 //! acknowledged proposals are there in the end, each once, and superseded ones nowhere; no read misses what
 //! was seen before it began;
-//! the log never begins after what is durable of the state; it stays behind a transfer, within the limit;
+//! the log never begins after what is durable of the state; it stays behind a transfer, and behind a member
+//! that is away, within the limits;
 //! no byte is fetched twice but those that a break took; and once faults stop, there is progress within a
 //! bounded time.
 //!
@@ -50,6 +52,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+mod absences;
 mod apply;
 mod disk;
 mod faults;

@@ -1,8 +1,8 @@
 //! Hosts that make one mistake each, to show that the simulation detects it.
 //!
 //! All of them are mistakes against the documentation of the actions, so none needs a switch in the engine.
-//! One is a wrong limit: the engine is configured to keep nothing for transfers, and the simulation checks
-//! the intended limit.
+//! Two are wrong limits: the engine is configured to keep nothing for transfers, or for members that are away, and
+//! the simulation checks the intended limit.
 
 use super::*;
 
@@ -22,6 +22,8 @@ pub enum Mutant {
     CopyMembership,
     /// The log is compacted under a transfer.
     CompactUnderTransfer,
+    /// The log is compacted although a member that is away goes on with it.
+    CompactUnderAbsence,
     /// A fetched file is not verified.
     IgnoreChecksum,
     /// `Persisted` is stepped before the sync.
@@ -96,6 +98,11 @@ fn a_state_that_copies_the_membership_from_before_its_entries_is_caught() {
 #[test]
 fn compacting_under_a_transfer_is_caught() {
     is_caught(Mutant::CompactUnderTransfer, 40, "under a transfer");
+}
+
+#[test]
+fn compacting_what_a_member_that_is_away_needs_is_caught() {
+    is_caught(Mutant::CompactUnderAbsence, 100, "is away");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::mutants::Mutant;
-use crate::engine::Config;
+use crate::engine::{Config, KeptForAbsent};
 use crate::ids::NodeId;
 use crate::transfer::{ReceiverConfig, SenderConfig};
 
@@ -12,6 +12,8 @@ use crate::transfer::{ReceiverConfig, SenderConfig};
 pub const CHUNK: u32 = 32;
 /// Most bytes requested and not yet written.
 pub const WINDOW: u64 = 4 * CHUNK as u64;
+/// More bytes than any run writes.
+pub const KEPT_BYTES: u64 = 1 << 30;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -90,6 +92,10 @@ impl Scenario {
             Some(Mutant::CompactUnderTransfer) => 0,
             _ => self.kept_for_peers,
         };
+        config.kept_for_absent = match mutant {
+            Some(Mutant::CompactUnderAbsence) => KeptForAbsent::default(),
+            _ => self.kept_for_absent(mutant),
+        };
         config.offer_retry_ticks = 4;
         config.transfer_idle_ticks = 100;
         config.max_apply_backlog_bytes = self.apply_backlog;
@@ -101,6 +107,24 @@ impl Scenario {
         };
         config.max_pending_proposals = self.pending;
         config
+    }
+
+    /// What leaders are to keep for members that are away: in most runs nothing, so that members need snapshots. It is not
+    /// drawn from the generator, so all else is drawn as without it.
+    pub fn kept_for_absent(&self, mutant: Option<Mutant>) -> KeptForAbsent {
+        match (mutant, self.seed / 3 % 8) {
+            (Some(Mutant::CompactUnderAbsence), _) | (None, 0) => KeptForAbsent {
+                bytes: KEPT_BYTES,
+                entries: 400,
+                ticks: 20,
+            },
+            (None, 1) => KeptForAbsent {
+                bytes: 1000,
+                entries: 1000,
+                ticks: 200,
+            },
+            _ => KeptForAbsent::default(),
+        }
     }
 
     /// Time between two ticks of a host's clock: clocks differ, and some are slow.

@@ -1,0 +1,105 @@
+//! The log that a leader keeps for members that are away: one that restarts goes on with entries, although a
+//! snapshot covers them by now.
+//!
+//! A member is *away* if nothing was heard of it for two election timeouts, or if this leader does not know yet what
+//! its log has. The rest of the followers is in [`Engine::kept_for_peers`].
+//!
+//! Nobody waits for a member that does not come back: what is kept for it is bounded in bytes and entries
+//! ([`KeptForAbsent`]), which count from where the log would be compacted otherwise. A member whose next entry is
+//! further back holds nothing. If a member has not reported to this leader, its position is not known; then as much
+//! is kept as the bound allows, as long as the entries that were there when this leader was elected are among
+//! that. When the log becomes too long all the same, the host has them given up ([`Event::GiveUpAbsent`]).
+//!
+//! While no peer is to get this member's state, entries are the only way back. The bound is then that of followers
+//! that can be heard.
+//!
+//! [`Event::GiveUpAbsent`]: super::super::Event::GiveUpAbsent
+
+use super::super::{Engine, KeptForAbsent, Role};
+use super::Lead;
+use crate::ids::{Lsn, NodeId};
+
+impl Engine {
+    /// The last entry up to which the log may be compacted for the sake of the members that are away, if it would be
+    /// compacted up to `up_to` otherwise. `None` if nothing is kept for any of them.
+    pub fn kept_for_absent(&self, up_to: Lsn) -> Option<Lsn> {
+        let start = self.log_start();
+        if self.alone || self.role != Role::Leader || up_to <= start {
+            return None;
+        }
+        let progress = self.raw.raft.prs().iter();
+        let others = progress.map(|(id, progress)| (NodeId(*id), Lsn(progress.matched)));
+        let absent = others.filter(|(id, matched)| self.is_absent(*id, *matched));
+        let kept = absent.filter_map(|(id, matched)| {
+            let reach = self.reach_for(id, up_to).max(start);
+            match matched {
+                Lsn(0) => (self.peers.lead.last >= reach).then_some(reach),
+                known => (known >= reach).then_some(known),
+            }
+        });
+        kept.filter(|lsn| *lsn < up_to).min()
+    }
+
+    /// The first position of a member that is away from which it can go on with entries that are kept for it.
+    fn reach_for(&self, id: NodeId, up_to: Lsn) -> Lsn {
+        if self.peers.withheld {
+            let bytes = self.config.max_bytes_kept_for_peers;
+            return self.snapshots.reach(up_to, bytes);
+        }
+        let KeptForAbsent {
+            mut bytes,
+            mut entries,
+            ticks,
+        } = self.config.kept_for_absent;
+        let since = self.peers.last_contact(id).unwrap_or(0);
+        if self.ticks - since.max(self.peers.lead.tick) > ticks {
+            bytes /= KeptForAbsent::LONG_ABSENCE_SHARE;
+            entries /= KeptForAbsent::LONG_ABSENCE_SHARE;
+        }
+        let by_entries = Lsn(up_to.0.saturating_sub(entries));
+        self.snapshots.reach(up_to, bytes).max(by_entries)
+    }
+
+    /// Whether a member is away, and not given up.
+    fn is_absent(&self, id: NodeId, matched: Lsn) -> bool {
+        let is_present = id == self.config.id || matched.0 > 0 && self.is_heard(id);
+        !is_present && !self.peers.given_up.contains(&id)
+    }
+
+    /// Whether a message of a member has come within two election timeouts.
+    pub(super) fn is_heard(&self, id: NodeId) -> bool {
+        let lately = 2 * self.config.election_ticks as u64;
+        let at = self.peers.last_contact(id);
+        at.is_some_and(|at| at >= self.ticks.saturating_sub(lately))
+    }
+
+    /// This member was elected.
+    pub(in crate::engine) fn leads_from_now(&mut self) {
+        self.peers.lead = Lead {
+            tick: self.ticks,
+            last: self.last(),
+        };
+        self.peers.given_up.clear();
+    }
+
+    /// Keeps nothing any more for the members that are away now.
+    pub(in crate::engine) fn give_up_absent(&mut self) {
+        if self.role != Role::Leader {
+            // A follower keeps nothing for them, and does not know who is away.
+            return;
+        }
+        let progress = self.raw.raft.prs().iter();
+        let others = progress.map(|(id, progress)| (NodeId(*id), Lsn(progress.matched)));
+        let absent = others.filter(|(id, matched)| self.is_absent(*id, *matched));
+        let absent: Vec<_> = absent.map(|(id, _)| id).collect();
+        self.peers.given_up.extend(absent);
+    }
+
+    /// A message of a member has come. If it was given up, that ends once this leader knows what its log has.
+    pub(super) fn note_return(&mut self, id: NodeId) {
+        let progress = self.raw.raft.prs().get(id.0);
+        if progress.is_some_and(|progress| progress.matched > 0) {
+            self.peers.given_up.remove(&id);
+        }
+    }
+}
