@@ -317,12 +317,18 @@ impl World {
                     .map(|l| MembershipChange::Promote(*l))
             }
             7 => {
-                // All learners get votes, and one member may go: whoever cannot is a reason to refuse it.
+                // All learners get votes, and one voter may go or become a learner: whoever cannot is a reason to
+                // refuse it.
                 let at = self.between(0, 5) as usize;
-                let gone = known.voters.get(at).copied();
+                let chosen = known.voters.get(at).copied().into_iter().collect();
+                let (demote, remove) = match self.chance(2) {
+                    true => (chosen, Vec::new()),
+                    false => (Vec::new(), chosen),
+                };
                 Some(MembershipChange::ChangeVoters(VoterChange {
                     promote: known.learners,
-                    remove: gone.into_iter().collect(),
+                    demote,
+                    remove,
                 }))
             }
             8 => {
