@@ -321,9 +321,9 @@ impl World {
                 // refuse it.
                 let at = self.between(0, 5) as usize;
                 let chosen = known.voters.get(at).copied().into_iter().collect();
-                let (demote, remove) = match self.chance(2) {
-                    true => (chosen, Vec::new()),
-                    false => (Vec::new(), chosen),
+                let (demote, remove) = match at % 2 {
+                    0 => (Vec::new(), chosen),
+                    _ => (chosen, Vec::new()),
                 };
                 Some(MembershipChange::ChangeVoters(VoterChange {
                     promote: known.learners,
