@@ -12,6 +12,9 @@
 //! has caught up, and a majority of the voters after the change was heard from lately. Both are checked again
 //! for each attempt, by what this leader observes.
 //!
+//! A member that was handed a change writes at once that it is committed. After a restart its state may be as of before
+//! the change, and without that it would ask those for a majority who may be gone since.
+//!
 //! A member that has state knows the membership from the snapshot of that state and the changes since,
 //! never from the list of founders.
 

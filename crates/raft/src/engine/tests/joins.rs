@@ -227,6 +227,34 @@ fn a_voter_becomes_a_learner_in_the_change_that_gives_its_vote_to_another_one() 
     assert_eq!(cluster.host(1).membership.voters, numbers(&[1, 2, 3]));
 }
 
+/// Nothing is written after the change, and the state on the disk is as of before it.
+#[test]
+fn a_member_that_restarts_after_a_change_does_not_need_those_who_were_removed() {
+    for removed in [&[2][..], &[2, 3]] {
+        let mut cluster = Cluster::new(&[1, 2, 3]);
+        cluster.write(3);
+        if removed == [2] {
+            // One after the other.
+            cluster.change(change_voters(&[], &[3])).unwrap();
+            cluster.write(1);
+        }
+        let host = cluster.host(1);
+        let (applied, membership) = (host.applied, host.membership.clone());
+        let lines = host.lines.clone();
+        cluster.change(change_voters(&[], removed)).unwrap();
+        assert_eq!(cluster.host(1).membership, members(&[1]), "{removed:?}");
+        for id in 1..=3 {
+            kill(&mut cluster, id);
+        }
+        let host = cluster.host_mut(1);
+        (host.applied, host.membership, host.lines) = (applied, membership, lines);
+        cluster.restart(1);
+        cluster.ticks(100);
+        assert_eq!(cluster.host(1).membership, members(&[1]), "{removed:?}");
+        cluster.write(2);
+    }
+}
+
 #[test]
 fn only_a_voter_that_does_not_lead_is_demoted() {
     let mut cluster = three_with_a_learner();
