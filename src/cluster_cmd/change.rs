@@ -241,13 +241,23 @@ fn show(
 /// What to do where the node that is asked cannot show what is waited for.
 const ASK_ANOTHER: &str = "ask another node with --server; or do not wait, with --no-wait";
 
+/// How long the node that is asked may take to show the cluster: it waits 2 s for other nodes.
+const VIEW_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The cluster, as the node that is asked shows it now.
 ///
 /// # Errors
 ///
-/// The node does not belong to the cluster, and so does not learn what becomes of the partitions.
+/// The node does not answer in time; or it does not belong to the cluster, and so does not learn what becomes of the
+/// partitions.
 async fn view(admin: &Admin) -> Result<ClusterView, Failure> {
-    let view: ClusterView = admin.get(&["cluster"], &[]).await?;
+    let shown = admin.get::<ClusterView>(&["cluster"], &[]);
+    let Ok(view) = tokio::time::timeout(VIEW_TIMEOUT, shown).await else {
+        let seconds = VIEW_TIMEOUT.as_secs();
+        let message = format!("{} has not answered within {seconds} s", admin.address());
+        return Err(Failure::unreachable("unreachable", message));
+    };
+    let view = view?;
     match &view.refused {
         None => Ok(view),
         Some(why) => {
