@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`status`] | nodes and partitions, as tables |
 //! | [`change`] | removing, draining and activating nodes; transferring leaders |
+//! | [`departure`] | what still counts on a node that leaves, and the wait until nothing does |
 //! | [`check`] | comparing the replicas of partitions |
 //! | [`trust`] | naming the right one of replicas that differ |
 //! | [`secret`] | a secret for the nodes |
@@ -14,6 +15,7 @@
 
 mod change;
 mod check;
+mod departure;
 pub mod formation;
 mod recover;
 mod secret;
@@ -62,7 +64,7 @@ pub struct Args {
 enum Command {
     Status(status::Args),
     Remove(change::RemoveArgs),
-    Drain(change::NodeArgs),
+    Drain(change::DrainArgs),
     Activate(change::ActivateArgs),
     TransferLeader(change::LeaderArgs),
     Check(check::Args),

@@ -100,9 +100,9 @@ pub enum MembershipChange {
     Promote(NodeId),
     /// Removes a member. Its number must not be used again.
     RemovePeer(NodeId),
-    /// Promotes and removes several members as one change. The voters before it and those after it decide
-    /// together until it is complete, and no set of voters in between decides alone: from one voter to
-    /// three, for example, without a time in which two voters decide.
+    /// Promotes, demotes and removes several members as one change. The voters before it and those after it
+    /// decide together until it is complete, and no set of voters in between decides alone: from one voter
+    /// to three, for example, without a time in which two voters decide.
     ChangeVoters(VoterChange),
 }
 
@@ -111,6 +111,9 @@ pub enum MembershipChange {
 pub struct VoterChange {
     /// Learners that have caught up, and get a vote.
     pub promote: Vec<NodeId>,
+    /// Voters that become learners. They belong to the group at every moment of the change, and so never miss
+    /// an entry.
+    pub demote: Vec<NodeId>,
     /// Members that are removed, as by [`MembershipChange::RemovePeer`].
     pub remove: Vec<NodeId>,
 }
@@ -118,7 +121,8 @@ pub struct VoterChange {
 impl VoterChange {
     /// The voters after this change of these ones, sorted.
     pub fn voters_after(&self, voters: &[NodeId]) -> Vec<NodeId> {
-        let kept = voters.iter().filter(|node| !self.remove.contains(node));
+        let loses_vote = |node: &&NodeId| self.demote.contains(node) || self.remove.contains(node);
+        let kept = voters.iter().filter(|node| !loses_vote(node));
         let mut after: Vec<_> = kept.chain(&self.promote).copied().collect();
         after.sort_unstable();
         after.dedup();
@@ -127,7 +131,7 @@ impl VoterChange {
 
     /// Whether it changes nothing.
     pub fn is_empty(&self) -> bool {
-        self.promote.is_empty() && self.remove.is_empty()
+        self.promote.is_empty() && self.demote.is_empty() && self.remove.is_empty()
     }
 }
 
@@ -144,8 +148,8 @@ pub enum ChangeRefused {
     /// The node is not a member.
     #[error("it is not a member")]
     NotAMember,
-    /// The node is a learner, and only a voter can lead.
-    #[error("it does not vote yet")]
+    /// The node is a learner, and only a voter can lead or be demoted.
+    #[error("it does not vote")]
     NotAVoter,
     /// The node is not a learner.
     #[error("it is not a learner")]
@@ -156,7 +160,7 @@ pub enum ChangeRefused {
         /// Entries of the leader's log that it lacks.
         lacks: u64,
     },
-    /// A leader does not remove itself: transfer the leadership first.
+    /// A leader neither removes nor demotes itself: transfer the leadership first.
     #[error("it leads the group: transfer the leadership first")]
     IsLeader,
     /// A majority of the voters after the change was not heard from within the last election timeout: with

@@ -43,6 +43,16 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
         "The result names the partitions and the nodes. A replica that differs from the majority is stopped: replace its node.",
     ),
     (
+        "removal_incomplete",
+        "The time of `esker cluster remove` has ended, and partitions still count on the node, or it is not known whether they do. The removal is recorded, or may be.",
+        "Keep the node running, and do what the message says of each partition. The same command waits again.",
+    ),
+    (
+        "drain_incomplete",
+        "The time of `esker cluster drain` has ended, and the node still leads a partition, or has a vote that another node is to take.",
+        "Do what the message says of each partition. The same command waits again; `esker cluster activate` lets the node stay.",
+    ),
+    (
         "listen",
         "The address cannot be listened on: another program uses the port, or it is not this machine's.",
         "Stop that program, or choose another address with `--listen`.",

@@ -6,12 +6,14 @@
 //! | [`rejoin`] | a node that lost its log or its disk joins again under a new number |
 //! | [`refusals`] | what would make a second history, and is refused |
 //! | [`voters`] | how votes move, and what keeps them from it |
+//! | [`departures`] | commands that wait until nothing counts on a node |
 //! | [`lineages`] | nodes that join after a loss; snapshots of the repository at a member's start |
 //! | [`removed`] | what a removed node says, and what becomes of its replicas |
 //! | [`mounts`] | a log whose disk is not mounted |
 //! | [`survivor`] | a node that goes on alone, after the others were lost for good |
 //! | [`strangers`] | addresses of the cluster at which somebody else answers |
 
+mod departures;
 mod lineages;
 mod mounts;
 mod refusals;

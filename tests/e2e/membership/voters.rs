@@ -38,6 +38,39 @@ fn watch(nodes: &Nodes, asked: usize, ends: Arc<AtomicBool>) -> tokio::task::Joi
     })
 }
 
+/// Looks whether a node belongs to all partitions, many times a second, until it is told to end. Returns where it did
+/// not, once.
+fn watch_member(
+    nodes: &Nodes,
+    asked: usize,
+    node: u64,
+    ends: Arc<AtomicBool>,
+) -> tokio::task::JoinHandle<Option<Value>> {
+    let http = nodes.servers[asked].http1();
+    tokio::spawn(async move {
+        let is_member = |members: &Value| {
+            let mut of = ["voters", "voters_before", "learners"]
+                .iter()
+                .filter_map(|which| members[which].as_array());
+            of.any(|nodes| nodes.contains(&json!(node)))
+        };
+        while !ends.load(Ordering::Relaxed) {
+            if let Ok(answer) = http.get("/esker/v1/cluster").try_send().await
+                && answer.status == 200
+            {
+                let shown: Value = answer.json();
+                let partitions = shown["partitions"].as_array().unwrap().iter();
+                let mut members = partitions.map(|of| &of["members"]);
+                if let Some(without) = members.find(|it| it.is_object() && !is_member(it)) {
+                    return Some(without.clone());
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        None
+    })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_go_from_one_voter_to_three_and_pass_a_vote_on_without_having_two() {
     let mut nodes = Nodes::first().await;
@@ -52,6 +85,7 @@ async fn partitions_go_from_one_voter_to_three_and_pass_a_vote_on_without_having
     nodes.join().await;
     nodes.have_voters(0, 3).await;
     let drained = number_of(&nodes.data(2));
+    let stays = watch_member(&nodes, 0, drained, ends.clone());
     let http = nodes.servers[0].http1();
     let path = format!("/esker/v1/cluster/nodes/{drained}/drain");
     let asked = http.post(&path).json(&json!({})).send().await;
@@ -71,6 +105,11 @@ async fn partitions_go_from_one_voter_to_three_and_pass_a_vote_on_without_having
     ends.store(true, Ordering::Relaxed);
     let counts = watching.await.unwrap();
     assert_eq!(counts, Counts::from([1, 3]), "numbers of voters");
+    assert_eq!(
+        stays.await.unwrap(),
+        None,
+        "the drained node is a learner in the end, and belongs to the partitions all the time"
+    );
     nodes.append(0, "four").await;
     nodes.have(3, &["three", "four"]).await;
 }

@@ -389,6 +389,10 @@ impl Inner {
                 if !self.catalog.is_serving() {
                     return Err(not_leader(&self.catalog));
                 }
+                let nodes = self.catalog_reader.nodes();
+                if nodes.get(&node).map(|it| it.state) == Some(NodeState::Removed) {
+                    return Ok(());
+                }
                 self.check_removal(node).await?;
                 self.removing(node)
             }

@@ -319,11 +319,11 @@ async fn wait_until_heard(
         MembershipChange::AddPeer(_) | MembershipChange::AddLearner(_) => return Ok(()),
         MembershipChange::Promote(node) => VoterChange {
             promote: vec![*node],
-            remove: Vec::new(),
+            ..VoterChange::default()
         },
         MembershipChange::RemovePeer(node) => VoterChange {
-            promote: Vec::new(),
             remove: vec![*node],
+            ..VoterChange::default()
         },
         MembershipChange::ChangeVoters(change) => change.clone(),
     };
@@ -432,8 +432,8 @@ mod tests {
     #[test]
     fn only_who_answers_after_a_change_was_decided_on_counts_for_its_majority() {
         let remove = VoterChange {
-            promote: Vec::new(),
             remove: vec![NodeId(3)],
+            ..VoterChange::default()
         };
         // 2 was killed a second ago, and was heard from before that.
         let killed = details(&[(2, Some(10)), (3, Some(0)), (4, None)]);
@@ -448,6 +448,7 @@ mod tests {
         let replace = VoterChange {
             promote: vec![NodeId(4)],
             remove: vec![NodeId(3)],
+            ..VoterChange::default()
         };
         assert_eq!(
             silent(&alive, &replace, 300),
@@ -457,5 +458,11 @@ mod tests {
         // Two of three are a majority, and 4 gets no vote all the same.
         assert!(!may_be_made(&replace, 3, &[NodeId(4)]));
         assert!(may_be_made(&replace, 3, &[NodeId(2)]));
+        // One that becomes a learner is no voter after the change either.
+        let demote = VoterChange {
+            demote: vec![NodeId(2)],
+            ..VoterChange::default()
+        };
+        assert_eq!(silent(&killed, &demote, 900), []);
     }
 }

@@ -26,10 +26,11 @@ use esker_raft::transport::grpc::{Claim, call_at};
 
 use super::departure::{Told, decide, merge};
 use super::peers::{Peers, cluster_number};
+use super::replicas::Replicas;
 use super::wire::{AskRemoval, KeptReplica, REMOVAL, RemovalOf};
 use crate::blocking::blocking;
 use crate::core::Inner;
-use crate::data_dir::{Stage, noted_now};
+use crate::data_dir::{Stage, Without, noted_now};
 use crate::error::StartError;
 
 /// How often it is looked whether this node was removed.
@@ -149,12 +150,7 @@ impl Inner {
     async fn take_removal(self: &Arc<Inner>, told: Told) -> Result<bool, StartError> {
         let departure = &self.replicas.departure;
         let last = u64::from(self.options.partitions);
-        let mut decided = decide(&told, last);
-        if decided.is_ok()
-            && let Some(doubt) = self.doubts_here()
-        {
-            decided = Err(doubt);
-        }
+        let decided = decide_here(&told, last, &self.replicas);
         let known = departure.known();
         let stage_before = known.as_ref().map(|known| known.stage);
         let mut removed = known.unwrap_or_else(|| {
@@ -200,28 +196,19 @@ impl Inner {
         }
         Ok(may_go)
     }
+}
 
-    /// How many partitions have a replica here that may be the right one of some that differ, or that whoever looks
-    /// for a cause needs, and why one of them is kept. What is known here counts, whatever the others have decided since:
-    /// a removed node gets no entries any more.
-    fn doubts_here(&self) -> Option<(usize, String)> {
-        let replicas = &self.replicas;
-        let diverged = replicas.diverged.partitions();
-        let doubt = |partition: u64| {
-            let has_diverged =
-                diverged.contains(&partition) || replicas.digests.divergence(partition).is_some();
-            if has_diverged {
-                return Some("it differs from the others', and is kept as it is");
-            }
-            replicas.open_check(partition).map(|_| {
-                "replicas differ, and it was not known yet which of them is right when this node was removed: it is kept \
-                 as it is"
-            })
-        };
-        let mut doubts = (0..=u64::from(self.options.partitions))
-            .filter_map(|partition| Some((partition, doubt(partition)?)));
-        let (partition, why) = doubts.next()?;
-        Some((1 + doubts.count(), format!("partition {partition}: {why}")))
+/// Why the replicas of all partitions may go; or how many partitions need or doubt theirs, and why one of them does.
+/// What is known here counts, whatever the others have decided since: a removed node gets no entries any more.
+fn decide_here(
+    told: &Told,
+    last_partition: u64,
+    replicas: &Replicas,
+) -> Result<Vec<Without>, (usize, String)> {
+    let without = decide(told, last_partition)?;
+    match replicas.doubts(last_partition) {
+        None => Ok(without),
+        Some(doubt) => Err(doubt),
     }
 }
 
@@ -263,7 +250,52 @@ async fn ask_all(inner: &Inner, peers: &Peers, asked: &[KeptReplica]) -> Vec<Rem
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use esker_partition::digest::{Divergence, ReplicaDigests};
+
+    use super::super::departure::Departure;
+    use super::super::divergence::Diverged;
+    use super::super::wire::Fate;
     use super::*;
+
+    /// The others agree, and the node may have what they do not.
+    #[test]
+    fn what_is_doubted_here_keeps_the_replicas_although_all_others_let_them_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let replicas = Replicas::new(
+            ReplicaDigests::new(3, 0),
+            Diverged::open(dir.path(), 3).unwrap(),
+            Departure::new(None),
+        );
+        let goes = |partition| Fate {
+            partition,
+            as_of: 7,
+            kept_by: vec![1, 2],
+            needed: None,
+        };
+        let mut told = Told {
+            name: "n3".to_owned(),
+            removed_at: None,
+            replaced_by: None,
+            fates: BTreeMap::from([0, 1, 2].map(|partition| (partition, goes(partition)))),
+        };
+        assert_eq!(decide_here(&told, 2, &replicas).unwrap().len(), 3);
+        let found = Divergence {
+            lsn: 5,
+            own: 0xa,
+            right: 0xb,
+            others: vec![1, 2],
+        };
+        replicas.diverged.note(1, &found).unwrap();
+        let (doubted, why) = decide_here(&told, 2, &replicas).unwrap_err();
+        assert_eq!(doubted, 1);
+        assert!(why.starts_with("partition 1: it differs"), "{why}");
+        // What the others need is the first reason.
+        told.fates.remove(&2);
+        let (_, why) = decide_here(&told, 2, &replicas).unwrap_err();
+        assert_eq!(why, "partition 2: its leader has not answered");
+    }
 
     #[test]
     fn a_removed_node_that_waits_asks_less_and_less_often() {

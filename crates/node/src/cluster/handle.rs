@@ -13,7 +13,7 @@ use esker_raft::transport::grpc::{
     CallError, ChannelError, PeerChannel, PeerRequests, TlsConfig, TlsError,
 };
 
-use super::directory::Nodes;
+use super::directory::{Nodes, removed_as};
 use super::peers::Peers;
 use super::transfers::Fetching;
 use super::waiting::ChangeWait;
@@ -203,6 +203,12 @@ impl Cluster {
         live.cloned().collect()
     }
 
+    /// The removed node of this number, or else the one of this name that was removed last; `None` if there is none, or
+    /// a node that belongs to the cluster is named so.
+    pub fn removed(&self, said: &str) -> Option<ClusterNode> {
+        removed_as(&self.inner.catalog_reader.nodes(), said).cloned()
+    }
+
     /// Whether this node leads a partition and takes no proposals for a moment, because it is giving the leadership to
     /// another node.
     ///
@@ -300,12 +306,13 @@ impl Cluster {
         self.peers.set_secrets(secret, others)
     }
 
-    /// Removes a node: its replicas go, and its number is never used again.
+    /// Removes a node: its replicas go, and its number is never used again. Returns once that is recorded: the status
+    /// shows when no partition has it as a member any more. Nothing happens if it was removed already.
     pub async fn remove(&self, node: u64) -> Result<(), ClusterError> {
         self.change(0, ChangeCluster::Remove { node }).await
     }
 
-    /// Moves the leaderships and replicas of a node to others.
+    /// Moves the leaderships and votes of a node to others. Returns once that is recorded.
     pub async fn drain(&self, node: u64) -> Result<(), ClusterError> {
         self.change(0, ChangeCluster::Drain { node }).await
     }

@@ -10,7 +10,8 @@
 //! has, whether or not entries are being sent to it.
 //!
 //! Votes move in one joint change: from one voter to three, and from a voter that leaves to the one that takes its
-//! place. An even number of voters survives no more losses than one less, so a vote that would make their number
+//! place. A voter that drains becomes a learner by that change, so a partition has at no moment fewer replicas than
+//! before; one that was removed leaves. An even number of voters survives no more losses than one less, so a vote that would make their number
 //! even is held back while another node is about to catch up ([`MAX_HOLD`]), and so is a removal. What keeps the
 //! members from being those that the catalog wants is part of the answer, for the status and the log.
 
@@ -153,8 +154,8 @@ impl Seen<'_> {
         if let Some(gone) = members.learners.iter().copied().find(removed) {
             return Plan::step(Step::Change(MembershipChange::RemovePeer(gone)));
         }
-        // A node that drains and has no vote of the catalog any more stays its learner: it serves clients until it
-        // stops, and needs the catalog for that, such as for their tokens.
+        // A node that drains stays a learner where it belongs to the group. It is added to the catalog alone: it serves
+        // clients until it stops, and needs the catalog for that, such as for their tokens.
         let joins = |state| match state {
             NodeState::Joining | NodeState::Active => true,
             NodeState::Draining => self.partition == 0,
@@ -239,13 +240,20 @@ impl Seen<'_> {
             holds = true;
         }
         remove.retain(|node| *node != self.me);
-        let mut change = VoterChange { promote, remove };
+        let drains = |node: &NodeId| state(*node) == Some(NodeState::Draining);
+        let (demote, remove) = remove.into_iter().partition(drains);
+        let mut change = VoterChange {
+            promote,
+            demote,
+            remove,
+        };
         let mut silent = None;
         while !change.is_empty()
             && let Some(missing) = self.missing_majority(&change)
         {
             silent.get_or_insert(missing);
-            if change.remove.pop().is_none() {
+            let popped = change.demote.pop().or_else(|| change.remove.pop());
+            if popped.is_none() {
                 change.promote.clear();
             }
         }
@@ -414,9 +422,9 @@ impl Seen<'_> {
 
 /// A change of one member by its own name, as earlier releases log it.
 fn simplest(change: VoterChange) -> MembershipChange {
-    match (&change.promote[..], &change.remove[..]) {
-        ([node], []) => MembershipChange::Promote(*node),
-        ([], [node]) => MembershipChange::RemovePeer(*node),
+    match (&change.promote[..], &change.demote[..], &change.remove[..]) {
+        ([node], [], []) => MembershipChange::Promote(*node),
+        ([], [], [node]) => MembershipChange::RemovePeer(*node),
         _ => MembershipChange::ChangeVoters(change),
     }
 }

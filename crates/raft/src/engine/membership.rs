@@ -12,6 +12,9 @@
 //! has caught up, and a majority of the voters after the change was heard from lately. Both are checked again
 //! for each attempt, by what this leader observes.
 //!
+//! A member that was handed a change writes at once that it is committed. After a restart its state may be as of before
+//! the change, and without that it would ask those for a majority who may be gone since.
+//!
 //! A member that has state knows the membership from the snapshot of that state and the changes since,
 //! never from the list of founders.
 
@@ -62,10 +65,10 @@ impl Engine {
             return Err(RejectReason::Transferring { to: NodeId(to) });
         }
         let is_to_vote = matches!(change, MembershipChange::AddPeer(_));
+        let adds = is_to_vote || matches!(change, MembershipChange::AddLearner(_));
         let changes = self.check(change).map_err(RejectReason::Membership)?;
-        let adds = |one: &ConfChangeSingle| one.get_change_type() == ConfChangeType::AddLearnerNode;
         let mut proposed = ConfChangeV2::default();
-        proposed.set_transition(match changes.iter().all(adds) {
+        proposed.set_transition(match adds {
             // The voters stay the same.
             true => ConfChangeTransition::Auto,
             false => ConfChangeTransition::Implicit,
@@ -91,15 +94,15 @@ impl Engine {
             }
             MembershipChange::Promote(node) => VoterChange {
                 promote: vec![node],
-                remove: Vec::new(),
+                ..VoterChange::default()
             },
             MembershipChange::RemovePeer(node) => VoterChange {
-                promote: Vec::new(),
                 remove: vec![node],
+                ..VoterChange::default()
             },
             MembershipChange::ChangeVoters(change) => change,
         };
-        let mut all = [&change.promote[..], &change.remove[..]].concat();
+        let mut all = [&change.promote[..], &change.demote, &change.remove].concat();
         self.check_possible(&all)?;
         all.sort_unstable();
         if all.is_empty() || all.windows(2).any(|pair| pair[0] == pair[1]) {
@@ -108,7 +111,7 @@ impl Engine {
         for node in &change.promote {
             self.check_promotion(*node)?;
         }
-        for node in &change.remove {
+        for node in change.demote.iter().chain(&change.remove) {
             if !self.membership.contains(*node) {
                 return Err(ChangeRefused::NotAMember);
             }
@@ -116,12 +119,18 @@ impl Engine {
                 return Err(ChangeRefused::IsLeader);
             }
         }
+        let votes = |node: &NodeId| self.membership.voters.contains(node);
+        if !change.demote.iter().all(votes) {
+            return Err(ChangeRefused::NotAVoter);
+        }
         self.check_majority(&change)?;
         let promote = change.promote.iter();
         let promote = promote.map(|node| single(ConfChangeType::AddNode, *node));
+        let demote = change.demote.iter();
+        let demote = demote.map(|node| single(ConfChangeType::AddLearnerNode, *node));
         let remove = change.remove.iter();
         let remove = remove.map(|node| single(ConfChangeType::RemoveNode, *node));
-        Ok(promote.chain(remove).collect())
+        Ok(promote.chain(demote).chain(remove).collect())
     }
 
     /// Whether a change of these nodes may be proposed at all.
@@ -230,7 +239,7 @@ impl Engine {
         if !promote.is_empty() {
             let change = VoterChange {
                 promote,
-                remove: Vec::new(),
+                ..VoterChange::default()
             };
             let _ = self.try_change(MembershipChange::ChangeVoters(change));
         }

@@ -66,6 +66,9 @@ impl Engine {
                 after.splice(0..0, now.drain(..));
             }
             let committed = ready.take_committed_entries();
+            // Those who are no members any more may be gone for good after a change. A member that does not find after a
+            // restart that the change is committed would need them for a majority.
+            let must_sync = must_sync || self.raw.store().lacks_commit_of_change(&committed);
             self.raw.advance_append_async(ready);
 
             if !now.is_empty() {
@@ -76,7 +79,7 @@ impl Engine {
                     number,
                     restart,
                     entries,
-                    hard_state: self.raw.store().hard_state().clone(),
+                    hard_state: self.raw.mut_store().written_hard_state(),
                 }));
             }
             self.outstanding.push_back(Outstanding {

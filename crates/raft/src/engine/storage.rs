@@ -26,6 +26,8 @@ const SCAN_BYTES: u64 = 1024 * 1024;
 
 pub(super) struct EngineStorage {
     hard_state: HardState,
+    /// The last entry that is committed by what was written.
+    written_commit: u64,
     conf_state: ConfState,
     start: LogFloor,
     /// Contiguous entries, up to and including `last`.
@@ -68,6 +70,7 @@ impl EngineStorage {
         let start = (persisted.start.lsn, persisted.start.term);
         let terms = Terms::new(reader.terms(start, persisted.last));
         EngineStorage {
+            written_commit: hard_state.commit,
             hard_state,
             conf_state,
             start: persisted.start,
@@ -91,6 +94,20 @@ impl EngineStorage {
 
     pub fn set_hard_state(&mut self, hs: HardState) {
         self.hard_state = hs;
+    }
+
+    /// The hard state, which the caller writes.
+    pub fn written_hard_state(&mut self) -> HardState {
+        self.written_commit = self.hard_state.commit;
+        self.hard_state.clone()
+    }
+
+    /// Whether one of these entries changes the membership, and no hard state was written by which it is committed.
+    pub fn lacks_commit_of_change(&self, committed: &[Entry]) -> bool {
+        let mut above = committed
+            .iter()
+            .filter(|entry| entry.index > self.written_commit);
+        above.any(|entry| entry.get_entry_type() != EntryType::EntryNormal)
     }
 
     /// No entry above it changes the membership.

@@ -325,12 +325,18 @@ impl World {
                     .map(|l| MembershipChange::Promote(*l))
             }
             7 => {
-                // All learners get votes, and one member may go: whoever cannot is a reason to refuse it.
+                // All learners get votes, and one voter may go or become a learner: whoever cannot is a reason to
+                // refuse it.
                 let at = self.between(0, 5) as usize;
-                let gone = known.voters.get(at).copied();
+                let chosen = known.voters.get(at).copied().into_iter().collect();
+                let (demote, remove) = match at % 2 {
+                    0 => (Vec::new(), chosen),
+                    _ => (chosen, Vec::new()),
+                };
                 Some(MembershipChange::ChangeVoters(VoterChange {
                     promote: known.learners,
-                    remove: gone.into_iter().collect(),
+                    demote,
+                    remove,
                 }))
             }
             8 => {

@@ -213,6 +213,10 @@ pub(super) async fn show(ReadNode(node): ReadNode) -> Result<Json<ClusterView>, 
 /// machine back, it joins with an empty data directory. Refused where
 /// a partition would lose its majority: all nodes are asked for that now, and more than half of the other voters of
 /// each partition have to answer.
+///
+/// Answers as soon as that is recorded. The node's votes go after that: stop it once `members` of every partition in
+/// `GET /cluster` is there and does not have it. Of a node that was removed already the answer is the same, and nothing
+/// happens.
 #[utoipa::path(
     post,
     path = "/esker/v1/cluster/nodes/{node}/remove",
@@ -227,7 +231,14 @@ pub(super) async fn remove(
     InPath(node): InPath<String>,
 ) -> Result<Json<ClusterChange>, AdminError> {
     access.root()?;
-    let (cluster, found) = named(&own, &node)?;
+    let cluster = cluster(&own)?;
+    if let Some(removed) = cluster.removed(&node) {
+        return Ok(Json(ClusterChange {
+            node: removed.id,
+            name: removed.name,
+        }));
+    }
+    let found = find(&cluster, &node)?;
     cluster.remove(found.node).await?;
     tracing::info!(node = found.node, name = found.name, "Node was removed");
     Ok(Json(found))
@@ -235,7 +246,8 @@ pub(super) async fn remove(
 
 /// Moves the leaderships and votes of a node to others.
 ///
-/// Answers as soon as that is recorded; `GET /cluster` shows when the node leads nothing any more.
+/// Answers as soon as that is recorded; `GET /cluster` shows when the node leads nothing any more, and which votes it
+/// keeps because no other node can take them. It stays a learner of its partitions.
 #[utoipa::path(
     post,
     path = "/esker/v1/cluster/nodes/{node}/drain",

@@ -42,7 +42,7 @@ pub const CODES: &[(&str, u16, &str, &str)] = &[
     (
         "node_not_found",
         404,
-        "The cluster has no node of this number or name; a removed node counts as none.",
+        "The cluster has no node of this number or name. A removed node counts as none, except where it is to be removed.",
         "`esker cluster status` shows those that there are.",
     ),
     (

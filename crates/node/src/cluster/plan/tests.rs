@@ -6,6 +6,8 @@ use esker_raft::engine::PeerState;
 
 use super::*;
 
+mod draining;
+
 fn nodes(states: &[(u64, NodeState)]) -> Nodes {
     let node = |(id, state): &(u64, NodeState)| ClusterNode {
         id: *id,
@@ -103,6 +105,7 @@ fn voters(promote: &[u64], remove: &[u64]) -> Option<Step> {
     let change = VoterChange {
         promote: ids(promote),
         remove: ids(remove),
+        ..VoterChange::default()
     };
     Some(Step::Change(simplest(change)))
 }
@@ -291,110 +294,6 @@ fn a_removed_voter_is_replaced_in_one_change_by_the_node_in_its_place() {
     assert_eq!(case(&with_4, &[4], MAX_HOLD, &active).step, remove);
     // Nobody joins.
     assert_eq!(case(&three, &[], held, &alone).step, remove);
-}
-
-#[test]
-fn a_draining_node_gives_its_leaderships_away_and_its_vote_to_another_one_in_one_change() {
-    let drains = nodes(&[(1, Draining), (2, Active), (3, Active), (4, Active)]);
-    let three = members(&[1, 2, 3], &[4]);
-    assert_eq!(
-        next(2, &three, &[2], &drains),
-        Some(Step::Transfer(NodeId(3)))
-    );
-    let drains = nodes(&[(1, Active), (2, Draining), (3, Active), (4, Active)]);
-    assert_eq!(next(2, &three, &[], &drains), voters(&[4], &[2]));
-    let waits = plan(2, &three, &[4], &drains);
-    assert_eq!(waits.step, None, "it votes until 4 does");
-    // As earlier releases leave it.
-    let four = members(&[1, 2, 3, 4], &[]);
-    let remove = Some(Step::Change(RemovePeer(NodeId(2))));
-    assert_eq!(next(2, &four, &[], &drains), remove);
-}
-
-#[test]
-fn a_draining_node_without_a_vote_stays_a_learner_of_the_catalog_alone() {
-    let drains = nodes(&[(1, Active), (2, Draining), (3, Active), (4, Active)]);
-    let moved = members(&[1, 3, 4], &[]);
-    let add = Some(Step::Change(AddLearner(NodeId(2))));
-    assert_eq!(next(0, &moved, &[], &drains), add);
-    assert_eq!(next(3, &moved, &[], &drains), None);
-    // That is where it ends: it gets no vote.
-    let learns = plan(0, &members(&[1, 3, 4], &[2]), &[], &drains);
-    assert_eq!((learns.step, learns.waits), (None, None));
-    // Once it is removed, it is not even that.
-    let removed = nodes(&[(1, Active), (2, Removed), (3, Active), (4, Active)]);
-    let remove = Some(Step::Change(RemovePeer(NodeId(2))));
-    assert_eq!(next(0, &members(&[1, 3, 4], &[2]), &[], &removed), remove);
-    assert_eq!(next(0, &moved, &[], &removed), None);
-}
-
-#[test]
-fn a_draining_node_keeps_its_vote_where_no_other_one_can_take_it() {
-    let drains = nodes(&[(1, Active), (2, Active), (3, Draining)]);
-    let three = members(&[1, 2, 3], &[]);
-    let stays = plan(0, &three, &[], &drains);
-    assert_eq!(
-        stays.step, None,
-        "two voters would stop with the loss of either"
-    );
-    let wait = stays.waits.unwrap();
-    assert!(!wait.is_problem && wait.why.contains("n3"), "{wait:?}");
-    let two = nodes(&[(1, Active), (2, Draining)]);
-    let remove = Some(Step::Change(RemovePeer(NodeId(2))));
-    assert_eq!(next(0, &members(&[1, 2], &[]), &[], &two), remove);
-}
-
-#[test]
-fn the_only_voter_hands_its_vote_over_when_it_drains_and_takes_new_nodes_in() {
-    let alone = members(&[1], &[2]);
-    let drains = nodes(&[(1, Draining), (2, Active)]);
-    let promote = Some(Step::Change(MembershipChange::Promote(NodeId(2))));
-    assert_eq!(next(1, &alone, &[], &drains), promote);
-    // Then it gives the leadership away, and the new leader removes it.
-    let both = members(&[1, 2], &[]);
-    let transfer = Some(Step::Transfer(NodeId(2)));
-    assert_eq!(next(1, &both, &[], &drains), transfer);
-    // A node that is started to help is added.
-    let helped = nodes(&[(1, Draining), (2, Joining)]);
-    let add = Some(Step::Change(AddLearner(NodeId(2))));
-    assert_eq!(next(1, &members(&[1], &[]), &[], &helped), add);
-    // Of three, votes go to both others at once.
-    let three = nodes(&[(1, Draining), (2, Active), (3, Active)]);
-    let one = members(&[1], &[2, 3]);
-    assert_eq!(next(1, &one, &[], &three), voters(&[2, 3], &[]));
-}
-
-#[test]
-fn a_leader_that_cannot_leave_says_what_it_waits_for_and_the_way_out() {
-    let why = |membership: &Membership, gone: &[u64], nodes: &Nodes| {
-        let plan = plan(1, membership, gone, nodes);
-        assert_eq!(plan.step, None);
-        let wait = plan.waits.unwrap();
-        assert!(wait.is_problem, "{wait:?}");
-        wait.why
-    };
-    let alone = nodes(&[(1, Draining)]);
-    let said = why(&members(&[1], &[]), &[], &alone);
-    assert!(said.contains("start another node"), "{said}");
-    assert!(said.contains("esker cluster activate n1"), "{said}");
-    let joins = nodes(&[(1, Draining), (2, Joining)]);
-    let said = why(&members(&[1], &[2]), &[], &joins);
-    assert!(
-        said.contains("n2 has not caught up with the catalog"),
-        "{said}"
-    );
-    let gone = nodes(&[(1, Draining), (2, Active)]);
-    let said = why(&members(&[1], &[2]), &[2], &gone);
-    assert!(said.contains("n2 was not heard from yet"), "{said}");
-    let said = why(
-        &members(&[1, 2, 3], &[]),
-        &[2, 3],
-        &nodes(&[(1, Draining), (2, Active), (3, Active)]),
-    );
-    assert!(
-        said.contains("n2 was not") && said.contains("n3 was not"),
-        "{said}"
-    );
 }
 
 /// The copy of the catalog on a node that has begun to lead may be older than what a former leader went by.

@@ -123,11 +123,23 @@ fn one_with_two_learners() -> Cluster {
     cluster
 }
 
+fn numbers(ids: &[u64]) -> Vec<NodeId> {
+    ids.iter().copied().map(NodeId).collect()
+}
+
 fn change_voters(promote: &[u64], remove: &[u64]) -> MembershipChange {
-    let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect();
     MembershipChange::ChangeVoters(VoterChange {
-        promote: ids(promote),
-        remove: ids(remove),
+        promote: numbers(promote),
+        remove: numbers(remove),
+        ..VoterChange::default()
+    })
+}
+
+fn demote(promote: &[u64], demote: &[u64]) -> MembershipChange {
+    MembershipChange::ChangeVoters(VoterChange {
+        promote: numbers(promote),
+        demote: numbers(demote),
+        ..VoterChange::default()
     })
 }
 
@@ -168,6 +180,98 @@ fn a_member_is_replaced_by_another_one_in_one_change() {
     cluster.ticks(60);
     cluster.write(5);
     cluster.assert_agreed(&[2, 4]);
+}
+
+/// Three voters, and a learner that has caught up.
+fn three_with_a_learner() -> Cluster {
+    let mut cluster = Cluster::new(&[1, 2, 3]);
+    cluster.write(10);
+    cluster.joiner(4);
+    let add = MembershipChange::AddLearner(NodeId(4));
+    cluster.change(add).unwrap();
+    cluster.ticks(20);
+    cluster
+}
+
+#[test]
+fn a_voter_becomes_a_learner_in_the_change_that_gives_its_vote_to_another_one() {
+    let mut cluster = three_with_a_learner();
+    cluster.change(demote(&[4], &[3])).unwrap();
+    let moved = Membership {
+        learners: vec![NodeId(3)],
+        ..members(&[1, 2, 4])
+    };
+    for id in 1..=4 {
+        let host = cluster.host(id);
+        assert_eq!(host.membership, moved, "member {id}");
+        let few = host.memberships.iter().find(|it| it.voters.len() != 3);
+        assert_eq!(few, None, "member {id}");
+        let without_3 = |it: &&Membership| !it.contains(NodeId(3));
+        let gap = host.memberships.iter().find(without_3);
+        assert_eq!(gap, None, "member {id}: the learner belongs to it always");
+    }
+    // It gets what is written, and counts for no majority.
+    cluster.write(5);
+    cluster.assert_agreed(&[1, 2, 3, 4]);
+    cluster.cut = vec![3, 4];
+    cluster.ticks(60);
+    cluster.write(5);
+    cluster.assert_agreed(&[1, 2]);
+    cluster.cut.clear();
+    cluster.ticks(60);
+    cluster.assert_agreed(&[1, 2, 3, 4]);
+    // It may get its vote back under its number.
+    cluster.change(demote(&[3], &[4])).unwrap();
+    cluster.write(5);
+    cluster.assert_agreed(&[1, 2, 3, 4]);
+    assert_eq!(cluster.host(1).membership.voters, numbers(&[1, 2, 3]));
+}
+
+/// Nothing is written after the change, and the state on the disk is as of before it.
+#[test]
+fn a_member_that_restarts_after_a_change_does_not_need_those_who_were_removed() {
+    for removed in [&[2][..], &[2, 3]] {
+        let mut cluster = Cluster::new(&[1, 2, 3]);
+        cluster.write(3);
+        if removed == [2] {
+            // One after the other.
+            cluster.change(change_voters(&[], &[3])).unwrap();
+            cluster.write(1);
+        }
+        let host = cluster.host(1);
+        let (applied, membership) = (host.applied, host.membership.clone());
+        let lines = host.lines.clone();
+        cluster.change(change_voters(&[], removed)).unwrap();
+        assert_eq!(cluster.host(1).membership, members(&[1]), "{removed:?}");
+        for id in 1..=3 {
+            kill(&mut cluster, id);
+        }
+        let host = cluster.host_mut(1);
+        (host.applied, host.membership, host.lines) = (applied, membership, lines);
+        cluster.restart(1);
+        cluster.ticks(100);
+        assert_eq!(cluster.host(1).membership, members(&[1]), "{removed:?}");
+        cluster.write(2);
+    }
+}
+
+#[test]
+fn only_a_voter_that_does_not_lead_is_demoted() {
+    let mut cluster = three_with_a_learner();
+    for (change, refused) in [
+        (demote(&[], &[4]), ChangeRefused::NotAVoter),
+        (demote(&[], &[9]), ChangeRefused::NotAMember),
+        (demote(&[], &[1]), ChangeRefused::IsLeader),
+        (demote(&[4], &[4]), ChangeRefused::Malformed),
+    ] {
+        assert_eq!(cluster.change(change.clone()), Err(refused), "{change:?}");
+    }
+    assert_eq!(cluster.host(1).membership.voters, numbers(&[1, 2, 3]));
+    // Without another one that gets the vote there are two.
+    cluster.change(demote(&[], &[3])).unwrap();
+    let two = &cluster.host(2).membership;
+    assert_eq!(two.voters, numbers(&[1, 2]));
+    assert_eq!(two.learners, numbers(&[3]));
 }
 
 /// The change is in the log, and its first half in force; the leader is lost then.
