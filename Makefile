@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-console check dist deb test-deb tarball bench bench-snapshots bench-follow bench-recovery bench-state bench-security bench-raft bench-overload bench-cluster soak soak-streams soak-memory soak-snapshots soak-follow soak-state soak-raft soak-cluster moto follow-lite fuzz sdk-tests fmt cluster
+.PHONY: help setup run demo test test-console check dist deb test-deb tarball bench bench-snapshots bench-follow bench-recovery bench-state bench-security bench-raft bench-overload bench-cluster soak soak-streams soak-memory soak-snapshots soak-follow soak-state soak-raft soak-cluster soak-partition soak-recovery moto follow-lite fuzz sdk-tests fmt cluster
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -73,7 +73,7 @@ bench-overload: setup ## measure a polite client among 64 that flood, and 10,000
 bench-cluster: setup ## measure three nodes: beside one, beside etcd, while leaders are killed
 	@scripts/bench cluster $(ARGS)
 
-soak: soak-memory soak-streams soak-snapshots soak-follow soak-state soak-raft soak-cluster ## all soaks, for a long time
+soak: soak-memory soak-streams soak-snapshots soak-follow soak-state soak-raft soak-cluster soak-partition soak-recovery ## all soaks, for a long time
 
 soak-memory: setup ## an hour of mixed load, over which memory has to stay flat; ESKER_SOAK_SECONDS says how long
 	@scripts/bench overload --part mixed $(ARGS)
@@ -95,6 +95,12 @@ soak-raft: setup ## search the replication protocol for a loss; ARGS="100000" sa
 
 soak-cluster: setup ## kill and pause nodes of a cluster, again and again; ARGS="600" says how many rounds
 	@scripts/soak-cluster $(ARGS)
+
+soak-partition: setup ## try partitions on random histories, beside models; ARGS="10000" says how many
+	@scripts/soak-partition $(ARGS)
+
+soak-recovery: setup ## kill a server and take its files away, again and again; ARGS="500" says how many rounds
+	@scripts/soak-recovery $(ARGS)
 
 follow-lite: setup ## follow streams of another server (s2 lite), for a second opinion
 	@scripts/follow-lite $(ARGS)

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::recovery::runbook::expect_problems;
 use crate::small_disk::{
-    Filled, SmallDisk, append, append_at_last, complete, durable, fill, leave, small,
+    Filled, SmallDisk, append, append_at_last, complete, durable, fill, leave, small, small_prompt,
 };
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{SOON, Setup, eventually, in_time};
@@ -266,7 +266,7 @@ async fn a_stream_on_a_nearly_full_disk_can_be_trimmed_and_appends_are_taken_aga
     };
     let data_dir = disk.path("data");
     // Fewer files than are merged, and a reserve of 4 MiB.
-    let setup = small().set("snapshots.snapshot-interval=1h");
+    let setup = small_prompt();
     let server = setup.start(&data_dir).await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;

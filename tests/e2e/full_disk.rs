@@ -14,7 +14,7 @@ use s2_sdk::types::{
     AppendInput, AppendRecord, AppendRecordBatch, CommandRecord, DeleteStreamInput,
 };
 
-use crate::small_disk::{SmallDisk, append, durable, noise, small};
+use crate::small_disk::{SmallDisk, append, durable, noise, small, small_prompt};
 use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Http, SOON, Server, eventually, in_time};
 
@@ -83,7 +83,7 @@ async fn on_a_full_disk_streams_are_trimmed_and_deleted_and_appends_are_taken_ag
     let Some(disk) = SmallDisk::mount(128) else {
         return;
     };
-    let setup = small().set("snapshots.snapshot-interval=1h");
+    let setup = small_prompt();
     let data_dir = disk.path("data");
     let server = setup.start(&data_dir).await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;

@@ -75,6 +75,14 @@ pub fn small() -> Setup {
         .set("store.write-buffers-total=2MiB")
 }
 
+/// The same without snapshots by time, and with every append of 100,000 bytes flushed within a moment: the rest below
+/// `log.flush-after` would be flushed a minute after the last append.
+pub fn small_prompt() -> Setup {
+    small()
+        .set("snapshots.snapshot-interval=1h")
+        .set("log.flush-after=64KiB")
+}
+
 /// Text that does not compress; the same for the same seed.
 pub fn noise(seed: u64, bytes: usize) -> String {
     const SYMBOLS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";

@@ -40,6 +40,8 @@ pub mod lineage;
 pub mod log_tail;
 pub mod members;
 mod origin;
+#[cfg(test)]
+mod random_cases;
 mod raw_record;
 pub mod reader;
 pub mod recent;

@@ -3,7 +3,7 @@
 //! Each round starts the server, runs writers and followers on three streams, and kills the server at a
 //! random moment, sometimes during its start. Then the streams are read completely and compared with every
 //! answer that clients got. The checker is that of the soak ([`testkit_server::history`]); its own tests show
-//! that it finds each kind of fault.
+//! that it finds each kind of fault. `ESKER_KILL_ROUNDS` is the number of rounds; `make soak-recovery` runs hundreds.
 
 pub mod workload;
 
@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use s2_sdk::types::BasinConfig;
+use testkit::seeds;
 
 use crate::support::sdk;
 use crate::support::{Server, Setup};
 use workload::{Stop, Streams, follow};
 
-const ROUNDS: u64 = 50;
+/// Rounds, unless `ESKER_KILL_ROUNDS` has another number: two sets of streams.
+const ROUNDS: u64 = 20;
 /// Rounds after which new streams are used, because each check reads whole streams.
 const ROUNDS_PER_STREAM: u64 = 10;
 /// Fewest acknowledged records on the last streams; with fewer, the test shows nothing.
@@ -25,6 +27,7 @@ const ENOUGH: u64 = 100;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_any_number_of_kills_everything_acknowledged_is_there_once_and_in_order() {
+    let rounds = seeds::number("ESKER_KILL_ROUNDS").unwrap_or(ROUNDS);
     let seed: u64 = rand::random();
     let mut rng = StdRng::seed_from_u64(seed);
     let setup = Setup::default()
@@ -42,9 +45,9 @@ async fn after_any_number_of_kills_everything_acknowledged_is_there_once_and_in_
     let began = Instant::now();
     let mut round = 0;
     // On a busy machine more rounds are needed.
-    while round < ROUNDS || (streams.acked() <= ENOUGH && round < 10 * ROUNDS) {
+    while round < rounds || (streams.acked() <= ENOUGH && round < 10 * rounds) {
         let context = format!("seed {seed}, round {round}");
-        if round % ROUNDS_PER_STREAM == 0 && round < ROUNDS {
+        if round % ROUNDS_PER_STREAM == 0 && round < rounds {
             streams = Streams::new(round / ROUNDS_PER_STREAM, seed ^ round);
         }
         let stop = Stop::default();

@@ -34,6 +34,12 @@ pub fn chosen() -> Option<u64> {
     number(SEED)
 }
 
+/// Whether the environment sets a seed or a number of them. A test that asserts what its usual seeds reach together
+/// does not do so then.
+pub fn are_chosen() -> bool {
+    chosen().is_some() || number(SEEDS).is_some()
+}
+
 /// A random seed, which most likely was not tried before.
 pub fn random() -> u64 {
     use std::hash::{BuildHasher as _, RandomState};

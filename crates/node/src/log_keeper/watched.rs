@@ -50,6 +50,26 @@ pub(super) struct Watched {
     at_rest: Option<GroupStatus>,
 }
 
+/// What is applied and not in files.
+struct Unflushed {
+    entries: u64,
+    bytes: u64,
+    /// Since the last flush.
+    age: Duration,
+}
+
+impl Unflushed {
+    /// Whether there is so much of it, or it is so old, that it is flushed.
+    fn is_due(&self, most_entries: u64, most_bytes: u64, is_short: bool) -> bool {
+        let most_age = match is_short {
+            true => FLUSH_INTERVAL_IN_NEED,
+            false => FLUSH_AFTER,
+        };
+        let is_large = self.entries > most_entries || self.bytes > most_bytes;
+        self.entries > 0 && (is_large || self.age > most_age)
+    }
+}
+
 pub(super) fn watch_all(inner: &Inner) -> Vec<Watched> {
     let catalog = (
         inner.catalog.clone(),
@@ -133,12 +153,12 @@ impl Watched {
         // A flush has failed, or is about to begin.
         let is_stuck = self.part.flush_is_stuck();
         let was_stuck = std::mem::replace(&mut self.was_stuck, is_stuck);
-        let due = waiting > most
-            || (is_stuck && was_stuck)
-            || (waiting > 0
-                && (self.part.memtable_bytes() > flush_after
-                    || self.since.elapsed() > FLUSH_AFTER
-                    || (is_short && self.since.elapsed() > FLUSH_INTERVAL_IN_NEED)));
+        let unflushed = Unflushed {
+            entries: waiting,
+            bytes: self.part.memtable_bytes(),
+            age: self.since.elapsed(),
+        };
+        let due = unflushed.is_due(most, flush_after, is_short) || (is_stuck && was_stuck);
         // The database reports a failed flush, and decides when it may be retried.
         if due && self.part.may_flush() && self.part.flush().is_ok() {
             self.note_durable(status.applied);
@@ -197,5 +217,34 @@ impl Watched {
                 tracing::error!(partition, why, %error, "a file of the database is damaged, and that cannot be written down")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_applied_is_flushed_a_minute_later_at_the_latest_and_sooner_where_space_is_short() {
+        let is_due = |entries, bytes, seconds, is_short| {
+            let age = Duration::from_secs(seconds);
+            let unflushed = Unflushed {
+                entries,
+                bytes,
+                age,
+            };
+            unflushed.is_due(100, 1000, is_short)
+        };
+        // A single small entry, of a node that is idle since.
+        assert!(!is_due(1, 10, 59, false));
+        assert!(is_due(1, 10, 61, false));
+        assert!(!is_due(1, 10, 1, true));
+        assert!(is_due(1, 10, 2, true));
+        // Many entries, or many bytes, at once.
+        assert!(!is_due(100, 1000, 0, false));
+        assert!(is_due(101, 10, 0, false));
+        assert!(is_due(1, 1001, 0, false));
+        // Nothing, however long ago.
+        assert!(!is_due(0, 1001, 1000, true));
     }
 }

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::command::{DeleteBasin, ForgetBasin, SetBasinSettings};
+use crate::random_cases::cases;
 use crate::store::{ClusterInit, StoreOptions};
 
 struct Fixture {
@@ -562,7 +563,7 @@ fn any_command() -> impl Strategy<Value = Kind> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 40,
+        cases: cases(10),
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

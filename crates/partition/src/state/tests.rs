@@ -19,6 +19,7 @@ use crate::command::{Kind, Outcome};
 use crate::ids::STATE_BASIN_ID;
 use crate::keys;
 use crate::lineage::GAP;
+use crate::random_cases::cases;
 use crate::streams::tests::fixture::{Fixture, eager};
 
 pub(crate) fn key(name: &str) -> StateKey {
@@ -553,7 +554,7 @@ fn check(it: &Fixture, model: &Model, last: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(12), max_shrink_iters: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn any_history_reads_as_in_a_model_however_it_is_stopped_and_replayed(

@@ -296,46 +296,54 @@ fn the_membership_may_change_in_mid_transfer() {
 }
 
 #[test]
-fn a_receiver_that_dies_between_any_two_operations_catches_up_after_its_restart() {
-    for durable in [false, true] {
-        let mut cluster = Cluster::empty(Wire::Memory, &[1, 2, 3]);
-        cluster.by_files = durable;
-        for id in [1, 2, 3] {
-            let knobs = cluster.knobs.entry(id).or_default();
-            knobs.durable.store(durable, Ordering::SeqCst);
-            cluster.run(id);
-        }
-        cluster.write(10, 100);
-        cluster.assert_agreed(&[1, 2, 3]);
-        let behind = cluster.follower();
-        let faults = cluster.faults[&behind].clone();
-        let mut through = false;
-        for after in (0..200).step_by(8) {
-            // Small, so that there are not more operations than steps.
-            cluster.leave_behind(behind, 15, 20);
-            cluster.run(behind);
-            let before = faults.operations();
-            faults.die_after(after);
-            let group = cluster.group(behind).clone();
-            let mut whole = false;
-            wait_for("it has died, or is through", || {
-                whole = group.status().applied == cluster.group(cluster.leader()).status().last;
-                whole || faults.operations() - before > after
-            });
-            // A handle of a group keeps its log open.
-            drop(group);
-            cluster.kill(behind);
-            faults.die_after(u64::MAX);
-            cluster.run(behind);
-            cluster.assert_agreed(&[1, 2, 3]);
-            through |= whole;
-            if through {
-                assert!(after > 10, "there is something to die of");
-                break;
-            }
-        }
-        assert!(through, "in the end it is through before it dies");
+fn a_receiver_of_bytes_that_dies_between_any_two_operations_catches_up_after_its_restart() {
+    die_between_any_two_operations(false);
+}
+
+#[test]
+fn a_receiver_of_files_that_dies_between_any_two_operations_catches_up_after_its_restart() {
+    die_between_any_two_operations(true);
+}
+
+/// With a state that is durable, and gets snapshots of files, or with one that is neither.
+fn die_between_any_two_operations(durable: bool) {
+    let mut cluster = Cluster::empty(Wire::Memory, &[1, 2, 3]);
+    cluster.by_files = durable;
+    for id in [1, 2, 3] {
+        let knobs = cluster.knobs.entry(id).or_default();
+        knobs.durable.store(durable, Ordering::SeqCst);
+        cluster.run(id);
     }
+    cluster.write(10, 100);
+    cluster.assert_agreed(&[1, 2, 3]);
+    let behind = cluster.follower();
+    let faults = cluster.faults[&behind].clone();
+    let mut through = false;
+    for after in (0..200).step_by(8) {
+        // Small, so that there are not more operations than steps.
+        cluster.leave_behind(behind, 15, 20);
+        cluster.run(behind);
+        let before = faults.operations();
+        faults.die_after(after);
+        let group = cluster.group(behind).clone();
+        let mut whole = false;
+        wait_for("it has died, or is through", || {
+            whole = group.status().applied == cluster.group(cluster.leader()).status().last;
+            whole || faults.operations() - before > after
+        });
+        // A handle of a group keeps its log open.
+        drop(group);
+        cluster.kill(behind);
+        faults.die_after(u64::MAX);
+        cluster.run(behind);
+        cluster.assert_agreed(&[1, 2, 3]);
+        through |= whole;
+        if through {
+            assert!(after > 10, "there is something to die of");
+            break;
+        }
+    }
+    assert!(through, "in the end it is through before it dies");
 }
 
 #[test]

@@ -18,17 +18,17 @@ const SILENCE: Duration = Duration::from_secs(4);
 /// as that and more.
 const RATE: u64 = 4 << 20;
 
-/// A repository behind a slow link.
-fn behind(place: &Place, link: &SlowLink) -> Repository {
+/// A repository behind a slow link, whose store may be silent for so long.
+fn behind(place: &Place, link: &SlowLink, silence: Duration) -> Repository {
     let options = DestinationOptions {
         aws_endpoint_url: Some(format!("http://{}", link.address)),
-        request_timeout: SILENCE,
+        request_timeout: silence,
         ..place.server().options("bucket")
     };
     let destination = Destination::open("s3://bucket/some/prefix", &options).unwrap();
     let options = Options {
         retries: Retries {
-            silence: SILENCE,
+            silence,
             ..retries()
         },
         ..self::options()
@@ -58,7 +58,9 @@ async fn an_upload_that_takes_longer_than_a_store_may_be_silent_is_sent_once() {
         let place = Place::on_s3().await;
         // Together they take longer than a store may be silent.
         let link = SlowLink::to(&place.server().endpoint(), RATE).await;
-        let put = place.put_by(&behind(&place, &link), 1, &files).await;
+        let put = place
+            .put_by(&behind(&place, &link, SILENCE), 1, &files)
+            .await;
         assert_eq!(put.bytes_uploaded, size as u64);
         assert!(place.verify().await.is_sound());
         let parts = place.server().requests(Operation::UploadPart);
@@ -75,7 +77,7 @@ async fn an_upload_that_takes_longer_than_a_store_may_be_silent_is_sent_once() {
 async fn parts_that_have_arrived_are_not_sent_again_after_a_link_was_dead() {
     let place = Place::on_s3().await;
     let link = SlowLink::to(&place.server().endpoint(), RATE).await;
-    let repository = behind(&place, &link);
+    let repository = behind(&place, &link, SILENCE);
     let size = 32 * MIB;
     let files = Files::from([("000001.sst".to_owned(), bytes(1, size))]);
     let putting = place.put_by(&repository, 1, &files);
@@ -104,7 +106,9 @@ async fn parts_that_have_arrived_are_not_sent_again_after_a_link_was_dead() {
 async fn a_store_that_takes_nothing_is_given_up_in_bounded_time() {
     let place = Place::on_s3().await;
     let link = SlowLink::to(&place.server().endpoint(), RATE).await;
-    let repository = behind(&place, &link);
+    // It is given up after a multiple of this. A pause of the machine that looks like silence does no harm here: what is
+    // sent again is given up as well.
+    let repository = behind(&place, &link, SILENCE / 4);
     let checkpoint = place.checkpoint(1, &files());
     let progress = Progress::new();
     let putting = repository.put(&checkpoint, &progress);

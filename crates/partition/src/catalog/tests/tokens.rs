@@ -459,7 +459,7 @@ pub(super) fn in_one_step_or_many_tokens(commands: Vec<Kind>) -> (Vec<Outcome>, 
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 40,
+        cases: cases(10),
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

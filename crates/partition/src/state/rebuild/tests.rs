@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::lineage::GAP;
+use crate::random_cases::cases;
 use crate::state::command::{ImportBegin, ImportEntries, ImportStep, ImportedEntry};
 use crate::state::read::{At, StateDigest, StateReadError};
 use crate::state::tests::{delete, finish, key, values, write};
@@ -440,14 +441,8 @@ fn a_first_version_after_forks_and_a_rebuild_from_an_empty_snapshot_is_given_out
     ]);
 }
 
-/// Number of cases: each has a database of its own, so they are few unless more are asked for.
-fn cases() -> u32 {
-    let wanted = std::env::var("PROPTEST_CASES");
-    wanted.map_or(64, |wanted| wanted.parse().unwrap())
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(16), max_shrink_iters: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn however_a_store_is_lost_and_rebuilt_it_is_the_same_and_no_number_is_given_out_again(

@@ -111,7 +111,7 @@ fn deed() -> impl Strategy<Value = Do> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(8), max_shrink_iters: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn surplus_versions_of_changed_keys_go_and_no_others_whatever_is_remembered_of_them(

@@ -14,6 +14,7 @@ use super::model::{Act, Appending, Model, ModelStream};
 use crate::command::{Mode, Outcome, ProvisionStream};
 use crate::encryption::cipher_number;
 use crate::ids::{BasinId, StreamId};
+use crate::random_cases::cases;
 use crate::reader::{Due, ReadError};
 use crate::recent::RecentBudget;
 use crate::settings::StreamSettings;
@@ -531,7 +532,7 @@ fn fill_in(model: &Model, now_ms: u64, planned: &Planned) -> Act {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 250,
+        cases: cases(50),
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
@@ -551,7 +552,7 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 60,
+        cases: cases(15),
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

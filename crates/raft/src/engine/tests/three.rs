@@ -1,11 +1,15 @@
 //! Groups of three: first single steps, by hand, then whole histories, by seed.
 
 use raft::eraftpb::{Message, MessageType};
+use testkit::seeds::{self, PrintOnPanic};
 
 use super::network::{Network, Reached, run};
 use super::*;
 
 const THREE: [u64; 3] = [1, 2, 3];
+/// Seeds of whole histories that are run at least. More follow until they have reached enough; `make soak-raft` runs
+/// others.
+const LEAST_SEEDS: u64 = 130;
 
 /// A message to member 1.
 fn message(kind: MessageType, from: u64, term: u64) -> Message {
@@ -228,10 +232,17 @@ fn the_same_schedule_gives_the_same_actions() {
 #[test]
 fn members_agree_whatever_happens_and_make_progress_once_it_stops() {
     let mut reached = Reached::default();
-    for seed in 0..400 {
+    for seed in seeds::range(0..400) {
+        let _printed = PrintOnPanic::new(seed, "-p esker-raft engine::tests::three");
         // Long enough for several terms; every fourth seed gets more.
         let faults = if seed % 4 == 0 { 6000 } else { 2000 };
         reached += run(seed, faults).reached();
+        if !seeds::are_chosen() && seed + 1 >= LEAST_SEEDS && reached.enough() {
+            break;
+        }
     }
-    assert!(reached.enough(), "the seeds reach too little: {reached:?}");
+    assert!(
+        seeds::are_chosen() || reached.enough(),
+        "the seeds reach too little: {reached:?}"
+    );
 }
