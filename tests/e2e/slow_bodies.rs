@@ -65,7 +65,8 @@ async fn connections_whose_bodies_do_not_come_are_closed_and_others_are_served_a
 #[tokio::test]
 async fn an_idle_connection_is_closed_and_one_with_an_open_session_is_not() {
     let server = Setup::default()
-        .set("limits.idle-timeout=300ms")
+        // Long enough for a client that is delayed between its connection and its request.
+        .set("limits.idle-timeout=2s")
         .start_fresh()
         .await;
     // The client reconnects where its connection was closed.

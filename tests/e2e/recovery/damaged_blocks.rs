@@ -131,13 +131,17 @@ async fn read_all(s2: &S2, context: &str) -> Result<(), String> {
     failure.into_inner().unwrap().map_or(Ok(()), Err)
 }
 
-/// The tables of the database, the largest first.
+/// The tables of the database, the largest first. Those that a running server merges meanwhile are left out.
 pub(super) fn tables(data: &Path) -> Vec<PathBuf> {
     let names = files(&data.join("db")).into_iter();
     let tables = names.filter(|name| name.ends_with(".sst"));
-    let mut tables: Vec<_> = tables.map(|name| data.join("db").join(name)).collect();
-    tables.sort_by_key(|path| std::cmp::Reverse(fs::metadata(path).unwrap().len()));
-    tables
+    let sized = |name: String| {
+        let path = data.join("db").join(name);
+        Some((fs::metadata(&path).ok()?.len(), path))
+    };
+    let mut tables: Vec<_> = tables.filter_map(sized).collect();
+    tables.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+    tables.into_iter().map(|(_, path)| path).collect()
 }
 
 fn flipped(content: &[u8], per_mille: usize) -> Vec<u8> {
