@@ -522,6 +522,18 @@ describe("a cluster of three", () => {
         await new Promise((resolve) => setTimeout(resolve, 100));
       }
     }
+    // Leaders and replicas are spread after the nodes have joined.
+    const isSettled = async (node) => {
+      const answer = await fetch(`${node.url}/esker/v1/cluster`).catch(() => null);
+      const view = answer?.ok ? await answer.json() : null;
+      const isActive = (one) => one.state === "active";
+      const isWhole = (one) => Number.isInteger(one.leader) && one.replicas.length === 3
+        && one.replicas.every(({ role }) => ["leader", "follower"].includes(role));
+      return view?.nodes.length === 3 && view.nodes.every(isActive) && view.partitions.every(isWhole);
+    };
+    while (Date.now() < until && !(await Promise.all(nodes.map(isSettled))).every(Boolean)) {
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
     await nodes[0].esker("stream", "create", "my-basin/orders");
     await nodes[0].pipe("one\ntwo\n", "stream", "append", "my-basin/orders");
     await nodes[0].esker("state", "put", "agent-1", "memory", '{"n":1}');
