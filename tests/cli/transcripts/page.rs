@@ -165,8 +165,11 @@ impl Page {
 
 /// The output without what a command says while it waits, which a page does not show: on a busy machine, it waits longer.
 fn without_remarks(printed: &str) -> String {
-    let is_remark =
-        |line: &&str| line.starts_with("partition ") && line.contains(": no answer yet after ");
+    const REMARKS: [&str; 2] = [
+        ": no answer yet after ",
+        "A snapshot that is being taken comes to its end; Ctrl-C again ends at once.",
+    ];
+    let is_remark = |line: &&str| REMARKS.iter().any(|remark| line.contains(remark));
     let lines = printed.split_inclusive('\n');
     lines.filter(|line| !is_remark(line)).collect()
 }
