@@ -6,9 +6,7 @@ use std::process::Command;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{
-    Running, Server, address_to_keep, eventually, run, signal, stderr, stdout,
-};
+use crate::support::{Running, Server, address_to_keep, eventually, run, signal, stderr, stdout};
 
 fn objects(printed: &str) -> Vec<Value> {
     printed
