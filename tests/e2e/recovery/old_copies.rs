@@ -35,7 +35,7 @@ fn locals(node: &Node) -> Vec<(u64, PathBuf)> {
     (0..=PARTITIONS).map(newest_of).collect()
 }
 
-/// Waits until no table of the database is written or removed: after a flush, files are merged.
+/// Waits until no table of the database is written or removed: after a flush, files may be merged.
 async fn files_are_at_rest(node: &Node) {
     let mut before = BTreeSet::new();
     eventually("the files of the database are at rest", async || {

@@ -166,7 +166,7 @@ async fn stopped_with_damage() -> (Node, Streams) {
     )
     .await;
     server.stop().await;
-    // Files of rows are merged while the server stops; those of records stay.
+    // Small files may be merged while the server stops; those of records stay.
     let is_large = |table: &&PathBuf| {
         std::fs::metadata(table).is_ok_and(|table| table.len() > 800 * KIB as u64)
     };
