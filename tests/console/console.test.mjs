@@ -131,14 +131,14 @@ describe("without tokens", () => {
       const status = JSON.parse(await server.esker("status", "--json"));
       return status.partitions.find((it) => it.partition === 1);
     };
-    let of, shown, after;
+    let of, shown, later;
     do {
       // What is written to the disk meanwhile moves the positions.
       of = await positions();
       await page.goto(`${server.url}/?find=1`);
       shown = (await page.textContent(".positions")).replaceAll(",", "");
-      after = await positions();
-    } while (["durable", "applied", "last"].some((name) => of[name] !== after[name]));
+      later = await positions();
+    } while (["durable", "applied", "last"].some((name) => of[name] !== later[name]));
     for (const name of ["durable", "applied"]) assert.match(shown, new RegExp(`${name} ${of[name]}\\b`));
     assert.match(shown, new RegExp(`tail ${of.last}\\b`));
     const list = JSON.parse(await server.esker("snapshot", "list", "--json", "--partition", "1"));
