@@ -369,8 +369,9 @@ fn end_threads(runtime: tokio::runtime::Runtime) {
     }
 }
 
-/// Prints where it serves, and to a person also what to try next.
+/// Prints where it serves, and to a person also what to try next. What the start has logged is written before.
 fn announce(server: &Server, config: &Config, args: &Args) {
+    telemetry::flush_logs();
     let mut out = std::io::stdout().lock();
     let mut text = format!(
         "esker {} serves {} from {}\n",

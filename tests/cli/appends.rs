@@ -5,7 +5,7 @@ use std::io::Write as _;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{Running, Server, eventually, run, signal, stderr};
+use crate::support::{Running, Server, address_to_keep, eventually, run, signal, stderr};
 
 #[test]
 fn a_hundred_thousand_lines_come_back_byte_for_byte_and_in_order() {
@@ -181,8 +181,8 @@ fn an_interrupted_append_says_how_far_it_came() {
 fn an_append_goes_on_after_restarts_and_each_line_is_in_the_stream_once() {
     let scratch = tempfile::tempdir().unwrap();
     let data = scratch.path().join("data");
-    let mut server = Server::start_on(&data, "127.0.0.1:0");
-    let address = server.address().to_owned();
+    let address = address_to_keep();
+    let mut server = Server::start_on(&data, &address);
     // With and without a condition; the second round appends after the first.
     server.ok(&["create", "my-basin/lines"]);
     let mut expected = String::new();

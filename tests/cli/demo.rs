@@ -202,11 +202,14 @@ fn a_demo_that_is_ended_while_it_cleans_up_names_the_directory_that_is_left() {
     let made = in_place().unwrap().unwrap().path();
     let server = made.to_str().unwrap();
     eventually("a server runs in it", || !processes_with(server).is_empty());
+    // It stands still meanwhile, or it could end before the last file is there.
+    signal(&demo.child, Signal::STOP);
     let many = made.join("many");
     std::fs::create_dir(&many).unwrap();
     for number in 0..FILES {
         std::fs::write(many.join(number.to_string()), "").unwrap();
     }
+    signal(&demo.child, Signal::CONT);
     signal(&demo.child, Signal::INT);
     eventually("its server is gone", || processes_with(server).is_empty());
     signal(&demo.child, Signal::INT);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::support::{Running, Server, esker, eventually, run, signal};
+use crate::support::{Running, Server, address_to_keep, esker, eventually, run, signal};
 
 /// A proxy between a client and a server that can withhold what the client sends, and disconnect the client.
 #[derive(Clone)]
@@ -45,7 +45,8 @@ fn contains(bytes: &[u8], text: &[u8]) -> bool {
 
 impl Proxy {
     fn new(server: &Server) -> Proxy {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // It is closed and opened again.
+        let listener = TcpListener::bind(address_to_keep()).unwrap();
         let proxy = Proxy {
             url: format!("http://{}", listener.local_addr().unwrap()),
             state: Arc::default(),

@@ -6,7 +6,7 @@ use std::process::Command;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{Running, Server, eventually, run, signal, stderr, stdout};
+use crate::support::{Running, Server, address_to_keep, eventually, run, signal, stderr, stdout};
 
 fn objects(printed: &str) -> Vec<Value> {
     printed
@@ -163,7 +163,7 @@ fn a_follower_that_wants_so_many_ends_with_the_last_of_them() {
 fn a_follower_goes_on_where_it_was_when_the_server_comes_back() {
     let directory = tempfile::tempdir().unwrap();
     let data = directory.path().join("data");
-    let mut server = Server::start_on(&data, "127.0.0.1:0");
+    let mut server = Server::start_on(&data, &address_to_keep());
     server.ok_with(&["append", "my-basin/orders", "--create"], b"a\nb\n");
     let mut follow = Running::start(server.stream(["read", "my-basin/orders", "--follow"]));
     assert_eq!((follow.line(), follow.line()), ("a".into(), "b".into()));

@@ -147,6 +147,11 @@ impl Server {
     }
 }
 
+/// An address for a server that is started again at the same one: no connection of another test takes it meanwhile.
+pub fn address_to_keep() -> String {
+    format!("127.0.0.1:{}", testkit::ports::free_port().unwrap())
+}
+
 /// Runs a command with `input` on standard input.
 pub fn run(mut command: Command, input: &[u8]) -> Output {
     let mut child = command

@@ -127,10 +127,18 @@ describe("without tokens", () => {
 
   it("numbers are those of the commands", async () => {
     const page = await newPage();
-    const status = JSON.parse(await server.esker("status", "--json"));
-    await page.goto(`${server.url}/?find=1`);
-    const of = status.partitions.find((it) => it.partition === 1);
-    const shown = (await page.textContent(".positions")).replaceAll(",", "");
+    const positions = async () => {
+      const status = JSON.parse(await server.esker("status", "--json"));
+      return status.partitions.find((it) => it.partition === 1);
+    };
+    let of, shown, later;
+    do {
+      // What is written to the disk meanwhile moves the positions.
+      of = await positions();
+      await page.goto(`${server.url}/?find=1`);
+      shown = (await page.textContent(".positions")).replaceAll(",", "");
+      later = await positions();
+    } while (["durable", "applied", "last"].some((name) => of[name] !== later[name]));
     for (const name of ["durable", "applied"]) assert.match(shown, new RegExp(`${name} ${of[name]}\\b`));
     assert.match(shown, new RegExp(`tail ${of.last}\\b`));
     const list = JSON.parse(await server.esker("snapshot", "list", "--json", "--partition", "1"));
@@ -185,17 +193,24 @@ describe("without tokens", () => {
     const page = await newPage();
     await page.goto(`${server.url}/dashboard/stream?basin=my-basin&name=orders`);
     await page.waitForFunction(() => document.getElementById("live-state").textContent === "live");
-    await page.evaluate(() => {
-      window.seen = new Promise((resolve) => {
-        new MutationObserver(() => {
-          if (document.querySelector("table.records").textContent.includes("just-appended")) resolve(performance.now());
-        }).observe(document.querySelector("table.records tbody"), { childList: true });
-      });
-    });
-    await append("orders", ["just-appended"]);
-    const acknowledged = await page.evaluate(() => performance.now());
-    const took = await page.evaluate((since) => window.seen.then((at) => at - since), acknowledged);
-    assert.ok(took < 1000, `${took} ms`);
+    // A machine that stands still for a second spoils one attempt; a live tail that is slow spoils all.
+    const late = [];
+    for (let number = 0; number < 5; number += 1) {
+      const body = `just-appended-${number}`;
+      await page.evaluate((text) => {
+        window.seen = new Promise((resolve) => {
+          new MutationObserver(() => {
+            if (document.querySelector("table.records").textContent.includes(text)) resolve(performance.now());
+          }).observe(document.querySelector("table.records tbody"), { childList: true });
+        });
+      }, body);
+      await append("orders", [body]);
+      const acknowledged = await page.evaluate(() => performance.now());
+      const took = await page.evaluate((since) => window.seen.then((at) => at - since), acknowledged);
+      if (took < 1000) break;
+      late.push(took);
+    }
+    assert.ok(late.length < 5, `${late.join(" ms, ")} ms`);
     assert.deepEqual(page.complaints, []);
     await page.context().close();
   });
@@ -452,8 +467,9 @@ describe("with tokens", () => {
   it("whoever guesses tokens is slowed down, and others are not", async () => {
     const guess = () => run("curl", ["-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", `Origin: ${server.url}`,
       "--data-urlencode", "token=wrong", `${server.url}/dashboard/sign-in`]);
-    const answers = [];
-    for (let number = 0; number < 40; number += 1) answers.push((await guess()).stdout);
+    // At the same time: an address may guess once a second, however long one takes.
+    const guesses = await Promise.all(Array.from({ length: 40 }, guess));
+    const answers = guesses.map(({ stdout }) => stdout);
     assert.ok(answers.includes("401") && answers.includes("429"), answers.join(" "));
     const page = await newPage();
     await signIn(page, root);
@@ -521,6 +537,18 @@ describe("a cluster of three", () => {
         assert.ok(trial.exitCode === null && Date.now() < until, log);
         await new Promise((resolve) => setTimeout(resolve, 100));
       }
+    }
+    // Leaders and replicas are spread after the nodes have joined.
+    const isSettled = async (node) => {
+      const answer = await fetch(`${node.url}/esker/v1/cluster`).catch(() => null);
+      const view = answer?.ok ? await answer.json() : null;
+      const isActive = (one) => one.state === "active";
+      const isWhole = (one) => Number.isInteger(one.leader) && one.replicas.length === 3
+        && one.replicas.every(({ role }) => ["leader", "follower"].includes(role));
+      return view?.nodes.length === 3 && view.nodes.every(isActive) && view.partitions.every(isWhole);
+    };
+    while (Date.now() < until && !(await Promise.all(nodes.map(isSettled))).every(Boolean)) {
+      await new Promise((resolve) => setTimeout(resolve, 100));
     }
     await nodes[0].esker("stream", "create", "my-basin/orders");
     await nodes[0].pipe("one\ntwo\n", "stream", "append", "my-basin/orders");

@@ -13,12 +13,20 @@ const { ESKER } = process.env;
 // Generous: the machine may be slow, and what is awaited is an event, not a time.
 export const WAIT_TIMEOUT = 60_000;
 
+// Below the ports that Linux gives to connections that go out (32768 to 60999): until the server listens there, and while
+// it is stopped, no connection of the browser takes it.
 export async function freePort() {
-  const server = createServer();
-  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  return port;
+  for (;;) {
+    const port = 10_000 + Math.floor(Math.random() * 22_000);
+    const server = createServer();
+    const isFree = await new Promise((resolve) => {
+      server.once("error", () => resolve(false));
+      server.listen(port, "127.0.0.1", () => resolve(true));
+    });
+    if (!isFree) continue;
+    await new Promise((resolve) => server.close(resolve));
+    return port;
+  }
 }
 
 export class Server {

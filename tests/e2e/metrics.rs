@@ -70,15 +70,20 @@ async fn every_metric_has_the_type_the_labels_and_the_help_of_its_page() {
         "esker_tls_certificate_expiry_timestamp_seconds",
         "esker_tls_reloads_total",
     ];
-    eventually("all metrics are there", async || {
+    let mut missing = Vec::new();
+    let all_are_there = eventually("all metrics are there", async || {
         let text = server.http1().get("/metrics").send().await.text();
         let seen = check(&text, &documented);
-        let mut missing = documented.keys().filter(|name| !seen.contains(*name));
-        missing
-            .all(|name| later.contains(&name.as_str()))
-            .then_some(())
-    })
-    .await;
+        let named = documented.keys().filter(|name| !seen.contains(*name));
+        let named = named.filter(|name| !later.contains(&name.as_str()));
+        let named: Vec<_> = named.cloned().collect();
+        if named != missing {
+            println!("missing: {named:?}");
+            missing = named;
+        }
+        missing.is_empty().then_some(())
+    });
+    all_are_there.await;
 }
 
 /// Checks each line against the page. Returns the metrics in the answer.

@@ -6,7 +6,7 @@ use s2_sdk::types::{
     AppendInput, AppendRecord, AppendRecordBatch, Header, ReadSessionConfig, SequencedRecord,
 };
 
-use crate::support::{Setup, sdk, soon};
+use crate::support::{Setup, in_time, sdk, soon};
 
 const BATCHES: usize = 24;
 const RECORDS: usize = 100;
@@ -46,17 +46,21 @@ async fn a_catch_up_read_is_written_in_pieces_that_are_larger_than_frames_of_htt
         appended.extend(bodies);
     }
     read_session(&stream, appended.len()).await;
-    let before = writes(server.pid());
-    let read = read_session(&stream, appended.len()).await;
-    let writes = writes(server.pid()) - before;
-    assert!(
-        read.iter()
-            .zip(&appended)
-            .all(|(read, body)| read.body == *body)
-    );
-    // A frame has 16 KiB, and was a write of its own. Windows and other threads cause some more.
+    // A frame has 16 KiB, and was a write of its own.
     let frames = (BATCHES * RECORDS * BODY / (16 * 1024)) as u64;
-    assert!(writes < frames / 2, "{writes} writes for {frames} frames");
+    // Windows of a client that gets little time, and other threads, such as those that merge files, cause some more.
+    in_time("few writes", async |_| {
+        let before = writes(server.pid());
+        let read = read_session(&stream, appended.len()).await;
+        let writes = writes(server.pid()) - before;
+        let mut both = read.iter().zip(&appended);
+        assert!(both.all(|(read, body)| read.body == *body));
+        match writes < frames / 2 {
+            true => Ok(()),
+            false => Err(format!("{writes} writes for {frames} frames")),
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -58,7 +58,8 @@ async fn start(settings: &[&str]) -> (Server, s2_sdk::S2Stream, s2_sdk::S2Stream
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unread_sessions_hold_together_what_the_configuration_allows_and_followers_go_on() {
-    let (server, orders, busy) = start(&[]).await;
+    // However long the rest of this test takes, the sessions stay.
+    let (server, orders, busy) = start(&["limits.stall-timeout=1h"]).await;
     let http = server.http2();
     let query = "tail_offset=0";
     let mut live = frames::read_session(&http, "test-basin", "busy", query).await;
@@ -103,7 +104,8 @@ async fn unread_sessions_hold_together_what_the_configuration_allows_and_followe
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_hold_memory_of_sessions_that_have_stalled_are_closed_where_others_need_it()
  {
-    let (server, orders, _busy) = start(&["limits.stall-timeout=500ms"]).await;
+    // Long enough for a connection to get all its sessions before it is closed.
+    let (server, orders, _busy) = start(&["limits.stall-timeout=3s"]).await;
     // A live session keeps each connection open.
     let mut alive = Vec::new();
     let (mut all, mut connections) = (Vec::new(), Vec::new());

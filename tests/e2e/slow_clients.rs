@@ -363,13 +363,17 @@ async fn a_paused_session_of_the_official_client_goes_on_without_loss() {
             }
         }
         assert_eq!(seen, (0..count).collect::<Vec<_>>());
+        // By a client that repeats nothing, and whose connection is new.
+        let other = server.sdk().basin("test-basin".parse().unwrap());
         if let Some(at_tail) = at_tail {
+            let quiet = other.stream("quiet".parse().unwrap());
             sdk::append(&quiet, ["still there"]).await;
             let batch = soon("the session at the tail", at_tail).await.unwrap();
             assert_eq!(sdk::bodies(&batch.records), ["still there"]);
         }
         // The same session follows.
-        sdk::append(&stream, [format!("{count}, the next")]).await;
+        let next = other.stream("orders".parse().unwrap());
+        sdk::append(&next, [format!("{count}, the next")]).await;
         let batch = soon("the next batch", paused.next())
             .await
             .unwrap()

@@ -49,7 +49,8 @@ impl Place {
         match std::env::var("ESKER_TEST_ENDPOINT") {
             Ok(url) => place.url = url,
             Err(_) => {
-                let server = setup(&place).start_fresh().await;
+                // Some tests start it again at the same address.
+                let server = setup(&place).on_a_port().start_fresh().await;
                 place.url = server.url().to_owned();
                 place.server = Some(server);
             }

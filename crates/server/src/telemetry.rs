@@ -18,7 +18,7 @@ use crate::repeat_limiter::RepeatLimiter;
 
 /// The target of lines about the log itself.
 const TARGET: &str = module_path!();
-/// How long an ending process waits for its last lines to be written.
+/// How long a process that begins to serve, or ends, waits for its lines to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 static WRITER: LazyLock<LogWriter> = LazyLock::new(|| {
@@ -56,7 +56,7 @@ pub fn write_line(line: impl std::fmt::Display) {
     WRITER.line(format!("{line}\n").into_bytes());
 }
 
-/// Waits, for a second at most, until the lines of the log are written. For the end of a process.
+/// Waits, for a second at most, until the lines of the log are written. For the end of a start, and of a process.
 pub fn flush_logs() {
     WRITER.flush(FLUSH_TIMEOUT);
 }

@@ -1,8 +1,10 @@
 //! Local snapshots that have more than what else there is: an older copy of log and database that is put back beside
 //! them, and losses after which they cannot be used. Nothing that only they have is removed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use testkit::corruption::{change_alone, flip_middle, truncate};
 
@@ -31,6 +33,22 @@ fn locals(node: &Node) -> Vec<(u64, PathBuf)> {
         all.max().unwrap_or((0, base))
     };
     (0..=PARTITIONS).map(newest_of).collect()
+}
+
+/// Waits until no table of the database is written or removed: after a flush, files may be merged.
+async fn files_are_at_rest(node: &Node) {
+    let mut before = BTreeSet::new();
+    eventually("the files of the database are at rest", async || {
+        let mut now = files(&node.data().join("db"));
+        now.retain(|name| name.ends_with(".sst"));
+        if now == before {
+            return Some(());
+        }
+        before = now;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        None
+    })
+    .await;
 }
 
 /// A node that was killed: its repository has the first record of each stream, `older` is a copy of its data
@@ -71,6 +89,7 @@ impl Killed {
             newer.map(|(partition, ((lsn, dir), _))| (partition, lsn, dir))
         })
         .await;
+        files_are_at_rest(&node).await;
         server.kill();
         Killed {
             node,
@@ -167,7 +186,7 @@ async fn a_start_that_is_killed_goes_on_with_the_lineages_that_an_older_log_has_
     }
     let restore = node.setup.clone().bootstrap("restore");
     for milliseconds in [40, 80, 120, 160, 200, 250, 300, 350, 400] {
-        let moment = std::time::Duration::from_millis(milliseconds);
+        let moment = Duration::from_millis(milliseconds);
         restore.start_and_kill(&node.data(), moment).await;
         if !node.data().join("restore.json").exists() {
             continue;

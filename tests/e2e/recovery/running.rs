@@ -166,7 +166,10 @@ async fn stopped_with_damage() -> (Node, Streams) {
     )
     .await;
     server.stop().await;
-    let is_large = |table: &&PathBuf| std::fs::metadata(table).unwrap().len() > 800 * KIB as u64;
+    // Small files may be merged while the server stops; those of records stay.
+    let is_large = |table: &&PathBuf| {
+        std::fs::metadata(table).is_ok_and(|table| table.len() > 800 * KIB as u64)
+    };
     let large: Vec<&PathBuf> = with_records.iter().filter(is_large).collect();
     assert!(!large.is_empty(), "no file has the records alone");
     for table in large {
@@ -320,7 +323,11 @@ async fn a_restart_by_itself_that_is_killed_at_any_moment_costs_nothing() {
             read_kept(&server, &streams).await
         });
         is_whole(&read.await, &streams);
-        let health = server.http1().get("/health").send().await;
-        health.expect(200);
+        // A merge may find the damage after the reads, and the server restarts itself then.
+        eventually("the server is well", async || {
+            let health = server.http1().get("/health").try_send().await.ok()?;
+            (health.status == 200).then_some(())
+        })
+        .await;
     }
 }

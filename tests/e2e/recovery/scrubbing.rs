@@ -201,14 +201,10 @@ async fn an_object_that_three_snapshots_share_is_repaired_by_the_scrub_and_all_t
         three.until_repaired().await;
         three.assert_all_restore().await;
         three.until_only_kept_is_left().await;
-        let status = server.http1().get("/esker/v1/status").send().await.json();
-        let one = &status["partitions"][1];
-        assert_eq!(one["damaged"], 0, "{how}: {one:#}");
-        eventually("a complete pass is noted", async || {
+        eventually("a complete pass without damage is noted", async || {
             let status = server.http1().get("/esker/v1/status").send().await.json();
-            status["partitions"][1]["scrubbed_at"]
-                .is_string()
-                .then_some(())
+            let one = &status["partitions"][1];
+            (one["damaged"] == 0 && one["scrubbed_at"].is_string()).then_some(())
         })
         .await;
         server.stop().await;
@@ -261,12 +257,11 @@ async fn a_server_repairs_on_request_and_reports_what_it_did() {
 async fn kills_in_the_middle_of_repairs_lose_nothing_and_leave_only_what_a_sweep_removes() {
     let three = Three::new().await;
     for moment in [0, 30, 60, 90, 130, 180, 250, 400] {
-        // What was repaired before is damaged again; a byte that is flipped back is no damage.
+        // What was repaired before is damaged again; a byte that is flipped back is no damage. A repair that was killed
+        // may have replaced an object in some of the snapshots.
         let all = keys(&three.node);
-        let mut shared = all[0]
-            .iter()
-            .filter(|key| all.iter().all(|keys| keys.contains(*key)));
-        let shared = shared.next().unwrap();
+        let users = |key: &&String| all.iter().filter(|keys| keys.contains(*key)).count();
+        let shared = all.iter().flatten().max_by_key(users).unwrap();
         let mut content = three.node.target.get(shared).unwrap();
         flip_middle(&mut content);
         three.node.target.replace(shared, content);

@@ -7,7 +7,7 @@ use testkit::corruption::{change_in_place, flip_middle};
 use super::{copy_dir, everything};
 use crate::small_disk::noise;
 use crate::support::sdk::{self, basin_name, stream_name};
-use crate::support::{Server, Setup};
+use crate::support::{Server, Setup, eventually};
 
 /// A server that was used and stopped; it owns its directory.
 async fn used(setup: &Setup, kill: bool) -> Server {
@@ -18,6 +18,13 @@ async fn used(setup: &Setup, kill: bool) -> Server {
         sdk::append(&stream, ["one", "two"]).await;
     }
     if kill {
+        // The first snapshot, which nobody asks for, writes tables.
+        eventually("the database has a table", async || {
+            let mut files = fs::read_dir(server.data_dir().join("db")).ok()?.flatten();
+            let is_table = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".sst");
+            files.any(|file| is_table(&file.file_name())).then_some(())
+        })
+        .await;
         server.kill();
     } else {
         server.stop().await;

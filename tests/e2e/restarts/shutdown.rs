@@ -169,9 +169,9 @@ async fn a_stop_ends_every_session_with_the_reason_after_the_acks_it_owes() {
 
 #[tokio::test]
 async fn the_official_client_follows_over_a_restart() {
-    let mut server = Setup::default().start_fresh().await;
     // The same port, so that the client reconnects.
-    let setup = Setup::default().listen(server.address());
+    let setup = Setup::default().on_a_port();
+    let mut server = setup.start_fresh().await;
     let s2 = sdk::client(server.url(), 50);
     let basin = sdk::basin(&s2, "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;

@@ -10,7 +10,7 @@ use tokio_stream::StreamExt as _;
 
 use crate::support::http::TRANSPORTS;
 use crate::support::tls::{self, TlsFiles};
-use crate::support::{Http, Server, Setup, Transport, sdk, soon};
+use crate::support::{Http, Server, Setup, Transport, eventually, sdk, soon};
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -128,11 +128,17 @@ async fn a_client_needs_a_certificate_of_the_configured_authority() {
     for issued in [None, Some(&stranger)] {
         assert!(http(issued).get("/health").try_send().await.is_err());
     }
-    let metrics = known.get("/metrics").send().await.text();
-    for reason in ["no_client_certificate", "bad_client_certificate"] {
-        let line = format!("esker_tls_handshakes_failed_total{{reason=\"{reason}\"}} 1");
-        assert!(metrics.contains(&line), "{metrics}");
-    }
+    // A client gets its refusal before that is counted.
+    eventually("both are counted", async || {
+        let metrics = known.get("/metrics").send().await.text();
+        let mut reasons = ["no_client_certificate", "bad_client_certificate"].into_iter();
+        let is_counted = |reason| {
+            let line = format!("esker_tls_handshakes_failed_total{{reason=\"{reason}\"}} 1\n");
+            metrics.contains(&line)
+        };
+        reasons.all(is_counted).then_some(())
+    })
+    .await;
     server.logged("no_client_certificate").await;
 }
 

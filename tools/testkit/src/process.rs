@@ -1,6 +1,7 @@
 //! The program `esker`, and its processes.
 //!
-//! A [`Process`] collects its output; when the test that owns it fails, the end of the output is printed.
+//! A [`Process`] collects its output, standard output and standard error in the order in which they were written; when
+//! the test that owns it fails, the end of the output is printed.
 //! Dropping a [`Process`] kills it with SIGKILL and waits for it, so that no test leaves one behind.
 
 use std::io::{BufRead as _, BufReader, Read};
@@ -62,28 +63,30 @@ pub fn signal(child: &Child, signal: Signal) {
 pub struct Process {
     child: Child,
     lines: Lines,
-    readers: Vec<JoinHandle<()>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Process {
     /// Starts it. Its standard input is that of the command.
     ///
+    /// One pipe takes standard output and standard error: whoever has seen a line of one has seen all that was written
+    /// to the other before.
+    ///
     /// # Panics
     ///
     /// If it cannot be started.
     pub fn spawn(command: &mut Command) -> Process {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let (output, stdout) = std::io::pipe().unwrap();
+        let stderr = stdout.try_clone().unwrap();
+        let child = command.stdout(stdout).stderr(stderr).spawn().unwrap();
+        // The command has the pipe open as long as it is there; without these, it would have no end.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         let lines = Lines::default();
-        let stdout = lines.collect(child.stdout.take().unwrap());
-        let stderr = lines.collect(child.stderr.take().unwrap());
+        let reader = lines.collect(output);
         Process {
             child,
             lines,
-            readers: vec![stdout, stderr],
+            reader: Some(reader),
         }
     }
 
@@ -183,7 +186,7 @@ impl Process {
 
     /// Waits until all its output is collected.
     fn join(&mut self) {
-        for reader in self.readers.drain(..) {
+        if let Some(reader) = self.reader.take() {
             reader.join().unwrap();
         }
     }
@@ -199,7 +202,7 @@ impl Drop for Process {
                 eprintln!("    {line}");
             }
         }
-        // The readers are not awaited, because a child of the process may keep its output open.
+        // The reader is not awaited, because a child of the process may keep its output open.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

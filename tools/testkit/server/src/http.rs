@@ -145,9 +145,10 @@ impl Http {
     ) -> Result<http::Response<Incoming>, Lost> {
         let mut slot = self.connection.lock().await;
         let usable = match slot.as_mut() {
-            // HTTP/1.1 cannot share a connection, so one with an answer under way is not used.
+            // HTTP/1.1 cannot share a connection, so one with an answer under way is not used. After the end of an
+            // answer it takes a moment until the connection is free.
             Some(Connection::Http1(sender)) => {
-                tokio::time::timeout(Duration::from_millis(20), sender.ready())
+                tokio::time::timeout(Duration::from_millis(100), sender.ready())
                     .await
                     .is_ok_and(|ready| ready.is_ok())
             }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use testkit::ports::free_port;
 use testkit::process::{Process, program, without_configuration};
 
 use crate::SOON;
@@ -66,6 +67,16 @@ impl Setup {
     pub fn listen(mut self, address: &str) -> Setup {
         address.clone_into(&mut self.listen);
         self
+    }
+
+    /// On a port of its own, which a restart has, too: no connection of another test takes it meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn on_a_port(self) -> Setup {
+        let port = free_port().unwrap();
+        self.listen(&format!("127.0.0.1:{port}"))
     }
 
     /// With this key of the configuration, `key=value`; replaces an earlier value.

@@ -75,6 +75,16 @@ impl Authority {
     }
 }
 
+/// Replaces a file at once: who reads it meanwhile gets all of the old text or all of the new one, never a part.
+pub fn replace(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).unwrap();
+    // As secrets have to be.
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::rename(new, path).unwrap();
+}
+
 /// An authority, and the files of a server whose certificate it issued for a year.
 pub struct TlsFiles {
     dir: tempfile::TempDir,
@@ -100,11 +110,11 @@ impl TlsFiles {
         files
     }
 
-    /// Replaces certificate and key.
+    /// Replaces certificate and key, one after the other.
     pub fn renew(&self, validity: Duration) {
         let issued = self.authority.issue(validity);
-        std::fs::write(self.certificate(), issued.certificate).unwrap();
-        std::fs::write(self.key(), issued.key).unwrap();
+        replace(&self.certificate(), &issued.certificate);
+        replace(&self.key(), &issued.key);
     }
 
     /// The authority's certificate.
