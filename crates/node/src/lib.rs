@@ -85,7 +85,9 @@ mod tokens;
 mod unknown_basins;
 mod upkeep;
 
-pub use admission::{Client, FairQueue, Path, Ticket, Verdict};
+pub use admission::{
+    Client, FairBudget, FairPermit, FairQueue, NoTurn, Path, SharePolicy, Ticket, Verdict,
+};
 pub use append::{Ack, AppendSession, PendingAppend};
 pub use basins::{BasinInfo, Change, Create};
 pub use cluster::{Cluster, ClusterError, ClusterOptions, ClusterStatus, Leader};

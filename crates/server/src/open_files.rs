@@ -7,6 +7,7 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Config;
+use crate::place::{MAX_WAITING, RESERVED_CONNECTIONS};
 
 /// Descriptors of everything that is opened temporarily: a checkpoint, uploads and restores (4 partitions
 /// of 8 files each), JSON snapshots, the test of a restore, RocksDB's own files and those that it writes;
@@ -14,6 +15,8 @@ use crate::config::Config;
 const RESERVE: u64 = 160;
 /// Connections of other nodes, and of strangers at the listener for nodes: 256 of these, and some dozen nodes.
 const PEER_CONNECTIONS: u64 = 320;
+/// Connections beyond `limits.connections`: the reserve, and those that wait for a place.
+const WAITING_CONNECTIONS: u64 = (RESERVED_CONNECTIONS + MAX_WAITING) as u64;
 /// The database needs at least this many files to be useful.
 const MIN_DATABASE: u32 = 64;
 /// Clients need at least this many connections.
@@ -67,7 +70,7 @@ impl OpenFiles {
         // The log keeps each of its files open; some are about to be deleted.
         let log_files = log / segment + 2 + 8;
         let peers = config.cluster.peer_listen.map_or(0, |_| PEER_CONNECTIONS);
-        let fixed = log_files + RESERVE + peers;
+        let fixed = log_files + RESERVE + WAITING_CONNECTIONS + peers;
         let (database, connections) = (config.store.max_open_files, config.limits.connections);
         let needed = fixed + u64::from(database) + u64::from(connections);
         if limit >= needed {
@@ -121,6 +124,14 @@ fn raised() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_beyond_the_limit_of_connections_are_counted() {
+        let config = Config::default();
+        let needed = OpenFiles::share(&config, u64::MAX).needed;
+        let limit = config.limits.connections as usize + RESERVED_CONNECTIONS + MAX_WAITING;
+        assert!(needed >= limit as u64 + u64::from(config.store.max_open_files) + RESERVE);
+    }
 
     #[test]
     fn a_limit_that_suffices_changes_nothing() {

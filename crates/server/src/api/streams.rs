@@ -41,7 +41,7 @@ pub async fn list(
     let node = app.node.open(&listing.granted);
     let limit = request.limit.as_usize();
     let turn = app.lists.turn(client).await?;
-    let listed = node.look_up(move |node| {
+    let listed = node.look_up(client, move |node| {
         let listed = list_visible(node, &basin, &visible, prefix, limit);
         // It keeps its turn until then, also if its client has gone.
         drop(turn);
@@ -141,13 +141,14 @@ pub struct NameArgs {
 
 pub async fn config(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     NameArgs { basin, stream }: NameArgs,
 ) -> Result<Json<v1::config::StreamConfig>, ServiceError> {
     let stream = access.stream(Operation::GetStreamConfig, &basin, stream)?;
     let node = app.node.open(&stream.granted);
     let name = stream.name;
-    let config = node.look_up(move |node| node.stream_config(&basin, &name));
+    let config = node.look_up(client, move |node| node.stream_config(&basin, &name));
     Ok(Json(wire_config(config.await?)))
 }
 
@@ -199,6 +200,7 @@ pub struct ReconfigureArgs {
 
 pub async fn reconfigure(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     ReconfigureArgs {
         basin,
@@ -211,7 +213,7 @@ pub async fn reconfigure(
     let config = app
         .node
         .open(&stream.granted)
-        .reconfigure_stream(&basin, &stream.name, &changes)
+        .reconfigure_stream(client, &basin, &stream.name, &changes)
         .await?;
     Ok(Json(wire_config(config)))
 }
