@@ -13,7 +13,7 @@ use s2_common::config::{OptionalStreamConfig, StreamConfig, StreamReconfiguratio
 use s2_common::encryption::{EncryptionKey, EncryptionSpec, EncryptionSpecResolutionError};
 use s2_common::record::StreamPosition;
 
-use crate::admission::Client;
+use crate::admission::{Client, FairPermit, unless_stopping};
 use crate::basins::{CHANGE_ATTEMPTS, Change, Create};
 use crate::core::StreamGroup;
 use crate::error::{Error, changeable, read_error, unexpected};
@@ -322,8 +322,8 @@ impl Node {
         Ok((found, existing))
     }
 
-    /// A stream to append to or read from, for this client. A missing one is created if the basin's settings allow it, with
-    /// these settings over the basin's defaults.
+    /// A stream to append to or read from, for this client. A missing one is created if the basin's settings allow it,
+    /// with these settings over the basin's defaults.
     pub async fn open_stream(
         &self,
         client: Client,
@@ -341,12 +341,24 @@ impl Node {
             Err(Error::StreamNotFound { .. }) if create => {}
             other => return other,
         }
+        let _turn = self.turn_to_change(client).await?;
         let only = Create::Only { token: None };
         match self.provision_stream(basin, name, settings, &only).await {
             // Another request may have created it first.
             Ok(_) | Err(Error::StreamExists { .. }) => self.existing(client, found, name).await,
             Err(error) => Err(error),
         }
+    }
+
+    /// Waits for a turn to change basins, streams or access tokens, which is over when it is dropped. What a request
+    /// asks for is changed with a turn.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TryLater`] if it has not come within 10 s, and [`Error::Stopping`].
+    pub async fn turn_to_change(&self, client: Client) -> Result<FairPermit, Error> {
+        let turn = self.inner.changes.turn(client);
+        unless_stopping(&self.inner.stopping, turn).await
     }
 
     /// Runs work that reads the database on a thread where blocking is fine, 16 at a time, in turns by principal.

@@ -57,6 +57,7 @@ pub(crate) async fn identify(
     let extensions = request.extensions_mut();
     extensions.insert(principal.clone());
     extensions.insert(Access::new(authority, principal));
+    let extensions = request.extensions();
     if is_known && let Some(window) = extensions.get::<Arc<Window>>() {
         window.identified(|| client(extensions));
     }

@@ -106,6 +106,7 @@ pub struct CreateArgs {
 
 pub async fn create(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     CreateArgs {
         request_token: HeaderOpt(token),
@@ -118,9 +119,9 @@ pub async fn create(
     let create = Create::Only {
         token: token.map(|t| t.to_string()),
     };
-    let (change, info) = app
-        .node
-        .open(&stream.granted)
+    let node = app.node.open(&stream.granted);
+    let _turn = node.turn_to_change(client).await?;
+    let (change, info) = node
         .provision_stream(&basin, &stream.name, &config, &create)
         .await?;
     Ok((
@@ -164,6 +165,7 @@ pub struct EnsureArgs {
 
 pub async fn ensure(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     EnsureArgs {
         basin,
@@ -175,9 +177,9 @@ pub async fn ensure(
     access.stream(Operation::ReconfigureStream, &basin, stream.clone())?;
     let stream = access.stream(Operation::CreateStream, &basin, stream)?;
     let config = checked_config(config)?;
-    let (change, info) = app
-        .node
-        .open(&stream.granted)
+    let node = app.node.open(&stream.granted);
+    let _turn = node.turn_to_change(client).await?;
+    let (change, info) = node
         .provision_stream(&basin, &stream.name, &config, &Create::Ensure)
         .await?;
     Ok((
@@ -210,9 +212,9 @@ pub async fn reconfigure(
 ) -> Result<Json<v1::config::StreamConfig>, ServiceError> {
     let stream = access.stream(Operation::ReconfigureStream, &basin, stream)?;
     let changes: StreamReconfiguration = reconfiguration.try_into()?;
-    let config = app
-        .node
-        .open(&stream.granted)
+    let node = app.node.open(&stream.granted);
+    let _turn = node.turn_to_change(client).await?;
+    let config = node
         .reconfigure_stream(client, &basin, &stream.name, &changes)
         .await?;
     Ok(Json(wire_config(config)))
@@ -220,11 +222,13 @@ pub async fn reconfigure(
 
 pub async fn delete(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     NameArgs { basin, stream }: NameArgs,
 ) -> Result<StatusCode, ServiceError> {
     let stream = access.stream(Operation::DeleteStream, &basin, stream)?;
     let node = app.node.open(&stream.granted);
+    let _turn = node.turn_to_change(client).await?;
     node.delete_stream(&basin, &stream.name).await?;
     Ok(StatusCode::ACCEPTED)
 }
