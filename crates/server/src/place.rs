@@ -25,8 +25,8 @@ pub(crate) const RESERVED_CONNECTIONS: usize = 16;
 /// Those of one address: a quarter is left to others.
 const MAX_OF_ADDRESS: usize = RESERVED_CONNECTIONS / 4 * 3;
 
-/// Connections that wait for an ordinary place and have none of the reserve. An address has three times as many as are
-/// free at most, so 384 if it is alone. They count among open files.
+/// Connections that wait for an ordinary place and have none of the reserve, unless the limit of open files leaves fewer.
+/// An address has three times as many as are free at most, so 384 if it is alone.
 pub(crate) const MAX_WAITING: usize = 512;
 
 /// The places of connections, over all listeners. Cheap to clone.
@@ -93,12 +93,12 @@ fn of_client(address: IpAddr) -> IpAddr {
 }
 
 impl Places {
-    /// So many ordinary ones, and the reserve.
-    pub(crate) fn new(ordinary: usize) -> Places {
+    /// So many ordinary ones, and the reserve; so many connections may wait beside these.
+    pub(crate) fn new(ordinary: usize, waiting: usize) -> Places {
         Places {
             ordinary: FairBudget::new(ordinary, SharePolicy::All),
             reserve: Arc::new(Semaphore::new(RESERVED_CONNECTIONS)),
-            waiting: FairBudget::new(MAX_WAITING, SharePolicy::OverFree),
+            waiting: FairBudget::new(waiting, SharePolicy::OverFree),
             reserve_of: Arc::default(),
         }
     }
@@ -220,7 +220,7 @@ mod tests {
     async fn requests_that_wait_for_a_place_together_wait_no_longer_than_one() {
         const REQUESTS: u32 = 100;
         const TIMEOUT: Duration = Duration::from_millis(200);
-        let places = Places::new(1);
+        let places = Places::new(1, MAX_WAITING);
         let taken = now(&places, HERE).await.unwrap();
         assert!(taken.is_ordinary());
         let place = now(&places, HERE).await.unwrap();
@@ -239,7 +239,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_address_leaves_places_of_the_reserve_to_others() {
-        let places = Places::new(1);
+        let places = Places::new(1, MAX_WAITING);
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         let mut held = Vec::new();
         while let Some(place) = now(&places, address("2001:db8::1")).await {
@@ -272,7 +272,7 @@ mod tests {
     async fn connections_of_one_address_that_wait_hold_up_none_of_another() {
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         let (flood, other) = (address("10.0.0.1"), address("10.0.0.2"));
-        let places = Places::new(2);
+        let places = Places::new(2, MAX_WAITING);
         let mut held = Vec::new();
         while let Some(place) = now(&places, flood).await {
             held.push(place);
