@@ -91,8 +91,9 @@ struct Waits {
 }
 
 impl FairBudget {
-    /// A budget of so many places or bytes.
+    /// A budget of so many places or bytes, at least one.
     pub fn new(total: usize, share: SharePolicy) -> FairBudget {
+        let total = total.max(1);
         FairBudget(Arc::new(Inner {
             total,
             share,
@@ -263,7 +264,6 @@ impl FairBudget {
             amount,
         }
     }
-
 }
 
 impl Inner {
