@@ -164,6 +164,41 @@ fn head(length: usize) -> String {
     )
 }
 
+/// Begins a connection of HTTP/2, and returns it with the window that one request on it has.
+async fn window_from(server: &Server, address: &str) -> (TcpStream, u32) {
+    const SETTINGS: u8 = 4;
+    const INITIAL_WINDOW_SIZE: [u8; 2] = [0, 4];
+    let mut connection = connected_from(server, address).await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+    connection.write_all(preface).await.unwrap();
+    let mut head = [0; 9];
+    let read = connection.read_exact(&mut head);
+    soon("settings", read).await.unwrap();
+    assert_eq!(head[3], SETTINGS, "{head:?}");
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut settings = vec![0; length as usize];
+    let read = connection.read_exact(&mut settings);
+    soon("settings", read).await.unwrap();
+    let mut settings = settings.chunks_exact(6);
+    let window = settings.find(|one| one[..2] == INITIAL_WINDOW_SIZE);
+    let window = window.map(|one| u32::from_be_bytes([one[2], one[3], one[4], one[5]]));
+    (connection, window.unwrap_or(65_535))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_of_one_address_leave_windows_to_those_of_another() {
+    const LARGE: u32 = 512 * 1024;
+    let server = server(Setup::default()).await;
+    let mut flood = Vec::new();
+    for _ in 0..300 {
+        flood.push(window_from(&server, "127.0.0.2").await);
+    }
+    let last = flood.last().map(|(_, window)| *window);
+    assert!(last < Some(LARGE), "{last:?}: they share");
+    let (_other, window) = window_from(&server, "127.0.0.3").await;
+    assert!(window > LARGE, "{window}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_of_one_client_that_do_not_come_leave_memory_to_those_of_another() {
     const ANNOUNCED: usize = 4_000_000;

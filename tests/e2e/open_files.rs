@@ -124,7 +124,7 @@ async fn urgent_problems(server: &Server) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_connections_that_takes_the_last_open_file_is_an_overload_and_damages_nothing() {
     // Connections have less than the flood takes, and the database less than it has files.
-    let setup = small_files().open_files(420);
+    let setup = small_files().open_files(440);
     let mut server = setup.start_fresh().await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;

@@ -21,6 +21,7 @@
 //! | [`tls`] | the service over TLS, by tonic and by gRPC of Python |
 //! | [`tokens`] | what access tokens permit, by namespace and agent |
 //! | [`failover`] | one order of commits for all answers, while leaders of three nodes are lost |
+//! | [`floods`] | many scans, and slow exports, of one token beside those of another |
 //! | [`client`] | clients, and helpers of the tests |
 
 #![allow(clippy::unwrap_used)]
@@ -33,6 +34,7 @@ mod commands;
 mod conditions;
 mod damage;
 mod failover;
+mod floods;
 mod keeping;
 mod kills;
 mod limits;

@@ -15,11 +15,12 @@ use tonic::{Code, Request};
 use crate::client::channel;
 use crate::support::{Server, Setup, soon};
 
-const ROOT: &str = "root-token-of-the-tests-of-the-state-store-0123456789";
+pub const ROOT: &str = "root-token-of-the-tests-of-the-state-store-0123456789";
 
-type Client = StatehouseServiceClient<Channel>;
+pub type Client = StatehouseServiceClient<Channel>;
 
-async fn server(root_token: &tempfile::NamedTempFile) -> (Server, Client) {
+/// A server with the root token, and a client of it.
+pub async fn server(root_token: &tempfile::NamedTempFile) -> (Server, Client) {
     std::fs::write(root_token, ROOT).unwrap();
     let mode = std::fs::Permissions::from_mode(0o600);
     root_token.as_file().set_permissions(mode).unwrap();
@@ -29,7 +30,8 @@ async fn server(root_token: &tempfile::NamedTempFile) -> (Server, Client) {
     (server, client)
 }
 
-async fn issue(server: &Server, id: &str, state: Value) -> String {
+/// Issues a token with a scope of the state store.
+pub async fn issue(server: &Server, id: &str, state: Value) -> String {
     let body = json!({"id": id, "scope": {"state": state}});
     let http = server.http1().with_token(ROOT);
     let answer = http.post("/v1/access-tokens").json(&body).send().await;
@@ -37,7 +39,8 @@ async fn issue(server: &Server, id: &str, state: Value) -> String {
     answer["access_token"].as_str().unwrap().to_owned()
 }
 
-fn with<T>(token: &str, message: T) -> Request<T> {
+/// A request with a token.
+pub fn with<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     let value = format!("Bearer {token}").parse().unwrap();
     request.metadata_mut().insert("authorization", value);

@@ -319,6 +319,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::admission::Client;
     use crate::basins::Create;
     use crate::node::Node;
     use crate::options::NodeOptions;
@@ -378,7 +379,7 @@ mod tests {
         let stream = node.provision_stream("test-basin", "tiny", &settings, &ensure);
         stream.await.unwrap();
         let on = CreateOn::Append;
-        let handle = node.open_stream("test-basin", "tiny", on, &settings);
+        let handle = node.open_stream(Client::default(), "test-basin", "tiny", on, &settings);
         let handle = handle.await.unwrap();
         (node, handle)
     }

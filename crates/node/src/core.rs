@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Gate;
+use crate::change_turns::ChangeTurns;
 use crate::cluster::{Peers, Replicas};
 use crate::data_dir::{DataDir, Identity};
 use crate::follower_turns::FollowerTurns;
@@ -82,6 +83,7 @@ pub(crate) struct Inner {
     pub unknown_basins: Mutex<Vec<UnknownBasin>>,
     pub upkeep: Upkeep,
     pub lookups: Lookups,
+    pub changes: ChangeTurns,
     pub restarts: Restarts,
     /// The data directory, with its lock.
     pub data_dir: DataDir,

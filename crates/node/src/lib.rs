@@ -25,6 +25,7 @@
 //! | [`node`] | a running node; starting and stopping |
 //! | `readiness` | whether appends are taken, and whether the node runs at all |
 //! | [`basins`], [`streams`] | operations on basins and streams |
+//! | [`lookups`], `change_turns` | turns of lookups of streams, and of changes |
 //! | `tokens` | access tokens |
 //! | `unknown_basins` | streams whose basin the catalog does not know |
 //! | [`position`] | the position of a stream, and the forks that it has passed |
@@ -44,6 +45,7 @@ pub mod answer;
 mod append;
 pub mod basins;
 mod blocking;
+mod change_turns;
 mod clock;
 pub mod cluster;
 mod core;
@@ -85,7 +87,9 @@ mod tokens;
 mod unknown_basins;
 mod upkeep;
 
-pub use admission::{Client, FairQueue, Path, Ticket, Verdict};
+pub use admission::{
+    Client, FairBudget, FairPermit, FairQueue, NoTurn, Path, SharePolicy, Ticket, Verdict,
+};
 pub use append::{Ack, AppendSession, PendingAppend};
 pub use basins::{BasinInfo, Change, Create};
 pub use cluster::{Cluster, ClusterError, ClusterOptions, ClusterStatus, Leader};

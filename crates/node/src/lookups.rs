@@ -1,14 +1,14 @@
 //! Reads of the database on behalf of requests, other than those of records: streams that are not open, lists.
 //!
 //! The threads of async code never read the database: one that waits for a disk would hold up every connection
-//! that it serves, and there are few of them.
+//! that it serves, and there are few of them. Lookups wait in turns, by principal and then by connection
+//! ([`FairBudget`]): whoever sends many waits for its own.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Client, FairBudget, SharePolicy};
 use crate::blocking::blocking;
 use crate::error::Error;
 
@@ -19,11 +19,11 @@ pub(crate) const MAX_LOOKUPS: usize = 16;
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The turns of lookups.
-pub(crate) struct Lookups(pub(crate) Arc<Semaphore>);
+pub(crate) struct Lookups(pub(crate) FairBudget);
 
 impl Default for Lookups {
     fn default() -> Lookups {
-        Lookups(Arc::new(Semaphore::new(MAX_LOOKUPS)))
+        Lookups(FairBudget::new(MAX_LOOKUPS, SharePolicy::All))
     }
 }
 
@@ -33,21 +33,21 @@ impl Lookups {
     ///
     /// # Errors
     ///
-    /// Those of the work; [`Error::TryLater`] if others have read for 10 s, and [`Error::Stopping`].
+    /// Those of the work; [`Error::TryLater`] if its turn has not come within 10 s, and [`Error::Stopping`].
     pub async fn run<T: Send + 'static>(
         &self,
+        client: Client,
         stopping: &CancellationToken,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let turn = self.0.clone().acquire_owned();
         let turn = tokio::select! {
-            turn = tokio::time::timeout(LOOKUP_TIMEOUT, turn) => turn,
+            turn = self.0.take(client, 1, LOOKUP_TIMEOUT) => turn,
             () = stopping.cancelled() => return Err(Error::Stopping),
         };
-        let Ok(Ok(turn)) = turn else {
+        let Ok(turn) = turn else {
             return Err(Error::TryLater(format!(
-                "{MAX_LOOKUPS} other requests have read the database for {} s, for there are many or the disk is \
-                 slow: nothing happened, try again",
+                "other requests have read the database for {} s, {MAX_LOOKUPS} at a time, in turns by principal: \
+                 this one has sent many, or the disk is slow: nothing happened, try again",
                 LOOKUP_TIMEOUT.as_secs()
             )));
         };
@@ -57,5 +57,46 @@ impl Lookups {
             done
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lookup_waits_for_one_of_another_principal_and_not_for_all_that_it_has_sent() {
+        let of = |principal| Client {
+            principal,
+            connection: 0,
+        };
+        let (lookups, stopping) = (Lookups::default(), CancellationToken::new());
+        let (mut ends, hang): (Vec<_>, Vec<_>) = (0..MAX_LOOKUPS)
+            .map(|_| {
+                let (end, ended) = mpsc::channel::<()>();
+                let work = move || Ok(ended.recv().is_ok());
+                let mut hangs = Box::pin(lookups.run(of(1), &stopping, work));
+                assert!((&mut hangs).now_or_never().is_none());
+                (end, hangs)
+            })
+            .unzip();
+        let queued: Vec<_> = (0..1000)
+            .map(|_| {
+                let mut waits = Box::pin(lookups.run(of(1), &stopping, || Ok(())));
+                assert!((&mut waits).now_or_never().is_none());
+                waits
+            })
+            .collect();
+        let mut other = Box::pin(lookups.run(of(2), &stopping, || Ok(())));
+        assert!((&mut other).now_or_never().is_none());
+        // Two turns become free: the first one in the queue has one, and the other principal the next.
+        ends.truncate(MAX_LOOKUPS - 2);
+        other.await.unwrap();
+        drop((ends, hang, queued));
+        assert_eq!(lookups.0.waiting(), 0);
     }
 }

@@ -246,7 +246,7 @@ impl ReadSession {
                             && end == ScanEnd::More
                             && self.ahead.is_none()
                             && !self.handle.stream.has_recent(self.cursor.resumes_at())
-                            && let Some(ahead) = self.budget().try_claim_ahead()
+                            && let Some(ahead) = self.budget().try_claim_ahead(self.handle.client)
                         {
                             self.ahead = Some(self.scan_database(*limit, ahead));
                         }
@@ -368,7 +368,8 @@ impl ReadSession {
         if limit.deny(count, bytes) || self.end.until.deny(last.timestamp) {
             return None;
         }
-        let permit = self.budget().try_claim_bytes(self.at_tail, 2 * bytes)?;
+        let client = self.handle.client;
+        let permit = (self.budget()).try_claim_bytes(client, self.at_tail, 2 * bytes)?;
         Some(Attempt::Shared(scan, permit))
     }
 
@@ -421,7 +422,7 @@ impl ReadSession {
             }
             let at_tail = self.at_tail && is_recent;
             let free = match self.claiming {
-                None => self.budget().try_claim(at_tail),
+                None => self.budget().try_claim(self.handle.client, at_tail),
                 Some(_) => None,
             };
             let permit = match free {
@@ -450,8 +451,10 @@ impl ReadSession {
     async fn claim(&mut self, at_tail: bool) -> Result<Option<ReadPermit>, Error> {
         let budget = self.budget().clone();
         let stopping = self.handle.node.inner.stopping.clone();
+        let client = self.handle.client;
         loop {
-            let place = (self.claiming).get_or_insert_with(|| budget.wait_in_line(at_tail));
+            let place =
+                (self.claiming).get_or_insert_with(|| budget.wait_in_line(client, at_tail));
             tokio::select! {
                 biased;
                 permit = place.turn() => {
@@ -474,7 +477,7 @@ impl ReadSession {
     fn keep_rest(&mut self, mut permit: ReadPermit) -> ReadPermit {
         self.rest = match self.cursor.rest_bytes() {
             0 => None,
-            bytes => permit.split((2 * bytes).min(permit.bytes() / 2)),
+            bytes => Some(permit.split((2 * bytes).min(permit.bytes() / 2))),
         };
         permit
     }
@@ -501,6 +504,7 @@ impl ReadSession {
             reader: self.handle.partition.reader.clone(),
             stream: Arc::clone(&self.handle.stream),
             budget: self.budget().clone(),
+            client: self.handle.client,
         };
         Run::begin(source, self.cursor.clone(), limit, self.end.until, permit)
     }

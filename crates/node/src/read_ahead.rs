@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use crate::admission::Client;
 use crate::blocking::join;
 use crate::read_budget::{ReadBudget, ReadPermit};
 
@@ -39,6 +40,8 @@ pub(crate) struct Source {
     pub reader: Reader,
     pub stream: Arc<Stream>,
     pub budget: ReadBudget,
+    /// Whose memory it is.
+    pub client: Client,
 }
 
 impl Run {
@@ -100,7 +103,7 @@ impl Source {
             }
             let taken = runtime.block_on(timeout(TAKE_TIMEOUT, sender.reserve()));
             let Ok(Ok(_)) = taken else { return };
-            let Some(claimed) = self.budget.try_claim_ahead() else {
+            let Some(claimed) = self.budget.try_claim_ahead(self.client) else {
                 return;
             };
             (cursor, limit, permit) = (after, left, claimed);

@@ -2,18 +2,19 @@
 //!
 //! `limits.read-sessions` bounds all sessions together. A session claims [`MAX_SCAN`] bytes before it reads
 //! a batch, keeps what the encoded batch takes, and releases that when the connection has sent it. Where
-//! nothing is free, sessions wait in the order of their arrival, without a limit in time, and hold nothing
-//! meanwhile. A session whose turn comes while its client takes nothing has [`GRANT_TIMEOUT`] to continue;
-//! then the next one has its turn, and it waits behind those that arrived meanwhile ([`Place`]). The session
-//! of a client that takes nothing ends after `limits.stall-timeout`, and with it its connection if nothing
+//! nothing is free, sessions wait in turns, by principal and then by connection ([`FairBudget`]), without a limit in
+//! time, and hold nothing meanwhile. Of what all share, a principal holds three times as much as is free at most:
+//! sessions whose client takes little keep others from little. A session whose turn comes while its client takes
+//! nothing has [`GRANT_TIMEOUT`] to continue; then the next one has its turn, and it waits for another ([`Place`]). The
+//! session of a client that takes nothing ends after `limits.stall-timeout`, and with it its connection if nothing
 //! else is under way there; where others wait, the connection ends a `limits.stall-timeout` later in any
 //! case.
 //!
 //! Replays and watches of the state store count here, too. What a client reads nothing of must not keep all others
 //! waiting, so those of one principal have at most [`REPLAYS_SHARE`] of the memory ([`ReadBudget::claim_page`]).
 //!
-//! A quarter is reserved for sessions that follow a stream at its tail; these may use the rest as well.
-//! Sessions that are stuck while they catch up cannot take the reserved memory.
+//! A quarter is reserved for sessions that follow a stream at its tail, in the same turns; these may use the rest as
+//! well. Sessions that are stuck while they catch up cannot take the reserved memory.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,6 +24,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
+
+use crate::admission::{Client, FairBudget, FairPermit, SharePolicy};
 
 /// Bytes that are claimed for a batch until it is encoded: records of 1 MiB, the appended batches in which
 /// they begin and end, of 1 MiB each, and the encoded form.
@@ -44,10 +47,9 @@ const GRANT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The memory that all read sessions share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ReadBudget {
-    shared: Arc<Semaphore>,
-    tail: Arc<Semaphore>,
+    shared: FairBudget,
+    tail: FairBudget,
     shared_total: usize,
-    tail_total: usize,
     waiting: Arc<AtomicUsize>,
     runs: Arc<Semaphore>,
     /// What the replays of each principal that has some may still hold.
@@ -72,19 +74,17 @@ impl PagePermit {
 
 /// Bytes that a read session holds. They are released when it is dropped.
 #[derive(Debug)]
-pub struct ReadPermit(OwnedSemaphorePermit);
+pub struct ReadPermit(FairPermit);
 
 impl ReadBudget {
     /// A budget of `total` bytes, but at least one batch at the tail and one of the other sessions.
     pub fn new(total: usize) -> ReadBudget {
-        let tail_total = (total / TAIL_SHARE).clamp(MAX_SCAN, Semaphore::MAX_PERMITS);
-        let shared_total = total.saturating_sub(tail_total);
-        let shared_total = shared_total.clamp(MAX_SCAN, Semaphore::MAX_PERMITS);
+        let tail_total = (total / TAIL_SHARE).max(MAX_SCAN);
+        let shared_total = total.saturating_sub(tail_total).max(MAX_SCAN);
         ReadBudget {
-            shared: Arc::new(Semaphore::new(shared_total)),
-            tail: Arc::new(Semaphore::new(tail_total)),
+            shared: FairBudget::new(shared_total, SharePolicy::OverFree),
+            tail: FairBudget::new(tail_total, SharePolicy::All),
             shared_total,
-            tail_total,
             waiting: Arc::default(),
             runs: Arc::new(Semaphore::new(MAX_RUNS)),
             replays: Arc::default(),
@@ -112,17 +112,17 @@ impl ReadBudget {
 
     /// Waits for memory for a page of a replay, [`MAX_SCAN`] bytes, and holds nothing meanwhile: first behind the other
     /// replays of its principal, then in the queue of all sessions.
-    pub(crate) async fn claim_page(&self, principal: u64, at_tail: bool) -> PagePermit {
+    pub(crate) async fn claim_page(&self, client: Client, at_tail: bool) -> PagePermit {
         loop {
-            let own = self.replays_of(principal);
+            let own = self.replays_of(client.principal);
             let Ok(own) = own.acquire_many_owned(MAX_SCAN as u32).await else {
                 // The semaphores are never closed.
                 return std::future::pending().await;
             };
-            if let Some(read) = self.try_claim(at_tail) {
+            if let Some(read) = self.try_claim(client, at_tail) {
                 return PagePermit { own, read };
             }
-            if let Some(read) = self.wait_in_line(at_tail).turn().await {
+            if let Some(read) = self.wait_in_line(client, at_tail).turn().await {
                 return PagePermit { own, read };
             }
         }
@@ -130,8 +130,7 @@ impl ReadBudget {
 
     /// Bytes that sessions hold now.
     pub fn held(&self) -> usize {
-        let free = self.shared.available_permits() + self.tail.available_permits();
-        (self.shared_total + self.tail_total).saturating_sub(free)
+        self.shared.taken() + self.tail.taken()
     }
 
     /// Number of sessions that wait for memory.
@@ -140,16 +139,19 @@ impl ReadBudget {
     }
 
     /// Claims memory for a batch, if that needs no waiting.
-    pub fn try_claim(&self, at_tail: bool) -> Option<ReadPermit> {
-        self.try_claim_bytes(at_tail, MAX_SCAN)
+    pub fn try_claim(&self, client: Client, at_tail: bool) -> Option<ReadPermit> {
+        self.try_claim_bytes(client, at_tail, MAX_SCAN)
     }
 
     /// Claims memory for records that are read already, if that needs no waiting.
-    pub(crate) fn try_claim_bytes(&self, at_tail: bool, bytes: usize) -> Option<ReadPermit> {
-        let bytes = u32::try_from(bytes).ok()?;
-        let claim = |of: &Arc<Semaphore>| of.clone().try_acquire_many_owned(bytes);
-        let claimed = match claim(&self.shared) {
-            Err(_) if at_tail => claim(&self.tail),
+    pub(crate) fn try_claim_bytes(
+        &self,
+        client: Client,
+        at_tail: bool,
+        bytes: usize,
+    ) -> Option<ReadPermit> {
+        let claimed = match self.shared.try_take(client, bytes) {
+            Err(_) if at_tail => self.tail.try_take(client, bytes),
             claimed => claimed,
         };
         claimed.ok().map(ReadPermit)
@@ -161,19 +163,19 @@ impl ReadBudget {
     }
 
     /// Claims memory for a batch that is read ahead, if at least half of the shared part is free.
-    pub(crate) fn try_claim_ahead(&self) -> Option<ReadPermit> {
-        match self.shared.available_permits() >= self.shared_total / 2 {
-            true => self.try_claim(false),
+    pub(crate) fn try_claim_ahead(&self, client: Client) -> Option<ReadPermit> {
+        match self.shared.free() >= self.shared_total / 2 {
+            true => self.try_claim(client, false),
             false => None,
         }
     }
 
     /// Takes a place in the queue of sessions that wait for memory for a batch.
-    pub(crate) fn wait_in_line(&self, at_tail: bool) -> Place {
+    pub(crate) fn wait_in_line(&self, client: Client, at_tail: bool) -> Place {
         let turn = Arc::new(Turn::default());
         let (budget, granted) = (self.clone(), turn.clone());
         let task = tokio::spawn(async move {
-            granted.set(Grant::Here(budget.claim(at_tail).await));
+            granted.set(Grant::Here(budget.claim(client, at_tail).await));
             tokio::time::sleep(GRANT_TIMEOUT).await;
             granted.set(Grant::Over);
         });
@@ -184,20 +186,15 @@ impl ReadBudget {
     }
 
     /// Waits for memory for a batch.
-    async fn claim(self, at_tail: bool) -> ReadPermit {
+    async fn claim(self, client: Client, at_tail: bool) -> ReadPermit {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.waiting);
-        let claim = |of: &Arc<Semaphore>| of.clone().acquire_many_owned(MAX_SCAN as u32);
         let claimed = tokio::select! {
             biased;
-            claimed = claim(&self.shared) => claimed,
-            claimed = claim(&self.tail), if at_tail => claimed,
+            claimed = self.shared.wait(client, MAX_SCAN) => claimed,
+            claimed = self.tail.wait(client, MAX_SCAN), if at_tail => claimed,
         };
-        match claimed {
-            Ok(permit) => ReadPermit(permit),
-            // The semaphores are never closed.
-            Err(_) => std::future::pending().await,
-        }
+        ReadPermit(claimed)
     }
 }
 
@@ -270,7 +267,7 @@ impl Drop for Waiting<'_> {
 impl ReadPermit {
     /// Bytes of the permit.
     pub fn bytes(&self) -> usize {
-        self.0.num_permits()
+        self.0.amount()
     }
 
     /// Changes the permit to `bytes`: releases the surplus, or takes the missing bytes if they are free.
@@ -278,17 +275,14 @@ impl ReadPermit {
         let has = self.bytes();
         if has > bytes {
             drop(self.0.split(has - bytes));
-        } else if has < bytes
-            && let Ok(missing) = u32::try_from(bytes - has)
-            && let Ok(more) = (self.0.semaphore().clone()).try_acquire_many_owned(missing)
-        {
-            self.0.merge(more);
+        } else if has < bytes {
+            self.0.try_grow(bytes - has);
         }
     }
 
     /// Splits off a permit for `bytes`, or for all of its bytes if these are fewer.
-    pub(crate) fn split(&mut self, bytes: usize) -> Option<ReadPermit> {
-        self.0.split(bytes.min(self.bytes())).map(ReadPermit)
+    pub(crate) fn split(&mut self, bytes: usize) -> ReadPermit {
+        ReadPermit(self.0.split(bytes))
     }
 }
 
@@ -300,6 +294,50 @@ mod tests {
 
     const TOTAL: usize = 16 * MAX_SCAN;
 
+    fn of(principal: u64) -> Client {
+        Client {
+            principal,
+            connection: 0,
+        }
+    }
+
+    /// All of what sessions share, held by several principals.
+    fn all(budget: &ReadBudget) -> Vec<ReadPermit> {
+        let mut all = Vec::new();
+        for principal in 100..200 {
+            while let Some(claim) = budget.try_claim(of(principal), false) {
+                all.push(claim);
+            }
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn sessions_of_one_principal_that_take_little_leave_memory_and_turns_to_others() {
+        let budget = ReadBudget::new(TOTAL);
+        let mut slow = Vec::new();
+        while let Some(claim) = budget.try_claim(of(1), false) {
+            slow.push(claim);
+        }
+        assert_eq!(slow.len(), 9, "three quarters of what all share");
+        let mut queued: Vec<_> = (0..100)
+            .map(|_| Box::pin(budget.clone().claim(of(1), false)))
+            .collect();
+        for waits in &mut queued {
+            assert!(waits.now_or_never().is_none());
+        }
+        // Another one that has nothing does not wait for them.
+        let mut others = all(&budget);
+        assert_eq!(slow.len() + others.len(), 12);
+        let mut other = Box::pin(budget.clone().claim(of(2), false));
+        assert!((&mut other).now_or_never().is_none());
+        slow.pop();
+        assert!(other.now_or_never().is_some(), "it has the next turn");
+        others.clear();
+        drop((slow, queued));
+        assert_eq!(budget.held(), 0);
+    }
+
     #[tokio::test]
     async fn replays_of_one_principal_leave_memory_for_those_of_others_and_for_sessions() {
         let budget = ReadBudget::new(TOTAL);
@@ -307,7 +345,7 @@ mod tests {
         let mut held = Vec::new();
         // Of each page, a little is not taken. Without the budget of a task, which ends such a loop.
         while let Some(mut page) =
-            tokio::task::unconstrained(budget.claim_page(1, false)).now_or_never()
+            tokio::task::unconstrained(budget.claim_page(of(1), false)).now_or_never()
         {
             page.shrink(64 * 1024);
             held.push(page);
@@ -316,13 +354,13 @@ mod tests {
         assert!(!held.is_empty());
         let next = tokio::spawn({
             let budget = budget.clone();
-            async move { budget.claim_page(1, false).await }
+            async move { budget.claim_page(of(1), false).await }
         });
         tokio::task::yield_now().await;
         assert!(!next.is_finished(), "it waits, and holds nothing");
         assert!(budget.held() <= most);
-        assert!(budget.claim_page(2, false).now_or_never().is_some());
-        assert!(budget.try_claim(false).is_some());
+        assert!(budget.claim_page(of(2), false).now_or_never().is_some());
+        assert!(budget.try_claim(of(1), false).is_some());
         drop(held);
         next.await.unwrap();
         assert_eq!(budget.held(), 0);
@@ -337,20 +375,17 @@ mod tests {
     async fn sessions_hold_no_more_than_the_budget_and_those_at_the_tail_have_a_part_of_their_own()
     {
         let budget = ReadBudget::new(TOTAL);
-        let mut stuck = Vec::new();
-        while let Some(claim) = budget.try_claim(false) {
-            stuck.push(claim);
-        }
+        let mut stuck = all(&budget);
         assert_eq!(stuck.len(), 12);
         assert_eq!(budget.held(), 12 * MAX_SCAN);
         // Sessions that follow still get memory, before others that wait.
-        let mut catching_up = Box::pin(budget.clone().claim(false));
+        let mut catching_up = Box::pin(budget.clone().claim(of(1), false));
         assert!((&mut catching_up).now_or_never().is_none());
         let mut following = Vec::new();
         for _ in 0..4 {
-            following.push(budget.clone().claim(true).now_or_never().unwrap());
+            following.push(budget.clone().claim(of(1), true).now_or_never().unwrap());
         }
-        let mut at_tail = Box::pin(budget.clone().claim(true));
+        let mut at_tail = Box::pin(budget.clone().claim(of(1), true));
         assert!((&mut at_tail).now_or_never().is_none());
         assert_eq!((budget.held(), budget.waiting()), (TOTAL, 2));
         // The shared part goes to the session that waits longest, the reserved one to sessions at the tail.
@@ -367,29 +402,23 @@ mod tests {
     #[tokio::test]
     async fn a_wait_that_is_given_up_leaves_nothing_behind() {
         let budget = ReadBudget::new(TOTAL);
-        let mut all = Vec::new();
-        while let Some(claim) = budget.try_claim(false) {
-            all.push(claim);
-        }
-        let mut waiting = Box::pin(budget.clone().claim(false));
+        let mut all = all(&budget);
+        let mut waiting = Box::pin(budget.clone().claim(of(1), false));
         assert!((&mut waiting).now_or_never().is_none());
         drop(waiting);
         all.pop();
         assert_eq!(budget.waiting(), 0);
-        assert!(budget.try_claim(false).is_some());
+        assert!(budget.try_claim(of(1), false).is_some());
     }
 
     #[tokio::test]
     async fn a_session_that_does_not_come_for_its_turn_leaves_the_memory_to_the_next() {
         let budget = ReadBudget::new(TOTAL);
-        let mut all = Vec::new();
-        while let Some(claim) = budget.try_claim(false) {
-            all.push(claim);
-        }
+        let mut all = all(&budget);
         // Its client takes nothing, so the session is not polled for more.
-        let mut stalled = budget.wait_in_line(false);
+        let mut stalled = budget.wait_in_line(of(1), false);
         tokio::task::yield_now().await;
-        let mut waiting = budget.wait_in_line(false);
+        let mut waiting = budget.wait_in_line(of(1), false);
         assert!(waiting.turn().now_or_never().is_none());
         let held = budget.held();
         all.pop();
@@ -398,9 +427,9 @@ mod tests {
         assert_eq!(budget.held(), held);
         assert!(stalled.turn().await.is_none(), "its turn has passed");
         // It waits behind those that arrived meanwhile.
-        let mut first = budget.wait_in_line(false);
+        let mut first = budget.wait_in_line(of(1), false);
         tokio::task::yield_now().await;
-        stalled = budget.wait_in_line(false);
+        stalled = budget.wait_in_line(of(1), false);
         assert!(stalled.turn().now_or_never().is_none());
         drop(permit);
         assert!(first.turn().await.is_some());
@@ -414,24 +443,21 @@ mod tests {
     #[tokio::test]
     async fn a_place_that_is_given_up_leaves_nothing_behind() {
         let budget = ReadBudget::new(TOTAL);
-        let mut all = Vec::new();
-        while let Some(claim) = budget.try_claim(false) {
-            all.push(claim);
-        }
-        let mut waiting = budget.wait_in_line(false);
+        let mut all = all(&budget);
+        let mut waiting = budget.wait_in_line(of(1), false);
         assert!(waiting.turn().now_or_never().is_none());
         drop(waiting);
         while budget.waiting() > 0 {
             tokio::task::yield_now().await;
         }
         // The same for a place whose turn has come.
-        let place = budget.wait_in_line(false);
+        let place = budget.wait_in_line(of(1), false);
         all.pop();
-        while budget.waiting() > 0 || budget.try_claim(false).is_some() {
+        while budget.waiting() > 0 || budget.try_claim(of(1), false).is_some() {
             tokio::task::yield_now().await;
         }
         drop(place);
-        while budget.try_claim(false).is_none() {
+        while budget.try_claim(of(1), false).is_none() {
             tokio::task::yield_now().await;
         }
     }
@@ -439,12 +465,12 @@ mod tests {
     #[test]
     fn a_permit_fits_what_is_held_and_is_given_back_in_pieces() {
         let budget = ReadBudget::new(TOTAL);
-        let mut permit = budget.try_claim(false).unwrap();
+        let mut permit = budget.try_claim(of(1), false).unwrap();
         permit.fit(1000);
         assert_eq!(budget.held(), 1000);
         permit.fit(MAX_SCAN + 1);
         assert_eq!(budget.held(), MAX_SCAN + 1);
-        let piece = permit.split(64).unwrap();
+        let piece = permit.split(64);
         assert_eq!((piece.bytes(), permit.bytes()), (64, MAX_SCAN - 63));
         drop(permit);
         assert_eq!(budget.held(), 64);
@@ -456,10 +482,10 @@ mod tests {
     fn nothing_is_read_ahead_where_memory_is_short() {
         let budget = ReadBudget::new(TOTAL);
         let mut ahead = Vec::new();
-        while let Some(claim) = budget.try_claim_ahead() {
+        while let Some(claim) = budget.try_claim_ahead(of(1)) {
             ahead.push(claim);
         }
         assert_eq!(ahead.len(), 7);
-        assert!(budget.try_claim(false).is_some());
+        assert!(budget.try_claim(of(1), false).is_some());
     }
 }

@@ -13,7 +13,7 @@ use s2_common::config::{OptionalStreamConfig, StreamConfig, StreamReconfiguratio
 use s2_common::encryption::{EncryptionKey, EncryptionSpec, EncryptionSpecResolutionError};
 use s2_common::record::StreamPosition;
 
-use crate::admission::Client;
+use crate::admission::{Client, FairPermit, unless_stopping};
 use crate::basins::{CHANGE_ATTEMPTS, Change, Create};
 use crate::core::StreamGroup;
 use crate::error::{Error, changeable, read_error, unexpected};
@@ -41,19 +41,13 @@ pub struct StreamHandle {
     pub(crate) basin: Arc<Basin>,
     pub(crate) stream: Arc<Stream>,
     pub(crate) partition: StreamGroup,
-    /// Whose appends are made with this handle.
+    /// Whose appends and reads are made with this handle.
     pub(crate) client: Client,
     /// The stream's cipher with the key of a request; none until [`StreamHandle::with_key`].
     pub(crate) encryption: RecordCipher,
 }
 
 impl StreamHandle {
-    /// The same stream, for appends of this client.
-    pub fn of_client(mut self, client: Client) -> StreamHandle {
-        self.client = client;
-        self
-    }
-
     /// The handle with the key of a request, for its appends and reads. If the stream has no cipher, the key is
     /// not used.
     ///
@@ -224,12 +218,13 @@ impl Node {
     /// Changes settings of a stream; returns the new settings.
     pub async fn reconfigure_stream(
         &self,
+        client: Client,
         basin: &str,
         name: &str,
         changes: &StreamReconfiguration,
     ) -> Result<StreamConfig, Error> {
         for _ in 0..CHANGE_ATTEMPTS {
-            let (found, handle) = self.current(basin, name).await?;
+            let (found, handle) = self.current(client, basin, name).await?;
             changeable(&found)?;
             let handle = handle?;
             let view = handle.stream.view();
@@ -288,6 +283,7 @@ impl Node {
     /// leaders.
     async fn current(
         &self,
+        client: Client,
         basin: &str,
         name: &str,
     ) -> Result<(Arc<Basin>, Result<StreamHandle, Error>), Error> {
@@ -299,7 +295,7 @@ impl Node {
                     | Error::StreamNotFound { .. }
             )
         };
-        let seen = self.here(basin, name).await;
+        let seen = self.here(client, basin, name).await;
         let error = match &seen {
             Ok((_, Err(error))) | Err(error) => error,
             Ok((_, Ok(_))) => return seen,
@@ -311,30 +307,32 @@ impl Node {
         if let Some(partition) = self.stream_partition(basin, name) {
             self.catch_up(partition).await?;
         }
-        self.here(basin, name).await
+        self.here(client, basin, name).await
     }
 
     /// The same as this node has applied it.
     async fn here(
         &self,
+        client: Client,
         basin: &str,
         name: &str,
     ) -> Result<(Arc<Basin>, Result<StreamHandle, Error>), Error> {
         let found = self.basin(basin)?;
-        let existing = self.existing(found.clone(), name).await;
+        let existing = self.existing(client, found.clone(), name).await;
         Ok((found, existing))
     }
 
-    /// A stream to append to or read from. A missing one is created if the basin's settings allow it, with
-    /// these settings over the basin's defaults.
+    /// A stream to append to or read from, for this client. A missing one is created if the basin's settings allow it,
+    /// with these settings over the basin's defaults.
     pub async fn open_stream(
         &self,
+        client: Client,
         basin: &str,
         name: &str,
         on: CreateOn,
         settings: &OptionalStreamConfig,
     ) -> Result<StreamHandle, Error> {
-        let (found, existing) = self.current(basin, name).await?;
+        let (found, existing) = self.current(client, basin, name).await?;
         let create = match on {
             CreateOn::Append => found.config.create_stream_on_append,
             CreateOn::Read => found.config.create_stream_on_read,
@@ -343,46 +341,68 @@ impl Node {
             Err(Error::StreamNotFound { .. }) if create => {}
             other => return other,
         }
+        let _turn = self.turn_to_change(client).await?;
         let only = Create::Only { token: None };
         match self.provision_stream(basin, name, settings, &only).await {
             // Another request may have created it first.
-            Ok(_) | Err(Error::StreamExists { .. }) => self.existing(found, name).await,
+            Ok(_) | Err(Error::StreamExists { .. }) => self.existing(client, found, name).await,
             Err(error) => Err(error),
         }
     }
 
-    /// Runs work that reads the database on a thread where blocking is fine, 16 at a time.
+    /// Waits for a turn to change basins, streams or access tokens, which is over when it is dropped. What a request
+    /// asks for is changed with a turn.
     ///
     /// # Errors
     ///
-    /// Those of the work; [`Error::TryLater`] if others have read for 10 s, and [`Error::Stopping`].
+    /// [`Error::TryLater`] if it has not come within 10 s, and [`Error::Stopping`].
+    pub async fn turn_to_change(&self, client: Client) -> Result<FairPermit, Error> {
+        let turn = self.inner.changes.turn(client);
+        unless_stopping(&self.inner.stopping, turn).await
+    }
+
+    /// Runs work that reads the database on a thread where blocking is fine, 16 at a time, in turns by principal.
+    ///
+    /// # Errors
+    ///
+    /// Those of the work; [`Error::TryLater`] if its turn has not come within 10 s, and [`Error::Stopping`].
     pub async fn look_up<T: Send + 'static>(
         &self,
+        client: Client,
         work: impl FnOnce(&Node) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (node, inner) = (self.clone(), &self.inner);
         let work = move || work(&node);
-        inner.lookups.run(&inner.stopping, work).await
+        inner.lookups.run(client, &inner.stopping, work).await
     }
 
     /// Whether there is a stream of this name, as far as this node has applied its partition. What cannot be read now
     /// counts as missing.
-    pub async fn has_stream(&self, basin: &str, name: &str) -> bool {
+    pub async fn has_stream(&self, client: Client, basin: &str, name: &str) -> bool {
         match self.any_basin(basin) {
-            Ok(basin) => self.existing(basin, name).await.is_ok(),
+            Ok(basin) => self.existing(client, basin, name).await.is_ok(),
             Err(_) => false,
         }
     }
 
     /// A stream that exists. It is read on another thread unless it is open in memory.
-    async fn existing(&self, basin: Arc<Basin>, name: &str) -> Result<StreamHandle, Error> {
+    async fn existing(
+        &self,
+        client: Client,
+        basin: Arc<Basin>,
+        name: &str,
+    ) -> Result<StreamHandle, Error> {
         let partition = self.inner.partition(basin.id, name);
-        if let Some(stream) = partition.reader.open_stream(basin.id, name) {
-            return Ok(self.handle(basin, stream, partition.clone()));
-        }
-        let name = name.to_owned();
-        self.look_up(move |node| node.read_existing(basin, &name))
-            .await
+        let mut handle = match partition.reader.open_stream(basin.id, name) {
+            Some(stream) => self.handle(basin, stream, partition.clone()),
+            None => {
+                let name = name.to_owned();
+                let work = move |node: &Node| node.read_existing(basin, &name);
+                self.look_up(client, work).await?
+            }
+        };
+        handle.client = client;
+        Ok(handle)
     }
 
     /// A stream that exists. Blocks while the database reads.
@@ -482,8 +502,9 @@ mod tests {
         stream.await.unwrap();
 
         let turns = node.inner.lookups.0.clone();
-        let all = turns.acquire_many_owned(MAX_LOOKUPS as u32).await.unwrap();
-        let open = |name| node.open_stream("test-basin", name, CreateOn::Append, &settings);
+        let client = Client::default();
+        let all = turns.try_take(client, MAX_LOOKUPS).unwrap();
+        let open = |name| node.open_stream(client, "test-basin", name, CreateOn::Append, &settings);
         open("open").await.unwrap();
         let absent = open("absent");
         tokio::pin!(absent);
@@ -492,7 +513,7 @@ mod tests {
         drop(all);
         let absent = absent.await;
         assert!(matches!(absent, Err(Error::StreamNotFound { .. })));
-        assert_eq!(node.inner.lookups.0.available_permits(), MAX_LOOKUPS);
+        assert_eq!(turns.free(), MAX_LOOKUPS);
         node.stop(Duration::from_secs(30)).await;
     }
 }

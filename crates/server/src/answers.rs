@@ -8,29 +8,31 @@
 //!   and twice that while they become a message. [`MAX_WAITING`] more that have ended may wait for memory
 //!   without the place of a scan, so that clients which read nothing do not stop other scans;
 //! - answers to reads that clients have not taken yet have at most [`MAX_HELD`] bytes for scans, and as
-//!   many for all others. Of these no principal holds more than [`MAX_OVER_FREE`] times what is free, so that
-//!   clients which read nothing refuse only their own. Sessions and streams do not count here: they produce the next
-//!   piece when the client has taken the last one, and count as memory of read sessions;
-//! - [`MAX_EXPORTS`] exports and verifications run at a time: each has a thread and a view of the database.
+//!   many for all others. Sessions and streams do not count here: they produce the next piece when the client has
+//!   taken the last one, and count as memory of read sessions;
+//! - [`MAX_EXPORTS`] exports and verifications run at a time: each has a thread and a view of the database, for as
+//!   long as its client takes to read it.
 //!
-//! A client that reads nothing for `limits.stall-timeout` loses its answer. Beyond these bounds a scan
+//! Who waits does so in turns, by principal and then by connection ([`FairBudget`]). What clients decide how long to
+//! keep (answers, exports) is shared: no principal holds more than three times what is free, so that clients which
+//! read nothing or little refuse only their own.
+//!
+//! A client that reads nothing for `limits.stall-timeout` loses its answer. Beyond these bounds a scan or an export
 //! waits for up to [`WAIT_TIMEOUT`] and is then refused; any other read is refused at once. Answers to
 //! writes are small and never refused.
 
-use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use esker_node::Client;
+use esker_node::{Client, FairBudget, FairPermit, NoTurn, SharePolicy};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::watchdog::{Left, Perishable, Watchdog};
@@ -39,15 +41,13 @@ use crate::watchdog::{Left, Perishable, Watchdog};
 const MAX_SCANS: usize = 2;
 /// Bytes of answers that clients have not taken yet: one limit for scans, and the same for all others.
 const MAX_HELD: usize = 128 * 1024 * 1024;
-/// Most bytes of a principal's answers, as a multiple of those that are free: one alone has three quarters.
-const MAX_OVER_FREE: usize = 3;
-/// Scans that have ended and wait for memory for their results.
+/// Scans that have ended and wait for memory for their results, each of another principal.
 const MAX_WAITING: usize = 2;
 /// Bytes up to which the result of a scan may count among all other answers: one page.
 const SMALL_SCAN: usize = 4 * 1024 * 1024;
-/// Exports and verifications that run at a time.
+/// Exports and verifications that run at a time, all but one of them of the same principal at most.
 const MAX_EXPORTS: usize = 4;
-/// How long a scan waits for others.
+/// How long a scan or an export waits for others.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that are handed to a connection at a time: it holds them, however little its client reads.
 const CHUNK: usize = 64 * 1024;
@@ -57,11 +57,16 @@ const CHUNK: usize = 64 * 1024;
 pub enum Exhausted {
     /// Other scans run.
     #[error(
-        "{MAX_SCANS} scans run at a time, and these took longer than {WAIT_TIMEOUT:?}: try again"
+        "{MAX_SCANS} scans run at a time, in turns by principal, and the turn of this one has not come within \
+         {WAIT_TIMEOUT:?}: try again"
     )]
     Scans,
     /// Other exports run.
-    #[error("{MAX_EXPORTS} exports and verifications run at a time: try again when one has ended")]
+    #[error(
+        "{MAX_EXPORTS} exports and verifications run at a time, at most {} of them of one principal, and no place has \
+         become free within {WAIT_TIMEOUT:?}: try again when one has ended",
+        MAX_EXPORTS - 1
+    )]
     Exports,
     /// Answers that clients have not taken.
     #[error(
@@ -116,16 +121,14 @@ impl From<EndFrame> for Frame<Bytes> {
 /// What all requests share.
 #[derive(Clone, Debug)]
 pub(crate) struct Answers {
-    scans: Arc<Semaphore>,
-    held: Arc<Semaphore>,
-    /// Bytes of `held` of each principal that has some.
-    held_of: Arc<Mutex<HashMap<u64, usize>>>,
-    /// The same as `held`, for scans: a scan that waits takes all permits that become free, and other
-    /// reads must not be refused for that.
-    held_by_scans: Arc<Semaphore>,
+    scans: FairBudget,
+    held: FairBudget,
+    /// The same as `held`, for scans: a scan that waits takes all that becomes free, and other reads must not be
+    /// refused for that.
+    held_by_scans: FairBudget,
     /// Places of scans that have ended and wait for memory for their results.
-    waiting: Arc<Semaphore>,
-    exports: Arc<Semaphore>,
+    waiting: FairBudget,
+    exports: FairBudget,
     wait_timeout: Duration,
     /// Ends what its client leaves.
     watchdog: Watchdog,
@@ -133,19 +136,19 @@ pub(crate) struct Answers {
 
 /// The place of a running scan, in the extensions of its answer.
 #[derive(Clone)]
-pub(crate) struct Scanning(#[allow(dead_code)] Arc<OwnedSemaphorePermit>);
+pub(crate) struct Scanning(#[allow(dead_code)] Arc<FairPermit>);
 
 impl Answers {
     /// `stall_timeout` is how long a client may read nothing of its answer.
     pub(crate) fn new(stall_timeout: Duration) -> Answers {
-        let semaphore = |permits| Arc::new(Semaphore::new(permits));
+        let shared = |total| FairBudget::new(total, SharePolicy::OverFree);
         Answers {
-            scans: semaphore(MAX_SCANS),
-            held: semaphore(MAX_HELD),
-            held_of: Arc::default(),
-            held_by_scans: semaphore(MAX_HELD),
-            waiting: semaphore(MAX_WAITING),
-            exports: semaphore(MAX_EXPORTS),
+            // A scan gives its place back by itself.
+            scans: FairBudget::new(MAX_SCANS, SharePolicy::All),
+            held: shared(MAX_HELD),
+            held_by_scans: shared(MAX_HELD),
+            waiting: shared(MAX_WAITING),
+            exports: shared(MAX_EXPORTS),
             wait_timeout: WAIT_TIMEOUT,
             watchdog: Watchdog::new(stall_timeout),
         }
@@ -153,83 +156,54 @@ impl Answers {
 
     /// Sets the gauges of what is held and runs now.
     pub(crate) fn publish(&self) {
-        let used = |most: usize, of: &Semaphore| (most - of.available_permits()) as f64;
+        let taken = |of: &FairBudget| of.taken() as f64;
         metrics::gauge!("esker_answers_held_bytes", "of" => "scans")
-            .set(used(MAX_HELD, &self.held_by_scans));
-        metrics::gauge!("esker_answers_held_bytes", "of" => "others")
-            .set(used(MAX_HELD, &self.held));
-        metrics::gauge!("esker_state_scans_running").set(used(MAX_SCANS, &self.scans));
-        metrics::gauge!("esker_state_exports_running").set(used(MAX_EXPORTS, &self.exports));
+            .set(taken(&self.held_by_scans));
+        metrics::gauge!("esker_answers_held_bytes", "of" => "others").set(taken(&self.held));
+        metrics::gauge!("esker_state_scans_running").set(taken(&self.scans));
+        metrics::gauge!("esker_state_scans_waiting").set(self.scans.waiting() as f64);
+        metrics::gauge!("esker_state_exports_running").set(taken(&self.exports));
+        metrics::gauge!("esker_state_exports_waiting").set(self.exports.waiting() as f64);
     }
 
     /// Waits until a scan may run.
-    pub(crate) async fn scanning(&self) -> Result<Scanning, Exhausted> {
-        let permit =
-            tokio::time::timeout(self.wait_timeout, self.scans.clone().acquire_owned()).await;
-        match permit {
-            Ok(Ok(permit)) => Ok(Scanning(Arc::new(permit))),
-            _ => Err(Exhausted::Scans),
-        }
+    pub(crate) async fn scanning(&self, client: Client) -> Result<Scanning, Exhausted> {
+        let permit = self.scans.take(client, 1, self.wait_timeout).await;
+        let permit = permit.map_err(|_| Exhausted::Scans)?;
+        Ok(Scanning(Arc::new(permit)))
     }
 
-    /// A permit to run an export or a verification.
-    pub(crate) fn exporting(&self) -> Result<OwnedSemaphorePermit, Exhausted> {
-        let permit = self.exports.clone().try_acquire_owned();
+    /// Waits for a permit to run an export or a verification.
+    pub(crate) async fn exporting(&self, client: Client) -> Result<FairPermit, Exhausted> {
+        let permit = self.exports.take(client, 1, self.wait_timeout).await;
         permit.map_err(|_| Exhausted::Exports)
     }
 
     /// A permit to hold this many bytes for a client.
-    pub(crate) fn hold(&self, client: Client, bytes: usize) -> Result<HeldPermit, Exhausted> {
-        let principal = client.principal;
-        // Locked until the bytes are taken, so that what is free stays so.
-        let mut held_of = self.held_of.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = held_of.get(&principal).copied().unwrap_or_default();
-        let left = self.held.available_permits().saturating_sub(bytes);
-        if held > 0 && held + bytes > left.saturating_mul(MAX_OVER_FREE) {
-            return Err(Exhausted::HeldByPrincipal);
-        }
-        let permit = self.held.clone().try_acquire_many_owned(permits(bytes));
-        let permit = permit.map_err(|_| Exhausted::Held)?;
-        if bytes > 0 {
-            held_of.insert(principal, held + bytes);
-        }
-        drop(held_of);
-        let share = Share {
-            principal,
-            bytes,
-            held_of: self.held_of.clone(),
-        };
-        Ok(HeldPermit {
-            _permit: permit,
-            _share: Some(share),
-        })
+    pub(crate) fn hold(&self, client: Client, bytes: usize) -> Result<FairPermit, Exhausted> {
+        self.held.try_take(client, bytes).map_err(not_held)
     }
 
     /// A permit to hold this many bytes that a scan found. The scan has ended by then. If there is no
-    /// memory, it waits without its place; at most [`MAX_WAITING`] wait.
+    /// memory, it waits without its place; at most [`MAX_WAITING`] wait, each of another principal.
     pub(crate) async fn hold_scan(
         &self,
         client: Client,
         bytes: usize,
         scanning: Scanning,
-    ) -> Result<HeldPermit, Exhausted> {
-        let held = self.held_by_scans.clone();
-        if let Ok(permit) = held.clone().try_acquire_many_owned(permits(bytes)) {
-            return Ok(permit.into());
+    ) -> Result<FairPermit, Exhausted> {
+        if let Ok(permit) = self.held_by_scans.try_take(client, bytes) {
+            return Ok(permit);
         }
         if bytes <= SMALL_SCAN
             && let Ok(permit) = self.hold(client, bytes)
         {
             return Ok(permit);
         }
-        let waiting = self.waiting.clone().try_acquire_owned();
-        let _waiting = waiting.map_err(|_| Exhausted::Held)?;
+        let _waiting = self.waiting.try_take(client, 1).map_err(not_held)?;
         drop(scanning);
-        let permit = held.acquire_many_owned(permits(bytes));
-        match tokio::time::timeout(self.wait_timeout, permit).await {
-            Ok(Ok(permit)) => Ok(permit.into()),
-            _ => Err(Exhausted::Held),
-        }
+        let held = self.held_by_scans.take(client, bytes, self.wait_timeout);
+        held.await.map_err(not_held)
     }
 
     /// The body of an answer that is held as bytes, which `permit` counts.
@@ -237,7 +211,7 @@ impl Answers {
         &self,
         data: Bytes,
         trailers: Option<HeaderMap>,
-        permit: HeldPermit,
+        permit: FairPermit,
     ) -> Body {
         let held = Held {
             data,
@@ -277,51 +251,19 @@ impl Answers {
     }
 }
 
-fn permits(bytes: usize) -> u32 {
-    u32::try_from(bytes).unwrap_or(u32::MAX)
+/// Why an answer is not held.
+fn not_held(why: NoTurn) -> Exhausted {
+    match why {
+        NoTurn::OwnShare => Exhausted::HeldByPrincipal,
+        NoTurn::Others => Exhausted::Held,
+    }
 }
 
 /// An answer that has become bytes.
 struct Held {
     data: Bytes,
     trailers: Option<HeaderMap>,
-    _permit: HeldPermit,
-}
-
-/// Bytes that an answer holds. They are released when it is dropped.
-#[derive(Debug)]
-pub(crate) struct HeldPermit {
-    _permit: OwnedSemaphorePermit,
-    _share: Option<Share>,
-}
-
-impl From<OwnedSemaphorePermit> for HeldPermit {
-    fn from(permit: OwnedSemaphorePermit) -> HeldPermit {
-        HeldPermit {
-            _permit: permit,
-            _share: None,
-        }
-    }
-}
-
-/// What counts for a principal.
-#[derive(Debug)]
-struct Share {
-    principal: u64,
-    bytes: usize,
-    held_of: Arc<Mutex<HashMap<u64, usize>>>,
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        let mut held_of = self.held_of.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(held) = held_of.get_mut(&self.principal) {
-            *held = held.saturating_sub(self.bytes);
-            if *held == 0 {
-                held_of.remove(&self.principal);
-            }
-        }
-    }
+    _permit: FairPermit,
 }
 
 struct HeldBody {
@@ -373,6 +315,7 @@ impl HttpBody for HeldBody {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
     use http_body_util::BodyExt as _;
 
     use super::*;
@@ -402,8 +345,7 @@ mod tests {
         drop(unread);
         drop(answers.hold(of(1), MIB).unwrap());
         drop(other);
-        assert!(answers.held_of.lock().unwrap().is_empty());
-        assert_eq!(answers.held.available_permits(), MAX_HELD);
+        assert_eq!(answers.held.taken(), 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -412,7 +354,7 @@ mod tests {
         let all = answers.hold(of(1), MAX_HELD).unwrap();
         assert_eq!(answers.hold(of(2), 1).unwrap_err(), Exhausted::Held);
         drop(all);
-        let scanning = answers.scanning().await.unwrap();
+        let scanning = answers.scanning(of(1)).await.unwrap();
         let permit = answers.hold_scan(of(1), MAX_HELD, scanning).await.unwrap();
         // What scans hold does not refuse other reads.
         drop(answers.hold(of(1), 1).unwrap());
@@ -420,7 +362,7 @@ mod tests {
         let mut body = answers.body(Bytes::from(vec![7; MAX_HELD]), None, permit);
         body.frame().await.unwrap().unwrap();
         // It waits for the bytes.
-        let scanning = answers.scanning().await.unwrap();
+        let scanning = answers.scanning(of(1)).await.unwrap();
         drop(answers.hold_scan(of(1), MAX_HELD, scanning).await.unwrap());
         assert!(begun.elapsed() >= STALL);
         body.frame().await.unwrap().unwrap_err();
@@ -442,19 +384,18 @@ mod tests {
         }
         assert_eq!(taken, data);
         drop(body);
-        assert_eq!(answers.held.available_permits(), MAX_HELD);
+        assert_eq!(answers.held.taken(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_for_which_the_client_waits_is_not_ended_and_one_that_it_leaves_is() {
         let answers = Answers::new(STALL);
         let slow = futures::stream::once(tokio::time::sleep(STALL * 4)).map(|()| Ok(()));
-        let permit = answers.exporting().unwrap();
+        let permit = answers.exporting(of(1)).await.unwrap();
         let mut stream = answers.perishable(slow.boxed(), permit, Err);
         assert_eq!(stream.next().await, Some(Ok(())));
-        let held = answers.exports.available_permits();
-        assert_eq!(held, MAX_EXPORTS - 1);
-        while answers.exports.available_permits() == held {
+        assert_eq!(answers.exports.taken(), 1);
+        while answers.exports.taken() > 0 {
             tokio::time::sleep(STALL / 10).await;
         }
         assert_eq!(stream.next().await, Some(Err(Exhausted::Stalled)));
@@ -464,31 +405,36 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn scans_whose_answers_wait_for_memory_keep_no_place_of_those_that_run() {
         let answers = Answers::new(STALL);
-        let scanning = answers.scanning().await.unwrap();
+        let scanning = answers.scanning(of(1)).await.unwrap();
         let unread = answers.hold_scan(of(1), MAX_HELD, scanning).await.unwrap();
         let mut waiting = Vec::new();
-        for _ in 0..MAX_WAITING {
-            let scanning = answers.scanning().await.unwrap();
+        for principal in 1..=MAX_WAITING as u64 {
+            let scanning = answers.scanning(of(principal)).await.unwrap();
             let answers = answers.clone();
             waiting.push(tokio::spawn(async move {
-                answers.hold_scan(of(1), SMALL_SCAN + 1, scanning).await
+                answers
+                    .hold_scan(of(principal), SMALL_SCAN + 1, scanning)
+                    .await
             }));
         }
-        while answers.waiting.available_permits() > 0 {
+        while answers.waiting.free() > 0 {
             tokio::task::yield_now().await;
         }
         // All places of scans are free; small answers are held among the others, larger ones refused.
-        assert_eq!(answers.scans.available_permits(), MAX_SCANS);
-        let scanning = answers.scanning().await.unwrap();
+        assert_eq!(answers.scans.free(), MAX_SCANS);
+        let scanning = answers.scanning(of(1)).await.unwrap();
         drop(
             answers
                 .hold_scan(of(1), SMALL_SCAN, scanning)
                 .await
                 .unwrap(),
         );
-        let scanning = answers.scanning().await.unwrap();
-        let refused = answers.hold_scan(of(1), SMALL_SCAN + 1, scanning).await;
+        let scanning = answers.scanning(of(1)).await.unwrap();
+        let refused = answers.hold_scan(of(3), SMALL_SCAN + 1, scanning).await;
         assert_eq!(refused.unwrap_err(), Exhausted::Held);
+        let scanning = answers.scanning(of(1)).await.unwrap();
+        let refused = answers.hold_scan(of(1), SMALL_SCAN + 1, scanning).await;
+        assert_eq!(refused.unwrap_err(), Exhausted::HeldByPrincipal);
         drop(unread);
         for answer in waiting {
             drop(answer.await.unwrap().unwrap());
@@ -496,24 +442,74 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn scans_wait_for_each_other_and_exports_are_refused() {
+    async fn scans_and_exports_wait_in_time() {
         let answers = Answers {
             wait_timeout: STALL,
             ..Answers::new(STALL)
         };
         let mut scans = Vec::new();
         for _ in 0..MAX_SCANS {
-            scans.push(answers.scanning().await.unwrap());
+            scans.push(answers.scanning(of(1)).await.unwrap());
         }
-        assert_eq!(answers.scanning().await.err(), Some(Exhausted::Scans));
+        assert_eq!(answers.scanning(of(1)).await.err(), Some(Exhausted::Scans));
         scans.pop();
-        answers.scanning().await.unwrap();
+        answers.scanning(of(1)).await.unwrap();
 
-        let exports: Vec<_> = (0..MAX_EXPORTS)
-            .map(|_| answers.exporting().unwrap())
-            .collect();
-        assert_eq!(answers.exporting().err(), Some(Exhausted::Exports));
+        let mut exports = Vec::new();
+        for principal in 1..=MAX_EXPORTS as u64 {
+            exports.push(answers.exporting(of(principal)).await.unwrap());
+        }
+        let refused = answers.exporting(of(9)).await;
+        assert_eq!(refused.err(), Some(Exhausted::Exports));
+        let waiting = tokio::spawn({
+            let answers = answers.clone();
+            async move { answers.exporting(of(9)).await }
+        });
+        while answers.exports.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
         drop(exports);
-        drop(answers.exporting().unwrap());
+        waiting.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn scans_that_one_principal_has_queued_hold_up_no_scan_of_another() {
+        let answers = Answers::new(STALL);
+        let mut running = Vec::new();
+        for _ in 0..MAX_SCANS {
+            running.push(answers.scanning(of(1)).await.unwrap());
+        }
+        let mut flood: Vec<_> = (0..480)
+            .map(|_| Box::pin(answers.scanning(of(1))))
+            .collect();
+        for waits in &mut flood {
+            assert!(waits.now_or_never().is_none());
+        }
+        let mut other = Box::pin(answers.scanning(of(2)));
+        assert!((&mut other).now_or_never().is_none());
+        // The first one that waits has one of the two places, and the other principal the next.
+        running.clear();
+        assert!(other.now_or_never().is_some());
+        drop(flood);
+        assert_eq!((answers.scans.taken(), answers.scans.waiting()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn exports_that_one_principal_takes_slowly_leave_a_place_to_others() {
+        let answers = Answers::new(STALL);
+        let mut slow = Vec::new();
+        while let Some(permit) = answers.exporting(of(1)).now_or_never() {
+            slow.push(permit.unwrap());
+        }
+        assert_eq!(slow.len(), MAX_EXPORTS - 1);
+        let other = answers.exporting(of(2)).now_or_never();
+        drop(other.expect("there is a place").unwrap());
+        // What one waits for beyond its share does not keep others waiting.
+        let mut own = Box::pin(answers.exporting(of(1)));
+        assert!((&mut own).now_or_never().is_none());
+        let other = answers.exporting(of(2)).now_or_never();
+        drop(other.expect("there is a place").unwrap());
+        slow.pop();
+        assert!(own.now_or_never().is_some());
     }
 }

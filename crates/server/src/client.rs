@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::hash::{BuildHasher as _, RandomState};
+use std::net::IpAddr;
 use std::sync::LazyLock;
 
 use axum::extract::FromRequestParts;
@@ -31,6 +32,15 @@ pub(crate) fn client(extensions: &Extensions) -> Client {
     Client {
         principal: HASHER.hash_one(&key),
         connection,
+    }
+}
+
+/// The client of a connection of which nothing is known but its address.
+pub(crate) fn of_address(address: IpAddr) -> Client {
+    let key = Principal::Unauthenticated(address.to_canonical()).key();
+    Client {
+        principal: HASHER.hash_one(&key),
+        connection: 0,
     }
 }
 

@@ -7,20 +7,20 @@ use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
-use esker_node::Node;
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use esker_node::{Client, FairBudget, Node, SharePolicy};
 
 use crate::auth::operation::Effect;
 use crate::auth::rules::Rule;
 use crate::auth::{Access, AccessError, Authority, PeerAddress, Principal, error};
+use crate::client::{client, of_address};
 use crate::forward::Forwarder;
 use crate::request_guard::is_grpc;
 use crate::state;
+use crate::windows::Window;
 
 /// Requests with unknown tokens that wait for the catalog at one time; one round answers all of them.
 const MAX_LEARNING: usize = 64;
-/// How long one more waits for its turn.
+/// How long one more waits for its turn, which goes by address: nothing else is known of it.
 const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A router that answers everybody, as a server does for which no authentication is configured.
@@ -53,9 +53,14 @@ pub(crate) async fn identify(
             }
         }
     };
+    let is_known = !matches!(principal, Principal::Unauthenticated(_));
     let extensions = request.extensions_mut();
     extensions.insert(principal.clone());
     extensions.insert(Access::new(authority, principal));
+    let extensions = request.extensions();
+    if is_known && let Some(window) = extensions.get::<Arc<Window>>() {
+        window.identified(|| client(extensions));
+    }
     next.run(request).await
 }
 
@@ -66,7 +71,7 @@ pub(crate) struct Learning {
     pub(crate) authority: Arc<Authority>,
     /// The cluster.
     pub(crate) forwarder: Forwarder,
-    turns: Arc<Semaphore>,
+    turns: FairBudget,
 }
 
 impl Learning {
@@ -74,7 +79,7 @@ impl Learning {
         Learning {
             authority,
             forwarder,
-            turns: Arc::new(Semaphore::new(MAX_LEARNING)),
+            turns: FairBudget::new(MAX_LEARNING, SharePolicy::All),
         }
     }
 }
@@ -97,7 +102,8 @@ pub(crate) async fn learn(
     }
     let read = async {
         // Whoever has no valid token must not pile up here.
-        let turn = timeout(TURN_TIMEOUT, learning.turns.acquire()).await;
+        let client = peer.map_or_else(Client::default, |peer| of_address(peer.0.ip()));
+        let turn = learning.turns.take(client, 1, TURN_TIMEOUT).await;
         let _turn = turn.map_err(|_| "too many unknown tokens wait for the catalog".to_owned())?;
         learning.forwarder.read_index(0).await
     };

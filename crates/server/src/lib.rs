@@ -9,7 +9,7 @@
 //! | [`auth`] | who sends a request, and what they may do |
 //! | [`identification`] | the layers that find that out |
 //! | `forward`, `forwarded` | requests to any node of a cluster; the mark of those that another node has sent |
-//! | `client` | whose turn a request is where many wait |
+//! | `client`, `turns` | whose turn a request is where many wait; turns of what reads much |
 //! | [`state`] | the state service, over gRPC |
 //! | `tls` | certificates of the listeners, handshakes |
 //! | [`telemetry`] | logs and metrics |
@@ -52,6 +52,7 @@ pub mod telemetry;
 mod timestamp;
 mod tls;
 pub mod traces;
+mod turns;
 pub mod usage;
 mod watchdog;
 mod windows;

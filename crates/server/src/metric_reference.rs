@@ -366,6 +366,18 @@ const SECTIONS: &[Section] = &[
                 &[],
                 "Connections that were closed without an answer: all of `limits.connections` were taken, and three quarters of the reserve by connections of the same address, and 512 waited already, or they had waited for 10 s.",
             ),
+            gauge(
+                "esker_http2_windows_bytes",
+                "bytes",
+                &[],
+                "Windows of connections of HTTP/2 beyond the 64 KiB that each has; at most `limits.http2-windows`.",
+            ),
+            counter(
+                "esker_http2_windows_reclaimed_total",
+                "connections",
+                &[],
+                "Connections that were ended because they had a part of `limits.http2-windows`, of which less than half was free, and no request with a valid token had come within 10 s.",
+            ),
             counter(
                 "esker_http_answers_stalled_total",
                 "answers",
@@ -772,10 +784,22 @@ const SECTIONS: &[Section] = &[
                 "Scans that run now.",
             ),
             gauge(
+                "esker_state_scans_waiting",
+                "scans",
+                &[],
+                "Scans that wait for their turn, for 10 s at most.",
+            ),
+            gauge(
                 "esker_state_exports_running",
                 "exports",
                 &[],
-                "Exports that run now.",
+                "Exports and verifications that run now.",
+            ),
+            gauge(
+                "esker_state_exports_waiting",
+                "exports",
+                &[],
+                "Exports and verifications that wait for a place, or for one of the share of their principal, for 10 s at most.",
             ),
             gauge(
                 "esker_state_imports_running",

@@ -7,6 +7,7 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Config;
+use crate::place::{MAX_WAITING, RESERVED_CONNECTIONS};
 
 /// Descriptors of everything that is opened temporarily: a checkpoint, uploads and restores (4 partitions
 /// of 8 files each), JSON snapshots, the test of a restore, RocksDB's own files and those that it writes;
@@ -14,6 +15,9 @@ use crate::config::Config;
 const RESERVE: u64 = 160;
 /// Connections of other nodes, and of strangers at the listener for nodes: 256 of these, and some dozen nodes.
 const PEER_CONNECTIONS: u64 = 320;
+/// The part of what is left for clients and the database that connections have which wait for a place, if there is too
+/// little for all.
+const WAITING_PART: u32 = 8;
 /// The database needs at least this many files to be useful.
 const MIN_DATABASE: u32 = 64;
 /// Clients need at least this many connections.
@@ -30,6 +34,8 @@ pub(crate) struct OpenFiles {
     pub database: u32,
     /// Connections that may be open.
     pub connections: u32,
+    /// Connections that may wait for a place.
+    pub waiting: u32,
 }
 
 impl OpenFiles {
@@ -67,18 +73,24 @@ impl OpenFiles {
         // The log keeps each of its files open; some are about to be deleted.
         let log_files = log / segment + 2 + 8;
         let peers = config.cluster.peer_listen.map_or(0, |_| PEER_CONNECTIONS);
-        let fixed = log_files + RESERVE + peers;
+        let fixed = log_files + RESERVE + RESERVED_CONNECTIONS as u64 + peers;
+        let waiting = MAX_WAITING as u32;
         let (database, connections) = (config.store.max_open_files, config.limits.connections);
-        let needed = fixed + u64::from(database) + u64::from(connections);
+        let clients = u64::from(connections) + u64::from(waiting);
+        let needed = fixed + u64::from(database) + clients;
         if limit >= needed {
             return OpenFiles {
                 limit,
                 needed,
                 database,
                 connections,
+                waiting,
             };
         }
         let left = u32::try_from(limit.saturating_sub(fixed)).unwrap_or(u32::MAX);
+        let spare = left.saturating_sub(MIN_DATABASE + MIN_CONNECTIONS);
+        let waiting = waiting.min(spare / WAITING_PART);
+        let left = left - waiting;
         let database = database.min((left / 2).max(MIN_DATABASE));
         let rest = left.saturating_sub(database).max(MIN_CONNECTIONS);
         OpenFiles {
@@ -86,6 +98,7 @@ impl OpenFiles {
             needed,
             database,
             connections: connections.min(rest),
+            waiting,
         }
     }
 
@@ -123,6 +136,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn connections_beyond_the_limit_of_connections_are_counted() {
+        let config = Config::default();
+        let needed = OpenFiles::share(&config, u64::MAX).needed;
+        let limit = config.limits.connections as usize + RESERVED_CONNECTIONS + MAX_WAITING;
+        assert!(needed >= limit as u64 + u64::from(config.store.max_open_files) + RESERVE);
+    }
+
+    #[test]
     fn a_limit_that_suffices_changes_nothing() {
         let config = Config::default();
         let needed = OpenFiles::share(&config, u64::MAX).needed;
@@ -137,18 +158,18 @@ mod tests {
         let config = Config::default();
         let needed = OpenFiles::share(&config, u64::MAX).needed;
         let both = u64::from(config.store.max_open_files + config.limits.connections);
-        let fixed = needed - both;
+        let fixed = needed - both - MAX_WAITING as u64;
         let least = fixed + u64::from(MIN_DATABASE + MIN_CONNECTIONS);
         for limit in least..needed {
             let files = OpenFiles::share(&config, limit);
-            let handed_out = u64::from(files.database + files.connections);
+            let handed_out = u64::from(files.database + files.connections + files.waiting);
             assert!(handed_out + fixed <= limit, "{limit}: {files:?}");
             assert!(files.database >= MIN_DATABASE && files.connections >= MIN_CONNECTIONS);
         }
         let files = OpenFiles::share(&config, 0);
         assert_eq!(
-            (files.database, files.connections),
-            (MIN_DATABASE, MIN_CONNECTIONS)
+            (files.database, files.connections, files.waiting),
+            (MIN_DATABASE, MIN_CONNECTIONS, 0)
         );
     }
 }

@@ -188,7 +188,8 @@ impl Server {
         };
         let bound = state_listener.iter().map(|(_, address)| *address);
         let addresses: Vec<SocketAddr> = std::iter::once(address).chain(bound).collect();
-        let config = &OpenFiles::raise(config).within(config);
+        let files = OpenFiles::raise(config);
+        let config = &files.within(config);
         let metrics = telemetry::metrics();
         let names = tls::names_of(&addresses);
         // Before the recovery, which may take long. A self-signed certificate is made in the data directory,
@@ -236,7 +237,7 @@ impl Server {
         let stop = CancellationToken::new();
         let grace = config.shutdown_grace.as_duration();
         let shared = Shared {
-            places: Places::new(config.limits.connections as usize),
+            places: Places::new(config.limits.connections as usize, files.waiting as usize),
             stop: stop.clone(),
             grace,
         };

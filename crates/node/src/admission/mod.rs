@@ -4,8 +4,10 @@
 //! |---|---|
 //! | [`gate`] | the bounds of a partition, and who waits for them |
 //! | [`fair_queue`] | the order of those that wait |
+//! | [`fair_budget`] | places or bytes that clients share in that order, each with a share |
 //! | [`pace`] | how much is in flight where several compete |
 
+mod fair_budget;
 mod fair_queue;
 mod gate;
 mod pace;
@@ -16,6 +18,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+pub use fair_budget::{FairBudget, FairPermit, NoTurn, SharePolicy};
 pub use fair_queue::{FairQueue, Path, Ticket, Verdict};
 pub use gate::Client;
 pub(crate) use gate::{Caller, Gate};

@@ -9,6 +9,7 @@ use s2_common::record::{EnvelopeRecord, Record};
 use s2_common::stream::{AppendInput, AppendRecord, AppendRecordParts, ReadFrom};
 
 use super::*;
+use crate::admission::Client;
 use crate::basins::Create;
 use crate::node::Node;
 use crate::options::NodeOptions;
@@ -24,7 +25,8 @@ async fn started(dir: &std::path::Path) -> (Node, StreamHandle) {
     let settings = OptionalStreamConfig::default();
     let stream = node.provision_stream("test-basin", "followed", &settings, &Create::Ensure);
     stream.await.unwrap();
-    let handle = node.open_stream("test-basin", "followed", CreateOn::Read, &settings);
+    let (client, on) = (Client::default(), CreateOn::Read);
+    let handle = node.open_stream(client, "test-basin", "followed", on, &settings);
     (node.clone(), handle.await.unwrap())
 }
 

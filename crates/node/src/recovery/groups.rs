@@ -339,6 +339,7 @@ impl Groups {
             unknown_basins: Default::default(),
             upkeep: Default::default(),
             lookups: Default::default(),
+            changes: Default::default(),
             restarts: Restarts::open(data_dir.path()),
             data_dir,
         };

@@ -334,6 +334,7 @@ mod tests {
     use s2_common::stream::{AppendInput, AppendRecord, AppendRecordParts};
 
     use super::*;
+    use crate::admission::Client;
     use crate::basins::Create;
     use crate::error::Error;
     use crate::node::Node;
@@ -356,7 +357,8 @@ mod tests {
         basin.await.unwrap();
         let stream = node.provision_stream("test-basin", "s", &settings, &Create::Ensure);
         stream.await.unwrap();
-        let opened = node.open_stream("test-basin", "s", CreateOn::Append, &settings);
+        let on = CreateOn::Append;
+        let opened = node.open_stream(Client::default(), "test-basin", "s", on, &settings);
         let stream = opened.await.unwrap();
         (node, stream)
     }

@@ -117,7 +117,7 @@ async fn next(mut it: Replaying) -> Result<Option<(ReplayEvent, Replaying)>, Sta
         let budget = it.inner.reads.clone();
         let at_tail = it.follow && newest - it.at <= COMMITS as u64;
         let mut permit = tokio::select! {
-            permit = budget.claim_page(it.client.principal, at_tail) => permit,
+            permit = budget.claim_page(it.client, at_tail) => permit,
             () = stopping.cancelled() => return Err(StateError::Stopping),
         };
         let reader = it.inner.state.reader.clone();

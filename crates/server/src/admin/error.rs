@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
 use esker_node::{Error, RepositoryError, StateError, TokenError};
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use s2_api::v1::error::ErrorCode;
 use s2_common::http::extract::HeaderRejection;
 use serde::{Deserialize, Serialize};
@@ -419,7 +419,11 @@ impl From<Error> for AdminError {
             Error::StreamNotFound { .. } => AdminError::s2(ErrorCode::StreamNotFound, error),
             Error::PartitionNotFound { .. } => AdminError::listed("partition_not_found", error),
             Error::Repository(of) => AdminError::listed(repository_code(of), error),
-            Error::TryLater(_) => AdminError::listed("unavailable", error),
+            Error::TryLater(_) => {
+                let mut refused = AdminError::listed("unavailable", error);
+                refused.header = Some((header::RETRY_AFTER, HeaderValue::from_static("1")));
+                refused
+            }
             Error::Stopping | Error::NotLeader(_) => {
                 AdminError::new(StatusCode::SERVICE_UNAVAILABLE, "server_draining", error)
             }

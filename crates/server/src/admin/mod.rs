@@ -49,6 +49,7 @@ use utoipa_axum::routes;
 
 use crate::auth::Guarded;
 use crate::sample_history::History;
+use crate::turns::Turns;
 use crate::usage::Usage;
 
 pub use error::{AdminError, CODES, PROBLEMS};
@@ -81,7 +82,7 @@ struct Admin {
     /// One permit per partition, for long operations.
     long: Arc<Vec<Arc<Semaphore>>>,
     /// Turns for reading pages of the state store.
-    pages: state::Turns,
+    pages: Turns,
     history: History,
     usage: Usage,
     started_at: OffsetDateTime,
@@ -104,7 +105,7 @@ impl Admin {
                     .map(|_| Arc::new(Semaphore::new(1)))
                     .collect(),
             ),
-            pages: state::Turns::default(),
+            pages: Turns::of_pages(),
             history,
             document: document.into(),
         }

@@ -3,21 +3,16 @@
 //! Listings have no values, only their sizes; a value is read alone. Each answer is a page of bounded size. Who
 //! may read an agent's keys through the state service may read them here, and nothing else of the store.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use axum::Json;
 use axum::extract::State;
 use bytes::Bytes;
 use esker_node::state::{ReadAt, Replay, Scan, StateKey, StateRead};
-use esker_node::{StateError, StateStore};
+use esker_node::{Client, StateError, StateStore};
 use futures::TryStreamExt as _;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
 use utoipa::{IntoParams, ToSchema};
 
 use super::error::Failures;
@@ -26,6 +21,7 @@ use super::{Admin, AdminError};
 use crate::auth::Access;
 use crate::auth::access::Granted;
 use crate::auth::operation::Effect;
+use crate::client::OfClient;
 use crate::timestamp::timestamp;
 
 /// Most agents that are examined for a page: a token may be permitted few of many.
@@ -34,48 +30,6 @@ const MAX_EXAMINED: usize = 10_000;
 const MAX_PAGE_BYTES: usize = 16 << 20;
 /// Most operations of commits on a page, beyond which it ends after the commit: a commit has at most 10,000.
 const MAX_PAGE_OPERATIONS: usize = 2000;
-/// How long one more waits for its turn.
-const TURN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pages that are read at a time; more wait.
-const MAX_READING: usize = 4;
-
-/// Bounds how many pages are read at a time.
-#[derive(Clone)]
-pub(super) struct Turns(Arc<Semaphore>);
-
-impl Default for Turns {
-    fn default() -> Turns {
-        Turns(Arc::new(Semaphore::new(MAX_READING)))
-    }
-}
-
-impl Turns {
-    /// Runs a read on a thread that may wait for a disk.
-    async fn read<T: Send + 'static>(
-        &self,
-        read: impl FnOnce() -> Result<T, AdminError> + Send + 'static,
-    ) -> Result<T, AdminError> {
-        let turn = timeout(TURN_TIMEOUT, self.0.clone().acquire_owned()).await;
-        let turn = turn.map_err(|_| {
-            AdminError::listed(
-                "unavailable",
-                format!(
-                    "{MAX_READING} pages of the state store are being read, and none has ended for {} s: try again",
-                    TURN_TIMEOUT.as_secs()
-                ),
-            )
-        })?;
-        let reading = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            read()
-        });
-        // A panic in it has been reported by the panic hook; an end of the runtime is a stop.
-        reading
-            .await
-            .unwrap_or_else(|_| Err(StateError::Stopping.into()))
-    }
-}
-
 /// The state store as of now.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct StoreStatus {
@@ -301,11 +255,12 @@ impl Admin {
     /// Answers with what is read of the store.
     async fn read_store<T: Send + 'static>(
         &self,
+        client: Client,
         granted: &Granted,
         read: impl FnOnce(&StateStore) -> Result<T, AdminError> + Send + 'static,
     ) -> Result<T, AdminError> {
         let store = self.store(granted);
-        self.pages.read(move || read(&store)).await
+        self.pages.run(client, move || read(&store)).await?
     }
 }
 
@@ -356,11 +311,12 @@ impl<T> Page<T> {
 )]
 pub(super) async fn status(
     State(admin): State<Admin>,
+    OfClient(client): OfClient,
     access: Access,
 ) -> Result<Json<StoreStatus>, AdminError> {
     let granted = access.any_state(Effect::Read)?;
     let status = admin
-        .read_store(&granted, |store| Ok(store.status()?))
+        .read_store(client, &granted, |store| Ok(store.status()?))
         .await?;
     Ok(Json(StoreStatus {
         commit_ts: status.commit_ts,
@@ -388,6 +344,7 @@ pub(super) async fn status(
 )]
 pub(super) async fn agents(
     State(admin): State<Admin>,
+    OfClient(client): OfClient,
     access: Access,
     InQuery(which): InQuery<WhichAgents>,
 ) -> Result<Json<Agents>, AdminError> {
@@ -428,7 +385,7 @@ pub(super) async fn agents(
         })?;
         Ok(found)
     };
-    admin.read_store(&granted, read).await.map(Json)
+    admin.read_store(client, &granted, read).await.map(Json)
 }
 
 /// The keys of an agent, without deleted ones, all as of one commit.
@@ -442,6 +399,7 @@ pub(super) async fn agents(
 )]
 pub(super) async fn keys(
     State(admin): State<Admin>,
+    OfClient(client): OfClient,
     access: Access,
     InQuery(which): InQuery<WhichKeys>,
 ) -> Result<Json<Keys>, AdminError> {
@@ -477,7 +435,7 @@ pub(super) async fn keys(
             keys: page.entries,
         })
     };
-    admin.read_store(&granted, read).await.map(Json)
+    admin.read_store(client, &granted, read).await.map(Json)
 }
 
 /// The value of a key: now, of a version, or as of a commit.
@@ -491,6 +449,7 @@ pub(super) async fn keys(
 )]
 pub(super) async fn value(
     State(admin): State<Admin>,
+    OfClient(client): OfClient,
     access: Access,
     InQuery(which): InQuery<WhichValue>,
 ) -> Result<Json<Value>, AdminError> {
@@ -507,7 +466,7 @@ pub(super) async fn value(
     };
     let key = StateKey::new(which.namespace, which.agent, which.key);
     let get = move |store: &StateStore| Ok(store.get(&key, at)?);
-    let read = admin.read_store(&granted, get).await?;
+    let read = admin.read_store(client, &granted, get).await?;
     Ok(Json(Value {
         exists: read.value.is_some(),
         value: read.value.as_ref().map(json).transpose()?,
@@ -527,6 +486,7 @@ pub(super) async fn value(
 )]
 pub(super) async fn versions(
     State(admin): State<Admin>,
+    OfClient(client): OfClient,
     access: Access,
     InQuery(which): InQuery<WhichVersions>,
 ) -> Result<Json<Versions>, AdminError> {
@@ -561,7 +521,7 @@ pub(super) async fn versions(
             versions: page.entries,
         })
     };
-    admin.read_store(&granted, read).await.map(Json)
+    admin.read_store(client, &granted, read).await.map(Json)
 }
 
 /// Commits, in the order in which they happened, without values.
@@ -575,6 +535,7 @@ pub(super) async fn versions(
 )]
 pub(super) async fn commits(
     State(admin): State<Admin>,
+    OfClient(client): OfClient,
     access: Access,
     InQuery(which): InQuery<WhichCommits>,
 ) -> Result<Json<Commits>, AdminError> {
@@ -587,7 +548,7 @@ pub(super) async fn commits(
         }
         _ => return Err(AdminError::invalid("namespace and agent go together")),
     };
-    let status = admin.read_store(&granted, |store| Ok(store.status()?));
+    let status = admin.read_store(client, &granted, |store| Ok(store.status()?));
     let begins = status.await?.history_begins;
     let store = admin.store(&granted);
     let newest = store.commit_ts();
@@ -606,7 +567,7 @@ pub(super) async fn commits(
         start: Some(start),
         end: Some(newest),
         follow: false,
-        client: esker_node::Client::default(),
+        client,
     })?;
     let mut operations = 0;
     while let Some(event) = events.try_next().await? {

@@ -15,6 +15,7 @@ use super::error::Failures;
 use super::request::{InHeader, InPath, InQuery};
 use super::{Admin, AdminError};
 use crate::auth::Access;
+use crate::client::OfClient;
 use crate::timestamp::timestamp;
 
 /// Records of this time count as new.
@@ -92,6 +93,7 @@ impl From<Fork> for StreamFork {
 )]
 pub(super) async fn position(
     State(admin): State<Admin>,
+    OfClient(client): OfClient,
     access: Access,
     InHeader(basin): InHeader<BasinName>,
     InPath(stream): InPath<StreamName>,
@@ -107,7 +109,7 @@ pub(super) async fn position(
         passed_over,
     } = {
         let (node, name) = (admin.node.open(&stream.granted), stream.name);
-        let position = node.look_up(move |node| node.position(&basin, &name));
+        let position = node.look_up(client, move |node| node.position(&basin, &name));
         position.await.map_err(own)?
     };
     Ok(Json(StreamPosition {
@@ -182,6 +184,7 @@ pub(super) struct WhichActivity {
 )]
 pub(super) async fn activity(
     State(admin): State<Admin>,
+    OfClient(client): OfClient,
     access: Access,
     InHeader(basin): InHeader<BasinName>,
     InPath(stream): InPath<StreamName>,
@@ -191,7 +194,7 @@ pub(super) async fn activity(
     let stream = access.position(&basin, stream)?;
     let (node, name) = (admin.node.open(&stream.granted), stream.name);
     let usage = admin.usage.clone();
-    let found = node.look_up(move |node| {
+    let found = node.look_up(client, move |node| {
         let since = OffsetDateTime::now_utc() - LAST_MINUTE;
         let since = u64::try_from(since.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
         let counts = node.record_counts(&basin, &name, since)?;

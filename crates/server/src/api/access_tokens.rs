@@ -20,6 +20,7 @@ use super::token_scope::WireScope;
 use super::{App, ServiceError};
 use crate::auth::scope::{self, Visible};
 use crate::auth::{Access, AccessError, Principal, authority, token};
+use crate::client::OfClient;
 use crate::timestamp::{timestamp, timestamp_of};
 
 /// A token to be issued, as the API has it.
@@ -110,6 +111,7 @@ pub struct IssueArgs {
 
 pub(crate) async fn issue(
     State(app): State<App>,
+    OfClient(client): OfClient,
     TokenAccess(access): TokenAccess,
     IssueArgs { request }: IssueArgs,
 ) -> Result<(StatusCode, Json<IssueAccessTokenResponse>), ServiceError> {
@@ -117,7 +119,9 @@ pub(crate) async fn issue(
     let text = token::generate();
     let new = new_token(&access, request, &text)?;
     let id = new.id.to_string();
-    app.node.open(&granted).tokens().issue(new).await?;
+    let node = app.node.open(&granted);
+    let _turn = node.turn_to_change(client).await?;
+    node.tokens().issue(new).await?;
     tracing::info!(?id, by = ?access.principal().name(), "Issued an access token");
     let access_token = text.expose().to_owned();
     Ok((
@@ -135,11 +139,14 @@ pub struct RevokeArgs {
 
 pub(crate) async fn revoke(
     State(app): State<App>,
+    OfClient(client): OfClient,
     TokenAccess(access): TokenAccess,
     RevokeArgs { id }: RevokeArgs,
 ) -> Result<StatusCode, ServiceError> {
     let granted = access.token(Operation::RevokeAccessToken, &id)?;
-    app.node.open(&granted).tokens().revoke(&id).await?;
+    let node = app.node.open(&granted);
+    let _turn = node.turn_to_change(client).await?;
+    node.tokens().revoke(&id).await?;
     tracing::info!(id = ?id.to_string(), by = ?access.principal().name(), "Revoked an access token");
     Ok(StatusCode::NO_CONTENT)
 }

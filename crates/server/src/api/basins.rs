@@ -14,6 +14,7 @@ use s2_common::resources::{PROVISION_RESULT_HEADER, RequestToken};
 use super::{App, ServiceError, locations};
 use crate::auth::Access;
 use crate::auth::scope::Visible;
+use crate::client::OfClient;
 use crate::timestamp::timestamp;
 
 /// A status, the header with the result of provisioning, and the resource.
@@ -62,6 +63,7 @@ pub struct CreateArgs {
 
 pub async fn create(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     CreateArgs {
         request_token: HeaderOpt(token),
@@ -74,9 +76,9 @@ pub async fn create(
     let create = Create::Only {
         token: token.map(|t| t.to_string()),
     };
-    let (change, info) = app
-        .node
-        .open(&granted)
+    let node = app.node.open(&granted);
+    let _turn = node.turn_to_change(client).await?;
+    let (change, info) = node
         .provision_basin(&request.basin, &config, &create)
         .await?;
     Ok((
@@ -96,6 +98,7 @@ pub struct EnsureArgs {
 
 pub async fn ensure(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     EnsureArgs {
         basin,
@@ -108,9 +111,9 @@ pub async fn ensure(
     let (config, location) = request.map_or((None, None), |r| (r.config, r.location));
     locations::check(&app, location.as_ref())?;
     let config = checked_config(config)?;
-    let (change, info) = app
-        .node
-        .open(&granted)
+    let node = app.node.open(&granted);
+    let _turn = node.turn_to_change(client).await?;
+    let (change, info) = node
         .provision_basin(&basin, &config, &Create::Ensure)
         .await?;
     Ok((
@@ -147,6 +150,7 @@ pub struct ReconfigureArgs {
 
 pub async fn reconfigure(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     ReconfigureArgs {
         basin,
@@ -155,21 +159,22 @@ pub async fn reconfigure(
 ) -> Result<Json<v1::config::BasinConfig>, ServiceError> {
     let granted = access.basin(Operation::ReconfigureBasin, &basin)?;
     let changes: BasinReconfiguration = reconfiguration.try_into()?;
-    let config = app
-        .node
-        .open(&granted)
-        .reconfigure_basin(&basin, &changes)
-        .await?;
+    let node = app.node.open(&granted);
+    let _turn = node.turn_to_change(client).await?;
+    let config = node.reconfigure_basin(&basin, &changes).await?;
     Ok(Json(config.into()))
 }
 
 pub async fn delete(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     NameArgs { basin }: NameArgs,
 ) -> Result<StatusCode, ServiceError> {
     let granted = access.basin(Operation::DeleteBasin, &basin)?;
-    app.node.open(&granted).delete_basin(&basin).await?;
+    let node = app.node.open(&granted);
+    let _turn = node.turn_to_change(client).await?;
+    node.delete_basin(&basin).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

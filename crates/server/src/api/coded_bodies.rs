@@ -3,12 +3,11 @@
 //! A decoder that lives as long as its body arrives would hold a window of up to 128 MiB for each, and a client may
 //! make it live for as long as it likes. So what arrives is held as it is, which [`bodies`](super::bodies) counts, and
 //! is decoded at once. [`MAX_DECODING`] bodies are decoded at a time, each with a window of [`MAX_WINDOW`] bytes and
-//! `limits.request-body` bytes of result at most; what has been decoded counts among bodies, until the request is
-//! answered.
+//! `limits.request-body` bytes of result at most, and others wait in turns by principal; what has been decoded counts
+//! among bodies, until the request is answered.
 //!
 //! Append sessions have no coding as a whole: their frames name their own.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
@@ -21,11 +20,9 @@ use futures::stream;
 use http::{HeaderMap, HeaderValue, header};
 use http_body_util::{BodyExt as _, Limited};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
 
 use super::ServiceError;
-use esker_node::Client;
+use esker_node::{Client, FairBudget, FairPermit, SharePolicy};
 
 use super::bodies::{Bodies, Holds};
 use super::body_budget::Full;
@@ -113,7 +110,7 @@ impl Coding {
 pub struct CodedBodies {
     bodies: Bodies,
     most: usize,
-    places: Arc<Semaphore>,
+    places: FairBudget,
 }
 
 impl CodedBodies {
@@ -122,7 +119,7 @@ impl CodedBodies {
         CodedBodies {
             bodies,
             most,
-            places: Arc::new(Semaphore::new(MAX_DECODING)),
+            places: FairBudget::new(MAX_DECODING, SharePolicy::All),
         }
     }
 }
@@ -184,7 +181,7 @@ impl CodedBodies {
         client: Client,
     ) -> Result<Result<Bytes, Undecoded>, Full> {
         let bytes = {
-            let _place = self.place().await?;
+            let _place = self.place(client).await?;
             match self.decode_now(coding, coded.clone()).await {
                 Ok(decoded) if !holds.try_extend(decoded.len()) => decoded.len(),
                 decoded => return Ok(decoded),
@@ -192,13 +189,13 @@ impl CodedBodies {
         };
         // Whoever waits for memory has no place and no result meanwhile; its size is known.
         holds.extend(&self.bodies, client, bytes).await?;
-        let _place = self.place().await?;
+        let _place = self.place(client).await?;
         Ok(self.decode_now(coding, coded).await)
     }
 
-    async fn place(&self) -> Result<OwnedSemaphorePermit, Full> {
-        let turn = timeout(TURN_TIMEOUT, self.places.clone().acquire_owned());
-        turn.await.map_err(|_| Full)?.map_err(|_| Full)
+    async fn place(&self, client: Client) -> Result<FairPermit, Full> {
+        let turn = self.places.take(client, 1, TURN_TIMEOUT).await;
+        turn.map_err(|_| Full)
     }
 
     async fn decode_now(&self, coding: Coding, coded: Bytes) -> Result<Bytes, Undecoded> {
@@ -368,7 +365,7 @@ mod tests {
             })
             .collect();
         // One has the reserve.
-        while bodies.waiting() < WAITING - 1 || shared.places.available_permits() < MAX_DECODING {
+        while bodies.waiting() < WAITING - 1 || shared.places.free() < MAX_DECODING {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         release.send_replace(true);

@@ -112,7 +112,7 @@ impl HttpBody for Counted {
 mod tests {
     use std::convert::Infallible;
 
-    use esker_node::ReadBudget;
+    use esker_node::{Client, ReadBudget};
     use futures::StreamExt as _;
     use http_body_util::BodyExt as _;
 
@@ -125,7 +125,7 @@ mod tests {
         let (permits, claims) = (slot.clone(), budget.clone());
         let pieces = futures::stream::iter([true, false, true]).map(move |is_batch| {
             if is_batch {
-                permits.put(claims.try_claim(false).expect("it is free"));
+                permits.put(claims.try_claim(Client::default(), false).expect("it is free"));
             }
             Ok::<_, Infallible>(vec![b'x'; 1000])
         });

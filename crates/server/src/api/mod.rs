@@ -28,7 +28,6 @@ mod session_inputs;
 mod sessions;
 mod streams;
 mod token_scope;
-mod turns;
 mod usage_metrics;
 
 use std::ops::Deref;
@@ -57,12 +56,12 @@ use crate::identification::gate;
 use crate::sample_history::History;
 use crate::shared_service::ShareLayer;
 use crate::traces::{self, Traces};
+use crate::turns::Turns;
 use crate::usage::Usage;
 use coded_bodies::CodedBodies;
 
 use routes::Method::{Delete, Get, Patch, Post, Put};
 use routes::Routes;
-use turns::Turns;
 
 /// Answers with fewer bytes are not compressed: they would hardly shrink.
 const COMPRESS_ABOVE: u64 = 1024;
@@ -96,6 +95,8 @@ pub struct AppParts {
     pub(crate) readings: Turns,
     /// Lists of streams, in turns.
     pub(crate) lists: Turns,
+    /// Turns of reads of the state store's keys.
+    pub(crate) keys: Turns,
     /// What the node did lately.
     pub(crate) history: History,
     /// What sends requests to the nodes that answer them; `None` outside of a cluster.
@@ -149,6 +150,7 @@ impl AppParts {
             usage: Usage::default(),
             readings: Turns::of_metrics(),
             lists: Turns::of_lists(),
+            keys: Turns::of_keys(),
             history: History::default(),
             forwarder,
         }
@@ -183,7 +185,7 @@ impl Limits {
 /// The routes of the state service's own listener: the service and the health check.
 pub fn state_router(app: App) -> Router {
     let answers = app.limits.answers.clone();
-    let state = crate::state::router(&app.state, &answers).route_layer(
+    let state = crate::state::router(&app.state, &answers, &app.keys).route_layer(
         middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
     );
     finished(open_routes().router.merge(state), app)
@@ -303,7 +305,7 @@ pub fn router(app: App) -> Router {
             )
             .route_layer(admitted.clone()),
         )
-        .merge(crate::state::router(&app.state, &answers).route_layer(admitted));
+        .merge(crate::state::router(&app.state, &answers, &app.keys).route_layer(admitted));
     finished(router, app)
 }
 

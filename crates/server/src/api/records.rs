@@ -63,6 +63,7 @@ pub struct TailArgs {
 
 pub async fn check_tail(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     TailArgs { basin, stream }: TailArgs,
 ) -> Result<Json<v1::stream::TailResponse>, ServiceError> {
@@ -71,7 +72,13 @@ pub async fn check_tail(
     let handle = app
         .node
         .open(&stream.granted)
-        .open_stream(&basin, &stream.name, CreateOn::Read, &settings)
+        .open_stream(
+            client,
+            &basin,
+            &stream.name,
+            CreateOn::Read,
+            &settings,
+        )
         .await?;
     Ok(Json(v1::stream::TailResponse {
         tail: handle.tail().into(),
@@ -95,6 +102,7 @@ pub struct ReadArgs {
 
 pub async fn read(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     ReadArgs {
         basin,
@@ -124,6 +132,7 @@ pub async fn read(
                 .node
                 .open(&stream.granted)
                 .open_stream(
+                    client,
                     &basin,
                     &stream.name,
                     CreateOn::Read,
@@ -159,6 +168,7 @@ pub async fn read(
                 .node
                 .open(&stream.granted)
                 .open_stream(
+                    client,
                     &basin,
                     &stream.name,
                     CreateOn::Read,
@@ -188,6 +198,7 @@ pub async fn read(
                 .node
                 .open(&stream.granted)
                 .open_stream(
+                    client,
                     &basin,
                     &stream.name,
                     CreateOn::Read,
@@ -299,14 +310,14 @@ pub async fn append(
                 .node
                 .open(&stream.granted)
                 .open_stream(
+                    client,
                     &basin,
                     &stream.name,
                     CreateOn::Append,
                     &create_stream_config_patch,
                 )
                 .await?
-                .with_key(encryption_key)?
-                .of_client(client);
+                .with_key(encryption_key)?;
             let class = handle.storage_class();
             let meter = move |bytes| meter.appended(class.as_deref(), bytes);
             let session = handle.session(app.limits.append_session_inflight);
@@ -359,14 +370,14 @@ impl AppendTo<'_> {
             .node
             .open(&stream.granted)
             .open_stream(
+                client,
                 basin,
                 &stream.name,
                 CreateOn::Append,
                 &create_stream_config_patch,
             )
             .await?
-            .with_key(encryption_key)?
-            .of_client(client);
+            .with_key(encryption_key)?;
         let bytes = input.records.metered_size();
         // It may wait long for admission.
         let admitted = access.lease().unless_ended(handle.append(input)).await??;

@@ -41,7 +41,7 @@ pub async fn list(
     let node = app.node.open(&listing.granted);
     let limit = request.limit.as_usize();
     let turn = app.lists.turn(client).await?;
-    let listed = node.look_up(move |node| {
+    let listed = node.look_up(client, move |node| {
         let listed = list_visible(node, &basin, &visible, prefix, limit);
         // It keeps its turn until then, also if its client has gone.
         drop(turn);
@@ -106,6 +106,7 @@ pub struct CreateArgs {
 
 pub async fn create(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     CreateArgs {
         request_token: HeaderOpt(token),
@@ -118,9 +119,9 @@ pub async fn create(
     let create = Create::Only {
         token: token.map(|t| t.to_string()),
     };
-    let (change, info) = app
-        .node
-        .open(&stream.granted)
+    let node = app.node.open(&stream.granted);
+    let _turn = node.turn_to_change(client).await?;
+    let (change, info) = node
         .provision_stream(&basin, &stream.name, &config, &create)
         .await?;
     Ok((
@@ -141,13 +142,14 @@ pub struct NameArgs {
 
 pub async fn config(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     NameArgs { basin, stream }: NameArgs,
 ) -> Result<Json<v1::config::StreamConfig>, ServiceError> {
     let stream = access.stream(Operation::GetStreamConfig, &basin, stream)?;
     let node = app.node.open(&stream.granted);
     let name = stream.name;
-    let config = node.look_up(move |node| node.stream_config(&basin, &name));
+    let config = node.look_up(client, move |node| node.stream_config(&basin, &name));
     Ok(Json(wire_config(config.await?)))
 }
 
@@ -163,6 +165,7 @@ pub struct EnsureArgs {
 
 pub async fn ensure(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     EnsureArgs {
         basin,
@@ -174,9 +177,9 @@ pub async fn ensure(
     access.stream(Operation::ReconfigureStream, &basin, stream.clone())?;
     let stream = access.stream(Operation::CreateStream, &basin, stream)?;
     let config = checked_config(config)?;
-    let (change, info) = app
-        .node
-        .open(&stream.granted)
+    let node = app.node.open(&stream.granted);
+    let _turn = node.turn_to_change(client).await?;
+    let (change, info) = node
         .provision_stream(&basin, &stream.name, &config, &Create::Ensure)
         .await?;
     Ok((
@@ -199,6 +202,7 @@ pub struct ReconfigureArgs {
 
 pub async fn reconfigure(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     ReconfigureArgs {
         basin,
@@ -208,21 +212,23 @@ pub async fn reconfigure(
 ) -> Result<Json<v1::config::StreamConfig>, ServiceError> {
     let stream = access.stream(Operation::ReconfigureStream, &basin, stream)?;
     let changes: StreamReconfiguration = reconfiguration.try_into()?;
-    let config = app
-        .node
-        .open(&stream.granted)
-        .reconfigure_stream(&basin, &stream.name, &changes)
+    let node = app.node.open(&stream.granted);
+    let _turn = node.turn_to_change(client).await?;
+    let config = node
+        .reconfigure_stream(client, &basin, &stream.name, &changes)
         .await?;
     Ok(Json(wire_config(config)))
 }
 
 pub async fn delete(
     State(app): State<App>,
+    OfClient(client): OfClient,
     access: Access,
     NameArgs { basin, stream }: NameArgs,
 ) -> Result<StatusCode, ServiceError> {
     let stream = access.stream(Operation::DeleteStream, &basin, stream)?;
     let node = app.node.open(&stream.granted);
+    let _turn = node.turn_to_change(client).await?;
     node.delete_stream(&basin, &stream.name).await?;
     Ok(StatusCode::ACCEPTED)
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use esker_node::{StoredToken, TokenHash, Tokens};
+use esker_node::{Client, StoredToken, TokenHash, Tokens};
 use http::HeaderMap;
 use tokio::sync::watch;
 
@@ -87,10 +87,10 @@ impl Authority {
         find: impl Fn() -> Result<Principal, AccessError>,
     ) -> Result<Principal, AccessError> {
         let found = find()?;
-        let (Principal::Token(_), Some(catalog)) = (&found, &self.catalog) else {
+        let (Principal::Token(token), Some(catalog)) = (&found, &self.catalog) else {
             return Ok(found);
         };
-        match catalog.wait().await.map_err(AccessError::Unavailable)? {
+        match catalog.wait(of_token(&token.hash)).await.map_err(AccessError::Unavailable)? {
             true => find(),
             false => Ok(found),
         }
@@ -256,6 +256,15 @@ impl Authority {
             Ok(()) => AccessError::Unauthenticated,
             Err(wait) => limited(wait),
         }
+    }
+}
+
+/// Whose request it is that waits for the catalog: nobody can choose the hash of a token.
+fn of_token(hash: &TokenHash) -> Client {
+    let first = hash.0.first_chunk().copied();
+    Client {
+        principal: first.map_or(0, u64::from_le_bytes),
+        connection: 0,
     }
 }
 

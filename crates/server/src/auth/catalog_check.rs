@@ -18,8 +18,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use esker_node::HostProblems;
-use tokio::sync::{Semaphore, watch};
+use esker_node::{Client, FairBudget, HostProblems, SharePolicy};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 /// How long ago the copy may have been current for a request to begin.
@@ -28,7 +28,8 @@ const MAX_AGE: Duration = Duration::from_secs(2);
 const MAX_AGE_UNDER_WAY: Duration = Duration::from_secs(5);
 /// How long a request waits for a check before it is refused: two election timeouts.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Requests that wait at one time. Each holds its head, some KiB; beyond it requests are refused at once.
+/// Requests that wait at one time. Each holds its head, some KiB; beyond it requests are refused at once. A token has
+/// three times as many as are free at most.
 const MAX_WAITING: usize = 8192;
 /// The time from the beginning of one check to that of the next.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -53,7 +54,7 @@ pub(crate) struct CatalogCheck {
     read: ReadCatalog,
     last: watch::Sender<Last>,
     uses: Mutex<Uses>,
-    waiting: Semaphore,
+    waiting: FairBudget,
     problems: HostProblems,
 }
 
@@ -107,7 +108,7 @@ impl CatalogCheck {
             read: Box::new(move || Box::pin(read())),
             last: watch::Sender::default(),
             uses: Mutex::default(),
-            waiting: Semaphore::new(MAX_WAITING),
+            waiting: FairBudget::new(MAX_WAITING, SharePolicy::OverFree),
             problems,
         })
     }
@@ -124,12 +125,12 @@ impl CatalogCheck {
     /// # Errors
     ///
     /// The reason why that is not known.
-    pub(super) async fn wait(self: &Arc<Self>) -> Result<bool, String> {
+    pub(super) async fn wait(self: &Arc<Self>, client: Client) -> Result<bool, String> {
         self.use_now(0);
         if self.last.borrow().is_within(MAX_AGE) {
             return Ok(false);
         }
-        let place = self.waiting.try_acquire();
+        let place = self.waiting.try_take(client, 1);
         let _place = place.map_err(|_| unchecked("too many requests wait for that"))?;
         let mut last = self.last.subscribe();
         // The outcome is looked at again when there is a new one.
@@ -301,10 +302,10 @@ mod tests {
         let check = catalog.check();
         sleep(Duration::from_secs(60)).await;
         assert_eq!(catalog.rounds(), 0, "no token is in use");
-        assert_eq!(check.wait().await, Ok(true), "the first one waits");
+        assert_eq!(check.wait(Client::default()).await, Ok(true), "the first one waits");
         for _ in 0..1000 {
             let in_use = check.begin();
-            assert_eq!(check.wait().await, Ok(false));
+            assert_eq!(check.wait(Client::default()).await, Ok(false));
             check.check().unwrap();
             drop(in_use);
             sleep(Duration::from_millis(10)).await;
@@ -317,14 +318,14 @@ mod tests {
         sleep(Duration::from_secs(60)).await;
         let left = catalog.rounds() - rounds;
         assert!(left <= 3, "{left} rounds without use");
-        assert_eq!(check.wait().await, Ok(true), "what was known is too old");
+        assert_eq!(check.wait(Client::default()).await, Ok(true), "what was known is too old");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_session_that_is_silent_is_checked_for_as_long_as_it_is_open() {
         let catalog = Catalog::default();
         let check = catalog.check();
-        check.wait().await.unwrap();
+        check.wait(Client::default()).await.unwrap();
         let session = check.begin();
         for _ in 0..60 {
             sleep(Duration::from_secs(1)).await;
@@ -340,12 +341,12 @@ mod tests {
         let catalog = Catalog::default();
         let check = catalog.check();
         let session = check.begin();
-        check.wait().await.unwrap();
+        check.wait(Client::default()).await.unwrap();
         assert!(catalog.problems().is_empty());
         catalog.cut_off(true);
         sleep(MAX_AGE + RETRY_PAUSE).await;
         let begun = Instant::now();
-        let why = check.wait().await.unwrap_err();
+        let why = check.wait(Client::default()).await.unwrap_err();
         assert!(why.contains("no majority"), "{why}");
         assert!(begun.elapsed() <= WAIT_TIMEOUT, "it does not wait for ever");
         assert_eq!(catalog.problems(), [PROBLEM]);
@@ -358,7 +359,7 @@ mod tests {
         catalog.cut_off(false);
         sleep(CHECK_INTERVAL).await;
         assert!(catalog.problems().is_empty());
-        assert_eq!(check.wait().await, Ok(false));
+        assert_eq!(check.wait(Client::default()).await, Ok(false));
     }
 
     #[tokio::test(start_paused = true)]
@@ -366,13 +367,13 @@ mod tests {
         let catalog = Catalog::default();
         let check = catalog.check();
         let _session = check.begin();
-        check.wait().await.unwrap();
+        check.wait(Client::default()).await.unwrap();
         catalog.cut_off(true);
         sleep(Duration::from_secs(3)).await;
         check.check().unwrap();
         let waits = tokio::spawn({
             let check = check.clone();
-            async move { check.wait().await }
+            async move { check.wait(Client::default()).await }
         });
         sleep(Duration::from_secs(1)).await;
         catalog.cut_off(false);
@@ -384,7 +385,7 @@ mod tests {
     async fn a_leader_that_never_answers_holds_nobody_for_ever() {
         let check = CatalogCheck::new(std::future::pending, HostProblems::default());
         let begun = Instant::now();
-        check.wait().await.unwrap_err();
+        check.wait(Client::default()).await.unwrap_err();
         assert!(begun.elapsed() <= WAIT_TIMEOUT);
     }
 }

@@ -49,7 +49,8 @@ impl Lease {
                 return std::future::pending().await;
             }
         };
-        let mut is_late = false;
+        // The process may have stood still since the request was identified, too.
+        let mut is_late = true;
         loop {
             let checked = match is_late {
                 true => self.authority.check_late(&self.principal).await,

@@ -104,6 +104,10 @@ async fn a_process_that_stood_still_ends_no_session_before_the_catalog_could_be_
     let find = || request(&authority, Some("Bearer good"));
     let good = authority.find_current(find).await.unwrap();
     let lease = Access::new(authority.clone(), good).lease();
+    // It stands still before the session is looked at for the first time.
+    tokio::time::advance(PAUSE).await;
+    let first = tokio::time::timeout(PAUSE, lease.ended()).await;
+    assert!(first.is_err(), "{first:?}");
     let mut ended = std::pin::pin!(lease.ended());
     // For a while, all goes on as usual.
     let usual = tokio::time::timeout(PAUSE, ended.as_mut()).await;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use esker_node::{Client, FairPermit};
 use http::{HeaderValue, StatusCode};
-use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, sleep, timeout_at};
 use tower::{Service as _, ServiceExt as _};
 
@@ -44,8 +44,10 @@ pub(crate) async fn forward(
         Err(Unplaced::Catalog(why)) => return no_leader(is_call, 0, &why),
     };
     let deadline = Instant::now() + wait;
+    let sender = client(request.extensions());
     let to_leader = |partition, kind: Kind| Way {
         forwarder: &forwarder,
+        client: sender,
         partition,
         is_read: kind == Kind::Read,
         is_append: kind == Kind::Append,
@@ -60,7 +62,7 @@ pub(crate) async fn forward(
             let is_own = !leads && !is_forwarded(request.extensions());
             // A leader that becomes known then has the rest of the time.
             let by = Instant::now() + wait / 2;
-            match is_own && read.may_be_answered(peers, by).await {
+            match is_own && read.may_be_answered(peers, sender, by).await {
                 true => {
                     series::read_here();
                     let answer = next.run(request).await;
@@ -102,6 +104,8 @@ fn wait_of(forwarder: &Forwarder, request: &Request) -> Duration {
 /// The way of a request to the leader of its partition.
 struct Way<'a> {
     forwarder: &'a Forwarder,
+    /// Who sends it.
+    client: Client,
     partition: u64,
     is_read: bool,
     is_append: bool,
@@ -109,7 +113,7 @@ struct Way<'a> {
     deadline: Instant,
 }
 
-impl<'a> Way<'a> {
+impl Way<'_> {
     fn peers(&self) -> &Arc<dyn Peers> {
         &self.forwarder.peers
     }
@@ -152,7 +156,7 @@ impl<'a> Way<'a> {
             };
             *request.uri_mut() = uri;
             self.note_refused_here(&mut why);
-            let memory = self.forwarder.bodies.kept(client(request.extensions()));
+            let memory = self.forwarder.bodies.kept(self.client);
             let Some(outgoing) = Outgoing::given_back(request, memory) else {
                 return ServiceError::BodiesFull.into_response();
             };
@@ -162,7 +166,7 @@ impl<'a> Way<'a> {
             hint = None;
             outgoing
         } else {
-            let memory = self.forwarder.bodies.kept(client(request.extensions()));
+            let memory = self.forwarder.bodies.kept(self.client);
             Outgoing::new(request, memory)
         };
         loop {
@@ -239,9 +243,9 @@ impl<'a> Way<'a> {
 
     /// A pause before another attempt, and whether there is one: the request needs a place among those that wait, and
     /// time that is left.
-    async fn pause(&self, place: &mut Option<SemaphorePermit<'a>>) -> bool {
+    async fn pause(&self, place: &mut Option<FairPermit>) -> bool {
         if place.is_none() {
-            *place = self.forwarder.waiting.try_acquire().ok();
+            *place = self.forwarder.waiting.try_take(self.client, 1).ok();
         }
         if place.is_none() || Instant::now() + RETRY_PAUSE >= self.deadline {
             return false;

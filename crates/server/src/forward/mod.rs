@@ -76,8 +76,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use esker_node::{HostProblems, Node};
-use tokio::sync::Semaphore;
+use esker_node::{FairBudget, HostProblems, Node, SharePolicy};
 use tokio::time::Instant;
 
 use crate::api::Bodies;
@@ -92,7 +91,7 @@ pub(crate) use service::peer_requests;
 /// How long a request waits for a leader: two election timeouts.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Requests that wait for a leader at one time. Each holds its head, some KiB, and what is kept of its body, which
-/// counts elsewhere; beyond it requests are refused at once.
+/// counts elsewhere; beyond it requests are refused at once. A principal has three times as many as are free at most.
 const MAX_WAITING: usize = 8192;
 
 /// Sends requests to the nodes that answer them. Cheap to clone.
@@ -102,7 +101,7 @@ pub(crate) struct Forwarder {
     contacts: Arc<Contacts>,
     leader_timeout: Duration,
     /// Places of requests that wait for a leader.
-    waiting: Arc<Semaphore>,
+    waiting: FairBudget,
     /// Where the beginnings of bodies count that are kept.
     bodies: Bodies,
 }
@@ -120,7 +119,7 @@ impl Forwarder {
             contacts: Contacts::new(peers.clone()),
             peers,
             leader_timeout,
-            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+            waiting: FairBudget::new(MAX_WAITING, SharePolicy::OverFree),
             bodies: bodies.clone(),
         }
     }

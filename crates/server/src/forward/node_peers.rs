@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use esker_node::{Cluster, Node};
+use esker_node::{Client, Cluster, Node};
 use tokio_util::sync::CancellationToken;
 
 use super::peers::{Connection, Leader, Peers};
@@ -53,8 +53,8 @@ impl Peers for NodePeers {
         self.cluster.follows(partition)
     }
 
-    async fn has_stream(&self, basin: &str, stream: &str) -> bool {
-        self.node.has_stream(basin, stream).await
+    async fn has_stream(&self, client: Client, basin: &str, stream: &str) -> bool {
+        self.node.has_stream(client, basin, stream).await
     }
 
     fn stopping(&self) -> &CancellationToken {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use esker_node::Client;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::util::BoxCloneSyncService;
@@ -71,8 +72,9 @@ pub(crate) trait Peers: Send + Sync + 'static {
     /// committed.
     fn follows(&self, partition: u64) -> bool;
 
-    /// Whether this node has a stream of this name, as far as it has applied the stream's partition.
-    async fn has_stream(&self, basin: &str, stream: &str) -> bool;
+    /// Whether this node has a stream of this name, as far as it has applied the stream's partition. It is looked up
+    /// for this client.
+    async fn has_stream(&self, client: Client, basin: &str, stream: &str) -> bool;
 
     /// Is cancelled when this node stops.
     fn stopping(&self) -> &CancellationToken;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
+use esker_node::Client;
 use futures::FutureExt as _;
 use s2_common::basin::BasinName;
 use s2_common::stream::StreamName;
@@ -36,8 +37,13 @@ pub(super) struct Read {
 
 impl Read {
     /// Whether the replica here has what was acknowledged so far, and the stream.
-    pub(super) async fn may_be_answered(&self, peers: &dyn Peers, deadline: Instant) -> bool {
-        let is_here = || peers.has_stream(&self.basin, &self.stream);
+    pub(super) async fn may_be_answered(
+        &self,
+        peers: &dyn Peers,
+        client: Client,
+        deadline: Instant,
+    ) -> bool {
+        let is_here = || peers.has_stream(client, &self.basin, &self.stream);
         let caught_up = async {
             // A removed node may be in contact until it has left the group. Of a stream that is not here, no round is
             // needed; behind the round, it may have been deleted.

@@ -26,7 +26,7 @@ use crate::config::LimitsConfig;
 use crate::place::Place;
 use crate::protocol_detect::{Opened, Protocol, opened};
 use crate::tls::{Tls, handshake};
-use crate::windows::Windows;
+use crate::windows::{Window, Windows};
 
 /// Requests that one HTTP/2 connection may have open.
 const H2_STREAMS: u32 = 1024;
@@ -106,7 +106,7 @@ impl Connections {
             return;
         };
         // Held until the connection has ended. HTTP/1.1 has no window.
-        let window = is_http2.then(|| self.windows.open());
+        let window = is_http2.then(|| self.windows.open(peer.0.ip()));
         if let Some(window) = &window {
             window.apply(&mut self.http);
         }
@@ -121,7 +121,13 @@ impl Connections {
             ..
         } = self;
         let activity = Arc::new(Activity::new(stall_timeout));
-        let service = service(router, peer, activity.clone(), place.clone());
+        let of_connection = OfConnection {
+            peer,
+            activity: activity.clone(),
+            place: place.clone(),
+            window: window.clone(),
+        };
+        let service = service(router, of_connection);
         let (stream, cork) = corked(stream);
         let connection = http.serve_connection(TokioIo::new(stream), service);
         let graceful = GracefulShutdown::new();
@@ -147,6 +153,18 @@ impl Connections {
                 std::future::pending::<()>().await;
             }
         };
+        let reclaimed = async {
+            match &window {
+                Some(window) => window.reclaimed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended_early = async {
+            tokio::select! {
+                () = old => {}
+                () = reclaimed => {}
+            }
+        };
         let abandoned = activity.abandoned(stall_timeout, || reads.waiting() > 0);
         let ended = tokio::select! {
             ended = &mut connection => ended,
@@ -155,7 +173,7 @@ impl Connections {
                 return;
             }
             () = stop.cancelled() => tokio::join!(connection, graceful.shutdown()).0,
-            () = old => {
+            () = ended_early => {
                 let closing = async { tokio::join!(connection, graceful.shutdown()).0 };
                 tokio::select! {
                     ended = closing => ended,
@@ -220,12 +238,18 @@ fn is_of_reserve(path: &str) -> bool {
     monitored.contains(&path) || path.starts_with("/esker/v1/")
 }
 
-/// The routes, for one connection.
-fn service(
-    router: axum::Router,
+/// What the requests of a connection have in common.
+struct OfConnection {
     peer: PeerAddress,
     activity: Arc<Activity>,
     place: Arc<Place>,
+    window: Option<Arc<Window>>,
+}
+
+/// The routes, for one connection.
+fn service(
+    router: axum::Router,
+    connection: OfConnection,
 ) -> impl hyper::service::Service<
     http::Request<hyper::body::Incoming>,
     Response = axum::response::Response,
@@ -234,9 +258,13 @@ fn service(
 > + Send
 + 'static {
     hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(peer);
-        let busy = activity.begin();
-        let (router, place) = (router.clone(), place.clone());
+        let extensions = request.extensions_mut();
+        extensions.insert(connection.peer);
+        if let Some(window) = &connection.window {
+            extensions.insert(window.clone());
+        }
+        let busy = connection.activity.begin();
+        let (router, place) = (router.clone(), connection.place.clone());
         async move {
             let answer = match is_of_reserve(request.uri().path())
                 || place.become_ordinary(PLACE_TIMEOUT).await

@@ -124,7 +124,7 @@ pub(super) async fn accept(listener: TcpListener, shared: Shared, served: Connec
                         () = stop.cancelled() => return,
                     };
                     match place {
-                        Ok(Some(place)) => served.serve(stream, peer, Arc::new(place)).await,
+                        Ok(place) => served.serve(stream, peer, Arc::new(place)).await,
                         _ => metrics::counter!(CONNECTIONS_REFUSED).increment(1),
                     }
                 });

@@ -44,6 +44,7 @@ pub use status::CODES;
 use crate::answers::Answers;
 use crate::auth::Guarded;
 use crate::shared_service::ShareLayer;
+use crate::turns::Turns;
 
 /// Most bytes of a request. A commit is at most one record, 1 MiB of JSON; as a message it is several
 /// times larger.
@@ -57,16 +58,20 @@ pub const MAX_ANSWER: usize = 64 * 1024 * 1024;
 struct Calls {
     store: Guarded<StateStore>,
     answers: Answers,
+    /// Turns of reads of single keys that are not in memory.
+    reads: Turns,
 }
 
 /// Routes of both services.
 pub(crate) fn router<S: Clone + Send + Sync + 'static>(
     store: &Guarded<StateStore>,
     answers: &Answers,
+    reads: &Turns,
 ) -> Router<S> {
     let calls = Calls {
         store: store.clone(),
         answers: answers.clone(),
+        reads: reads.clone(),
     };
     let scans = raw::router(&calls);
     let statehouse = StatehouseServiceServer::new(calls.clone())

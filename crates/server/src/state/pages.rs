@@ -65,7 +65,7 @@ impl Calls {
         let request = request.into_inner();
         let store = self.of_agent(&access, Effect::Read, &request.namespace, &request.agent_id)?;
         let store = store.clone();
-        let scanning = self.answers.scanning().await.map_err(refused)?;
+        let scanning = self.answers.scanning(client).await.map_err(refused)?;
         let (messages, scanning) =
             blocking::read(move || Ok((page(&store, request)?, scanning))).await?;
         let bytes = messages.iter().map(Bytes::len).sum();

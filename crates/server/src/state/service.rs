@@ -117,13 +117,15 @@ impl StateService for Calls {
         request: Request<GetStateRequest>,
     ) -> Result<Response<GetStateResponse>, Status> {
         let access = access(&request)?;
+        let client = client(request.extensions());
         let it = request.into_inner();
         let at = match it.at {
             None => ReadAt::Latest,
             Some(get_state_request::At::Version(version)) => ReadAt::Version(version),
             Some(get_state_request::At::CommitTs(commit_ts)) => ReadAt::Commit(commit_ts),
         };
-        let read = self.get(&access, it.namespace, it.agent_id, it.key, at);
+        let key = convert::key(it.namespace, it.agent_id, it.key);
+        let read = self.get(&access, client, key, at);
         Ok(Response::new(read.await?.into()))
     }
 
@@ -132,9 +134,11 @@ impl StateService for Calls {
         request: Request<GetStateAtRequest>,
     ) -> Result<Response<GetStateResponse>, Status> {
         let access = access(&request)?;
+        let client = client(request.extensions());
         let it = request.into_inner();
         let at = ReadAt::Commit(it.commit_ts);
-        let read = self.get(&access, it.namespace, it.agent_id, it.key, at);
+        let key = convert::key(it.namespace, it.agent_id, it.key);
+        let read = self.get(&access, client, key, at);
         Ok(Response::new(read.await?.into()))
     }
 
@@ -218,7 +222,8 @@ impl StateService for Calls {
         request: Request<ExportRequest>,
     ) -> Result<Response<Self::ExportStream>, Status> {
         let store = self.of_all(&access(&request)?, Effect::Read)?;
-        let permit = self.answers.exporting().map_err(refused)?;
+        let permit = self.answers.exporting(client(request.extensions())).await;
+        let permit = permit.map_err(refused)?;
         let pieces = store.export(request.into_inner().commit_ts, permit);
         let pieces = pieces.map_err(|error| status(&error))?;
         let messages = super::snapshots::export(pieces);
@@ -247,7 +252,8 @@ impl StateService for Calls {
         request: Request<VerifyRequest>,
     ) -> Result<Response<VerifyResponse>, Status> {
         let store = self.of_all(&access(&request)?, Effect::Read)?.clone();
-        let permit = self.answers.exporting().map_err(refused)?;
+        let permit = self.answers.exporting(client(request.extensions())).await;
+        let permit = permit.map_err(refused)?;
         let commit_ts = request.into_inner().commit_ts;
         // A task of its own: it keeps its permit until it has ended, even if the client is gone.
         let verifying = tokio::spawn(async move {
@@ -266,7 +272,8 @@ impl StateService for Calls {
     ) -> Result<Response<StatusResponse>, Status> {
         let store = self.of_all(&access(&request)?, Effect::Read)?.clone();
         let standing = move || store.status().map_err(|error| status(&error));
-        let standing = blocking::read(standing).await?;
+        let client = client(request.extensions());
+        let standing = blocking::read_in_turn(&self.reads, client, standing).await?;
         Ok(Response::new(convert::standing(standing)))
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_node::Client;
-use esker_node::state::{ReadAt, Replay, Scan, StateEntry};
+use esker_node::state::{ReadAt, Replay, Scan, StateEntry, StateKey};
 use esker_proto::statehouse::v1::statehouse_service_server::StatehouseService;
 use esker_proto::statehouse::v1::*;
 use futures::StreamExt as _;
@@ -47,13 +47,11 @@ impl Calls {
     pub(super) async fn get(
         &self,
         access: &Access,
-        namespace: String,
-        agent_id: String,
-        key: String,
+        client: Client,
+        key: StateKey,
         at: ReadAt,
     ) -> Result<convert::Read, Status> {
-        let store = self.of_agent(access, Effect::Read, &namespace, &agent_id)?;
-        let key = convert::key(namespace, agent_id, key);
+        let store = self.of_agent(access, Effect::Read, &key.namespace, &key.agent_id)?;
         // Most reads find their key in memory, and are answered sooner than a thread could be scheduled.
         if at == ReadAt::Latest
             && let Some(read) = store.get_cached(&key)
@@ -61,23 +59,24 @@ impl Calls {
             return convert::Read::of(&key.key, read.map_err(|error| status(&error))?);
         }
         let store = store.clone();
-        blocking::read(move || {
+        let read = move || {
             let read = store.get(&key, at).map_err(|error| status(&error))?;
             convert::Read::of(&key.key, read)
-        })
-        .await
+        };
+        blocking::read_in_turn(&self.reads, client, read).await
     }
 
     /// A message of an agent's keys, each encoded as it is found: there is a tree of one value at a time.
     async fn list(
         &self,
         access: &Access,
+        client: Client,
         scan: Scan,
         write: impl Fn(StateEntry, &mut Vec<u8>) -> Result<(), Status> + Send + 'static,
     ) -> Result<Response<Bytes>, Status> {
         let store = self.of_agent(access, Effect::Read, &scan.namespace, &scan.agent_id)?;
         let store = store.clone();
-        let scanning = self.answers.scanning().await.map_err(refused)?;
+        let scanning = self.answers.scanning(client).await.map_err(refused)?;
         let (message, scanning) = blocking::read(move || {
             let mut message = Vec::new();
             let mut failed = None;
@@ -107,6 +106,7 @@ impl Calls {
         request: Request<ListKeysRequest>,
     ) -> Result<Response<Bytes>, Status> {
         let access = access(&request)?;
+        let client = client(request.extensions());
         let it = request.into_inner();
         let scan = Scan {
             namespace: it.namespace,
@@ -119,7 +119,7 @@ impl Calls {
             max_bytes: MAX_ANSWER,
         };
         // Field `keys`.
-        self.list(&access, scan, |entry, message| {
+        self.list(&access, client, scan, |entry, message| {
             prost::encoding::string::encode(1, &entry.key, message);
             Ok(())
         })
@@ -132,6 +132,7 @@ impl Calls {
         request: Request<ScanPrefixRequest>,
     ) -> Result<Response<Bytes>, Status> {
         let access = access(&request)?;
+        let client = client(request.extensions());
         let it = request.into_inner();
         let scan = Scan {
             namespace: it.namespace,
@@ -144,7 +145,7 @@ impl Calls {
             max_bytes: MAX_ANSWER,
         };
         // Field `entries`.
-        self.list(&access, scan, |entry, message| {
+        self.list(&access, client, scan, |entry, message| {
             let entry = convert::statehouse_entry(entry)?;
             prost::encoding::message::encode(1, &entry, message);
             Ok(())
@@ -254,8 +255,10 @@ impl StatehouseService for Calls {
         request: Request<GetStateRequest>,
     ) -> Result<Response<GetStateResponse>, Status> {
         let access = access(&request)?;
+        let client = client(request.extensions());
         let it = request.into_inner();
-        let read = self.get(&access, it.namespace, it.agent_id, it.key, ReadAt::Latest);
+        let key = convert::key(it.namespace, it.agent_id, it.key);
+        let read = self.get(&access, client, key, ReadAt::Latest);
         Ok(Response::new(read.await?.into()))
     }
 
@@ -264,9 +267,11 @@ impl StatehouseService for Calls {
         request: Request<GetStateAtVersionRequest>,
     ) -> Result<Response<GetStateAtVersionResponse>, Status> {
         let access = access(&request)?;
+        let client = client(request.extensions());
         let it = request.into_inner();
         let at = ReadAt::Version(it.version);
-        let read = self.get(&access, it.namespace, it.agent_id, it.key, at);
+        let key = convert::key(it.namespace, it.agent_id, it.key);
+        let read = self.get(&access, client, key, at);
         Ok(Response::new(read.await?.into()))
     }
 

@@ -362,7 +362,8 @@ fn the_sums_of_sizing_are_those_of_the_defaults() {
     );
     row("the reserve", mib(2 * default.store.write_buffer.as_u64()));
     let files = u64::from(default.store.max_open_files) + u64::from(limits.connections);
-    let files = files + log / segment + 168;
+    // Beside what is opened temporarily: the reserve of connections, and those that wait for a place.
+    let files = files + log / segment + 168 + 16 + 512;
     row(
         "open files",
         format!("{},{:03}", files / 1000, files % 1000),

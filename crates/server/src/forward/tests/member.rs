@@ -11,7 +11,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use axum::routing::{any, get};
 use axum::{Extension, Router, middleware};
-use esker_node::TokenScope;
+use esker_node::{Client, TokenScope};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::DuplexStream;
 use tokio_util::sync::CancellationToken;
@@ -69,7 +69,7 @@ impl Peers for Node {
         self.leader(partition) != Leader::Unknown
     }
 
-    async fn has_stream(&self, _: &str, _: &str) -> bool {
+    async fn has_stream(&self, _: Client, _: &str, _: &str) -> bool {
         self.has_stream.load(Ordering::SeqCst)
     }
 

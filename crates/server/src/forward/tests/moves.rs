@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use axum::body::Body;
+use esker_node::Client;
 use http::StatusCode;
 
 use super::{Leader, MAX_BODY, Member, SERVED_BY, WHILE, code, eventually, pair, request, text};
@@ -92,7 +93,7 @@ async fn what_finds_no_place_to_wait_in_is_refused_at_once() {
     let (one, two) = pair();
     refuses(&two, usize::MAX);
     let waiting = one.forwarder.waiting.clone();
-    let all = waiting.try_acquire_many(waiting.available_permits() as u32);
+    let all = waiting.try_take(Client::default(), waiting.free()).unwrap();
     let answer = one.ask(request("PUT", "/v1/streams/a", "x")).await;
     assert_eq!(code(answer).await.1, "server_draining");
     assert_eq!(refused(&two), 1);

@@ -1,13 +1,11 @@
-//! Turns of requests that read much of the database: usage metrics, lists of streams.
+//! Turns of requests that read much, or wait for a disk: usage metrics, lists of streams, pages of the state store.
 //!
 //! So many read at a time as there are turns; the others wait, by principal and then by connection, as appends do
-//! ([`FairQueue`]): whoever sends many requests waits for its own.
+//! ([`FairBudget`]): whoever sends many requests waits for its own.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use esker_node::{Client, Error, FairQueue, Path, Ticket};
-use tokio::sync::oneshot;
+use esker_node::{Client, Error, FairBudget, FairPermit, SharePolicy};
 
 /// Requests whose metrics are read from the database at a time. Each may read 64 MiB of records, and has a
 /// thread meanwhile.
@@ -15,59 +13,60 @@ const MAX_READINGS: usize = 2;
 /// Lists of streams that are read at a time: a quarter of the look-ups of a node, so that those of single streams, for
 /// which appends and reads wait, always have the rest.
 const MAX_LISTS: usize = 4;
+/// Pages of the state store that are read for people at a time. Each reads 16 MiB at most.
+const MAX_PAGES: usize = 4;
+/// Keys of the state store that are not in memory, and are read at a time: each has a thread meanwhile, of the 512 of
+/// the process.
+const MAX_KEYS: usize = 64;
 /// How long a request waits for those before it.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Takes turns in reading the database. Clones share the turns.
+/// Takes turns in reading. Clones share the turns.
 #[derive(Clone)]
-pub struct Turns {
-    state: Arc<Mutex<State>>,
+pub(crate) struct Turns {
+    turns: FairBudget,
     /// What is read, for messages.
     what: &'static str,
     timeout: Duration,
 }
 
-struct State {
-    free: usize,
-    queue: FairQueue<oneshot::Sender<Turn>>,
-}
-
-/// One of the turns; it is given to the next one when this is dropped.
-pub(super) struct Turn(Turns);
-
-/// A place in the queue, until its turn comes or it is dropped.
-struct Place<'a> {
-    turns: &'a Turns,
-    path: &'a Path,
-    ticket: Ticket,
-}
-
 impl Turns {
     /// The turns of requests for usage metrics.
-    pub(super) fn of_metrics() -> Turns {
+    pub(crate) fn of_metrics() -> Turns {
         Turns::new(MAX_READINGS, "requests for metrics")
     }
 
     /// The turns of lists of streams.
-    pub(super) fn of_lists() -> Turns {
+    pub(crate) fn of_lists() -> Turns {
         Turns::new(MAX_LISTS, "lists of streams")
     }
 
-    fn new(free: usize, what: &'static str) -> Turns {
-        let state = State {
-            free,
-            queue: FairQueue::new(),
-        };
+    /// The turns of pages of the state store.
+    pub(crate) fn of_pages() -> Turns {
+        Turns::new(MAX_PAGES, "pages of the state store")
+    }
+
+    /// The turns of keys of the state store.
+    pub(crate) fn of_keys() -> Turns {
+        Turns::new(MAX_KEYS, "keys of the state store")
+    }
+
+    fn new(turns: usize, what: &'static str) -> Turns {
         Turns {
-            state: Arc::new(Mutex::new(state)),
+            turns: FairBudget::new(turns, SharePolicy::All),
             what,
             timeout: TURN_TIMEOUT,
         }
     }
 
-    /// Runs what reads the database on a thread where that is fine, in turn. What has begun keeps its turn
-    /// until it ends, even if its client has gone.
-    pub(super) async fn run<T: Send + 'static>(
+    /// Runs what reads on a thread where that is fine, in turn. What has begun keeps its turn until it ends, even if
+    /// its client has gone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TryLater`] if its turn has not come within 10 s; [`Error::Storage`] if the work has panicked, and
+    /// [`Error::Stopping`].
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         client: Client,
         work: impl FnOnce() -> T + Send + 'static,
@@ -78,17 +77,19 @@ impl Turns {
             drop(turn);
             done
         });
-        done.await
-            .map_err(|error| Error::Storage(error.to_string()))
+        done.await.map_err(|error| match error.is_panic() {
+            true => Error::Storage(error.to_string()),
+            false => Error::Stopping,
+        })
     }
 
     /// Waits for a turn.
     ///
     /// # Errors
     ///
-    /// [`Error::TryLater`] if others read for 10 s.
-    pub(super) async fn turn(&self, client: Client) -> Result<Turn, Error> {
-        let turn = tokio::time::timeout(self.timeout, self.next(client)).await;
+    /// [`Error::TryLater`] if it has not come within 10 s.
+    pub(crate) async fn turn(&self, client: Client) -> Result<FairPermit, Error> {
+        let turn = self.turns.take(client, 1, self.timeout).await;
         turn.map_err(|_| {
             Error::TryLater(format!(
                 "other {} have been read for {} s: nothing happened, try again",
@@ -97,62 +98,12 @@ impl Turns {
             ))
         })
     }
-
-    async fn next(&self, client: Client) -> Turn {
-        let path = [client.principal, client.connection, 0];
-        let (ticket, granted) = {
-            let mut state = self.lock();
-            if state.free > 0 {
-                state.free -= 1;
-                return Turn(self.clone());
-            }
-            let (grants, granted) = oneshot::channel();
-            (state.queue.push(&path, 1, grants), granted)
-        };
-        let _place = Place {
-            turns: self,
-            path: &path,
-            ticket,
-        };
-        match granted.await {
-            Ok(turn) => turn,
-            // The queue keeps the other end until it has sent.
-            Err(_) => std::future::pending().await,
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let next = {
-            let mut state = self.0.lock();
-            let next = state.queue.pop();
-            if next.is_none() {
-                state.free += 1;
-            }
-            next
-        };
-        if let Some(next) = next {
-            // If it does not wait any longer, what it gets is dropped, which comes here again.
-            drop(next.send(Turn(self.0.clone())));
-        }
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.turns.lock().queue.remove(self.path, self.ticket);
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::mpsc;
+    use std::sync::{Arc, mpsc};
 
     use futures::FutureExt as _;
     use futures::future::join_all;
@@ -212,18 +163,18 @@ mod tests {
         };
         let readings = Turns::of_metrics();
         let held: Vec<_> = (0..MAX_READINGS)
-            .map(|_| readings.next(of(1)).now_or_never().unwrap())
+            .map(|_| readings.turn(of(1)).now_or_never().unwrap().unwrap())
             .collect();
-        let mut flood: Vec<_> = (0..100).map(|_| Box::pin(readings.next(of(1)))).collect();
+        let mut flood: Vec<_> = (0..100).map(|_| Box::pin(readings.turn(of(1)))).collect();
         for waits in &mut flood {
             assert!(waits.now_or_never().is_none());
         }
-        let mut polite = Box::pin(readings.next(of(2)));
+        let mut polite = Box::pin(readings.turn(of(2)));
         assert!((&mut polite).now_or_never().is_none());
         drop(held);
         assert!(polite.now_or_never().is_some());
         drop(flood);
-        assert_eq!(readings.lock().free, MAX_READINGS);
-        assert_eq!(readings.lock().queue.waiting(), 0);
+        let turns = (readings.turns.free(), readings.turns.waiting());
+        assert_eq!(turns, (MAX_READINGS, 0));
     }
 }
