@@ -9,7 +9,7 @@ use crate::{admin, api, config, state};
 const COMMAND_CODES: &[(&str, &str, &str)] = &[
     (
         "usage",
-        "The arguments are wrong: an option or a command that does not exist, one that is missing, a value that is none.",
+        "The arguments are wrong: an unknown option or command, a missing argument, or an invalid value.",
         "Correct the arguments; `--help` lists those that the command takes.",
     ),
     (
@@ -182,7 +182,7 @@ const SNAPSHOT_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "credentials",
-        "Keys or settings of S3 do not fit together: half a pair, a profile that is missing or needs a conversation.",
+        "Keys or settings of S3 do not fit together: half a pair, or a profile that is missing, or that first has to obtain its keys (SSO, an assumed role).",
         "The message names the option, variable or file.",
     ),
     (
@@ -336,7 +336,7 @@ const FOLLOW_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "identity_unknown",
-        "The server does not let this client list streams, see the stream's configuration, or ask for its position. Without that nobody knows whether this is the stream that its snapshots are of.",
+        "The server does not let this client list streams, see the stream's configuration, or ask for its position. Without that, it is unknown whether the snapshots belong to this stream.",
         "Allow it, or choose so with `--trust-name`: a stream that was deleted and created again is then taken for the same.",
     ),
     (

@@ -4,7 +4,7 @@ use super::{Section, counter};
 
 pub(super) const LOGGING: Section = Section {
     title: "Server's log",
-    about: "Logging never ends the process or holds it up; these say what was not written.",
+    about: "Logging never ends or blocks the process. These metrics count the lines that were not written.",
     metrics: &[
         counter(
             "esker_log_lines_lost_total",

@@ -23,7 +23,7 @@ pub(super) const REPLICATION: Section = Section {
             "esker_raft_elections_won_total",
             "elections",
             GROUP,
-            "Elections that it won.",
+            "Elections that this node won.",
         ),
         counter(
             "esker_raft_proposals_total",
@@ -53,7 +53,7 @@ pub(super) const REPLICATION: Section = Section {
             "esker_raft_entries_above_floor",
             "log entries",
             GROUP,
-            "Entries from there to the end.",
+            "Entries after the floor, to the end of the group's log.",
         ),
         counter(
             "esker_raft_messages_malformed_total",
@@ -95,7 +95,7 @@ pub(super) const REPLICATION: Section = Section {
             "esker_raft_snapshots_failed_total",
             "attempts",
             GROUP,
-            "Attempts to take one that failed.",
+            "Attempts to take a snapshot that failed.",
         ),
         counter(
             "esker_raft_snapshots_offered_total",
@@ -167,7 +167,7 @@ pub(super) const REPLICATION: Section = Section {
             "esker_raft_snapshot_full_disk_waits_total",
             "attempts",
             &[],
-            "Attempts to write a snapshot of another member that found the disk full: the fetch waits until there is room.",
+            "Attempts to write a snapshot of another member that found the disk full: the fetch waits until there is space.",
         ),
     ],
 };

@@ -4,19 +4,19 @@ use super::{Section, counter, gauge, seconds};
 
 pub(super) const FORWARDING: Section = Section {
     title: "Forwarding",
-    about: "Requests that one node of a cluster sends to another, which leads what they are about. They exist on nodes of a cluster alone.",
+    about: "Requests that a node of a cluster forwards to the node that leads their partition. Only nodes of a cluster have these metrics.",
     metrics: &[
         counter(
             "esker_forward_requests_total",
             "requests",
             &["outcome"],
-            "Requests of clients that were for another node: `answered` by it, whatever the answer; `no_leader`, none became known in time; `unreachable`, the leader took it not in time, and nothing happened; `lost`, the leader was lost after something had been passed on; `abandoned` by the client.",
+            "Requests of clients that were for another node: `answered` by it, whatever the answer; `no_leader`, none became known in time; `unreachable`, the leader did not accept it in time, and nothing happened; `lost`, the leader was lost after something had been passed on; `abandoned` by the client.",
         ),
         counter(
             "esker_forward_hops_total",
             "requests",
             &["hop"],
-            "Requests that were sent to another node, again or for the first time: `1`, to the leader that this node knew; `2`, to the one that a node named which did not lead.",
+            "Requests that were sent to another node, retries included: `1`, to the leader that this node knew; `2`, to the leader that a node named which did not lead itself.",
         ),
         counter(
             "esker_forward_served_total",

@@ -69,7 +69,7 @@ pub(super) const STATE: Section = Section {
             "esker_state_transactions_bytes",
             "bytes",
             &[],
-            "Memory of what they have written.",
+            "Memory of what open transactions have written.",
         ),
         counter(
             "esker_state_transactions_expired_total",
@@ -105,7 +105,7 @@ pub(super) const STATE: Section = Section {
             "esker_state_snapshots_failed_total",
             "attempts",
             &[],
-            "Attempts to write one that failed.",
+            "Attempts to write a JSON snapshot that failed.",
         ),
         seconds(
             "esker_state_snapshot_duration_seconds",
@@ -128,7 +128,7 @@ pub(super) const STATE: Section = Section {
             "esker_state_snapshots_archive_failed_total",
             "attempts",
             &[],
-            "Attempts to copy one that failed.",
+            "Attempts to copy a JSON snapshot into the repository that failed.",
         ),
     ],
 };

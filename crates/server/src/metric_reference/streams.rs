@@ -34,13 +34,13 @@ pub(super) const STREAMS: Section = Section {
             "esker_reserve_bytes",
             "bytes",
             &[],
-            "What is set aside on the disk for trims and deletions when it is full; 0 while it is released.",
+            "Size of the reserve: space on the disk that is set aside for trims and deletions when it is full; 0 while the reserve is released.",
         ),
         counter(
             "esker_reserve_released_total",
             "releases",
             &[],
-            "How often that was released because the disk was full.",
+            "How often the reserve was released because the disk was full.",
         ),
         gauge(
             "esker_append_inflight_bytes",
@@ -64,13 +64,13 @@ pub(super) const STREAMS: Section = Section {
             "esker_read_database_records_total",
             "records",
             &[],
-            "Those of them that came from the database, not from memory.",
+            "Records handed to readers that came from the database, not from memory.",
         ),
         counter(
             "esker_read_shared_records_total",
             "records",
             &[],
-            "Those of them that another session had read already.",
+            "Records handed to readers that another session had already read.",
         ),
     ],
 };
