@@ -99,8 +99,8 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "import_conflict",
-        "A stream is no copy of the source's: it has other records, or somebody else appends to it.",
-        "Delete the copy, and run the import again; let nobody write to it until then.",
+        "The stream is not a copy of the source's: it has other records, or another client appends to it.",
+        "Delete the copy, and run the import again; no client may write to it until then.",
     ),
     (
         "import_differs",
@@ -130,7 +130,7 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
     (
         "fencing_token_mismatch",
         "Another fencing token is in force, which the message names.",
-        "Somebody else has taken over the stream; stop writing to it.",
+        "Another writer has taken over the stream; stop writing to it.",
     ),
     (
         "beyond_tail",
@@ -316,7 +316,7 @@ const FOLLOW_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "snapshot_place",
-        "An option is about snapshots, and nothing says where they go, or they do not go where it matters; or `external:` is followed by no URL of a place.",
+        "An option concerns snapshots, and no place for them is given, or not the kind of place that the option is for; or `external:` is not followed by the URL of a place.",
         "Add `--snapshot in-stream` or `--snapshot external:URL`.",
     ),
     (
