@@ -410,8 +410,9 @@ impl FileWriter {
         let at = self.offset + covered.start as u64;
         let (head, rest) = buf.split_at(covered.start);
         let (blocks, tail) = rest.split_at(covered.len());
-        match direct.write_blocks(at, [blocks]) {
-            Ok(_) => {}
+        // Nothing is left behind whole blocks.
+        match direct.write_blocks(at, [blocks]).map(|_| ()) {
+            Ok(()) => {}
             Err(error) if is_refusal(&error) => {
                 self.direct = None;
                 return Ok(None);
