@@ -48,7 +48,7 @@ pub struct StateConfig {
     #[schemars(range(min = 1, max = 1_000_000))]
     pub transaction_operations: u32,
 
-    /// Most bytes that open transactions hold together. The minimum has room for one largest commit.
+    /// Most bytes that open transactions hold together. The minimum is enough for the largest commit.
     #[schemars(extend("x-minimum" = "1MiB", "x-maximum" = "64GiB"))]
     pub transactions_bytes: ByteCount,
 
