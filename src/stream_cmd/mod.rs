@@ -107,14 +107,14 @@ impl Command {
             Command::Fence(_) => {
                 "the stream may have been fenced: `esker stream tail` shows its last records"
             }
-            Command::Create(_) => {
-                "it may have been created: `esker stream ls` shows what exists"
-            }
+            Command::Create(_) => "it may have been created: `esker stream ls` shows what exists",
             Command::Append(_) => {
                 "records that were on their way may be in the stream: `esker stream check-tail` \
                  shows where it ends"
             }
-            Command::Adopt(_) => "the basin may have been created: `esker stream ls` shows what exists",
+            Command::Adopt(_) => {
+                "the basin may have been created: `esker stream ls` shows what exists"
+            }
             Command::Trim(_) => {
                 "the stream may have been trimmed: `esker stream read` shows its head"
             }
