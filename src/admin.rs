@@ -156,7 +156,7 @@ impl Admin {
         Failure::wrong(
             "not_esker",
             format!(
-                "what answers at {} has no admin API as this version knows it: {why}",
+                "what answers at {} has no admin API that this version can use: {why}",
                 self.address()
             ),
         )

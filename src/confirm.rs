@@ -17,7 +17,7 @@ pub async fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::usage(
             "needs_yes",
-            format!("{question} Nobody can be asked here: --yes says that it may be"),
+            format!("{question} There is no terminal for the question: add --yes to confirm it"),
         ));
     }
     output::ask(format_args!("{question} Go on? [y/N] "));

@@ -306,7 +306,10 @@ impl Scratch {
                     Err(error) => {
                         // It may contain what another process wrote, so it is kept.
                         let theirs = named.keep()?;
-                        let why = format!("what was there is in {} now: {error}", theirs.display());
+                        let why = format!(
+                            "the file that was there before is now {}: {error}",
+                            theirs.display()
+                        );
                         Err(io::Error::new(error.kind(), why))
                     }
                 },

@@ -121,7 +121,7 @@ impl Lines<'_> {
         let state = view.state.state.summary();
         let took = following.caught_up_in;
         let summary = report::summary(following.stream, &status, restored, &state, took);
-        remark(&format!("{summary}; what changes follows"));
+        remark(&format!("{summary}; changes follow"));
         Ok(written)
     }
 

@@ -132,7 +132,7 @@ pub async fn append(
         Err(AppendError::ConditionFailed(AppendConditionFailed::SeqNumMismatch(tail))) => {
             Err(conflict(
                 target,
-                &format!("it ends at {tail}, and not at {at}: somebody else appends to it"),
+                &format!("it ends at {tail}, and not at {at}: another client appends to it"),
             ))
         }
         Err(error) => Err(connection.asked_stream(target).append(&error)),
@@ -144,7 +144,7 @@ pub fn conflict(target: &StreamTarget, why: &str) -> Failure {
         "import_conflict",
         format!("{target} is not a copy of the source: {why}"),
     )
-    .advise("if nobody but an import has written to it, delete it here, and run the import again")
+    .advise("if only an import has written to it, delete it here, and run the import again")
 }
 
 /// The failure for a record of the source that is gone before it was read.

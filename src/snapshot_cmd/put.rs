@@ -258,7 +258,7 @@ fn text(done: &Done<'_>, put: &Put, args: &Args) -> String {
             snapshots(evicted.len() as u64),
             match (args.num_retained, *failed) {
                 (None, _) =>
-                    "what only it has goes with a sweep, once it is a day old (--num-retained keeps more)"
+                    "a sweep deletes the objects that only it has, once they are a day old (--num-retained keeps more)"
                         .to_owned(),
                 (Some(_), 0) => format!("{} deleted", objects(*deleted)),
                 (Some(_), failed) => format!(

@@ -169,7 +169,7 @@ async fn one(
     let progress = Progress::new();
     let started = Instant::now();
     let verifying = repository.verify(args.data, &progress);
-    let left = "what is damaged was not found out";
+    let left = "not all objects were verified";
     let report = watch(place, &progress, verifying, left).await?;
     let mut report = report.map_err(|e| place.failure(e))?;
     let read = progress.bytes_done();

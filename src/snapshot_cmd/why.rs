@@ -56,7 +56,7 @@ fn text(why: &Why) -> String {
             "is the root: it lists what is kept, and is never deleted",
         )),
         Verdict::Foreign => lines.push(indented(
-            "is none of a repository's objects: it is never touched",
+            "is not an object of a repository: it is never changed or deleted",
         )),
         Verdict::Kept => {}
         Verdict::Lost => lines.push(indented("is missing, and is needed:")),

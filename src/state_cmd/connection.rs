@@ -93,7 +93,7 @@ impl State {
             Code::Unimplemented => Failure::wrong(
                 "not_esker",
                 format!(
-                    "what answers at {} has no state service as this version knows it: {message}",
+                    "what answers at {} has no state service that this version can use: {message}",
                     self.address()
                 ),
             ),

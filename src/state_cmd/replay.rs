@@ -17,7 +17,7 @@ use crate::term::{Paint, moment, plain};
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 
 /// What an interruption leaves behind.
-const INTERRUPTED: &str = "what is printed is not all that there was";
+const INTERRUPTED: &str = "the output is incomplete";
 
 /// Print commits in order: of an agent, or of all.
 ///

@@ -194,7 +194,7 @@ impl<'a> Asked<'a> {
             other => Failure::unreachable(
                 "not_a_server",
                 format!(
-                    "what answers at {} does not speak as an S2 server does: {other}",
+                    "what answers at {} is not a server of the S2 API: {other}",
                     self.address
                 ),
             ),

@@ -102,19 +102,19 @@ impl Command {
                 "the settings may have been changed: `esker stream info` shows them"
             }
             Command::Delete(_) => {
-                "if it was not still asking, it may have been deleted: `esker stream ls` shows what is there"
+                "if the question was answered, it may have been deleted: `esker stream ls` shows what exists"
             }
             Command::Fence(_) => {
                 "the stream may have been fenced: `esker stream tail` shows its last records"
             }
-            Command::Create(_) => {
-                "what was being created may be there: `esker stream ls` shows what is"
-            }
+            Command::Create(_) => "it may have been created: `esker stream ls` shows what exists",
             Command::Append(_) => {
                 "records that were on their way may be in the stream: `esker stream check-tail` \
                  shows where it ends"
             }
-            Command::Adopt(_) => "the basin may be there: `esker stream ls` shows what is",
+            Command::Adopt(_) => {
+                "the basin may have been created: `esker stream ls` shows what exists"
+            }
             Command::Trim(_) => {
                 "the stream may have been trimmed: `esker stream read` shows its head"
             }

@@ -26,7 +26,7 @@ use crate::term::Paint;
 /// a server that is starting.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 /// What an interruption leaves behind.
-const INTERRUPTED: &str = "what is printed is not all that there was";
+const INTERRUPTED: &str = "the output is incomplete";
 /// Bytes of output that are gathered before they are written.
 const OUTPUT_BUFFER: usize = 256 * 1024;
 

@@ -159,7 +159,10 @@ fn print_once(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match written(writeln!(out, "{text}").and_then(|()| out.flush()))? {
         Written::Yes => Ok(()),
-        Written::NobodyReads => Err(Failure::wrong("io", "nobody reads standard output")),
+        Written::NobodyReads => Err(Failure::wrong(
+            "io",
+            "standard output was closed by its reader",
+        )),
     }
 }
 

@@ -74,7 +74,7 @@ impl Target {
             Ok(_) => return Err(invalid("it is no directory")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if fs::symlink_metadata(to).is_ok() {
-                    return Err(invalid("it is a link that leads nowhere"));
+                    return Err(invalid("it is a symlink whose target is missing"));
                 }
                 let (around, partial) =
                     beside.ok_or_else(|| invalid("it has no name of its own"))?;

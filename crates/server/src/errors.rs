@@ -9,7 +9,7 @@ use crate::{admin, api, config, state};
 const COMMAND_CODES: &[(&str, &str, &str)] = &[
     (
         "usage",
-        "The arguments are wrong: an option or a command that does not exist, one that is missing, a value that is none.",
+        "The arguments are wrong: an unknown option or command, a missing argument, or an invalid value.",
         "Correct the arguments; `--help` lists those that the command takes.",
     ),
     (
@@ -109,8 +109,8 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "import_conflict",
-        "A stream is no copy of the source's: it has other records, or somebody else appends to it.",
-        "Delete the copy, and run the import again; let nobody write to it until then.",
+        "The stream is not a copy of the source's: it has other records, or another client appends to it.",
+        "Delete the copy, and run the import again; no client may write to it until then.",
     ),
     (
         "import_differs",
@@ -140,7 +140,7 @@ const COMMAND_CODES: &[(&str, &str, &str)] = &[
     (
         "fencing_token_mismatch",
         "Another fencing token is in force, which the message names.",
-        "Somebody else has taken over the stream; stop writing to it.",
+        "Another writer has taken over the stream; stop writing to it.",
     ),
     (
         "beyond_tail",
@@ -192,7 +192,7 @@ const SNAPSHOT_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "credentials",
-        "Keys or settings of S3 do not fit together: half a pair, a profile that is missing or needs a conversation.",
+        "Keys or settings of S3 do not fit together: half a pair, or a profile that is missing, or that first has to obtain its keys (SSO, an assumed role).",
         "The message names the option, variable or file.",
     ),
     (
@@ -326,7 +326,7 @@ const FOLLOW_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "snapshot_place",
-        "An option is about snapshots, and nothing says where they go, or they do not go where it matters; or `external:` is followed by no URL of a place.",
+        "An option concerns snapshots, and no place for them is given, or not the kind of place that the option is for; or `external:` is not followed by the URL of a place.",
         "Add `--snapshot in-stream` or `--snapshot external:URL`.",
     ),
     (
@@ -346,7 +346,7 @@ const FOLLOW_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "identity_unknown",
-        "The server does not let this client list streams, see the stream's configuration, or ask for its position. Without that nobody knows whether this is the stream that its snapshots are of.",
+        "The server does not let this client list streams, see the stream's configuration, or ask for its position. Without that, it is unknown whether the snapshots belong to this stream.",
         "Allow it, or choose so with `--trust-name`: a stream that was deleted and created again is then taken for the same.",
     ),
     (

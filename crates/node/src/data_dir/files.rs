@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
 
-use esker_partition::checkpoint::{LEADS_NOWHERE, is_absent};
+use esker_partition::checkpoint::{MISSING_TARGET, is_absent};
 
 use crate::error::StartError;
 
@@ -12,7 +12,7 @@ use crate::error::StartError;
 ///
 /// # Errors
 ///
-/// It cannot be read now; or the path is, or is below, a link that leads nowhere: what it leads to may be on a disk
+/// It cannot be read now; or the path is, or is below, a symlink whose target is missing: the target may be on a disk
 /// that is not mounted.
 pub(crate) fn or_absent<T>(read: std::io::Result<T>, path: &Path) -> Result<Option<T>, StartError> {
     let shown = path.display().to_string();
@@ -20,7 +20,7 @@ pub(crate) fn or_absent<T>(read: std::io::Result<T>, path: &Path) -> Result<Opti
         Ok(read) => Ok(Some(read)),
         Err(e) if is_absent(path, &e) => Ok(None),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            Err(StartError::unreadable(shown, &LEADS_NOWHERE))
+            Err(StartError::unreadable(shown, &MISSING_TARGET))
         }
         Err(e) => Err(StartError::unreadable(shown, &e)),
     }
@@ -52,7 +52,7 @@ pub(super) fn remove(path: &Path) -> Result<(), StartError> {
     }
 }
 
-/// Whether a name exists, even as a link that leads nowhere.
+/// Whether a name exists, even as a symlink whose target is missing.
 pub(crate) fn is_there(path: &Path) -> Result<bool, StartError> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),

@@ -118,7 +118,7 @@ pub(super) fn read_identity(dir: &Path, path: &Path) -> Result<Option<Identity>,
     };
     let text = match fs::read(path) {
         Ok(text) => text,
-        // A link that leads nowhere is not the same as no file.
+        // A symlink whose target is missing is not the same as no file.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && !is_there(path)? => return Ok(None),
         Err(e) => return Err(StartError::unreadable(path.display().to_string(), &e)),
     };

@@ -85,7 +85,7 @@ fn asked(_: &Path) -> io::Result<Option<bool>> {
 ///
 /// # Errors
 ///
-/// It cannot be read now, or is a link that leads nowhere.
+/// It cannot be read now, or is a symlink whose target is missing.
 pub(super) fn has_log(dir: &Path) -> Result<bool, StartError> {
     let failed = |e| StartError::unreadable(format!("the log in {}", dir.display()), &e);
     let Some(files) = or_absent(fs::read_dir(dir), dir)? else {

@@ -354,8 +354,8 @@ fn is_or_may_be_directory(path: &Path) -> Result<(), StartError> {
         Ok(_) => none("a file", "`data-dir` has to name a directory"),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => match is_there(path)? {
             true => none(
-                "a link that leads nowhere",
-                "mount or make the directory that it leads to",
+                "a symlink whose target is missing",
+                "mount or create the target",
             ),
             false => Ok(()),
         },

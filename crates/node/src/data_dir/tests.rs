@@ -187,7 +187,7 @@ fn what_a_node_would_remove_of_its_own_makes_a_directory_somebody_elses() {
 }
 
 #[test]
-fn a_link_that_leads_nowhere_is_not_what_is_missing() {
+fn a_symlink_without_its_target_does_not_count_as_missing() {
     let dir = tempfile::tempdir().unwrap();
     let unmounted = |name: &str| {
         let link = dir.path().join(name);
@@ -195,7 +195,7 @@ fn a_link_that_leads_nowhere_is_not_what_is_missing() {
         std::os::unix::fs::symlink(dir.path().join("not/mounted"), &link).unwrap();
     };
     let code = |error: StartError| {
-        assert!(error.to_string().contains("leads nowhere"), "{error}");
+        assert!(error.to_string().contains("target is missing"), "{error}");
         error.code()
     };
     member(dir.path(), true);
@@ -302,7 +302,7 @@ fn what_is_no_directory_is_named() {
     let (file, link) = (dir.path().join("file"), dir.path().join("link"));
     fs::write(&file, "text").unwrap();
     std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).unwrap();
-    for (path, what) in [(&file, "is a file"), (&link, "leads nowhere")] {
+    for (path, what) in [(&file, "is a file"), (&link, "target is missing")] {
         let error = open(path, 8).unwrap_err();
         assert!(matches!(error, StartError::NoDirectory { .. }), "{error}");
         assert!(error.to_string().contains(what), "{error}");

@@ -19,7 +19,7 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "data_dir_not_empty",
-        "`--bootstrap new` was said of a data directory that is in use.",
+        "`--bootstrap new` was given for a data directory that is in use.",
         "Leave `--bootstrap` out, or use another data directory.",
     ),
     (
@@ -54,8 +54,8 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "data_dir_no_directory",
-        "`data-dir` names a file, or a link that leads nowhere.",
-        "Name a directory, or mount what the link leads to.",
+        "`data-dir` names a file, or a symlink whose target is missing.",
+        "Name a directory, or mount the target of the symlink.",
     ),
     (
         "log_missing",
@@ -80,7 +80,7 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     (
         "replay_halted",
         "A partition's log could not be read on while it was replayed, or nothing of it could be applied for 60 s; the message names the cause.",
-        "Mend the cause (open files, permissions, a failing disk) and start again. Nothing was changed.",
+        "Remove the cause (open files, permissions, a failing disk) and start again. Nothing was changed.",
     ),
     (
         "destination",

@@ -292,14 +292,14 @@ pub fn newest(base: &Path) -> Result<Option<Checkpoint>, StoreError> {
 ///
 /// # Errors
 ///
-/// It cannot be listed now. A link that leads nowhere is such an error: its disk may not be mounted.
+/// It cannot be listed now. A symlink whose target is missing is such an error: its disk may not be mounted.
 pub fn all(base: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let mut found = Vec::new();
     let entries = match fs::read_dir(base) {
         Ok(entries) => entries,
         Err(e) if is_absent(base, &e) => return Ok(found),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let error = std::io::Error::other(LEADS_NOWHERE);
+            let error = std::io::Error::other(MISSING_TARGET);
             return Err(io("listing", base)(error));
         }
         Err(e) => return Err(io("listing", base)(e)),
@@ -322,11 +322,11 @@ pub fn lsn_of(dir: &Path) -> Option<u64> {
     name.strip_prefix("lsn_")?.parse().ok()
 }
 
-/// What is said of a path that [`is_absent`] does not call absent.
-pub const LEADS_NOWHERE: &str =
-    "it is, or is below, a link that leads nowhere: mount or make what the link leads to";
+/// Why a path is not absent although nothing can be opened there: see [`is_absent`].
+pub const MISSING_TARGET: &str =
+    "it is, or is below, a symlink whose target is missing: mount or create the target";
 
-/// Whether an error means that nothing is at a path. A link that leads nowhere, at the path or above it, is
+/// Whether an error means that nothing is at a path. A symlink whose target is missing, at the path or above it, is
 /// something: what it leads to may be on a disk that is not mounted.
 pub fn is_absent(path: &Path, error: &std::io::Error) -> bool {
     if error.kind() != std::io::ErrorKind::NotFound {
@@ -398,7 +398,7 @@ mod tests {
         }
         let error = all(&base).unwrap_err();
         assert!(error.is_unreadable(), "{error}");
-        assert!(error.to_string().contains("leads nowhere"), "{error}");
+        assert!(error.to_string().contains("target is missing"), "{error}");
         // Once it is mounted, what is not there is absent.
         fs::create_dir(&mounted).unwrap();
         assert!(absent(&base));

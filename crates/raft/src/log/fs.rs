@@ -16,14 +16,13 @@
 //! - **Files are deleted oldest first, always.** After a failed delete, the next one starts with
 //!   what was left over. So the numbers of the files on disk never have a gap.
 //! - **Errors name the operation and the file**, and keep their kind.
-//! - **Large writes go past the operating system's cache** where nothing reads the log
-//!   ([`direct`]).
+//! - **Large writes go past the operating system's cache** ([`direct_io`]) where nothing reads the log but a
+//!   restart. Under load most of the writer's time went into copies in the cache.
 //! - **Small writes go into blocks that are written already**: with zeros, some way ahead. A write into space
 //!   that is only reserved changes the file's description as well, which its sync then waits for.
 //! - **[`Faults`]** stand between the log and the disk, in every build; inert, they cost one
 //!   relaxed atomic load per operation.
 
-mod direct;
 mod faults;
 #[cfg(test)]
 mod tests;
@@ -36,19 +35,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use direct_io::{DirectFile, is_refusal, whole_blocks};
 use raft_engine::env::{FileSystem, Handle, Permission, WriteExt};
 use raft_engine::internals::{FileId, FileNameExt, LogQueue};
 
 use super::extents::RewriteEnd;
 use super::inspect;
 
-use direct::DirectFile;
 pub use faults::{Faults, PowerCut, WriteFault};
 
 /// Zeros that are written at once, in the space that is allocated.
 const ZEROS_AHEAD: u64 = 256 * 1024;
 /// Only for smaller writes than this, so that zeros are a small part of what is written.
 const MAX_SMALL: usize = 8 * 1024;
+/// Writes that cover less than this in whole blocks are not direct: one write and its sync are quicker than a direct
+/// write and the sync of the ends.
+const MIN_DIRECT: usize = 64 * 1024;
 
 /// How long the process waits for its message about a failed sync to be written before it aborts.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -396,10 +398,9 @@ impl FileWriter {
         let LogFile {
             file, path, faults, ..
         } = &*self.handle;
-        let (Some(direct), Some(covered)) = (
-            &mut self.direct,
-            DirectFile::covered(self.offset, buf.len()),
-        ) else {
+        let covered =
+            whole_blocks(self.offset, buf.len()).filter(|covered| covered.len() >= MIN_DIRECT);
+        let (Some(direct), Some(covered)) = (&mut self.direct, covered) else {
             return Ok(None);
         };
         // What faults do is known of usual writes alone.
@@ -409,9 +410,10 @@ impl FileWriter {
         let at = self.offset + covered.start as u64;
         let (head, rest) = buf.split_at(covered.start);
         let (blocks, tail) = rest.split_at(covered.len());
-        match direct.write_all(at, blocks) {
+        // Nothing is left behind whole blocks.
+        match direct.write_blocks(at, [blocks]).map(|_| ()) {
             Ok(()) => {}
-            Err(error) if direct::is_refusal(&error) => {
+            Err(error) if is_refusal(&error) => {
                 self.direct = None;
                 return Ok(None);
             }

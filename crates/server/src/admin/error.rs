@@ -31,7 +31,7 @@ pub const CODES: &[(&str, u16, &str, &str)] = &[
         "unavailable",
         503,
         "It failed; the message names the cause. Nothing was changed. Of every API: it is not known now whether the access token is valid, because the catalog has halted.",
-        "Mend what the message names, and try again.",
+        "Correct what the message names, and try again.",
     ),
     (
         "not_in_cluster",

@@ -39,8 +39,9 @@ pub struct ClusterConfig {
     #[schemars(extend("format" = "text"))]
     pub join: Option<String>,
 
-    /// What fails together with this node: the name of a rack or a datacenter. Replicas are spread over zones.
-    /// Unset, a zone of its own.
+    /// What fails together with this node: the name of a rack or a datacenter. The console and the admin API show
+    /// it; where replicas are placed does not depend on it, because every node has a replica of every partition.
+    /// Unset, none is shown.
     #[schemars(extend("format" = "text"))]
     pub zone: Option<String>,
 
@@ -77,9 +78,9 @@ pub struct ClusterConfig {
     #[schemars(extend("x-minimum" = "0B", "x-maximum" = "1TiB"))]
     pub check_rate: ByteCount,
 
-    /// Bytes of snapshots that this node sends to other nodes in a second, to all of them together, so that they
-    /// leave disk and network to appends. It is the most: while that makes appends wait, less is sent. A node that is
-    /// filled takes at least its bytes divided by this.
+    /// Most bytes of snapshots that this node sends to other nodes in a second, to all of them together, so that
+    /// they leave disk and network to appends. While sending makes appends wait, less is sent. To copy everything
+    /// to a new node takes at least its bytes divided by this.
     #[schemars(extend("x-minimum" = "1MiB", "x-maximum" = "1TiB"))]
     pub transfer_rate: ByteCount,
 }

@@ -32,7 +32,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("config_conflict", "Two values do not go together."),
     (
         "config_insecure_listen",
-        "`listen` or `state.listen` is an address that other machines can reach, and `insecure-no-auth` is not set.",
+        "`listen` or `state.listen` is an address that other machines can reach, and neither `root-token-file` nor `insecure-no-auth` is set.",
     ),
     (
         "config_several",

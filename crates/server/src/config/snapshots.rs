@@ -55,12 +55,12 @@ pub struct SnapshotsConfig {
     #[schemars(extend("x-minimum" = "0s", "x-maximum" = "30days"))]
     pub orphan_min_age: HumanDuration,
 
-    /// Bytes that all uploads of this server together send in a second, so that they leave disk and
-    /// network to appends. Copies into a directory are counted, also on the same disk. While uploads make
-    /// appends wait, the rate is lower: down to a sixteenth of this, or to twice what is appended if that
-    /// is more. A snapshot takes at least its new bytes divided by this: if that is longer than the log
-    /// has room for in `max-log-bytes`, raise one of them. It does not apply to the snapshots of
-    /// `snapshot-on-stop`. 0: no limit, and no lower rate for appends that wait.
+    /// Bytes that all uploads of this server together send in a second, so that they leave disk and network to
+    /// appends. Copies into a directory are counted, also on the same disk. While uploads make appends wait, the
+    /// rate is lower: down to a sixteenth of this, or to twice what is appended if that is more. A snapshot takes
+    /// at least its new bytes divided by this: if the log would reach `max-log-bytes` in that time, raise one of
+    /// them. It does not apply to the snapshots of `snapshot-on-stop`. 0: no limit, and no lower rate for appends
+    /// that wait.
     #[schemars(extend("x-minimum" = "0B", "x-maximum" = "1TiB"))]
     pub upload_rate: ByteCount,
 

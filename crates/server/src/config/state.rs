@@ -13,10 +13,10 @@ use super::units::{ByteCount, HumanDuration};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct StateConfig {
-    /// An address of its own for the state service, beside the one listener, which serves it too.
-    /// Clients of Statehouse expect port 50051. Port 0 takes any free port. An address that other
-    /// machines can reach is refused unless `insecure-no-auth` is set. Unset, or the
-    /// same as `listen`, there is only the one listener.
+    /// An address of its own for the state service, beside the one listener, which serves it too. Clients of
+    /// Statehouse expect port 50051. Port 0 takes any free port. An address that other machines can reach is
+    /// refused unless requests need a token (`root-token-file`) or `insecure-no-auth` is set. Unset, or the same
+    /// as `listen`, there is only the one listener.
     #[schemars(extend("format" = "socket-address"))]
     pub listen: Option<SocketAddr>,
 
@@ -48,7 +48,7 @@ pub struct StateConfig {
     #[schemars(range(min = 1, max = 1_000_000))]
     pub transaction_operations: u32,
 
-    /// Most bytes that open transactions hold together. The minimum has room for one largest commit.
+    /// Most bytes that open transactions hold together. The minimum is enough for the largest commit.
     #[schemars(extend("x-minimum" = "1MiB", "x-maximum" = "64GiB"))]
     pub transactions_bytes: ByteCount,
 

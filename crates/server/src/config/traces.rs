@@ -20,8 +20,8 @@ pub struct TracesConfig {
     /// Unset, none is sent.
     pub header: Option<Secret>,
 
-    /// Of how many requests in a thousand there are traces. A request with a `traceparent` header has one if
-    /// that says so, whatever this is.
+    /// How many requests of a thousand are traced. For a request with a `traceparent` header, the flag in that
+    /// header decides instead.
     #[schemars(range(max = 1000))]
     pub sampled_per_thousand: u32,
 

@@ -159,8 +159,8 @@ pub struct LogConfig {
     #[schemars(extend("x-minimum" = "1MiB", "x-maximum" = "1TiB"))]
     pub purge_threshold: ByteCount,
 
-    /// Most bytes that are gathered from all partitions into one write and one sync. Larger groups
-    /// carry more per sync; smaller ones answer sooner. The minimum has room for one largest batch.
+    /// Most bytes that are gathered from all partitions into one write and one sync. Larger groups carry more per
+    /// sync; smaller ones answer sooner. The minimum is enough for the largest batch.
     #[schemars(extend("x-minimum" = "2MiB", "x-maximum" = "256MiB"))]
     pub max_group_size: ByteCount,
 
@@ -187,10 +187,10 @@ pub struct StoreConfig {
     #[schemars(extend("x-minimum" = "1MiB", "x-maximum" = "256GiB"))]
     pub write_buffers_total: ByteCount,
 
-    /// Most files that the databases keep open. The limit of the operating system (`ulimit -n`)
-    /// must leave room for these and for `limits.connections`. A read opens all files of its
-    /// partition that are not merged yet, most often some 30 and never more than 160: with fewer
-    /// open at a time, their indexes are read again for each MiB.
+    /// Most files that the databases keep open. The limit of the operating system (`ulimit -n`) must suffice for
+    /// these and for `limits.connections`. A read opens all files of its partition that are not merged yet, most
+    /// often some 30 and never more than 160: with fewer open at a time, their indexes are read again for each
+    /// MiB.
     #[schemars(range(min = 64, max = 1_000_000))]
     pub max_open_files: u32,
 
@@ -209,19 +209,20 @@ pub struct LimitsConfig {
     #[schemars(extend("x-minimum" = "2MiB", "x-maximum" = "1TiB"))]
     pub append_inflight: ByteCount,
 
-    /// The same for a single append session. The minimum has room for one largest batch.
+    /// The same for a single append session. The minimum is enough for the largest batch.
     #[schemars(extend("x-minimum" = "2MiB", "x-maximum" = "1GiB"))]
     pub append_session_inflight: ByteCount,
 
-    /// Most open connections, over all listeners: fewer if the limit of open files allows fewer. Beyond it there
-    /// are 16 on which health, metrics and the admin API are answered, for 5 s each, and where anything else waits
-    /// for 10 s until another connection ends. A client's address has 12 of them at most: its further ones are
-    /// closed at once.
+    /// Most open connections, over all listeners: fewer if the limit of open files allows fewer. Beyond it, 16
+    /// more are a reserve: health, metrics and the admin API are answered there, for 5 s each, and any other
+    /// request waits there for 10 s until another connection ends. A client's address has at most 12 of the
+    /// reserve. Further connections of such addresses, up to 512 in all, wait for 10 s without being served;
+    /// those beyond are closed at once.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub connections: u32,
 
-    /// Most bytes of a request body, after decompression. The minimum has room for one largest
-    /// batch (1 MiB of metered bytes) in JSON, where base64 makes it a third larger.
+    /// Most bytes of a request body, after decompression. The minimum is enough for the largest batch (1 MiB of
+    /// metered bytes) in JSON, where base64 makes it a third larger.
     #[schemars(extend("x-minimum" = "2MiB", "x-maximum" = "64MiB"))]
     pub request_body: ByteCount,
 

@@ -14,7 +14,10 @@ mod senders;
 use super::hop_headers::SERVED_BY;
 use super::peers::Leader;
 use super::service::peer_requests;
-use handlers::{Ends, Handled, appends, code, eventually, request, session, state_call, text};
+use handlers::{
+    Ends, Handled, Pieces, appends, code, eventually, no_side_effects, request, sent_body, session,
+    state_call, text, unknown_outcome,
+};
 use member::{Member, ROOT, pair};
 
 /// A body that is kept whole.

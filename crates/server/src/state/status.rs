@@ -80,7 +80,7 @@ pub const CODES: &[(&str, &str, &str, &str)] = &[
         "not_empty",
         "FAILED_PRECONDITION",
         "An import into a store that has had commits.",
-        "If its state shall be replaced, say so (`--replace`).",
+        "To replace its state, import with `--replace`.",
     ),
     (
         "nothing_committed",

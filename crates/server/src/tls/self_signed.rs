@@ -105,7 +105,7 @@ pub(super) fn ensure(files: &Files, names: &[String]) -> Result<(), TlsError> {
     }
 }
 
-/// Whether there is something under a name. A link that leads nowhere is something: what it leads to may be there
+/// Whether there is something under a name. A symlink whose target is missing is something: what it leads to may be there
 /// later.
 fn exists(path: &Path) -> Result<bool, String> {
     match fs::symlink_metadata(path) {

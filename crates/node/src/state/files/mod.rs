@@ -20,7 +20,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use esker_partition::checkpoint::{LEADS_NOWHERE, is_absent};
+use esker_partition::checkpoint::{MISSING_TARGET, is_absent};
 use esker_partition::state::{StateEntry, StateKey};
 
 use super::document::{self, Header};
@@ -103,7 +103,7 @@ impl Files {
             Ok(entries) => entries,
             Err(e) if is_absent(&self.dir, &e) => return Ok(found),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(io::Error::other(LEADS_NOWHERE));
+                return Err(io::Error::other(MISSING_TARGET));
             }
             Err(e) => return Err(e),
         };

@@ -8,14 +8,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
+use direct_io::{BLOCK, BUFFER, DirectFile, is_refusal};
 use object_store::PutPayload;
 
 use super::scratch::TempFile;
-
-/// A multiple of what disks and file systems demand of offset, length and address.
-const BLOCK: usize = 4096;
-/// Bytes that are written at once; each part that is being written has so many more in memory.
-const BUFFER: usize = 1024 * 1024;
 
 /// Writes a part at `at`.
 ///
@@ -24,36 +20,19 @@ const BUFFER: usize = 1024 * 1024;
 /// Those of the disk.
 pub(super) fn write_part(temp: &TempFile, at: u64, data: &PutPayload) -> io::Result<()> {
     let is_aligned = at.is_multiple_of(BLOCK as u64) && data.content_length() >= BUFFER;
-    let file = is_aligned.then(|| open(temp)).flatten();
-    if let Some(file) = file {
-        match write_blocks(&file, &temp.file, at, data) {
+    let direct = is_aligned.then(|| DirectFile::open_at(&temp.dir, &temp.name));
+    if let Some(mut direct) = direct.flatten() {
+        match direct.write_blocks(at, data.iter().map(|chunk| &chunk[..])) {
+            Ok(tail) => {
+                let end = at + data.content_length() as u64;
+                return temp.file.write_all_at(tail, end - tail.len() as u64);
+            }
             // Some file systems refuse only the write.
             Err(error) if is_refusal(&error) => {}
-            other => return other,
+            Err(error) => return Err(error),
         }
     }
     write_cached(&temp.file, at, data)
-}
-
-/// Whether a direct write has failed because the file system does not have such writes: the same bytes can be written
-/// as usual.
-fn is_refusal(error: &io::Error) -> bool {
-    use io::ErrorKind::{InvalidInput, Unsupported};
-    matches!(error.kind(), InvalidInput | Unsupported)
-        || error.raw_os_error() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error())
-}
-
-#[cfg(target_os = "linux")]
-fn open(temp: &TempFile) -> Option<File> {
-    use rustix::fs::{Mode, OFlags, openat};
-    let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = openat(&temp.dir, &temp.name, flags, Mode::empty());
-    Some(file.ok()?.into())
-}
-
-#[cfg(not(target_os = "linux"))]
-fn open(_: &TempFile) -> Option<File> {
-    None
 }
 
 fn write_cached(file: &File, mut at: u64, data: &PutPayload) -> io::Result<()> {
@@ -64,48 +43,11 @@ fn write_cached(file: &File, mut at: u64, data: &PutPayload) -> io::Result<()> {
     Ok(())
 }
 
-fn write_blocks(direct: &File, cached: &File, mut at: u64, data: &PutPayload) -> io::Result<()> {
-    let mut space = vec![0; BUFFER + BLOCK];
-    let begin = space.as_ptr().align_offset(BLOCK);
-    let Some(buffer) = space.get_mut(begin..begin + BUFFER) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let mut filled = 0;
-    for chunk in data {
-        let mut rest = &chunk[..];
-        while !rest.is_empty() {
-            let (now, later) = rest.split_at(rest.len().min(BUFFER - filled));
-            buffer[filled..filled + now.len()].copy_from_slice(now);
-            filled += now.len();
-            rest = later;
-            if filled == BUFFER {
-                direct.write_all_at(buffer, at)?;
-                at += BUFFER as u64;
-                filled = 0;
-            }
-        }
-    }
-    let (blocks, tail) = buffer[..filled].split_at(filled - filled % BLOCK);
-    direct.write_all_at(blocks, at)?;
-    cached.write_all_at(tail, at + blocks.len() as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::scratch;
     use super::super::tree::Tree;
     use super::*;
-
-    #[test]
-    fn only_a_file_system_without_direct_writes_refuses_one() {
-        use rustix::io::Errno;
-        for refusal in [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS] {
-            assert!(is_refusal(&refusal.into()), "{refusal}");
-        }
-        for failure in [Errno::IO, Errno::NOSPC, Errno::DQUOT, Errno::ROFS] {
-            assert!(!is_refusal(&failure.into()), "{failure}");
-        }
-    }
 
     #[test]
     fn parts_of_any_size_and_place_are_in_the_file() {

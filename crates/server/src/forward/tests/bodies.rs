@@ -9,16 +9,15 @@ use futures::StreamExt as _;
 use http::{StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tower::ServiceExt as _;
 
-use super::{WHILE, eventually, pair, request, session, state_call, text};
+use super::{WHILE, pair, request, sent_body, session, state_call, text};
 
 #[tokio::test]
 async fn a_session_goes_both_ways_at_once() {
     let (one, two) = pair();
-    let (client, pieces) = mpsc::unbounded_channel::<Result<Bytes, axum::Error>>();
-    let body = Body::from_stream(UnboundedReceiverStream::new(pieces));
+    let (client, body) = sent_body();
     // Its head is answered before anything is sent.
     let answer = one.ask(session(body)).await;
     let mut echoed = answer.into_body().into_data_stream();
@@ -30,10 +29,7 @@ async fn a_session_goes_both_ways_at_once() {
     drop(client);
     let end = echoed.next().await;
     assert!(end.is_none(), "{end:?}");
-    eventually("the session ends", || {
-        two.handled.ended.load(Ordering::SeqCst) == 1
-    })
-    .await;
+    two.has_ended(1).await;
 }
 
 #[tokio::test]
@@ -54,12 +50,9 @@ async fn a_client_that_goes_away_ends_the_request_at_the_other_node() {
     let asked = one.router.clone();
     let waiting = asked.oneshot(request("POST", "/v1/streams/a/records", "wait"));
     let waiting = tokio::spawn(waiting);
-    eventually("it begins", || {
-        two.handled.begun.load(Ordering::SeqCst) == 1
-    })
-    .await;
+    two.has_begun(1).await;
     waiting.abort();
-    eventually("it ends", || two.handled.ended.load(Ordering::SeqCst) == 1).await;
+    two.has_ended(1).await;
     // While it is answered.
     let answer = one
         .ask(request("GET", "/v1/streams/a/records", Body::empty()))
@@ -67,7 +60,7 @@ async fn a_client_that_goes_away_ends_the_request_at_the_other_node() {
     let mut pieces = answer.into_body().into_data_stream();
     pieces.next().await.unwrap().unwrap();
     drop(pieces);
-    eventually("it ends", || two.handled.ended.load(Ordering::SeqCst) == 2).await;
+    two.has_ended(2).await;
 }
 
 #[tokio::test]
@@ -115,14 +108,12 @@ async fn a_body_that_the_other_node_does_not_read_is_not_read() {
 #[tokio::test]
 async fn a_client_that_sends_its_body_late_is_answered_by_the_leader() {
     let (one, two) = pair();
-    let (client, pieces) = mpsc::unbounded_channel();
-    let body = Body::from_stream(UnboundedReceiverStream::new(pieces));
+    let (client, body) = sent_body();
     let asked = one.ask(request("POST", "/v1/streams/a/records", body));
     let (answer, ()) = tokio::join!(asked, async {
         // Longer than a request waits for a leader.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let piece = Bytes::from_static(b"late");
-        client.send(Ok::<_, axum::Error>(piece)).unwrap();
+        client.send(Ok(Bytes::from_static(b"late"))).unwrap();
         drop(client);
     });
     assert_eq!(answer.status(), StatusCode::OK);

@@ -3,24 +3,19 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get, post};
-use axum::{Extension, Router, middleware};
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, stream};
 use http::{StatusCode, header};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::{Ends, Handled, Leader, Member, ROOT, eventually, peer_requests, request, state_call};
+use super::{Ends, Handled, Leader, Member, Pieces, request, sent_body, state_call};
 use crate::answers::AtStall;
-use crate::auth::token::hash;
-use crate::auth::{Access, PeerAddress, Principal};
-use crate::forward::forward;
 
 /// The deadline of what is to happen at once.
 const SOON: Duration = Duration::from_secs(20);
@@ -33,16 +28,10 @@ fn message(byte: u8) -> Bytes {
     Bytes::from(vec![0, 0, 3, 0, byte, byte])
 }
 
-/// A session of appends at this node, with what sends its messages.
-type Sender = mpsc::UnboundedSender<Result<Bytes, axum::Error>>;
-
-fn session() -> (Sender, Request) {
-    let (client, pieces) = mpsc::unbounded_channel();
-    let body = Body::from_stream(UnboundedReceiverStream::new(pieces));
-    let mut asked = request("POST", "/v1/streams/a/records", body);
-    let kind = "s2s/proto".parse().unwrap();
-    asked.headers_mut().insert(header::CONTENT_TYPE, kind);
-    (client, asked)
+/// A session of appends, with what sends its messages.
+fn session() -> (Pieces, Request) {
+    let (client, body) = sent_body();
+    (client, super::session(body))
 }
 
 /// Acknowledges each piece with the same, a moment later, as `s2s/proto`.
@@ -109,27 +98,11 @@ async fn silent(State(handled): State<Handled>, body: Body) -> Response {
 
 /// A member with the routes of this module.
 fn member(id: u64, leader: Leader) -> Member {
-    let member = Member::new(id, leader);
-    let router = Router::new()
+    let routes = Router::new()
         .route("/v1/streams/{stream}/records", get(events).post(acked))
         .route("/v1/streams/{stream}", any(silent))
-        .route("/statehouse.v1.StatehouseService/{method}", post(watch))
-        .with_state(member.handled.clone())
-        .route_layer(middleware::from_fn_with_state(
-            member.forwarder.clone(),
-            forward,
-        ));
-    let requests = peer_requests(router.clone(), member.on.clone(), member.forwarder.clone());
-    let principal = Principal::Root(hash(ROOT));
-    let router = router
-        .layer(Extension(Access::new(member.on.clone(), principal.clone())))
-        .layer(Extension(principal))
-        .layer(Extension(PeerAddress("192.0.2.7:4711".parse().unwrap())));
-    Member {
-        router,
-        requests,
-        ..member
-    }
+        .route("/statehouse.v1.StatehouseService/{method}", post(watch));
+    Member::with_routes(id, leader, routes)
 }
 
 fn two() -> (Member, Member) {
@@ -156,13 +129,6 @@ fn ended_with(received: &[u8], acked: &[Bytes], status: u16, code: &str) {
     assert!(body.contains(&format!("\"{code}\"")), "{body}");
 }
 
-async fn has_ended(member: &Member) {
-    eventually("the other node ends it", || {
-        member.handled.ended.load(Ordering::SeqCst) == 1
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn at_a_stop_a_session_of_appends_is_answered_what_it_has_sent_and_ends() {
     let (one, two) = two();
@@ -180,7 +146,7 @@ async fn at_a_stop_a_session_of_appends_is_answered_what_it_has_sent_and_ends() 
     client.send(Ok(more.into())).unwrap();
     let received = rest(body).await.unwrap();
     ended_with(&received, &[message(2), message(3)], 503, "server_draining");
-    has_ended(&two).await;
+    two.has_ended(1).await;
 }
 
 #[tokio::test]
@@ -191,7 +157,7 @@ async fn at_a_stop_a_session_that_is_silent_ends_at_once() {
     one.node.stopping.cancel();
     let received = rest(answer.into_body()).await.unwrap();
     ended_with(&received, &[], 503, "server_draining");
-    has_ended(&two).await;
+    two.has_ended(1).await;
     drop(client);
 }
 
@@ -224,7 +190,7 @@ async fn at_a_stop_readers_of_any_protocol_get_its_end() {
         "{end}"
     );
     assert!(end.contains("\"server_draining\""), "{end}");
-    has_ended(&two).await;
+    two.has_ended(1).await;
 
     let (one, two) = self::two();
     let answer = one.ask(state_call("Replay", "x")).await;
@@ -235,7 +201,7 @@ async fn at_a_stop_readers_of_any_protocol_get_its_end() {
     let trailers = trailers.unwrap().unwrap().into_trailers().unwrap();
     assert_eq!(trailers["grpc-status"], "14");
     assert!(body.frame().await.is_none());
-    has_ended(&two).await;
+    two.has_ended(1).await;
 }
 
 #[tokio::test]
@@ -245,9 +211,8 @@ async fn a_body_that_lies_between_the_nodes_is_not_the_clients_slowness() {
     let answer = one.ask(request("PUT", "/v1/streams/a", "whole")).await;
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     // A client that sends no more is slow.
-    let (client, pieces) = mpsc::unbounded_channel();
-    client.send(Ok::<_, axum::Error>(Bytes::from("x"))).unwrap();
-    let body = Body::from_stream(UnboundedReceiverStream::new(pieces));
+    let (client, body) = sent_body();
+    client.send(Ok(Bytes::from("x"))).unwrap();
     let answer = one.ask(request("PUT", "/v1/streams/a", body)).await;
     assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);
 }
@@ -257,15 +222,11 @@ async fn at_a_stop_what_waits_for_an_answer_gets_one_if_nothing_has_happened() {
     let (one, two) = two();
     let read = one.ask(request("GET", "/v1/streams/a", Body::empty()));
     // Of this one, the end of the body never comes.
-    let (client, pieces) = mpsc::unbounded_channel();
-    client.send(Ok::<_, axum::Error>(Bytes::from("x"))).unwrap();
-    let body = Body::from_stream(UnboundedReceiverStream::new(pieces));
+    let (client, body) = sent_body();
+    client.send(Ok(Bytes::from("x"))).unwrap();
     let partial = one.ask(request("PUT", "/v1/streams/a", body));
     let stop = async {
-        eventually("both have begun", || {
-            two.handled.begun.load(Ordering::SeqCst) == 2
-        })
-        .await;
+        two.has_begun(2).await;
         one.node.stopping.cancel();
     };
     let both = async { tokio::join!(read, partial, stop) };
@@ -284,12 +245,9 @@ async fn at_a_stop_what_may_have_happened_is_waited_for() {
     let (one, two) = two();
     let asked = one.ask(request("PUT", "/v1/streams/a", "whole"));
     let mut asked = std::pin::pin!(asked);
-    let begun = eventually("it begins", || {
-        two.handled.begun.load(Ordering::SeqCst) == 1
-    });
     tokio::select! {
         _ = &mut asked => panic!("it waits for ever"),
-        () = begun => {}
+        () = two.has_begun(1) => {}
     }
     one.node.stopping.cancel();
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -314,7 +272,7 @@ async fn a_session_whose_client_takes_nothing_ends_as_one_with_this_node() {
     stalled.cancel();
     let received = rest(body).await.unwrap();
     ended_with(&received, &[], 503, "server_draining");
-    has_ended(&two).await;
+    two.has_ended(1).await;
 }
 
 #[tokio::test]
@@ -329,7 +287,7 @@ async fn a_session_whose_leader_is_replaced_is_answered_what_that_got_and_ends()
     one.leads(Leader::At(3));
     let received = rest(body).await.unwrap();
     ended_with(&received, &[message(2)], 503, "server_draining");
-    has_ended(&two).await;
+    two.has_ended(1).await;
 }
 
 #[tokio::test]
@@ -345,7 +303,7 @@ async fn a_session_whose_replaced_leader_is_silent_ends_without_the_promise_that
     one.leads(Leader::At(3));
     let received = rest(body).await.unwrap();
     ended_with(&received, &[], 500, "other");
-    has_ended(&two).await;
+    two.has_ended(1).await;
 }
 
 #[tokio::test]

@@ -15,6 +15,8 @@ use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use prost::Message as _;
 use s2_api::v1::stream::proto;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::api::{AppendBody, Bodies, ServiceError};
 
@@ -176,6 +178,16 @@ pub(super) fn request(method: &str, path: &str, body: impl Into<Body>) -> Reques
         .unwrap()
 }
 
+/// Sends the pieces of a body; its end is that of the body.
+pub(super) type Pieces = mpsc::UnboundedSender<Result<Bytes, axum::Error>>;
+
+/// A body whose pieces are sent while its request is under way.
+pub(super) fn sent_body() -> (Pieces, Body) {
+    let (client, pieces) = mpsc::unbounded_channel();
+    let body = Body::from_stream(UnboundedReceiverStream::new(pieces));
+    (client, body)
+}
+
 pub(super) fn session(body: Body) -> Request {
     let mut request = request("POST", "/v1/streams/a/records", body);
     let kind = "s2s/proto".parse().unwrap();
@@ -205,6 +217,17 @@ pub(super) async fn code(response: Response) -> (StatusCode, String, bool) {
         && response.headers().contains_key("retry-after-ms");
     let body: serde_json::Value = serde_json::from_str(&text(response).await).unwrap();
     (status, body["code"].as_str().unwrap().to_owned(), retries)
+}
+
+/// What [`code`] finds in the answer to a request that certainly had no effect.
+pub(super) fn no_side_effects() -> (StatusCode, String, bool) {
+    let code = "server_draining".to_owned();
+    (StatusCode::SERVICE_UNAVAILABLE, code, true)
+}
+
+/// What [`code`] finds in the answer to a request whose outcome is unknown.
+pub(super) fn unknown_outcome() -> (StatusCode, String, bool) {
+    (StatusCode::INTERNAL_SERVER_ERROR, "other".to_owned(), false)
 }
 
 pub(super) fn state_call(method: &str, message: &'static str) -> Request {

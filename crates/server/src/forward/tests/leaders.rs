@@ -6,7 +6,8 @@ use axum::body::Body;
 use http::StatusCode;
 
 use super::{
-    Leader, MAX_BODY_UNKNOWN, Member, SERVED_BY, WHILE, code, pair, request, state_call, text,
+    Leader, MAX_BODY_UNKNOWN, Member, SERVED_BY, WHILE, code, no_side_effects, pair, request,
+    state_call, text,
 };
 use crate::auth::{PeerAddress, Principal};
 use crate::forward::hop_headers::ENVELOPE;
@@ -65,12 +66,7 @@ async fn without_a_leader_nothing_happens_and_the_client_may_try_again() {
     let (one, two) = pair();
     one.leads(Leader::Unknown);
     let answer = one.ask(request("PUT", "/v1/streams/a", "x")).await;
-    let refused = (
-        StatusCode::SERVICE_UNAVAILABLE,
-        "server_draining".to_owned(),
-        true,
-    );
-    assert_eq!(code(answer).await, refused);
+    assert_eq!(code(answer).await, no_side_effects());
     let answer = one.ask(state_call("Commit", "x")).await;
     assert_eq!(answer.headers()["grpc-status"], "14");
     // A leader that becomes known in time gets it.
@@ -90,12 +86,7 @@ async fn a_leader_that_cannot_be_reached_is_as_none() {
         let answer = one
             .ask(request(method, "/v1/streams/a", Body::empty()))
             .await;
-        let refused = (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "server_draining".to_owned(),
-            true,
-        );
-        assert_eq!(code(answer).await, refused, "{method}");
+        assert_eq!(code(answer).await, no_side_effects(), "{method}");
     }
     // The next leader gets it, if it is elected in time.
     let three = Member::new(3, Leader::Here);
@@ -128,12 +119,7 @@ async fn nodes_that_name_each_other_do_not_send_a_request_around() {
     two.leads(Leader::At(3));
     for body in [Body::empty(), Body::from(vec![7; MAX_BODY_UNKNOWN + 1])] {
         let answer = one.ask(request("PUT", "/v1/streams/a", body)).await;
-        let refused = (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "server_draining".to_owned(),
-            true,
-        );
-        assert_eq!(code(answer).await, refused);
+        assert_eq!(code(answer).await, no_side_effects());
     }
     assert_eq!(
         one.handled.count() + two.handled.count() + three.handled.count(),
@@ -159,12 +145,7 @@ async fn a_leader_that_was_cut_off_answers_no_read() {
     two.node.has_majority.store(false, Ordering::SeqCst);
     for path in ["/v1/streams/a", "/v1/streams", "/v1/basins"] {
         let answer = two.ask(request("GET", path, Body::empty())).await;
-        let refused = (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "server_draining".to_owned(),
-            true,
-        );
-        assert_eq!(code(answer).await, refused, "{path}");
+        assert_eq!(code(answer).await, no_side_effects(), "{path}");
     }
     assert_eq!(two.handled.count(), 0);
     two.node.has_majority.store(true, Ordering::SeqCst);

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tower::{ServiceExt as _, service_fn};
 
-use super::handlers::{Handled, call, endless, keep, records};
+use super::handlers::{Handled, call, endless, eventually, keep, records};
 use crate::api::Bodies;
 use crate::auth::authority::tests::{Issued, authority, stored};
 use crate::auth::token::hash;
@@ -144,6 +144,22 @@ pub(super) struct Member {
 
 impl Member {
     pub(super) fn new(id: u64, leader: Leader) -> Member {
+        let routes = Router::new()
+            .route("/v1/basins", any(keep))
+            .route("/v1/streams", any(keep))
+            .route("/v1/streams/{stream}", any(keep))
+            // Nested, as all of them are: its handlers get a shorter address.
+            .nest(
+                "/v1/streams/{stream}",
+                Router::new().route("/records", get(endless).post(records)),
+            )
+            .route("/statehouse.v1.StatehouseService/{method}", any(call))
+            .route("/health", any(keep));
+        Member::with_routes(id, leader, routes)
+    }
+
+    /// A member with routes of its own, behind the layers of all.
+    pub(super) fn with_routes(id: u64, leader: Leader, routes: Router<Handled>) -> Member {
         let node = Arc::new(Node {
             id,
             leader: Mutex::new(leader),
@@ -161,17 +177,7 @@ impl Member {
         let bodies = Bodies::new(1 << 26, 1 << 22, Duration::from_secs(10));
         let handled = Handled::of(&bodies);
         let forwarder = Forwarder::with(node.clone(), Duration::from_millis(500), &bodies);
-        let router = Router::new()
-            .route("/v1/basins", any(keep))
-            .route("/v1/streams", any(keep))
-            .route("/v1/streams/{stream}", any(keep))
-            // Nested, as all of them are: its handlers get a shorter address.
-            .nest(
-                "/v1/streams/{stream}",
-                Router::new().route("/records", get(endless).post(records)),
-            )
-            .route("/statehouse.v1.StatehouseService/{method}", any(call))
-            .route("/health", any(keep))
+        let router = routes
             .with_state(handled.clone())
             .route_layer(middleware::from_fn_with_state(forwarder.clone(), forward));
         let issued = Issued::default();
@@ -200,6 +206,18 @@ impl Member {
         let issued = self.issued.clone();
         let learns = move || issued.set(Ok(vec![stored(text, TokenScope::default())]));
         *self.node.learns.lock().unwrap() = Some(Box::new(learns));
+    }
+
+    /// Waits until it has begun to handle so many requests.
+    pub(super) async fn has_begun(&self, requests: usize) {
+        let begun = || self.handled.begun.load(Ordering::SeqCst) == requests;
+        eventually("the node begins to handle the requests", begun).await;
+    }
+
+    /// Waits until it handles so many requests no more.
+    pub(super) async fn has_ended(&self, requests: usize) {
+        let ended = || self.handled.ended.load(Ordering::SeqCst) == requests;
+        eventually("the node ends the requests", ended).await;
     }
 
     pub(super) fn rounds(&self) -> usize {

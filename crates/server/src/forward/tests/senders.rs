@@ -16,6 +16,34 @@ use crate::forward::envelope::Envelope;
 use crate::forward::service::PeerRequests;
 use crate::identification::{Learning, identify, learn};
 
+/// What clients reach of a node: it looks a token up again that it does not know yet.
+struct Listener {
+    router: Router,
+}
+
+impl Listener {
+    fn of(member: &Member) -> Listener {
+        let learning = Learning::new(member.on.clone(), member.forwarder.clone());
+        let identifying = middleware::from_fn_with_state(member.on.clone(), identify);
+        let router = Router::new()
+            .route("/v1/basins", get(async || "answered"))
+            .layer(identifying)
+            .layer(middleware::from_fn_with_state(learning, learn));
+        Listener { router }
+    }
+
+    /// The status of the answer to a request with this token.
+    async fn ask(&self, token: &str) -> StatusCode {
+        let mut asked = request("GET", "/v1/basins", Body::empty());
+        let bearer = format!("Bearer {token}").parse().unwrap();
+        asked.headers_mut().insert(header::AUTHORIZATION, bearer);
+        let peer: SocketAddr = "192.0.2.8:4711".parse().unwrap();
+        asked.extensions_mut().insert(PeerAddress(peer));
+        let answer = self.router.clone().oneshot(asked).await;
+        answer.unwrap().status()
+    }
+}
+
 #[tokio::test]
 async fn a_token_stays_at_the_node_that_the_client_has_sent_it_to() {
     let (one, two) = pair();
@@ -39,56 +67,34 @@ async fn a_token_stays_at_the_node_that_the_client_has_sent_it_to() {
 #[tokio::test]
 async fn an_address_that_has_failed_too_often_costs_no_round_of_the_catalog() {
     let one = Member::new(1, Leader::Here);
-    let learning = Learning::new(one.on.clone(), one.forwarder.clone());
-    let router = Router::new()
-        .route("/v1/basins", get(async || "answered"))
-        .layer(middleware::from_fn_with_state(one.on.clone(), identify))
-        .layer(middleware::from_fn_with_state(learning, learn));
-    let ask = async |token: &str| {
-        let mut asked = request("GET", "/v1/basins", Body::empty());
-        let bearer = format!("Bearer {token}").parse().unwrap();
-        asked.headers_mut().insert(header::AUTHORIZATION, bearer);
-        let peer: SocketAddr = "192.0.2.8:4711".parse().unwrap();
-        asked.extensions_mut().insert(PeerAddress(peer));
-        router.clone().oneshot(asked).await.unwrap().status()
-    };
+    let listener = Listener::of(&one);
     let mut refused = StatusCode::OK;
     for number in 0..100 {
-        refused = ask(&format!("guess-{number}")).await;
+        refused = listener.ask(&format!("guess-{number}")).await;
     }
     assert_eq!(refused, StatusCode::TOO_MANY_REQUESTS);
     // One for each failure that an address may have, and for those that time gives back.
     assert!(one.rounds() < 50, "{} rounds", one.rounds());
-    assert_eq!(ask(ROOT).await, StatusCode::OK);
+    assert_eq!(listener.ask(ROOT).await, StatusCode::OK);
 }
 
 #[tokio::test]
 async fn a_token_that_a_node_does_not_know_yet_is_looked_up_once_more() {
     let one = Member::new(1, Leader::Here);
-    let learning = Learning::new(one.on.clone(), one.forwarder.clone());
-    let router = Router::new()
-        .route("/v1/basins", get(async || "answered"))
-        .layer(middleware::from_fn_with_state(one.on.clone(), identify))
-        .layer(middleware::from_fn_with_state(learning, learn));
-    let ask = async |token: &str| {
-        let mut asked = request("GET", "/v1/basins", Body::empty());
-        let bearer = format!("Bearer {token}").parse().unwrap();
-        asked.headers_mut().insert(header::AUTHORIZATION, bearer);
-        router.clone().oneshot(asked).await.unwrap().status()
-    };
-    assert_eq!(ask(ROOT).await, StatusCode::OK);
+    let listener = Listener::of(&one);
+    assert_eq!(listener.ask(ROOT).await, StatusCode::OK);
     assert_eq!(one.rounds(), 0);
-    assert_eq!(ask("newer").await, StatusCode::UNAUTHORIZED);
+    assert_eq!(listener.ask("newer").await, StatusCode::UNAUTHORIZED);
     one.has_newer_token("newer");
-    assert_eq!(ask("newer").await, StatusCode::OK);
+    assert_eq!(listener.ask("newer").await, StatusCode::OK);
     assert_eq!(one.rounds(), 2);
-    assert_eq!(ask("newer").await, StatusCode::OK);
+    assert_eq!(listener.ask("newer").await, StatusCode::OK);
     assert_eq!(one.rounds(), 2, "it is known now");
     // Without a majority, nobody knows whether it is valid.
     one.node.has_majority.store(false, Ordering::SeqCst);
-    let unknown = ask("another").await;
+    let unknown = listener.ask("another").await;
     assert_eq!(unknown, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(ask("newer").await, StatusCode::OK);
+    assert_eq!(listener.ask("newer").await, StatusCode::OK);
 }
 
 #[tokio::test]
