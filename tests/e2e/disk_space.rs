@@ -67,7 +67,8 @@ async fn space_of_what_was_trimmed_expired_and_deleted_returns_to_the_disk() {
         .set("snapshots.max-log-bytes=8MiB")
         .set("log.flush-after=4MiB");
     let mut server = setup.start_fresh().await;
-    let s2 = server.sdk();
+    // An append that waits too long for space is refused, and retried.
+    let s2 = server.persistent_sdk();
     let basin = sdk::basin(&s2, "test-basin").await;
     let doomed = sdk::basin(&s2, "doomed-basin").await;
     let kept = sdk::stream(&basin, "kept").await;

@@ -4,6 +4,8 @@
 //! that and pass. It is thawed when its owner is dropped, and by a separate process after a minute, even if
 //! the test is killed.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -161,8 +163,12 @@ async fn stopped_on_a_frozen_disk(
                 .await;
         }
     });
+    let mut waiting = BTreeMap::new();
     eventually("a thread waits for the disk", async || {
-        waits_for_disk(&server).then_some(())
+        // Whoever waits for another disk, or for memory, goes on before.
+        let is_frozen = |since: &Instant| since.elapsed() >= Duration::from_millis(500);
+        waiting_since(&server, &mut waiting);
+        waiting.values().any(is_frozen).then_some(())
     })
     .await;
     let asked = Instant::now();
@@ -196,13 +202,22 @@ fn holds_records(dir: &Path) -> bool {
     })
 }
 
-/// Whether a thread of the server is in an uninterruptible wait.
-fn waits_for_disk(server: &Server) -> bool {
+/// Notes since when threads of the server have been in an uninterruptible wait.
+fn waiting_since(server: &Server, waiting: &mut BTreeMap<OsString, Instant>) {
     let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
-    tasks.flatten().any(|task| {
+    let waits = |task: &fs::DirEntry| {
         let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
         stat.rsplit(") ").next().is_some_and(|s| s.starts_with('D'))
-    })
+    };
+    let now: BTreeSet<OsString> = tasks
+        .flatten()
+        .filter(waits)
+        .map(|it| it.file_name())
+        .collect();
+    waiting.retain(|thread, _| now.contains(thread));
+    for thread in now {
+        waiting.entry(thread).or_insert_with(Instant::now);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -47,6 +47,7 @@ async fn with_clocks(clocks: &tempfile::TempDir) -> Option<Cluster> {
         cluster.add(with_clock).await;
     }
     cluster.voting().await;
+    cluster.settle_leaders().await;
     Some(cluster)
 }
 
@@ -110,14 +111,16 @@ async fn clocks_that_jump_move_no_leader_lose_no_append_and_turn_no_timestamp_ba
         return;
     };
     create(&cluster, 0, "orders").await;
-    cluster.lead(1, 0).await;
+    // It keeps the leadership, so that only an election could end its term.
+    let first_leader = cluster.keeper_of(1, 0).await;
+    let other = (first_leader + 1) % 3;
     let first = of_last_record(&cluster, "before").await;
     let terms = terms(&cluster).await;
-    let writer = Writer::start(&cluster, "orders", 1);
+    let writer = Writer::start(&cluster, "orders", other);
     writer.goes_on(20).await;
     // An hour, so that nothing expires.
-    set_off(&file(&clocks, 0), "+1h");
-    set_off(&file(&clocks, 1), "-1h");
+    set_off(&file(&clocks, first_leader), "+1h");
+    set_off(&file(&clocks, other), "-1h");
     eventually("the clock of the leader has jumped", async || {
         let now = of_last_record(&cluster, "after").await;
         (now > first + 3_000_000).then_some(())
@@ -127,21 +130,24 @@ async fn clocks_that_jump_move_no_leader_lose_no_append_and_turn_no_timestamp_ba
     assert_eq!(self::terms(&cluster).await, terms, "nobody has campaigned");
 
     // A leader with an earlier clock takes over, and the other clock goes back.
-    cluster.kill(0);
+    cluster.kill(first_leader);
     writer.goes_on(20).await;
-    let leader = cluster.leader_of(1, 1).await;
-    assert_ne!(leader, 0);
-    set_off(&file(&clocks, 0), "-1h");
+    let leader = eventually("another node leads", async || {
+        let leader = cluster.leader_of(1, other).await;
+        (leader != first_leader).then_some(leader)
+    })
+    .await;
+    set_off(&file(&clocks, first_leader), "-1h");
     set_off(&file(&clocks, leader), "-2h");
-    cluster.restart(0).await;
+    cluster.restart(first_leader).await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
     writer.goes_on(20).await;
     let written = writer.finish().await;
-    caught_up(&cluster, 1).await;
+    caught_up(&cluster, other).await;
     for at in cluster.all() {
         has_all(&cluster, at, "orders", written.next).await;
     }
-    let records = sdk::read_all(&stream(&cluster, 1, "orders")).await;
+    let records = sdk::read_all(&stream(&cluster, other, "orders")).await;
     let times: Vec<u64> = records.iter().map(|record| record.timestamp).collect();
     assert!(times.is_sorted(), "timestamps never decrease: {times:?}");
 }
@@ -155,13 +161,19 @@ async fn of_last_record(cluster: &Cluster, name: &str) -> u64 {
     ack.start.timestamp
 }
 
-/// The term of each partition.
+/// The term of each partition, once all nodes have answered.
 async fn terms(cluster: &Cluster) -> Vec<u64> {
-    let view = cluster.view(2).await.unwrap();
-    let partitions = view["partitions"].as_array().unwrap();
-    let term = |of: &serde_json::Value| {
-        let replicas = of["replicas"].as_array().unwrap().iter();
-        replicas.filter_map(|it| it["term"].as_u64()).max().unwrap()
-    };
-    partitions.iter().map(term).collect()
+    eventually("all nodes show their terms", async || {
+        let view = cluster.view(2).await.ok()?;
+        let terms = view["partitions"].as_array()?.iter().map(|of| {
+            let replicas = of["replicas"].as_array()?;
+            let terms: Vec<u64> = replicas
+                .iter()
+                .filter_map(|it| it["term"].as_u64())
+                .collect();
+            (terms.len() == cluster.count()).then(|| terms.into_iter().max())?
+        });
+        terms.collect::<Option<Vec<u64>>>()
+    })
+    .await
 }

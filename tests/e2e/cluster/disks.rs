@@ -34,6 +34,10 @@ async fn a_leader_whose_disk_hangs_gives_its_partitions_away_and_follows_again_w
     let cluster = cluster(&disk.path().join("data")).await;
     let writer = Writer::start(&cluster, "orders", 0);
     writer.goes_on(20).await;
+    // It has just begun to lead, so that it gives the leadership away for no other reason than its disk.
+    for leader in [0, 2] {
+        cluster.lead(1, leader).await;
+    }
     let frozen = disk.freeze();
     // By way of another node, and then by way of the one whose disk hangs.
     writer.goes_on(20).await;

@@ -260,6 +260,10 @@ async fn a_rolling_restart_leaves_no_append_in_doubt() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_is_not_removed_where_a_majority_would_be_lost() {
     let mut cluster = Cluster::start(&setup()).await;
+    // What it led would have no leader for a while, and nobody who could answer for it.
+    for partition in [0, 1] {
+        cluster.lead(partition, 0).await;
+    }
     cluster.kill(2);
     // At once: the leaders have not missed its heartbeats yet.
     for wait in [Duration::ZERO, Duration::from_secs(8)] {

@@ -80,8 +80,11 @@ async fn appends_whose_leader_moves_are_made_once_and_without_an_error() {
     // So does what a node leads that is drained.
     let drained = cluster.leader_of(PARTITION, 0).await;
     let path = |what: &str| format!("nodes/n{drained}/{what}");
-    let answer = cluster.change(drained, &path("drain"), &json!({})).await;
-    assert_eq!(answer.status, 200);
+    eventually("the node is to be drained", async || {
+        let answer = cluster.change(drained, &path("drain"), &json!({})).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
     eventually("the drained node leads nothing", async || {
         let view = cluster.view(0).await.ok()?;
         let nodes = view["nodes"].as_array()?;

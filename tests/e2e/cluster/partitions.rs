@@ -8,7 +8,7 @@ use s2_sdk::S2Stream;
 
 use super::writer::{Follower, Writer, caught_up, create, has_all};
 use crate::support::peer_links::Way;
-use crate::support::{Cluster, Setup, sdk};
+use crate::support::{Cluster, Setup, eventually, sdk};
 
 /// Longer than two election timeouts: whoever hears nobody has noticed it.
 const LONG: Duration = Duration::from_secs(4);
@@ -78,30 +78,43 @@ async fn a_leader_that_is_cut_off_in_any_direction_is_replaced_and_answers_nothi
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_that_do_not_reach_each_other_but_a_third_one_do_not_disturb_appends() {
     let cluster = cluster().await;
-    cluster.lead(1, 0).await;
-    let writer = Writer::start(&cluster, "orders", 2);
+    // It keeps the leadership, so that only an election could end its term.
+    let leader = cluster.keeper_of(1, 0).await;
+    let (follower, third) = ((leader + 1) % 3, (leader + 2) % 3);
+    let writer = Writer::start(&cluster, "orders", third);
     writer.goes_on(20).await;
-    let term = term(&cluster).await;
+    let term = term(&cluster, third).await;
     // The leader and one of its followers; the third node reaches both.
-    cluster.links().cut([(0, 1), (1, 0)]);
+    cluster
+        .links()
+        .cut([(leader, follower), (follower, leader)]);
     tokio::time::sleep(LONG).await;
     writer.goes_on(20).await;
     cluster.links().heal();
-    caught_up(&cluster, 2).await;
+    caught_up(&cluster, third).await;
     writer.goes_on(20).await;
     let written = writer.finish().await;
-    assert_eq!(cluster.leader_of(1, 2).await, 0);
-    assert_eq!(self::term(&cluster).await, term, "nobody has campaigned");
+    assert_eq!(cluster.leader_of(1, third).await, leader);
+    assert_eq!(
+        self::term(&cluster, third).await,
+        term,
+        "nobody has campaigned"
+    );
     assert_eq!(written.unknown, 0, "no append is in doubt");
-    has_all(&cluster, 1, "orders", written.next).await;
+    has_all(&cluster, follower, "orders", written.next).await;
 }
 
-async fn term(cluster: &Cluster) -> u64 {
-    let view = cluster.view(2).await.unwrap();
-    let of = view["partitions"].as_array().unwrap().iter();
-    let of = of.clone().find(|of| of["partition"] == 1).unwrap();
-    let replicas = of["replicas"].as_array().unwrap().iter();
-    replicas.filter_map(|it| it["term"].as_u64()).max().unwrap()
+/// The term of the partition, once all nodes have answered.
+async fn term(cluster: &Cluster, as_of: usize) -> u64 {
+    eventually("all nodes show their terms", async || {
+        let view = cluster.view(as_of).await.ok()?;
+        let mut partitions = view["partitions"].as_array()?.iter();
+        let of = partitions.find(|of| of["partition"] == 1)?;
+        let replicas = of["replicas"].as_array()?.iter();
+        let terms: Vec<u64> = replicas.filter_map(|it| it["term"].as_u64()).collect();
+        (terms.len() == cluster.count()).then(|| terms.into_iter().max())?
+    })
+    .await
 }
 
 /// A leader that is paused believes that it leads when it goes on; so do the connections of its clients.

@@ -115,16 +115,26 @@ async fn a_new_node_gets_what_the_repository_has_from_there_and_the_rest_from_th
     let log = cluster.server(new).log().join("\n");
     assert!(log.contains("Loading snapshot from"), "{log}");
     assert_eq!(sent(&cluster).await, before, "bytes of snapshots were sent");
-    let view = cluster.view(new).await.unwrap();
-    let replicas = view["partitions"][1]["replicas"].as_array().unwrap();
-    let applied: Vec<_> = replicas.iter().map(|it| it["applied"].clone()).collect();
-    assert!(applied.windows(2).all(|two| two[0] == two[1]), "{view:#}");
+    // An entry may be applied while they answer.
+    eventually("all replicas have applied the same", async || {
+        let view = cluster.view(new).await.ok()?;
+        let replicas = view["partitions"][1]["replicas"].as_array()?;
+        let applied: Vec<_> = replicas.iter().map(|it| it["applied"].clone()).collect();
+        let are_equal = applied.windows(2).all(|two| two[0] == two[1]);
+        (applied.len() == 4 && are_equal).then_some(())
+    })
+    .await;
 
     // It takes the place of another one, and serves everything.
-    let removed = cluster
-        .change(0, "nodes/n2/remove", &serde_json::json!({}))
-        .await;
-    assert_eq!(removed.status, 200, "{}", removed.text());
+    for partition in [0, 1] {
+        cluster.lead(partition, 0).await;
+    }
+    eventually("the node is removed", async || {
+        let body = serde_json::json!({});
+        let removed = cluster.change(0, "nodes/n2/remove", &body).await;
+        (removed.status == 200).then_some(())
+    })
+    .await;
     eventually("the new node leads", async || {
         let to = serde_json::json!({"to": format!("n{new}")});
         let path = "partitions/1/leader";
@@ -154,9 +164,10 @@ async fn a_new_node_joins_although_the_repository_cannot_be_read() {
     cluster.voting().await;
     caught_up(&cluster, 0).await;
     assert!(sent(&cluster).await > 0.0, "another node has sent it");
-    let view = cluster.view(new).await.unwrap();
-    assert_eq!(
-        view["partitions"][1]["replicas"].as_array().unwrap().len(),
-        4
-    );
+    eventually("all replicas are shown", async || {
+        let view = cluster.view(new).await.ok()?;
+        let replicas = view["partitions"][1]["replicas"].as_array()?;
+        (replicas.len() == 4).then_some(())
+    })
+    .await;
 }

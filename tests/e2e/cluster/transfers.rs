@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::writer::{Writer, caught_up, create, stream};
+use super::writer::{Writer, caught_up, create, log_begins_after, log_of_leader, stream};
 use crate::full_disk::fill_up;
 use crate::small_disk::{SmallDisk, noise, small};
 use crate::support::http::Http;
@@ -30,11 +30,18 @@ fn setup() -> Setup {
 /// Three nodes, of which the last one is stopped and left behind.
 async fn left_behind(cluster: &mut Cluster) {
     create(cluster, 0, "orders").await;
+    stop_and_append(cluster, 0..BATCHES).await;
+}
+
+/// Stops the last node, and appends more than the log of the leader keeps.
+async fn stop_and_append(cluster: &mut Cluster, numbers: std::ops::Range<u64>) {
     cluster.stop(2).await;
+    let (_, last) = log_of_leader(cluster, 0, 1).await;
     let orders = stream(cluster, 0, "orders");
-    for number in 0..BATCHES {
+    for number in numbers {
         sdk::append(&orders, [noise(number, BATCH)]).await;
     }
+    log_begins_after(cluster, 0, 1, last).await;
 }
 
 async fn three(links: bool) -> Cluster {
@@ -53,12 +60,12 @@ async fn fetching(cluster: &Cluster, as_of: usize) -> Option<Value> {
     of["fetching"].is_object().then(|| of["fetching"].clone())
 }
 
-/// Waits until so many bytes have come. Returns how many there are in all.
-async fn fetched(cluster: &Cluster, as_of: usize, bytes: f64) -> f64 {
+/// Waits until so many bytes have come. Returns what is shown then, and how many bytes there are in all.
+async fn fetched(cluster: &Cluster, as_of: usize, bytes: f64) -> (Value, f64) {
     eventually("part of the snapshot has come", async || {
         let fetching = fetching(cluster, as_of).await?;
         let total = fetching["bytes_total"].as_f64()?;
-        (fetching["bytes_done"].as_f64()? >= bytes).then_some(total)
+        (fetching["bytes_done"].as_f64()? >= bytes).then_some((fetching, total))
     })
     .await
 }
@@ -106,8 +113,7 @@ async fn a_receiver_that_is_killed_goes_on_with_what_it_has() {
     let mut cluster = three(false).await;
     left_behind(&mut cluster).await;
     cluster.restart(2).await;
-    let total = fetched(&cluster, 0, 24.0 * MIB).await;
-    let shown = fetching(&cluster, 0).await.unwrap();
+    let (shown, total) = fetched(&cluster, 0, 24.0 * MIB).await;
     assert!(
         shown["bytes_per_second"].as_f64().unwrap() > 0.0,
         "{shown:#}"
@@ -128,8 +134,8 @@ async fn a_sender_that_is_killed_goes_on_when_it_is_back() {
     let mut cluster = three(false).await;
     left_behind(&mut cluster).await;
     cluster.restart(2).await;
-    let total = fetched(&cluster, 0, 24.0 * MIB).await;
-    let from = fetching(&cluster, 0).await.unwrap()["from"].clone();
+    let (shown, total) = fetched(&cluster, 0, 24.0 * MIB).await;
+    let from = shown["from"].clone();
     let view = cluster.view(0).await.unwrap();
     let nodes = view["nodes"].as_array().unwrap();
     let sender = nodes.iter().find(|node| node["node"] == from).unwrap();
@@ -149,7 +155,7 @@ async fn connections_that_are_cut_in_mid_transfer_cost_no_second_one() {
     let mut cluster = three(true).await;
     left_behind(&mut cluster).await;
     cluster.restart(2).await;
-    let total = fetched(&cluster, 0, 24.0 * MIB).await;
+    let (_, total) = fetched(&cluster, 0, 24.0 * MIB).await;
     let ways = [(0, 2), (1, 2), (2, 0), (2, 1)];
     cluster.links().cut(ways);
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -175,11 +181,7 @@ async fn files_that_a_node_has_are_not_sent_again() {
     );
     // It is left behind again, by little.
     cluster.lead(1, 0).await;
-    cluster.stop(2).await;
-    let orders = stream(&cluster, 0, "orders");
-    for number in 0..100 {
-        sdk::append(&orders, [noise(number, BATCH)]).await;
-    }
+    stop_and_append(&mut cluster, 0..100).await;
     cluster.restart(2).await;
     caught_up(&cluster, 0).await;
     let second = sent(&cluster, &[0, 1]).await - first;
@@ -210,7 +212,7 @@ async fn on_a_full_disk_a_transfer_waits_and_goes_on_by_itself_when_there_is_spa
     let mut cluster = on_a_small_disk(&disk.path("data")).await;
     left_behind(&mut cluster).await;
     cluster.restart(2).await;
-    let total = fetched(&cluster, 0, 8.0 * MIB).await;
+    let (_, total) = fetched(&cluster, 0, 8.0 * MIB).await;
     fill_up(&disk);
     let http = cluster.server(2).http1();
     eventually("the node says that it waits", async || {
@@ -237,6 +239,9 @@ async fn on_a_full_disk_a_transfer_waits_and_goes_on_by_itself_when_there_is_spa
         received <= total + WINDOW + 2.0 * MIB,
         "{received} bytes of {total} have come"
     );
-    let ready = http.get("/health/ready").send().await;
-    assert_eq!(ready.status, 200, "{}", ready.text());
+    eventually("the node is ready again", async || {
+        let ready = http.get("/health/ready").try_send().await.ok()?;
+        (ready.status == 200).then_some(())
+    })
+    .await;
 }

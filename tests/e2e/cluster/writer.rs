@@ -182,6 +182,33 @@ pub async fn caught_up(cluster: &Cluster, at: usize) {
     .await;
 }
 
+/// The first and the last entry of the log that the leader of a partition has, as node `at` knows who leads.
+pub async fn log_of_leader(cluster: &Cluster, at: usize, partition: u64) -> (u64, u64) {
+    eventually("the leader shows its log", async || {
+        let leader = cluster.leader_of(partition, at).await;
+        let http = cluster.http(leader);
+        let status = http.get("/esker/v1/status").try_send().await.ok()?.json();
+        let mut partitions = status["partitions"].as_array()?.iter();
+        let of = partitions.find(|of| of["partition"] == partition)?;
+        if of["role"] != "leader" {
+            return None;
+        }
+        Some((of["log_head"].as_u64()?, of["last"].as_u64()?))
+    })
+    .await
+}
+
+/// Waits until the log that the leader of a partition has begins after an entry: a node that has nothing after that one needs
+/// a snapshot. The log is trimmed in the background, some time after it was written.
+pub async fn log_begins_after(cluster: &Cluster, at: usize, partition: u64, lsn: u64) {
+    let what = format!("the log of partition {partition} begins after {lsn}");
+    eventually(&what, async || {
+        let (head, _) = log_of_leader(cluster, at, partition).await;
+        (head > lsn).then_some(())
+    })
+    .await;
+}
+
 /// A follower of a stream that goes on from where it was, by way of the next node, whenever its session ends.
 pub struct Follower {
     task: JoinHandle<()>,

@@ -145,7 +145,8 @@ impl Nodes {
     }
 
     /// Waits until each partition has so many voters, all of them applied what the leader has, and the others are
-    /// gone from the list of nodes. Returns the numbers of the nodes.
+    /// gone from the list of nodes. No change of the voters is under way then, in which those before it would still be
+    /// needed. Returns the numbers of the nodes.
     async fn have_voters(&self, asked: usize, voters: usize) -> BTreeSet<u64> {
         let what = format!("each partition has {voters} voters, as node {asked} shows");
         eventually(&what, async || {
@@ -158,7 +159,13 @@ impl Nodes {
             };
             let all_vote = partitions.iter().all(|partition| {
                 let replicas = partition["replicas"].as_array().unwrap();
-                replicas.len() == nodes.len() && replicas.iter().filter(votes).count() == voters
+                let members = &partition["members"];
+                let count = |which: &str| members[which].as_array().map(Vec::len);
+                let is_complete =
+                    count("voters") == Some(voters) && count("voters_before") == Some(0);
+                is_complete
+                    && replicas.len() == nodes.len()
+                    && replicas.iter().filter(votes).count() == voters
             });
             let active = nodes.iter().filter(|node| node["state"] == "active");
             let numbers: BTreeSet<u64> = active.filter_map(|node| node["node"].as_u64()).collect();
@@ -215,6 +222,16 @@ impl Nodes {
             None
         })
         .await;
+    }
+
+    /// Makes a node lead all partitions for the next seconds: a leader that has just begun is left alone by what spreads
+    /// leaders, and one that has led for longer may lose its place at any moment.
+    async fn lead_all(&self, at: usize) {
+        let other = (at + 1) % self.servers.len();
+        for partition in 0..PARTITIONS {
+            self.lead(partition, other).await;
+            self.lead(partition, at).await;
+        }
     }
 
     /// Appends to all streams without a majority, all at once: the log gets them, and nothing is acknowledged.

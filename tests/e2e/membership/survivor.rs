@@ -243,10 +243,8 @@ async fn what_was_committed_in_a_later_term_wins_over_the_end_of_a_survivors_log
     let mut nodes = Nodes::three().await;
     nodes.create(0).await;
     nodes.append(0, "a").await;
-    for partition in 0..PARTITIONS {
-        nodes.lead(partition, 0).await;
-    }
     nodes.append(0, "b").await;
+    nodes.lead_all(0).await;
     nodes.servers[1].kill();
     nodes.servers[2].kill();
     nodes.append_in_vain(0, 20).await;
@@ -269,11 +267,9 @@ async fn what_was_committed_in_a_later_term_wins_over_the_end_of_a_survivors_log
 async fn the_end_of_a_survivors_log_is_kept_and_gets_numbers_that_nobody_else_has_given_out() {
     let mut nodes = Nodes::three().await;
     nodes.create(0).await;
-    for partition in 0..PARTITIONS {
-        nodes.lead(partition, 0).await;
-    }
     nodes.append(0, "a").await;
     nodes.append(0, "b").await;
+    nodes.lead_all(0).await;
     nodes.servers[1].kill();
     nodes.servers[2].kill();
     nodes.append_in_vain(0, 3).await;
@@ -376,11 +372,9 @@ async fn a_survivor_that_could_not_begin_is_a_member_like_any_other_again() {
     let s3 = S3Server::in_memory().await;
     let mut nodes = Nodes::three_with(&s3.settings()).await;
     nodes.create(0).await;
-    for partition in 0..PARTITIONS {
-        nodes.lead(partition, 0).await;
-    }
     nodes.append(0, "a").await;
     nodes.put_snapshots().await;
+    nodes.lead_all(0).await;
     nodes.servers[1].kill();
     nodes.servers[2].kill();
     nodes.append_in_vain(0, 20).await;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use s2_sdk::S2;
-use s2_sdk::types::ListStreamsInput;
+use s2_sdk::types::{ListStreamsInput, ReadFrom, ReadInput, ReadLimits, ReadStart, ReadStop};
 
 use super::contents::stream;
 use super::history::quiet;
@@ -26,6 +26,9 @@ const AT_A_TIME: usize = 32;
 /// Each stream whose number is a multiple of this gets another record after the snapshot, so that replay
 /// reads many blocks.
 const LATE: usize = 4;
+/// Each stream whose number is a multiple of this is read from a timestamp on, too: reads by sequence number do not touch
+/// the index by time, of which a block has more streams than this.
+const BY_TIME: usize = 8;
 /// Bytes that are flipped.
 const FLIPPED: usize = 64;
 /// Per mille of a file's length. The last is in its footer, which is read when it is opened.
@@ -96,7 +99,16 @@ pub(super) async fn snapshot_all(server: &Server) {
     }
 }
 
-/// Reads everything that was acknowledged. The error is that of a read.
+/// A read of everything from the first timestamp on.
+fn from_the_first_time() -> ReadInput {
+    let limits = ReadLimits::new().with_count(1000);
+    ReadInput::new()
+        .with_start(ReadStart::new().with_from(ReadFrom::Timestamp(0)))
+        .with_stop(ReadStop::new().with_limits(limits))
+}
+
+/// Reads everything that was acknowledged, in each way in which it can be found: no block of the database that has anything
+/// of it is left out. The error is that of a read.
 ///
 /// # Panics
 ///
@@ -106,9 +118,14 @@ async fn read_all(s2: &S2, context: &str) -> Result<(), String> {
     for_each(0..STREAMS, async |number| {
         let mut wanted = vec![body(number)];
         wanted.extend((number % LATE == 0).then(|| late(number)));
-        match stream(s2, &name(number)).read(sdk::from_seq(0, 1000)).await {
-            Ok(batch) => assert_eq!(sdk::bodies(&batch.records), wanted, "{context}: {number}"),
-            Err(error) => *failure.lock().unwrap() = Some(error.to_string()),
+        let stream = stream(s2, &name(number));
+        let mut reads = vec![sdk::from_seq(0, 1000)];
+        reads.extend((number % BY_TIME == 0).then(from_the_first_time));
+        for input in reads {
+            match stream.read(input).await {
+                Ok(batch) => assert_eq!(sdk::bodies(&batch.records), wanted, "{context}: {number}"),
+                Err(error) => *failure.lock().unwrap() = Some(error.to_string()),
+            }
         }
     })
     .await;

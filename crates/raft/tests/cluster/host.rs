@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use esker_raft::engine::Committed;
+use esker_raft::engine::{ChangeRefused, Committed};
 use esker_raft::store::DiskFaults;
 use esker_raft::transport::memory::Network;
 use esker_raft::{
-    ApplyError, Capture, Config, Group, GroupId, GroupOptions, Lsn, Membership, Node, NodeId,
-    ProposeError, RemoveFiles, Role, SnapshotData, SnapshotDir, SnapshotError, StateMachine,
-    StoredSnapshot, Term, Transport,
+    ApplyError, Capture, ChangeError, Config, Group, GroupId, GroupOptions, Lsn, Membership, Node,
+    NodeId, ProposeError, RemoveFiles, Role, SnapshotData, SnapshotDir, SnapshotError,
+    StateMachine, StoredSnapshot, Term, Transport,
 };
 use parking_lot::Mutex;
 
@@ -271,11 +271,10 @@ impl Cluster {
     #[cfg(feature = "grpc")]
     fn grpc(&mut self, id: u64) -> Arc<dyn Transport> {
         use esker_raft::transport::grpc::{GrpcConfig, GrpcTransport};
+        // No other cluster of this process gets them, also while their nodes do not run: all clusters have the same identity.
         for node in [1, 2, 3, 4].map(NodeId) {
-            self.addresses.entry(node).or_insert_with(|| {
-                let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-                free.local_addr().unwrap().to_string()
-            });
+            let free = || format!("127.0.0.1:{}", testkit::ports::free_port().unwrap());
+            self.addresses.entry(node).or_insert_with(free);
         }
         let config = GrpcConfig {
             peers: self.addresses.clone(),
@@ -355,6 +354,39 @@ impl Cluster {
             found != 0
         });
         found
+    }
+
+    /// Has the leader change the membership or the leadership, and asks again while that is refused: on a busy machine
+    /// another one may lead by now, or an earlier change not be complete.
+    #[track_caller]
+    pub fn change(
+        &self,
+        what: &str,
+        mut change: impl AsyncFnMut(u64, &Group<usize>) -> Result<(), ChangeError>,
+    ) {
+        use ChangeRefused::{AlreadyMember, NotALearner, NotAMember};
+        let mut may_be_done = false;
+        wait_for(what, || {
+            let leader = self.leader();
+            match block(change(leader, self.group(leader))) {
+                Ok(()) => true,
+                Err(ChangeError::Refused(AlreadyMember | NotALearner | NotAMember))
+                    if may_be_done =>
+                {
+                    true
+                }
+                Err(ChangeError::TimedOut | ChangeError::Unknown) => {
+                    may_be_done = true;
+                    false
+                }
+                Err(
+                    ChangeError::Refused(_)
+                    | ChangeError::NotLeader { .. }
+                    | ChangeError::Superseded,
+                ) => false,
+                Err(other @ ChangeError::Other(_)) => panic!("{what}: {other}"),
+            }
+        });
     }
 
     /// A member that does not lead.

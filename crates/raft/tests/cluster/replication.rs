@@ -2,7 +2,7 @@
 
 use esker_raft::{ChangeError, Config, GroupOptions, NodeError, NodeId, Role};
 
-use crate::host::{Cluster, GROUP, Knobs, Lines, Wire, block, wait_for};
+use crate::host::{Cluster, GROUP, Knobs, Lines, Wire, block, observe_repeatedly, wait_for};
 use crate::over_each_wire;
 
 over_each_wire! {
@@ -39,7 +39,10 @@ fn a_follower_reads_what_was_written_before(wire: Wire) {
     let follower = cluster.follower();
     for round in 1..=5 {
         cluster.write(1, 20);
-        block(cluster.group(follower).read_index()).unwrap();
+        // While nobody leads, it is refused.
+        wait_for("a read", || {
+            block(cluster.group(follower).read_index()).is_ok()
+        });
         assert_eq!(cluster.lines(follower).len(), round);
     }
 }
@@ -49,7 +52,9 @@ fn members_come_and_go_and_restarts_remember_them(wire: Wire) {
     cluster.write(20, 20);
     cluster.run(2);
     cluster.run(3);
-    block(cluster.group(1).add_peer(NodeId(2))).unwrap();
+    cluster.change("2 is added", async |_, group| {
+        group.add_peer(NodeId(2)).await
+    });
     wait_for("2 votes", || {
         cluster.group(1).membership().voters == [NodeId(1), NodeId(2)]
     });
@@ -57,13 +62,8 @@ fn members_come_and_go_and_restarts_remember_them(wire: Wire) {
         !cluster.group(1).membership().is_joint()
     });
     // One at a time: until 2's own promotion is applied everywhere, the next may have to wait.
-    wait_for("3 is a learner", || {
-        match block(cluster.group(1).add_learner(NodeId(3))) {
-            Ok(())
-            | Err(ChangeError::Refused(esker_raft::engine::ChangeRefused::AlreadyMember)) => true,
-            Err(ChangeError::Refused(_)) => false,
-            Err(other) => panic!("{other}"),
-        }
+    cluster.change("3 is a learner", async |_, group| {
+        group.add_learner(NodeId(3)).await
     });
     cluster.write(20, 20);
     cluster.assert_agreed(&[1, 2, 3]);
@@ -84,14 +84,14 @@ fn members_come_and_go_and_restarts_remember_them(wire: Wire) {
     assert_eq!(membership.voters, [NodeId(1), NodeId(2)]);
     assert_eq!(membership.learners, [NodeId(3)]);
 
-    block(cluster.group(leader).promote(NodeId(3))).unwrap();
+    cluster.change("3 votes", async |_, group| group.promote(NodeId(3)).await);
     let goes = if leader == 1 { 2 } else { 1 };
-    wait_for("it may be removed", || {
-        match block(cluster.group(cluster.leader()).remove_peer(NodeId(goes))) {
-            Ok(()) => true,
-            Err(ChangeError::Refused(_)) => false,
-            Err(other) => panic!("{other}"),
+    cluster.change("it may be removed", async |leader, group| {
+        if leader == goes {
+            group.transfer_leadership(NodeId(3)).await?;
+            return Err(ChangeError::NotLeader { leader: None });
         }
+        group.remove_peer(NodeId(goes)).await
     });
     cluster.kill(goes);
     cluster.write(5, 20);
@@ -104,16 +104,19 @@ fn the_leadership_moves_to_another_member_on_request(wire: Wire) {
     let mut cluster = Cluster::start(wire, &[1, 2, 3]);
     cluster.write(5, 20);
     cluster.assert_agreed(&[1, 2, 3]);
-    let (leader, follower) = (cluster.leader(), cluster.follower());
-    block(cluster.group(leader).transfer_leadership(NodeId(follower))).unwrap();
-    wait_for("it leads", || {
-        cluster.group(follower).status().role == Role::Leader
+    observe_repeatedly("the former leader refuses", || {
+        let (leader, follower) = (cluster.leader(), cluster.follower());
+        cluster.change("it is asked to lead", async |_, group| {
+            group.transfer_leadership(NodeId(follower)).await
+        });
+        wait_for("it leads", || {
+            cluster.group(follower).status().role == Role::Leader
+        });
+        match block(cluster.group(leader).transfer_leadership(NodeId(leader))) {
+            Err(ChangeError::NotLeader { .. }) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
     });
-    let refused = block(cluster.group(leader).transfer_leadership(NodeId(leader)));
-    assert!(
-        matches!(refused, Err(ChangeError::NotLeader { .. })),
-        "{refused:?}"
-    );
     cluster.write(5, 20);
     cluster.assert_agreed(&[1, 2, 3]);
 }

@@ -10,7 +10,7 @@ use esker_raft::NodeId;
 use esker_raft::message::Payload;
 use parking_lot::Mutex;
 
-use crate::host::{Cluster, Wire, block, observe_repeatedly, wait_for};
+use crate::host::{Cluster, Wire, observe_repeatedly, wait_for};
 
 const CHUNK: u64 = 4096;
 const WINDOW: u64 = 16 * 1024;
@@ -130,8 +130,10 @@ fn a_change_of_the_leader_in_mid_transfer_does_not_end_it() {
         .keys()
         .find(|id| ![source, behind].contains(id)))
     .unwrap();
-    block(cluster.group(source).transfer_leadership(NodeId(other))).unwrap();
-    assert_eq!(cluster.leader(), other);
+    cluster.change("the other one is asked to lead", async |_, group| {
+        group.transfer_leadership(NodeId(other)).await
+    });
+    wait_for("it leads", || cluster.leader() == other);
     cluster.write(20, 100);
     watch.go_on();
     cluster.assert_agreed(&[1, 2, 3]);
@@ -287,8 +289,9 @@ fn observe_a_limited_transfer(cluster: &mut Cluster, limit: u64) -> Result<(), S
 fn the_membership_may_change_in_mid_transfer() {
     let (mut cluster, behind, watch) = in_mid_transfer(false);
     cluster.run(4);
-    let leader = cluster.leader();
-    block(cluster.group(leader).add_learner(NodeId(4))).unwrap();
+    cluster.change("4 is a learner", async |_, group| {
+        group.add_learner(NodeId(4)).await
+    });
     watch.go_on();
     cluster.write(5, 100);
     cluster.assert_agreed(&[1, 2, 3, 4]);

@@ -68,12 +68,13 @@ impl Cluster {
         Cluster::empty(base).with_three().await
     }
 
-    /// Adds three nodes, and waits until they vote.
+    /// Adds three nodes, and waits until they vote and each partition has the leader that it keeps.
     pub async fn with_three(mut self) -> Cluster {
         for _ in 0..3 {
             self.add(|setup| setup).await;
         }
         self.voting().await;
+        self.settle_leaders().await;
         self
     }
 
@@ -223,8 +224,8 @@ impl Cluster {
         self.voting_as_of(0, self.count()).await;
     }
 
-    /// The same of so many nodes, as a node shows it. A change of the members that the answer does not show, because its
-    /// old voters are still needed, is over soon after.
+    /// The same of so many nodes, as a node shows it. No change of the voters is under way then, in which those before it
+    /// would still be needed; that it is complete has reached the other nodes soon after.
     pub async fn voting_as_of(&self, at: usize, count: usize) {
         self.all_vote(at, count).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -249,12 +250,14 @@ impl Cluster {
                     )
                 };
                 let voters = replicas.iter().filter(votes).count();
+                let is_complete = of["members"]["voters_before"].as_array()?.is_empty();
                 let wanted = match count {
                     5.. if of["partition"] == 0 => 5,
                     3.. => 3,
                     _ => 1,
                 };
-                Some(replicas.len() == count && voters == wanted && of["leader"].is_u64())
+                let all_vote = replicas.len() == count && voters == wanted;
+                Some(all_vote && is_complete && of["leader"].is_u64())
             };
             let is_whole = partitions.iter().all(|of| is_whole(of) == Some(true));
             (active == count && is_whole).then_some(())
@@ -284,7 +287,37 @@ impl Cluster {
         http.post(&path).json(body).send().await
     }
 
-    /// Makes a node lead a partition.
+    /// The node that keeps the leadership of a partition while no node is lost. Any other one gives it to this one once it
+    /// has led for ten seconds: nodes spread leaderships over the voters, in the order of their numbers.
+    pub async fn keeper_of(&self, partition: u64, as_of: usize) -> usize {
+        eventually(&format!("partition {partition} has voters"), async || {
+            let view = self.view(as_of).await.ok()?;
+            let partitions = view["partitions"].as_array()?;
+            let of = partitions.iter().find(|of| of["partition"] == partition)?;
+            let voters = of["members"]["voters"].as_array()?;
+            let mut voters: Vec<u64> = voters.iter().filter_map(Value::as_u64).collect();
+            voters.sort_unstable();
+            let at = usize::try_from(partition).ok()?;
+            let keeper = voters.get(at.checked_rem(voters.len())?)?;
+            let nodes = view["nodes"].as_array()?;
+            let keeper = nodes.iter().find(|node| node["node"] == *keeper)?;
+            keeper["name"].as_str()?.strip_prefix('n')?.parse().ok()
+        })
+        .await
+    }
+
+    /// Moves each leadership to the node that keeps it, so that none moves by itself later.
+    pub async fn settle_leaders(&self) {
+        let view = eventually("a node answers", async || self.view(0).await.ok()).await;
+        let partitions = view["partitions"].as_array().map_or(0, Vec::len);
+        for partition in 0..partitions as u64 {
+            let keeper = self.keeper_of(partition, 0).await;
+            self.lead(partition, keeper).await;
+        }
+    }
+
+    /// Makes a node lead a partition. If it is not the one that [keeps](Cluster::keeper_of) it, the leadership moves on
+    /// ten seconds later.
     pub async fn lead(&self, partition: u64, at: usize) {
         let path = format!("partitions/{partition}/leader");
         let to = json!({"to": format!("n{at}")});

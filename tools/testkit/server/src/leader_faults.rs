@@ -3,7 +3,9 @@
 //! Each answer is noted with the time since the begin of the run; a checker of [`history`](crate::history)
 //! searches for one order of events that explains all of them.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,6 +13,7 @@ use rand::Rng;
 use rustix::process::Signal;
 
 use crate::cluster::Cluster;
+use crate::eventually;
 
 /// Faults of one run: a history of more takes long to read and to check.
 const MAX_FAULTS: u64 = 6;
@@ -33,6 +36,8 @@ pub struct ClientRun {
     began: Instant,
     stopped: AtomicBool,
     next: AtomicU64,
+    /// Answers of each kind that a test counts.
+    counted: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Default for ClientRun {
@@ -41,6 +46,7 @@ impl Default for ClientRun {
             began: Instant::now(),
             stopped: AtomicBool::new(false),
             next: AtomicU64::new(1),
+            counted: Mutex::default(),
         }
     }
 }
@@ -54,6 +60,33 @@ impl ClientRun {
     /// A number that no client has had.
     pub fn id(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Counts an answer of a kind.
+    ///
+    /// # Panics
+    ///
+    /// If a client has panicked while it counted.
+    pub fn count(&self, kind: &'static str) {
+        *self.counted.lock().unwrap().entry(kind).or_default() += 1;
+    }
+
+    /// Waits until clients have got more than so many answers of each kind. On a slow machine the faults are over before:
+    /// with fewer answers, a run shows nothing.
+    ///
+    /// # Panics
+    ///
+    /// If they do not get them soon.
+    pub async fn enough(&self, of_kinds: &[(&'static str, u64)]) {
+        let what = format!("clients have got enough answers: {of_kinds:?}");
+        eventually(&what, async || {
+            let counted = self.counted.lock().unwrap();
+            let has = |(kind, least): &(&'static str, u64)| {
+                counted.get(kind).is_some_and(|it| it > least)
+            };
+            of_kinds.iter().all(has).then_some(())
+        })
+        .await;
     }
 
     /// Whether clients go on.

@@ -392,12 +392,21 @@ impl Server {
     ///
     /// If it does not soon.
     pub async fn wait(&mut self) -> ExitStatus {
+        self.wait_within(SOON).await
+    }
+
+    /// Like [`Server::wait`], for an end that the server itself puts off.
+    ///
+    /// # Panics
+    ///
+    /// If it does not end within the limit.
+    pub async fn wait_within(&mut self, limit: Duration) -> ExitStatus {
         let started = Instant::now();
         loop {
             if let Some(status) = self.process.ended() {
                 return status;
             }
-            assert!(started.elapsed() < SOON, "the server did not end");
+            assert!(started.elapsed() < limit, "the server did not end");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
