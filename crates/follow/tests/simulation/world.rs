@@ -209,7 +209,13 @@ async fn live(plan: Plan) -> Result<Tally, String> {
         plan: Arc::new(plan),
     };
     let plan = world.plan.clone();
-    let pump = tokio::spawn(world.busy.clone().pump());
+    // Only a snapshot of several fragments is written or restored by a thread that waits for the stream.
+    let has_fragments = plan.padding > 0 || plan.by_hand.is_some();
+    let patience = match has_fragments {
+        true => Duration::from_micros(100),
+        false => Duration::from_secs(10),
+    };
+    let pump = tokio::spawn(world.busy.clone().pump(patience));
     let rng = |role: u64| StdRng::seed_from_u64(seed ^ (role << 48));
     let mut roles = JoinSet::new();
     for i in 0..plan.writers as u64 {
