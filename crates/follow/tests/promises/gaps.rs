@@ -16,20 +16,30 @@ use crate::model::{Faults, GAP, Scripted, Stream};
 use crate::store::Store;
 use crate::{describe, has_everything, in_stream, some, state};
 
-/// Where numbers continue after a fork at 5.
-const RESUMES_AT: u64 = 5 + GAP;
+/// What left the gap.
+#[derive(Clone, Copy, Debug)]
+enum Cause {
+    Fork,
+    Import,
+}
 
-/// A stream of five records, whose history was cut off right behind them, and of two more.
-fn forked() -> Stream {
+const CAUSES: [Cause; 2] = [Cause::Fork, Cause::Import];
+
+/// A stream of five records, a gap right behind them, and two more records; and where these begin.
+fn with_gap(cause: Cause) -> (Stream, u64) {
     let stream = Stream::new(1);
     stream.data(some(5));
-    stream.fork(5);
-    stream.data(some(2));
-    stream
+    match cause {
+        Cause::Fork => stream.fork(5),
+        Cause::Import => stream.pass_over(100),
+    }
+    let resumes_at = stream.data(some(2));
+    assert!(resumes_at > 5);
+    (stream, resumes_at)
 }
 
 /// What an earlier build appended: a snapshot whose cursor is in front of the gap, and its trim.
-fn in_front(stream: &Stream, is_framed: bool) {
+fn in_front(stream: &Stream, resumes_at: u64, is_framed: bool) {
     let (meta, bytes, totals) = describe(stream, 5, &state(stream, 5));
     let (id, trim) = (Uuid::new_v4(), record::trim_record(5));
     let batch: Vec<AppendRecord> = if is_framed {
@@ -45,15 +55,16 @@ fn in_front(stream: &Stream, is_framed: bool) {
         vec![trim, single]
     };
     stream.land(&batch, None).unwrap();
-    assert_eq!(stream.now_head(), RESUMES_AT, "the trim leaps over the gap");
+    assert_eq!(stream.now_head(), resumes_at, "the trim leaps over the gap");
     stream.data(some(1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_whose_cursor_is_in_front_of_a_gap_reaches_what_is_behind_it() {
-    for is_framed in [false, true] {
-        let stream = forked();
-        in_front(&stream, is_framed);
+    let cases = CAUSES.map(|cause| [(cause, false), (cause, true)]);
+    for (cause, is_framed) in cases.into_iter().flatten() {
+        let (stream, resumes_at) = with_gap(cause);
+        in_front(&stream, resumes_at, is_framed);
         let reader = in_stream(&stream).open().await.unwrap();
         assert_eq!(reader.restored().unwrap().cursor, 5);
         has_everything(&reader, &stream).await;
@@ -88,14 +99,15 @@ async fn a_follower_that_learns_of_a_gap_before_it_reads_on_takes_its_snapshot_b
         has_everything(&reader, &stream).await;
         let taken = taken.unwrap();
         assert_eq!(reader.restored(), Some(&taken));
-        assert!(taken.cursor >= RESUMES_AT, "{taken:?}");
+        assert!(taken.cursor >= 5 + GAP, "{taken:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_cursor_in_front_of_a_gap_is_no_reason_for_a_trim() {
-    for padding in [0, 2 << 20] {
-        let stream = forked();
+    let cases = CAUSES.map(|cause| [(cause, 0), (cause, 2 << 20)]);
+    for (cause, padding) in cases.into_iter().flatten() {
+        let (stream, _) = with_gap(cause);
         let mut chain = state(&stream, 5);
         chain.padding = padding;
         let (meta, ..) = describe(&stream, 5, &chain);
@@ -104,7 +116,7 @@ async fn a_cursor_in_front_of_a_gap_is_no_reason_for_a_trim() {
         let taken = take(&stream, &guard, chain, &meta, true).await;
         // A large one is there by then.
         assert_eq!(taken.is_ok(), padding > 0, "{taken:?}");
-        assert_eq!(stream.now_head(), 0);
+        assert_eq!(stream.now_head(), 0, "{cause:?}, {padding}");
         let reader = in_stream(&stream).open().await.unwrap();
         has_everything(&reader, &stream).await;
     }

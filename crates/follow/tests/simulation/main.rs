@@ -59,10 +59,11 @@ fn whatever_goes_wrong_a_state_is_the_fold_of_all_records_before_its_cursor() {
         failed,
         restored,
         forks,
+        gaps,
         ..
     } = all;
     let happened = [
-        anchored, framed, single, external, lost, failed, restored, forks,
+        anchored, framed, single, external, lost, failed, restored, forks, gaps,
     ];
     assert!(
         !is_many || happened.iter().all(|times| *times > 0),

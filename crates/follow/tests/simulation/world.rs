@@ -28,7 +28,7 @@ pub struct Plan {
     pub attempts: u32,
     pub writers: usize,
     pub lasts: Duration,
-    /// Histories are cut off.
+    /// Histories are cut off, and numbers are passed over.
     pub forks: bool,
     /// The stream is created again.
     pub is_recreated: bool,
@@ -147,6 +147,7 @@ pub struct Tally {
     pub restored: u64,
     pub refused: u64,
     pub forks: u64,
+    pub gaps: u64,
 }
 
 impl Tally {
@@ -163,6 +164,7 @@ impl Tally {
         self.restored += other.restored;
         self.refused += other.refused;
         self.forks += other.forks;
+        self.gaps += other.gaps;
     }
 }
 
@@ -290,11 +292,17 @@ impl World {
             if self.is_over() {
                 return;
             }
-            self.tally.lock().forks += 1;
             if self.plan.is_recreated {
+                self.tally.lock().forks += 1;
                 self.stream.recreate();
                 continue;
             }
+            if rng.random_bool(0.25) {
+                self.tally.lock().gaps += 1;
+                self.stream.pass_over(rng.random_range(1..1000));
+                continue;
+            }
+            self.tally.lock().forks += 1;
             // Batches are lost as a whole. What comes last is lost most often.
             let batches = self.stream.batches();
             let back = rng.random_range(0..=batches.len().min(12));
