@@ -47,9 +47,15 @@ impl Identity {
         (!is_cut_off).then_some(resumes_at)
     }
 
+    /// The position itself, or where numbers continue if they jump there. Both name the same place of the
+    /// history. A server that trims to the first of them removes what is before the second.
+    pub fn behind_gap(&self, position: u64) -> u64 {
+        self.goes_on_at(position).unwrap_or(position)
+    }
+
     /// The first position of the stream: not 0 if it was empty when a history was cut off.
     pub fn begins_at(&self) -> u64 {
-        self.goes_on_at(0).unwrap_or(0)
+        self.behind_gap(0)
     }
 }
 

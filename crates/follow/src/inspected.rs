@@ -38,7 +38,7 @@ impl Standing {
         if let Err(why) = meta.of_stream(identity) {
             return Standing::Useless(why.to_string());
         }
-        if meta.cursor < head {
+        if identity.behind_gap(meta.cursor) < head {
             return Standing::Useless(format!(
                 "the stream begins at {head}, and what is between is gone"
             ));

@@ -6,6 +6,10 @@
 //! would remove what is left. So the stream is checked before each attempt, and the attempt is made on
 //! the condition that nothing was appended since.
 //!
+//! If numbers jump at the cursor, a server removes all up to where they continue, and the snapshot looks as
+//! if it did not reach what is left: a reader has to know of the jump. No snapshot of such a cursor is the
+//! reason for a trim. The next one has the position behind the jump as its cursor.
+//!
 //! On a busy stream that condition keeps failing, so the last attempts are made without it: no more than
 //! a round trip is between the check and such an attempt.
 //!
@@ -62,13 +66,20 @@ async fn once(
     batch: &[AppendRecord],
     conditional: bool,
 ) -> Result<u64, AppendFailed> {
-    // The tail comes first: an append after the check makes the condition fail.
+    // The tail comes first: an append after the checks makes the condition fail. The identity comes last:
+    // the guard may wait for long, and without the condition nothing else notices another history.
     let tail = endpoint.tail().await.map_err(unsaid)?;
-    check(endpoint, meta).await?;
     guard
         .check(endpoint, meta, to, tail)
         .await
         .map_err(denied)?;
+    let identity = check(endpoint, meta).await?;
+    if let Some(resumes_at) = identity.goes_on_at(meta.cursor) {
+        return Err(AppendFailed::Refused(format!(
+            "sequence numbers go on at {resumes_at} right behind the snapshot's cursor {}",
+            meta.cursor
+        )));
+    }
     let at = conditional.then_some(tail);
     endpoint.append(batch.to_vec(), at).await
 }

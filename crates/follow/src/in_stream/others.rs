@@ -195,7 +195,15 @@ impl Guard {
         }
         // Others may have trimmed them away.
         let head = head(endpoint).await?;
-        self.update(|known| known.newest.retain(|_, other| head <= other.trimmable));
+        let identity = endpoint.identity().await;
+        let identity = identity.map_err(|e| Denied::Unknown(e.to_string()))?;
+        self.update(|known| {
+            known.newest.retain(|_, other| {
+                // A trim to where numbers jump removes nothing that comes after it.
+                other.trimmable = identity.behind_gap(other.trimmable);
+                head <= other.trimmable
+            });
+        });
         Ok(self.known.borrow().first().cloned())
     }
 

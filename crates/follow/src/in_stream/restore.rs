@@ -227,7 +227,7 @@ impl<F: Fold> Scan<'_, F> {
                         let wanted = match &seen {
                             Seen::Fragment {
                                 meta: Some(meta), ..
-                            } if meta.cursor >= head => {
+                            } if self.reaches(meta, head) => {
                                 self.usable(position, meta).is_ok().then_some(meta)
                             }
                             _ => None,
@@ -281,6 +281,12 @@ impl<F: Fold> Scan<'_, F> {
                 (None, _) => {}
             }
         }
+    }
+
+    /// Whether what a snapshot covers reaches up to the head. If numbers jump at its cursor, the head may be
+    /// where they continue: a trim to the cursor makes it so.
+    fn reaches(&self, meta: &Meta, head: u64) -> bool {
+        self.identity.behind_gap(meta.cursor) >= head
     }
 
     /// Whether a fork explains that `found` comes next.
@@ -344,7 +350,7 @@ impl<F: Fold> Scan<'_, F> {
         }
         // Between the cursor and the snapshot is the trim command that was appended with it.
         let is_head = position == head && meta.cursor + 1 == position;
-        if meta.cursor < head && !is_head {
+        if !self.reaches(meta, head) && !is_head {
             return Ok(None);
         }
         let mut sum = Sum::of(meta);
@@ -375,7 +381,7 @@ impl<F: Fold> Scan<'_, F> {
         whole: &Whole,
         restoring: Option<Restoring<F>>,
     ) -> Result<Framed<F>, Stopped> {
-        if whole.meta.cursor < head {
+        if !self.reaches(&whole.meta, head) {
             return Ok(Framed::Not);
         }
         match self.usable(whole.first, &whole.meta) {

@@ -14,6 +14,7 @@ mod store;
 
 mod external;
 mod folds;
+mod gaps;
 mod histories;
 mod in_stream;
 mod ready_folds;

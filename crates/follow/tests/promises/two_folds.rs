@@ -175,6 +175,33 @@ async fn a_snapshot_that_another_fold_appended_meanwhile_is_not_trimmed_away() {
     chain_recovers_passing_over(&stream).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn another_folds_snapshot_in_front_of_a_gap_is_not_trimmed_away() {
+    let stream = Stream::new(1);
+    stream.data(some(5));
+    let counter = counting(&stream).open().await.unwrap();
+    counter.caught_up().await.unwrap();
+    stream.fork(5);
+    stream.data(some(2));
+    // Its trim leaps over the gap, behind its cursor.
+    let (meta, body, totals) = crate::describe(&stream, 5, &crate::state(&stream, 5));
+    let id = uuid::Uuid::new_v4();
+    let single = esker_follow::snapshot::record::single_record(id, &meta, &totals, body);
+    let trim = esker_follow::snapshot::record::trim_record(5);
+    stream.land(&[trim, single.unwrap()], None).unwrap();
+    stream.data(some(3));
+    let tail = stream.now_tail();
+    let mut status = counter.watch_status();
+    let read = status.wait_for(|status| status.cursor == tail).await;
+    drop(read.unwrap());
+    let refused = counter.snapshot().await;
+    assert!(
+        matches!(refused, Err(Error::OtherFold { .. })),
+        "{refused:?}"
+    );
+    chain_recovers(&stream, 5).await;
+}
+
 async fn chain_recovers_passing_over(stream: &Stream) {
     let reader = in_stream(stream).pass_over_unusable();
     let recovered = recovered(reader).await;

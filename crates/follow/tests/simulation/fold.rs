@@ -16,7 +16,8 @@ use crate::model::Seen;
 /// How many folds are being written or restored now, on threads of their own.
 ///
 /// The runtime's paused clock stands still for as long as such a thread is there, and the thread may
-/// wait for a stream that waits for the clock: [`Busy::pump`] moves the clock on then.
+/// wait for a stream that waits for the clock: [`Busy::pump`] moves the clock on then. How far it moves
+/// depends on the machine and not on the seed, so it moves only where a thread may really wait.
 #[derive(Clone, Default)]
 pub struct Busy(Arc<watch::Sender<usize>>);
 
@@ -28,15 +29,21 @@ impl Busy {
         Working(self)
     }
 
-    /// Runs for ever.
-    pub async fn pump(self) {
+    /// Runs for ever. Moves the clock on when a thread has worked for longer than `patience`.
+    pub async fn pump(self, patience: Duration) {
         let mut busy = self.0.subscribe();
         loop {
             if busy.wait_for(|busy| *busy > 0).await.is_err() {
                 return;
             }
             // The thread may have something to do.
-            std::thread::sleep(Duration::from_micros(100));
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < patience && *self.0.borrow() > 0 {
+                std::thread::sleep(Duration::from_micros(20));
+            }
+            if *self.0.borrow() == 0 {
+                continue;
+            }
             tokio::time::advance(Duration::from_millis(5)).await;
             tokio::task::yield_now().await;
         }

@@ -3,7 +3,7 @@
 //! What it keeps to: sequence numbers; appends on a condition; trims that take effect late, and never
 //! beyond the command's own place; reads that begin at the head if they were to begin below it, and
 //! say nothing of it; a fork leaves a gap in the numbers, which trim points leap over, and trims to
-//! numbers within it are refused.
+//! numbers within it are refused; an import leaves a gap, too, and cuts nothing off.
 //!
 //! All records that were ever appended are kept, whatever was trimmed: what a fold has to be is told by
 //! [`Stream::history`].
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use esker_follow::endpoint::{AppendFailed, EndpointError, Fork, Identity, Piece, Sharing};
+use esker_follow::endpoint::{AppendFailed, EndpointError, Fork, Gap, Identity, Piece, Sharing};
 use esker_follow::{Endpoint, SequencedRecord};
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
@@ -253,10 +253,8 @@ impl Stream {
         inner.records.retain(|r| r.seq_num < at);
         inner.batches.retain(|first| *first < at);
         inner.trims.retain(|trim| trim.position < at);
-        let is_empty = inner
-            .records
-            .last()
-            .is_none_or(|r| r.seq_num < inner.head());
+        let is_empty = inner.is_empty();
+        inner.identity.gaps.retain(|gap| gap.seq_num < at);
         // A fork further back undoes the gaps behind it; what they gave out stays given out.
         let undone = inner.identity.forks.iter().filter(|f| f.seq_num >= at);
         let resumes_at = at + GAP * (1 + undone.count() as u64);
@@ -273,6 +271,23 @@ impl Stream {
             parent,
             seq_num: at,
             resumes_at: Some(resumes_at),
+        });
+        drop(inner);
+        self.wake();
+    }
+
+    /// Passes numbers over, as an import does. An empty stream has no gap: it begins behind it.
+    pub fn pass_over(&self, numbers: u64) {
+        let mut inner = self.inner.lock();
+        if inner.is_empty() {
+            return;
+        }
+        let seq_num = inner.tail;
+        inner.tail += numbers;
+        let resumes_at = inner.tail;
+        inner.identity.gaps.push(Gap {
+            seq_num,
+            resumes_at,
         });
         drop(inner);
         self.wake();
@@ -355,6 +370,12 @@ impl Inner {
         }
     }
 
+    /// Whether readers see no record.
+    fn is_empty(&self) -> bool {
+        let last = self.records.last();
+        last.is_none_or(|last| last.seq_num < self.head())
+    }
+
     fn generation(&self) -> (u64, usize) {
         (self.incarnation, self.identity.forks.len())
     }
@@ -365,10 +386,13 @@ impl Inner {
         let head = due.map(|trim| trim.to).max().unwrap_or(0);
         // A trim point in a gap is one at its end.
         let gap = |head: u64| {
-            let mut forks = self.identity.forks.iter();
-            let fork = forks.find(|f| f.seq_num <= head && f.resumes_at > Some(head))?;
+            let forks = self.identity.forks.iter();
+            let forks = forks.filter_map(|fork| Some((fork.seq_num, fork.resumes_at?)));
+            let gaps = self.identity.gaps.iter();
+            let mut gaps = forks.chain(gaps.map(|gap| (gap.seq_num, gap.resumes_at)));
+            let (_, end) = gaps.find(|(from, end)| (*from..*end).contains(&head))?;
             // Not where the numbers simply go on, if nothing was trimmed up to there.
-            (head > 0).then_some(fork.resumes_at?)
+            (head > 0).then_some(end)
         };
         let mut head = head;
         while let Some(end) = gap(head) {

@@ -28,7 +28,7 @@ pub struct Plan {
     pub attempts: u32,
     pub writers: usize,
     pub lasts: Duration,
-    /// Histories are cut off.
+    /// Histories are cut off, and numbers are passed over.
     pub forks: bool,
     /// The stream is created again.
     pub is_recreated: bool,
@@ -147,6 +147,7 @@ pub struct Tally {
     pub restored: u64,
     pub refused: u64,
     pub forks: u64,
+    pub gaps: u64,
 }
 
 impl Tally {
@@ -163,6 +164,7 @@ impl Tally {
         self.restored += other.restored;
         self.refused += other.refused;
         self.forks += other.forks;
+        self.gaps += other.gaps;
     }
 }
 
@@ -209,7 +211,13 @@ async fn live(plan: Plan) -> Result<Tally, String> {
         plan: Arc::new(plan),
     };
     let plan = world.plan.clone();
-    let pump = tokio::spawn(world.busy.clone().pump());
+    // Only a snapshot of several fragments is written or restored by a thread that waits for the stream.
+    let has_fragments = plan.padding > 0 || plan.by_hand.is_some();
+    let patience = match has_fragments {
+        true => Duration::from_micros(100),
+        false => Duration::from_secs(10),
+    };
+    let pump = tokio::spawn(world.busy.clone().pump(patience));
     let rng = |role: u64| StdRng::seed_from_u64(seed ^ (role << 48));
     let mut roles = JoinSet::new();
     for i in 0..plan.writers as u64 {
@@ -284,11 +292,17 @@ impl World {
             if self.is_over() {
                 return;
             }
-            self.tally.lock().forks += 1;
             if self.plan.is_recreated {
+                self.tally.lock().forks += 1;
                 self.stream.recreate();
                 continue;
             }
+            if rng.random_bool(0.25) {
+                self.tally.lock().gaps += 1;
+                self.stream.pass_over(rng.random_range(1..1000));
+                continue;
+            }
+            self.tally.lock().forks += 1;
             // Batches are lost as a whole. What comes last is lost most often.
             let batches = self.stream.batches();
             let back = rng.random_range(0..=batches.len().min(12));

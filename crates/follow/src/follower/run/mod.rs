@@ -201,6 +201,7 @@ impl<F: Fold> Run<F> {
             self.next = self.next.max(until);
             self.guard.update(|others| others.read_to(until));
         }
+        self.pass_gap();
         let mut pieces = self.parts.endpoint.read(self.next);
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

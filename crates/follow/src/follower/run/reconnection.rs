@@ -62,17 +62,7 @@ impl<F: Fold> Run<F> {
         self.status.send_modify(|status| status.caught_up = false);
         let mut backoff = Backoff::new(None);
         self.ask_identity(&mut backoff).await?;
-        // If a history was cut off, or an import passed numbers over, exactly after what was applied,
-        // nothing is missing.
-        if let Some(resumes_at) = self.identity.goes_on_at(self.next) {
-            tracing::info!(
-                stream = self.parts.endpoint.shown(),
-                from = self.next,
-                resumes_at,
-                "sequence numbers go on higher; nothing that was read is lost"
-            );
-            self.next = resumes_at;
-            self.guard.update(|others| others.read_to(resumes_at));
+        if self.pass_gap() {
             return Ok(());
         }
         if self.moved_at.replace(self.next) == Some(self.next) {
@@ -90,10 +80,32 @@ impl<F: Fold> Run<F> {
         self.reopen().await
     }
 
+    /// Passes over the numbers that no record has, if they begin at the next one: a history was cut off, or
+    /// an import passed numbers over, exactly after what was applied, and nothing is missing. This is done
+    /// as soon as the jump is known and not when it is read: no snapshot may have a cursor in front of it.
+    pub(super) fn pass_gap(&mut self) -> bool {
+        let Some(resumes_at) = self.identity.goes_on_at(self.next) else {
+            return false;
+        };
+        tracing::info!(
+            stream = self.parts.endpoint.shown(),
+            from = self.next,
+            resumes_at,
+            "sequence numbers go on higher; nothing that was read is lost"
+        );
+        self.next = resumes_at;
+        self.guard.update(|others| others.read_to(resumes_at));
+        true
+    }
+
     /// Restores a snapshot in place of a state from which the stream does not continue.
     pub(super) async fn reopen(&mut self) -> Result<(), Stop> {
         let parts = self.parts.clone();
-        let stuck = self.is_fresh.then_some(self.next);
+        // Its cursor, which is not the next position if numbers jump there.
+        let newest = self.snapshot_task.newest();
+        let stuck = newest
+            .filter(|_| self.is_fresh)
+            .map(|restored| restored.cursor);
         let mut backoff = Backoff::new(None);
         let recovered = loop {
             let why = match self
