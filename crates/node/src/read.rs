@@ -453,8 +453,7 @@ impl ReadSession {
         let stopping = self.handle.node.inner.stopping.clone();
         let client = self.handle.client;
         loop {
-            let place =
-                (self.claiming).get_or_insert_with(|| budget.wait_in_line(client, at_tail));
+            let place = (self.claiming).get_or_insert_with(|| budget.wait_in_line(client, at_tail));
             tokio::select! {
                 biased;
                 permit = place.turn() => {

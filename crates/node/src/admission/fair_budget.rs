@@ -476,9 +476,7 @@ mod tests {
     #[tokio::test]
     async fn one_request_waits_for_one_of_another_principal_whatever_that_has_queued() {
         let budget = FairBudget::new(2, SharePolicy::All);
-        let mut held: Vec<_> = (0..2)
-            .map(|_| budget.try_take(of(1), 1).unwrap())
-            .collect();
+        let mut held: Vec<_> = (0..2).map(|_| budget.try_take(of(1), 1).unwrap()).collect();
         let mut flood: Vec<_> = (0..480).map(|_| waits(&budget, 1, 1)).collect();
         let mut other = waits(&budget, 2, 1);
         assert_eq!(budget.try_take(of(3), 1).unwrap_err(), NoTurn::Others);
@@ -497,9 +495,7 @@ mod tests {
     #[test]
     fn a_principal_holds_its_share_and_those_that_hold_nothing_find_some() {
         let budget = FairBudget::new(4, SharePolicy::OverFree);
-        let mut held: Vec<_> = (0..3)
-            .map(|_| budget.try_take(of(1), 1).unwrap())
-            .collect();
+        let mut held: Vec<_> = (0..3).map(|_| budget.try_take(of(1), 1).unwrap()).collect();
         assert_eq!(budget.try_take(of(1), 1).unwrap_err(), NoTurn::OwnShare);
         let mut own = waits(&budget, 1, 1);
         // One that waits for its own share holds up nobody.

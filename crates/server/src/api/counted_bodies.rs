@@ -125,7 +125,11 @@ mod tests {
         let (permits, claims) = (slot.clone(), budget.clone());
         let pieces = futures::stream::iter([true, false, true]).map(move |is_batch| {
             if is_batch {
-                permits.put(claims.try_claim(Client::default(), false).expect("it is free"));
+                permits.put(
+                    claims
+                        .try_claim(Client::default(), false)
+                        .expect("it is free"),
+                );
             }
             Ok::<_, Infallible>(vec![b'x'; 1000])
         });

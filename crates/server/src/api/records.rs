@@ -72,13 +72,7 @@ pub async fn check_tail(
     let handle = app
         .node
         .open(&stream.granted)
-        .open_stream(
-            client,
-            &basin,
-            &stream.name,
-            CreateOn::Read,
-            &settings,
-        )
+        .open_stream(client, &basin, &stream.name, CreateOn::Read, &settings)
         .await?;
     Ok(Json(v1::stream::TailResponse {
         tail: handle.tail().into(),

@@ -90,7 +90,11 @@ impl Authority {
         let (Principal::Token(token), Some(catalog)) = (&found, &self.catalog) else {
             return Ok(found);
         };
-        match catalog.wait(of_token(&token.hash)).await.map_err(AccessError::Unavailable)? {
+        match catalog
+            .wait(of_token(&token.hash))
+            .await
+            .map_err(AccessError::Unavailable)?
+        {
             true => find(),
             false => Ok(found),
         }

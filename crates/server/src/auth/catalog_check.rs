@@ -302,7 +302,11 @@ mod tests {
         let check = catalog.check();
         sleep(Duration::from_secs(60)).await;
         assert_eq!(catalog.rounds(), 0, "no token is in use");
-        assert_eq!(check.wait(Client::default()).await, Ok(true), "the first one waits");
+        assert_eq!(
+            check.wait(Client::default()).await,
+            Ok(true),
+            "the first one waits"
+        );
         for _ in 0..1000 {
             let in_use = check.begin();
             assert_eq!(check.wait(Client::default()).await, Ok(false));
@@ -318,7 +322,11 @@ mod tests {
         sleep(Duration::from_secs(60)).await;
         let left = catalog.rounds() - rounds;
         assert!(left <= 3, "{left} rounds without use");
-        assert_eq!(check.wait(Client::default()).await, Ok(true), "what was known is too old");
+        assert_eq!(
+            check.wait(Client::default()).await,
+            Ok(true),
+            "what was known is too old"
+        );
     }
 
     #[tokio::test(start_paused = true)]
