@@ -139,6 +139,8 @@ async fn a_node_at_the_address_of_one_that_is_gone_says_what_to_do_and_its_log_k
     };
     let mut refused = 0;
     for _ in 0..200 {
+        // After ten seconds the leadership may move to a node that archives.
+        nodes.lead(1, 2).await;
         for stream in STREAMS {
             refused += usize::from(append(stream).await == 429);
         }
