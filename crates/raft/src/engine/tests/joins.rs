@@ -271,7 +271,7 @@ fn only_a_voter_that_does_not_lead_is_demoted() {
     cluster.change(demote(&[], &[3])).unwrap();
     let two = &cluster.host(2).membership;
     assert_eq!(two.voters, numbers(&[1, 2]));
-    assert_eq!(two.learners, numbers(&[3]));
+    assert_eq!(two.learners, numbers(&[3, 4]));
 }
 
 /// The change is in the log, and its first half in force; the leader is lost then.
