@@ -217,7 +217,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn connections_of_one_token_that_come_one_after_another_are_ended_until_others_get_some() {
+    async fn connections_of_one_token_that_come_one_after_another_are_ended_until_others_get_some()
+    {
         const CONNECTIONS: usize = 300;
         let windows = Windows::new(TOTAL);
         let connect = |number| {
