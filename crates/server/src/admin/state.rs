@@ -588,8 +588,8 @@ async fn fill_in_time(
     let filled = tokio::time::timeout(COMMITS_TIMEOUT, fill(page, limit, commits)).await;
     filled.unwrap_or_else(|_| {
         Err(AdminError::from(Error::TryLater(format!(
-            "the commits were not read within {} s: replays and watches of your clients keep the memory for these, or \
-             the disk is slow",
+            "the commits were not read within {} s: replays and watches with your token, or from your address, keep \
+             the memory for these, or the disk is slow",
             COMMITS_TIMEOUT.as_secs()
         ))))
     })
