@@ -98,6 +98,29 @@ async fn a_removed_node_may_be_killed_as_soon_as_the_command_has_ended_and_the_l
     assert_eq!(unknown.said["error"]["code"], "node_not_found");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_a_leader_knows_a_removed_node_by_its_number_alone() {
+    let mut nodes = Nodes::three().await;
+    let removed = nodes.run(0, &["remove", "n2", "--yes"]).await;
+    assert_eq!(removed.code, 0, "{}", removed.error);
+    let number = number_of(&nodes.data(2)).to_string();
+    nodes.servers[2].kill();
+    nodes.servers[1].kill();
+    let remove = async |said: &str| {
+        let path = format!("/esker/v1/cluster/nodes/{said}/remove");
+        nodes.servers[0].http1().post(&path).try_send().await.ok()
+    };
+    // As far as it knows, another node may have joined by this name since.
+    eventually("it does not answer for the name", async || {
+        let answer = remove("n2").await?;
+        let code = answer.json()["code"].clone();
+        (answer.status == 503 && code == "cluster_unavailable").then_some(())
+    })
+    .await;
+    let again = eventually("it answers", async || remove(&number).await).await;
+    assert_eq!(again.expect(200).json()["name"], "n2");
+}
+
 /// Its vote is to go to a node that is away at the moment.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removal_that_takes_long_ends_with_who_counts_on_the_node_and_can_be_waited_for_again() {
