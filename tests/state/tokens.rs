@@ -21,11 +21,16 @@ pub type Client = StatehouseServiceClient<Channel>;
 
 /// A server with the root token, and a client of it.
 pub async fn server(root_token: &tempfile::NamedTempFile) -> (Server, Client) {
+    server_with(Setup::default(), root_token).await
+}
+
+/// The same with these settings.
+pub async fn server_with(setup: Setup, root_token: &tempfile::NamedTempFile) -> (Server, Client) {
     std::fs::write(root_token, ROOT).unwrap();
     let mode = std::fs::Permissions::from_mode(0o600);
     root_token.as_file().set_permissions(mode).unwrap();
     let setting = format!("root-token-file={}", root_token.path().display());
-    let server = Setup::default().set(&setting).start_fresh().await;
+    let server = setup.set(&setting).start_fresh().await;
     let client = StatehouseServiceClient::new(channel(server.url()));
     (server, client)
 }

@@ -6,7 +6,10 @@
 
 use std::time::Duration;
 
-use crate::admission::{Client, FairBudget, FairPermit, SharePolicy};
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::{Client, FairBudget, FairPermit, SharePolicy, unless_stopping};
+use crate::blocking::join;
 use crate::error::Error;
 
 /// Changes at a time, in all partitions: whatever partition they are of, they fit into what appends leave there.
@@ -25,12 +28,29 @@ impl Default for ChangeTurns {
 }
 
 impl ChangeTurns {
-    /// Waits for a turn.
+    /// Waits for a turn and makes a change. Once begun, it goes on and keeps its turn even if the caller is gone: what it
+    /// has proposed is pending until it is applied.
     ///
     /// # Errors
     ///
-    /// [`Error::TryLater`] if it has not come within 10 s; nothing happened then.
-    pub async fn turn(&self, client: Client) -> Result<FairPermit, Error> {
+    /// Those of the change; [`Error::TryLater`] if its turn has not come within 10 s, and [`Error::Stopping`]: nothing
+    /// happened then.
+    pub async fn run<T: Send + 'static, E: From<Error> + Send + 'static>(
+        &self,
+        client: Client,
+        stopping: &CancellationToken,
+        change: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, E> {
+        let turn = unless_stopping(stopping, self.turn(client)).await?;
+        let under_way = tokio::spawn(async move {
+            let changed = change.await;
+            drop(turn);
+            changed
+        });
+        join(under_way).await
+    }
+
+    async fn turn(&self, client: Client) -> Result<FairPermit, Error> {
         let turn = self.0.take(client, 1, TURN_TIMEOUT).await;
         turn.map_err(|_| {
             Error::TryLater(format!(
@@ -68,5 +88,28 @@ mod tests {
         drop(other.expect("it does not wait").unwrap());
         drop((under_way, queued));
         assert_eq!((turns.0.taken(), turns.0.waiting()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_change_whose_caller_is_gone_goes_on_and_keeps_its_turn_until_it_is_made() {
+        let turns = ChangeTurns::default();
+        let (apply, applied) = tokio::sync::oneshot::channel::<()>();
+        let (made, is_made) = tokio::sync::oneshot::channel();
+        let change = async move {
+            applied.await.unwrap();
+            made.send(()).unwrap();
+            Ok::<_, Error>(())
+        };
+        let stopping = CancellationToken::new();
+        let mut asked = Box::pin(turns.run(Client::default(), &stopping, change));
+        assert!((&mut asked).now_or_never().is_none());
+        drop(asked);
+        tokio::task::yield_now().await;
+        assert_eq!(turns.0.taken(), 1, "its proposal is pending");
+        apply.send(()).unwrap();
+        is_made.await.unwrap();
+        while turns.0.taken() > 0 {
+            tokio::task::yield_now().await;
+        }
     }
 }

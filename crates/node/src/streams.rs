@@ -13,7 +13,7 @@ use s2_common::config::{OptionalStreamConfig, StreamConfig, StreamReconfiguratio
 use s2_common::encryption::{EncryptionKey, EncryptionSpec, EncryptionSpecResolutionError};
 use s2_common::record::StreamPosition;
 
-use crate::admission::{Client, FairPermit, unless_stopping};
+use crate::admission::Client;
 use crate::basins::{CHANGE_ATTEMPTS, Change, Create};
 use crate::core::StreamGroup;
 use crate::error::{Error, changeable, read_error, unexpected};
@@ -341,24 +341,37 @@ impl Node {
             Err(Error::StreamNotFound { .. }) if create => {}
             other => return other,
         }
-        let _turn = self.turn_to_change(client).await?;
         let only = Create::Only { token: None };
-        match self.provision_stream(basin, name, settings, &only).await {
+        let (of, named, settings) = (basin.to_owned(), name.to_owned(), settings.clone());
+        let create =
+            |node: Node| async move { node.provision_stream(&of, &named, &settings, &only).await };
+        match self.change(client, create).await {
             // Another request may have created it first.
             Ok(_) | Err(Error::StreamExists { .. }) => self.existing(client, found, name).await,
             Err(error) => Err(error),
         }
     }
 
-    /// Waits for a turn to change basins, streams or access tokens, which is over when it is dropped. What a request
-    /// asks for is changed with a turn.
+    /// Changes basins, streams or access tokens, in turns by principal. Once begun, the change goes on even if the future
+    /// is dropped.
     ///
     /// # Errors
     ///
-    /// [`Error::TryLater`] if it has not come within 10 s, and [`Error::Stopping`].
-    pub async fn turn_to_change(&self, client: Client) -> Result<FairPermit, Error> {
-        let turn = self.inner.changes.turn(client);
-        unless_stopping(&self.inner.stopping, turn).await
+    /// Those of the change; [`Error::TryLater`] if its turn has not come within 10 s, and [`Error::Stopping`]: nothing
+    /// happened then.
+    pub async fn change<T, E, F>(
+        &self,
+        client: Client,
+        change: impl FnOnce(Node) -> F,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+        F: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        let changes = &self.inner.changes;
+        let change = change(self.clone());
+        changes.run(client, &self.inner.stopping, change).await
     }
 
     /// Runs work that reads the database on a thread where blocking is fine, 16 at a time, in turns by principal.

@@ -76,8 +76,8 @@ pub enum Exhausted {
     Held,
     /// Answers that this principal's clients have not taken.
     #[error(
-        "your clients have not yet taken what they were answered, all that one principal may leave: take the answers, \
-         and try again"
+        "clients with your token, or from your address, have not yet taken what they were answered, all that one \
+         principal may leave: take the answers, and try again"
     )]
     HeldByPrincipal,
     /// What read sessions have read and their clients have not taken.

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::PeerAddress;
 use crate::config::Config;
 use crate::request_guard::RequestGuard;
+use crate::windows::Window;
 
 /// Makes the router that is served, out of that of the APIs.
 pub type Front = fn(FrontParts) -> Router;
@@ -82,10 +83,13 @@ pub fn is_same_origin(request: &Request) -> bool {
 }
 
 /// Puts into a request of the front what the connection of the one that caused it has: an address that fails to
-/// authenticate too often is refused, whichever way it comes.
+/// authenticate too often is refused, whichever way it comes, and the window counts for whoever has signed in.
 pub fn send_as(cause: &http::Extensions, request: &mut Request) {
     if let Some(peer) = cause.get::<PeerAddress>() {
         request.extensions_mut().insert(*peer);
+    }
+    if let Some(window) = cause.get::<Arc<Window>>() {
+        request.extensions_mut().insert(window.clone());
     }
 }
 
@@ -94,6 +98,7 @@ mod tests {
     use axum::body::Body;
 
     use super::*;
+    use crate::windows::Windows;
 
     fn request(host: &str, origin: &str) -> Request {
         Request::builder()
@@ -135,5 +140,20 @@ mod tests {
         assert!(check("localhost:7070", "http://localhost:7070").is_ok());
         assert!(check("localhost:7070", "http://evil.example").is_err());
         assert!(check("evil.example:7070", "http://evil.example:7070").is_err());
+    }
+
+    #[test]
+    fn a_request_of_a_page_has_the_address_and_the_window_of_the_browsers_connection() {
+        let windows = Windows::new(1 << 20);
+        let mut cause = http::Extensions::new();
+        let peer = PeerAddress("127.0.0.1:1".parse().unwrap());
+        cause.insert(peer);
+        cause.insert(windows.open(peer.0.ip()));
+        let mut request = request("localhost:7070", "http://localhost:7070");
+        send_as(&cause, &mut request);
+        let sent = request.extensions();
+        assert_eq!(sent.get::<PeerAddress>().map(|peer| peer.0), Some(peer.0));
+        let (window, own) = (sent.get::<Arc<Window>>(), cause.get::<Arc<Window>>());
+        assert!(Arc::ptr_eq(window.unwrap(), own.unwrap()));
     }
 }

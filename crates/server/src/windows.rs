@@ -6,10 +6,12 @@
 //! keeps it until it ends: if there are few connections, each has a large window. The library cannot change it later.
 //!
 //! When a connection begins, its address is all that is known of it, and its window counts for that; with its first
-//! request of a valid token ([`Window::identified`]), it counts for the token. No principal has more than three times
-//! what is free, so that a client of another address, or of another token, still gets a window of some size. While
-//! less than half is free, a connection that has sent no valid token within [`IDENTIFICATION_TIMEOUT`] is ended: its
-//! window is given back.
+//! request of a valid token ([`Window::identified`]), it counts for the token. No address gets more than three times what
+//! is free, so that a client of another one still gets a window of some size. A token may have more, because its
+//! connections count for it only when they have their windows. So while less than half is free, connections are ended
+//! ([`Window::reclaimed`]), and their windows given back: one that has sent no valid token within [`LOOK_INTERVAL`], and
+//! one whose principal has more than that share and whose window is more than twice that of a new connection. If
+//! the client connects again, it gets a smaller one, so that this comes to an end.
 
 use std::future::pending;
 use std::net::IpAddr;
@@ -29,9 +31,11 @@ const MAX_WINDOW: usize = 8 * 1024 * 1024;
 /// The part of what its principal may still have that one connection gets. One that has nothing yet may have three
 /// quarters of what is free, so it gets a thirty-second of that: the first of 256 MiB has 8 MiB.
 const PART: usize = 24;
-/// How long a connection keeps its window without a valid token, where memory for windows is short: several times
-/// what a client takes for its first request.
-const IDENTIFICATION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much larger than that of a new connection a window may be whose principal is over its share.
+const MAX_OVER_NEW: usize = 2;
+/// How often a connection finds out whether it has to end for its window, and so how long it keeps that without a valid
+/// token where memory for windows is short: several times what a client takes for its first request.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The gauge of what windows take beyond [`MIN_WINDOW`].
 const BYTES: &str = "esker_http2_windows_bytes";
@@ -108,18 +112,25 @@ impl Window {
         permit.charge_to(client);
     }
 
-    /// Waits until the connection has to end for its window: it has sent no valid token, and others lack what it has.
+    /// Waits until the connection has to end for its window, because others lack what it has.
     pub(crate) async fn reclaimed(&self) {
         loop {
-            tokio::time::sleep(IDENTIFICATION_TIMEOUT).await;
-            if self.client.get().is_some() || self.bytes == MIN_WINDOW {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            if self.bytes == MIN_WINDOW {
                 return pending().await;
             }
-            if self.of.is_short() {
+            if self.of.is_short() && (self.client.get().is_none() || self.is_too_large()) {
                 metrics::counter!(ENDED).increment(1);
                 return;
             }
         }
+    }
+
+    /// Whether its principal is over its share, and a new connection in its place would leave more to others.
+    fn is_too_large(&self) -> bool {
+        let of_new = self.of.free.free() / (PART + PART / 3);
+        let permit = self.permit.lock().unwrap_or_else(PoisonError::into_inner);
+        permit.is_over_share() && permit.amount() > MAX_OVER_NEW * of_new
     }
 }
 
@@ -189,19 +200,55 @@ mod tests {
         let known = windows.open(address(1));
         known.identified(|| token(7));
         let mut ends = Box::pin(window.reclaimed());
-        let long = 10 * IDENTIFICATION_TIMEOUT;
+        let long = 10 * LOOK_INTERVAL;
         let plenty = tokio::time::timeout(long, &mut ends).await;
         assert!(plenty.is_err(), "nobody lacks anything");
         let flood: Vec<_> = (0..700).map(|_| windows.open(address(2))).collect();
         assert!(windows.is_short());
-        tokio::time::timeout(2 * IDENTIFICATION_TIMEOUT, ends)
+        tokio::time::timeout(2 * LOOK_INTERVAL, ends)
             .await
             .expect("it ends");
         let stays = tokio::time::timeout(long, known.reclaimed()).await;
-        assert!(stays.is_err(), "its token is valid");
+        assert!(stays.is_err(), "its token is valid, and has its share");
         let small = flood.iter().find(|window| window.bytes == MIN_WINDOW);
         let small = small.expect("the last ones have nothing").reclaimed();
         let stays = tokio::time::timeout(long, small).await;
         assert!(stays.is_err(), "it has nothing that others lack");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_of_one_token_that_come_one_after_another_are_ended_until_others_get_some()
+    {
+        const CONNECTIONS: usize = 300;
+        let windows = Windows::new(TOTAL);
+        let connect = |number| {
+            let window = windows.open(address(number));
+            window.identified(|| token(7));
+            window
+        };
+        // None is there when the next one is opened, for all that is known of its address.
+        let mut open: Vec<_> = (0..CONNECTIONS).map(|_| connect(1)).collect();
+        let other = windows.open(address(2));
+        assert!(other.bytes < MIN_WINDOW + 4096, "{}", other.bytes);
+        drop(other);
+        let mut ended = 0;
+        loop {
+            let before = ended;
+            for at in 0..CONNECTIONS {
+                let look = tokio::time::timeout(2 * LOOK_INTERVAL, open[at].reclaimed());
+                if look.await.is_ok() {
+                    ended += 1;
+                    // Its client connects again.
+                    drop(open.swap_remove(at));
+                    open.push(connect(1));
+                }
+            }
+            if ended == before {
+                break;
+            }
+            assert!(ended < 4 * CONNECTIONS, "they end again and again");
+        }
+        let other = windows.open(address(2));
+        assert!(other.bytes > 384 * 1024, "{} after {ended}", other.bytes);
     }
 }

@@ -272,6 +272,7 @@ async fn damage_of_every_copy_ends_a_start_with_what_was_tried_and_what_to_do() 
             if is_met {
                 break;
             }
+            eprintln!("{}: nothing needs this block", per_mille - 7 * step);
         }
         assert!(is_met, "{per_mille}: no damage");
     }

@@ -63,6 +63,14 @@ fn keys(node: &Node) -> Vec<BTreeSet<String>> {
         .collect()
 }
 
+/// An object that all retained snapshots have.
+fn shared_by_all(node: &Node) -> Option<String> {
+    let all = keys(node);
+    let mut of_newest = all.first()?.iter();
+    let shared = of_newest.find(|key| all.iter().all(|keys| keys.contains(*key)));
+    shared.cloned()
+}
+
 async fn esker(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
     command.args(arguments);
@@ -124,15 +132,20 @@ impl Three {
             restored.push((lsn, restore(&node, lsn, "before").await));
         }
         assert_eq!(restored.len(), 3);
-        let all = keys(&node);
-        let mut shared = all[0]
-            .iter()
-            .filter(|key| all.iter().all(|keys| keys.contains(*key)));
-        let shared = shared.next().expect("an object that all share").clone();
+        let shared = shared_by_all(&node).expect("an object that all share");
         Three {
             node,
             restored,
             shared,
+        }
+    }
+
+    /// The same elsewhere.
+    async fn copy(&self) -> Three {
+        Three {
+            node: self.node.copy(incremental()).await,
+            restored: self.restored.clone(),
+            shared: self.shared.clone(),
         }
     }
 
@@ -255,22 +268,39 @@ async fn a_server_repairs_on_request_and_reports_what_it_did() {
 
 #[tokio::test]
 async fn kills_in_the_middle_of_repairs_lose_nothing_and_leave_only_what_a_sweep_removes() {
-    let three = Three::new().await;
+    let sound = Three::new().await;
+    let mut three = sound.copy().await;
+    let mut damaged = None;
     for moment in [0, 30, 60, 90, 130, 180, 250, 400] {
-        // What was repaired before is damaged again; a byte that is flipped back is no damage. A repair that was killed
-        // may have replaced an object in some of the snapshots.
-        let all = keys(&three.node);
-        let users = |key: &&String| all.iter().filter(|keys| keys.contains(*key)).count();
-        let shared = all.iter().flatten().max_by_key(users).unwrap();
-        let mut content = three.node.target.get(shared).unwrap();
-        flip_middle(&mut content);
-        three.node.target.replace(shared, content);
+        // What was repaired before is damaged again. If a repair that was killed has replaced the object in some of the
+        // snapshots, it is completed, and the next one is of another copy.
+        let shared = match shared_by_all(&three.node) {
+            Some(shared) => shared,
+            None => {
+                becomes_sound(&three).await;
+                three = sound.copy().await;
+                damaged = None;
+                three.shared.clone()
+            }
+        };
+        // A byte that is flipped back is no damage.
+        if damaged.as_ref() != Some(&shared) {
+            let mut content = three.node.target.get(&shared).unwrap();
+            flip_middle(&mut content);
+            three.node.target.replace(&shared, content);
+        }
+        damaged = Some(shared);
         let mut server = scrubbing(&three.node).start(&three.node.data()).await;
         tokio::time::sleep(Duration::from_millis(1850 + moment)).await;
         server.kill();
         let root = three.node.target.root(1).unwrap();
         assert_eq!(lsns(&root).len(), 3, "after {moment} ms");
     }
+    becomes_sound(&three).await;
+}
+
+/// A server repairs everything, and all snapshots restore to what they were.
+async fn becomes_sound(three: &Three) {
     let server = scrubbing(&three.node).start(&three.node.data()).await;
     let repository = repository(&three.node);
     let verify = [

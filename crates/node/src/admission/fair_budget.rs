@@ -394,6 +394,13 @@ impl FairPermit {
         // The one before may have more now.
         self.budget.advance();
     }
+
+    /// Whether its principal holds more than its share: others have come since, or it was counted for another one.
+    pub fn is_over_share(&self) -> bool {
+        let state = self.budget.0.state.lock();
+        let most = state.free.saturating_mul(MAX_OVER_FREE);
+        self.budget.0.share == SharePolicy::OverFree && state.held(self.principal) > most
+    }
 }
 
 impl Drop for FairPermit {
@@ -567,6 +574,7 @@ mod tests {
         permit.charge_to(of(2));
         let held = |principal| budget.0.state.lock().held(principal);
         assert_eq!((held(1), held(2)), (10, 90));
+        assert!(permit.is_over_share() && piece.is_over_share());
         drop(permit);
         drop(piece);
         assert_eq!((held(1), held(2), budget.taken()), (0, 0, 0));

@@ -232,7 +232,14 @@ pub(super) async fn remove(
 ) -> Result<Json<ClusterChange>, AdminError> {
     access.root()?;
     let cluster = cluster(&own)?;
-    if let Some(removed) = cluster.removed(&node) {
+    let mut removed = cluster.removed(&node);
+    if removed.as_ref().is_some_and(|of| of.id.to_string() != node) {
+        // Another node may have joined by this name since, which the copy of the catalog here does not have yet.
+        let current = cluster.read_index(0).await;
+        current.map_err(|error| AdminError::listed("cluster_unavailable", error))?;
+        removed = cluster.removed(&node);
+    }
+    if let Some(removed) = removed {
         return Ok(Json(ClusterChange {
             node: removed.id,
             name: removed.name,

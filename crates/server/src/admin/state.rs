@@ -3,12 +3,14 @@
 //! Listings have no values, only their sizes; a value is read alone. Each answer is a page of bounded size. Who
 //! may read an agent's keys through the state service may read them here, and nothing else of the store.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use bytes::Bytes;
-use esker_node::state::{ReadAt, Replay, Scan, StateKey, StateRead};
-use esker_node::{Client, StateError, StateStore};
-use futures::TryStreamExt as _;
+use esker_node::state::{ReadAt, Replay, ReplayEvent, Scan, StateKey, StateRead};
+use esker_node::{Client, Error, StateError, StateStore};
+use futures::{TryStream, TryStreamExt as _};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -30,6 +32,10 @@ const MAX_EXAMINED: usize = 10_000;
 const MAX_PAGE_BYTES: usize = 16 << 20;
 /// Most operations of commits on a page, beyond which it ends after the commit: a commit has at most 10,000.
 const MAX_PAGE_OPERATIONS: usize = 2000;
+/// Longest time until a page of commits is read. Its replay waits for memory behind other replays of its principal,
+/// which last as long as their clients take.
+const COMMITS_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The state store as of now.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct StoreStatus {
@@ -562,28 +568,53 @@ pub(super) async fn commits(
     if start > newest {
         return Ok(Json(found));
     }
-    let mut events = store.replay(Replay {
+    let events = store.replay(Replay {
         agent,
         start: Some(start),
         end: Some(newest),
         follow: false,
         client,
     })?;
+    fill_in_time(&mut found, limit, events).await?;
+    Ok(Json(found))
+}
+
+/// Fills a page with commits.
+async fn fill_in_time(
+    page: &mut Commits,
+    limit: usize,
+    commits: impl TryStream<Ok = ReplayEvent, Error = StateError> + Unpin,
+) -> Result<(), AdminError> {
+    let filled = tokio::time::timeout(COMMITS_TIMEOUT, fill(page, limit, commits)).await;
+    filled.unwrap_or_else(|_| {
+        Err(AdminError::from(Error::TryLater(format!(
+            "the commits were not read within {} s: replays and watches with your token, or from your address, keep \
+             the memory for these, or the disk is slow",
+            COMMITS_TIMEOUT.as_secs()
+        ))))
+    })
+}
+
+async fn fill(
+    page: &mut Commits,
+    limit: usize,
+    mut commits: impl TryStream<Ok = ReplayEvent, Error = StateError> + Unpin,
+) -> Result<(), AdminError> {
     let mut operations = 0;
-    while let Some(event) = events.try_next().await? {
-        if found.commits.len() == limit || operations >= MAX_PAGE_OPERATIONS {
-            found.next = Some(event.commit_ts);
+    while let Some(event) = commits.try_next().await? {
+        if page.commits.len() == limit || operations >= MAX_PAGE_OPERATIONS {
+            page.next = Some(event.commit_ts);
             break;
         }
         operations += event.operations.len();
-        found.commits.push(Commit {
+        page.commits.push(Commit {
             commit_ts: event.commit_ts,
             txn_id: event.txn_id,
             at: timestamp(event.at_ms).map_err(AdminError::invalid)?,
             operations: event.operations.into_iter().map(Into::into).collect(),
         });
     }
-    Ok(Json(found))
+    Ok(())
 }
 
 impl From<esker_node::state::Operation> for CommitOperation {
@@ -642,4 +673,26 @@ fn json(value: &Bytes) -> Result<Box<RawValue>, AdminError> {
             format!("the stored value is not JSON: {error}"),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse as _;
+    use futures::stream;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_page_of_commits_that_finds_no_memory_is_refused_in_time() {
+        let mut page = Commits {
+            newest: 1,
+            commits: Vec::new(),
+            next: None,
+        };
+        let waits = stream::pending::<Result<ReplayEvent, StateError>>();
+        let filled = tokio::time::timeout(2 * COMMITS_TIMEOUT, fill_in_time(&mut page, 10, waits));
+        let refused = filled.await.expect("it does not wait for ever");
+        let refused = refused.unwrap_err().into_response();
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
 }

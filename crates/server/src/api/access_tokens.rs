@@ -5,7 +5,7 @@
 //! (`api/token_scope.rs`).
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, State};
-use esker_node::{Expiry, Issuer, NameSet, Names, NewToken, StoredToken};
+use esker_node::{Expiry, Issuer, NameSet, Names, NewToken, Node, StoredToken, TokenError};
 use http::StatusCode;
 use http::request::Parts;
 use s2_api::data::Json;
@@ -120,9 +120,12 @@ pub(crate) async fn issue(
     let new = new_token(&access, request, &text)?;
     let id = new.id.to_string();
     let node = app.node.open(&granted);
-    let _turn = node.turn_to_change(client).await?;
-    node.tokens().issue(new).await?;
-    tracing::info!(?id, by = ?access.principal().name(), "Issued an access token");
+    let issue = |node: Node| async move {
+        node.tokens().issue(new).await?;
+        tracing::info!(?id, by = ?access.principal().name(), "Issued an access token");
+        Ok::<_, TokenError>(())
+    };
+    node.change(client, issue).await?;
     let access_token = text.expose().to_owned();
     Ok((
         StatusCode::CREATED,
@@ -145,9 +148,12 @@ pub(crate) async fn revoke(
 ) -> Result<StatusCode, ServiceError> {
     let granted = access.token(Operation::RevokeAccessToken, &id)?;
     let node = app.node.open(&granted);
-    let _turn = node.turn_to_change(client).await?;
-    node.tokens().revoke(&id).await?;
-    tracing::info!(id = ?id.to_string(), by = ?access.principal().name(), "Revoked an access token");
+    let revoke = |node: Node| async move {
+        node.tokens().revoke(&id).await?;
+        tracing::info!(id = ?id.to_string(), by = ?access.principal().name(), "Revoked an access token");
+        Ok::<_, TokenError>(())
+    };
+    node.change(client, revoke).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -1,7 +1,7 @@
 //! `/v1/basins`.
 
 use axum::extract::{FromRequest, Path, Query, State};
-use esker_node::{BasinInfo, Change, Create};
+use esker_node::{BasinInfo, Change, Create, Node};
 use http::{HeaderName, StatusCode};
 use s2_api::data::{Json, extract::JsonOpt};
 use s2_api::v1;
@@ -77,10 +77,11 @@ pub async fn create(
         token: token.map(|t| t.to_string()),
     };
     let node = app.node.open(&granted);
-    let _turn = node.turn_to_change(client).await?;
-    let (change, info) = node
-        .provision_basin(&request.basin, &config, &create)
-        .await?;
+    let create = |node: Node| async move {
+        let created = node.provision_basin(&request.basin, &config, &create);
+        created.await
+    };
+    let (change, info) = node.change(client, create).await?;
     Ok((
         StatusCode::CREATED,
         provision_result(change),
@@ -112,10 +113,11 @@ pub async fn ensure(
     locations::check(&app, location.as_ref())?;
     let config = checked_config(config)?;
     let node = app.node.open(&granted);
-    let _turn = node.turn_to_change(client).await?;
-    let (change, info) = node
-        .provision_basin(&basin, &config, &Create::Ensure)
-        .await?;
+    let ensure = |node: Node| async move {
+        let ensured = node.provision_basin(&basin, &config, &Create::Ensure);
+        ensured.await
+    };
+    let (change, info) = node.change(client, ensure).await?;
     Ok((
         status_of(change),
         provision_result(change),
@@ -160,9 +162,8 @@ pub async fn reconfigure(
     let granted = access.basin(Operation::ReconfigureBasin, &basin)?;
     let changes: BasinReconfiguration = reconfiguration.try_into()?;
     let node = app.node.open(&granted);
-    let _turn = node.turn_to_change(client).await?;
-    let config = node.reconfigure_basin(&basin, &changes).await?;
-    Ok(Json(config.into()))
+    let reconfigure = |node: Node| async move { node.reconfigure_basin(&basin, &changes).await };
+    Ok(Json(node.change(client, reconfigure).await?.into()))
 }
 
 pub async fn delete(
@@ -173,8 +174,8 @@ pub async fn delete(
 ) -> Result<StatusCode, ServiceError> {
     let granted = access.basin(Operation::DeleteBasin, &basin)?;
     let node = app.node.open(&granted);
-    let _turn = node.turn_to_change(client).await?;
-    node.delete_basin(&basin).await?;
+    let delete = |node: Node| async move { node.delete_basin(&basin).await };
+    node.change(client, delete).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

@@ -120,10 +120,12 @@ pub async fn create(
         token: token.map(|t| t.to_string()),
     };
     let node = app.node.open(&stream.granted);
-    let _turn = node.turn_to_change(client).await?;
-    let (change, info) = node
-        .provision_stream(&basin, &stream.name, &config, &create)
-        .await?;
+    let name = stream.name.clone();
+    let create = |node: Node| async move {
+        let created = node.provision_stream(&basin, &name, &config, &create);
+        created.await
+    };
+    let (change, info) = node.change(client, create).await?;
     Ok((
         StatusCode::CREATED,
         provision_result(change),
@@ -178,10 +180,12 @@ pub async fn ensure(
     let stream = access.stream(Operation::CreateStream, &basin, stream)?;
     let config = checked_config(config)?;
     let node = app.node.open(&stream.granted);
-    let _turn = node.turn_to_change(client).await?;
-    let (change, info) = node
-        .provision_stream(&basin, &stream.name, &config, &Create::Ensure)
-        .await?;
+    let name = stream.name.clone();
+    let ensure = |node: Node| async move {
+        let ensured = node.provision_stream(&basin, &name, &config, &Create::Ensure);
+        ensured.await
+    };
+    let (change, info) = node.change(client, ensure).await?;
     Ok((
         status_of(change),
         provision_result(change),
@@ -213,11 +217,11 @@ pub async fn reconfigure(
     let stream = access.stream(Operation::ReconfigureStream, &basin, stream)?;
     let changes: StreamReconfiguration = reconfiguration.try_into()?;
     let node = app.node.open(&stream.granted);
-    let _turn = node.turn_to_change(client).await?;
-    let config = node
-        .reconfigure_stream(client, &basin, &stream.name, &changes)
-        .await?;
-    Ok(Json(wire_config(config)))
+    let reconfigure = |node: Node| async move {
+        let reconfigured = node.reconfigure_stream(client, &basin, &stream.name, &changes);
+        reconfigured.await
+    };
+    Ok(Json(wire_config(node.change(client, reconfigure).await?)))
 }
 
 pub async fn delete(
@@ -228,8 +232,8 @@ pub async fn delete(
 ) -> Result<StatusCode, ServiceError> {
     let stream = access.stream(Operation::DeleteStream, &basin, stream)?;
     let node = app.node.open(&stream.granted);
-    let _turn = node.turn_to_change(client).await?;
-    node.delete_stream(&basin, &stream.name).await?;
+    let delete = |node: Node| async move { node.delete_stream(&basin, &stream.name).await };
+    node.change(client, delete).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

@@ -148,7 +148,7 @@ pub(super) const HTTP: Section = Section {
             "esker_http2_windows_reclaimed_total",
             "connections",
             &[],
-            "Connections that were ended because they had a part of `limits.http2-windows`, of which less than half was free, and no request with a valid token had come within 10 s.",
+            "Connections that were ended for their part of `limits.http2-windows`, of which less than half was free: no request with a valid token had come within 10 s, or their principal had more than its share.",
         ),
         counter(
             "esker_http_answers_stalled_total",
