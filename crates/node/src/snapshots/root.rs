@@ -6,6 +6,7 @@ use esker_raft::{Group, Lsn};
 use esker_repository::{CurrentRoot, Error as RepositoryError, Repository};
 
 use super::archive::log_tail;
+use super::archived_position::releasable;
 use super::failure::Failure;
 use super::state::RepositoryState;
 use crate::blocking::blocking;
@@ -154,14 +155,12 @@ pub(super) async fn check_history(
     }
 }
 
-/// Keeps the log from the oldest retained snapshot on. While a member that is away needs more, the log stays as it is:
-/// this node may follow another leader when the member is back, and lead again after that.
-/// [`Inner::follow_archived`] makes up for it.
+/// Keeps the log from the oldest retained snapshot on, or from where a member that is away goes on: this node may follow
+/// another leader when the member is back, and lead again after that. [`Inner::follow_archived`] makes up for it.
 pub(super) fn keep_log(group: &Group<Outcome>, known: &RepositoryState) {
-    if let Some(oldest) = known.oldest()
-        && !group.keeps_for_absent(Lsn(oldest.lsn))
-    {
-        group.keep_from(Lsn(oldest.lsn));
+    if let Some(oldest) = known.oldest() {
+        let kept = group.kept_for_absent(Lsn(oldest.lsn));
+        group.keep_from(Lsn(releasable(oldest.lsn, kept, known.followed)));
     }
 }
 
