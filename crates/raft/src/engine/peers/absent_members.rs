@@ -8,7 +8,8 @@
 //! ([`KeptForAbsent`]), which count from where the log would be compacted otherwise. A member whose next entry is
 //! further back holds nothing. If a member has not reported to this leader, its position is not known; then as much
 //! is kept as the bound allows, as long as the entries that were there when this leader was elected are among
-//! that. When the log becomes too long all the same, the host has them given up ([`Event::GiveUpAbsent`]).
+//! that. Entries whose bytes are not known, because they were applied before this member was opened, are not kept for
+//! such a member: it may never come back, and each leader would keep them again, whatever their size. When the log becomes too long all the same, the host has them given up ([`Event::GiveUpAbsent`]).
 //!
 //! While no peer is to get this member's state, entries are the only way back. The bound is then that of followers
 //! that can be heard.
@@ -31,7 +32,7 @@ impl Engine {
         let others = progress.map(|(id, progress)| (NodeId(*id), Lsn(progress.matched)));
         let absent = others.filter(|(id, matched)| self.is_absent(*id, *matched));
         let kept = absent.filter_map(|(id, matched)| {
-            let reach = self.reach_for(id, up_to).max(start);
+            let reach = self.reach_for(id, matched, up_to).max(start);
             match matched {
                 Lsn(0) => (self.peers.lead.last >= reach).then_some(reach),
                 known => (known >= reach).then_some(known),
@@ -41,7 +42,7 @@ impl Engine {
     }
 
     /// The first position of a member that is away from which it can go on with entries that are kept for it.
-    fn reach_for(&self, id: NodeId, up_to: Lsn) -> Lsn {
+    fn reach_for(&self, id: NodeId, matched: Lsn, up_to: Lsn) -> Lsn {
         if self.peers.withheld {
             let bytes = self.config.max_bytes_kept_for_peers;
             return self.snapshots.reach(up_to, bytes);
@@ -57,7 +58,11 @@ impl Engine {
             entries /= KeptForAbsent::LONG_ABSENCE_SHARE;
         }
         let by_entries = Lsn(up_to.0.saturating_sub(entries));
-        self.snapshots.reach(up_to, bytes).max(by_entries)
+        let reach = self.snapshots.reach(up_to, bytes).max(by_entries);
+        match matched {
+            Lsn(0) => reach.max(self.snapshots.counted_from()),
+            _ => reach,
+        }
     }
 
     /// Whether a member is away, and not given up.

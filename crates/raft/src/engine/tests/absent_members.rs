@@ -107,6 +107,35 @@ fn what_a_new_leader_keeps_ends_behind_what_the_member_can_have() {
 }
 
 #[test]
+fn entries_of_unknown_size_are_not_kept_for_a_member_that_a_new_leader_has_not_heard_of() {
+    let (mut cluster, _) = one_away(MUCH);
+    cluster.write(20);
+    cluster.restart(2);
+    let opened_at = cluster.host(2).applied.lsn;
+    let (ticket, to) = (Ticket(1), NodeId(2));
+    cluster.ticks(5);
+    cluster.step(1, Event::TransferLeadership { ticket, to });
+    cluster.pump();
+    assert_eq!(cluster.leader(), 2);
+    cluster.ticks(30);
+    covered(&mut cluster, 2, 20);
+    assert_eq!(log_start(&cluster, 2), opened_at, "what has come since then");
+    // While no state is passed on, entries are the only way back, whatever their size.
+    let (mut cluster, _) = one_away(MUCH);
+    cluster.write(20);
+    cluster.restart(2);
+    cluster.ticks(5);
+    cluster.step(1, Event::TransferLeadership { ticket, to });
+    cluster.pump();
+    assert_eq!(cluster.leader(), 2);
+    cluster.step(2, Event::WithholdSnapshots { withheld: true });
+    cluster.ticks(30);
+    covered(&mut cluster, 2, 20);
+    assert_eq!(log_start(&cluster, 2), Lsn(0));
+    comes_back_by_entries(&mut cluster);
+}
+
+#[test]
 fn a_member_that_needs_more_entries_than_the_bound_is_given_up() {
     let kept = KeptForAbsent {
         entries: 50,
