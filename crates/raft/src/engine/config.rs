@@ -74,7 +74,7 @@ pub struct KeptForAbsent {
     pub bytes: u64,
     /// Most entries of a group; 0 for none.
     pub entries: u64,
-    /// Ticks without a message of the member.
+    /// Ticks without a message of the member, from the leader's first election since then.
     pub ticks: u64,
 }
 

@@ -17,7 +17,7 @@
 //! [`Event::GiveUpAbsent`]: super::super::Event::GiveUpAbsent
 
 use super::super::{Engine, KeptForAbsent, Role};
-use super::Lead;
+use super::{Lead, Peers};
 use crate::ids::{Lsn, NodeId};
 
 impl Engine {
@@ -52,8 +52,7 @@ impl Engine {
             mut entries,
             ticks,
         } = self.config.kept_for_absent;
-        let since = self.peers.last_contact(id).unwrap_or(0);
-        if self.ticks - since.max(self.peers.lead.tick) > ticks {
+        if self.ticks - self.absent_since(id) > ticks {
             bytes /= KeptForAbsent::LONG_ABSENCE_SHARE;
             entries /= KeptForAbsent::LONG_ABSENCE_SHARE;
         }
@@ -63,6 +62,20 @@ impl Engine {
             Lsn(0) => reach.max(self.snapshots.counted_from()),
             _ => reach,
         }
+    }
+
+    /// Since when a member is away, as far as this leader has noticed it: its last message, or the first election of
+    /// this member since which none has come. So leaderships that move often do not extend an absence. While this member
+    /// follows, it does not hear of the others.
+    fn absent_since(&self, id: NodeId) -> u64 {
+        let Peers {
+            lead,
+            unheard_since,
+            ..
+        } = &self.peers;
+        let elected = unheard_since.get(&id).copied().unwrap_or(lead.tick);
+        let heard = self.peers.last_contact(id);
+        heard.map_or(elected, |heard| heard.max(elected))
     }
 
     /// Whether a member is away, and not given up.
@@ -85,6 +98,10 @@ impl Engine {
             last: self.last(),
         };
         self.peers.given_up.clear();
+        for id in self.membership.members() {
+            let since = self.peers.unheard_since.entry(id);
+            since.or_insert(self.ticks);
+        }
     }
 
     /// Keeps nothing any more for the members that are away now.

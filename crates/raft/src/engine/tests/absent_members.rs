@@ -196,6 +196,35 @@ fn after_a_long_absence_an_eighth_is_kept() {
 }
 
 #[test]
+fn an_absence_is_as_long_however_often_the_leadership_moves() {
+    let kept = KeptForAbsent {
+        entries: 160,
+        ticks: 300,
+        ..MUCH
+    };
+    let (mut cluster, _) = one_away(kept);
+    for to in [2, 1].repeat(4) {
+        let (ticket, to) = (Ticket(1), NodeId(to));
+        let leader = cluster.leader();
+        cluster.step(leader, Event::TransferLeadership { ticket, to });
+        cluster.pump();
+        assert_eq!(cluster.leader(), to.0);
+        cluster.ticks(100);
+    }
+    covered(&mut cluster, 1, 30);
+    assert_nothing_kept(&cluster, 1);
+    // An absence that ends is forgotten.
+    cluster.cut.clear();
+    cluster.ticks(60);
+    cluster.assert_agreed(&[1, 2, 3]);
+    let had = cluster.host(3).engine.last();
+    cluster.cut = vec![3];
+    cluster.ticks(30);
+    covered(&mut cluster, 1, 30);
+    assert_eq!(log_start(&cluster, 1), had, "30 of 160 entries");
+}
+
+#[test]
 fn a_log_that_has_become_too_long_gives_up_who_is_away_until_it_is_back() {
     let (mut cluster, had) = one_away(MUCH);
     covered(&mut cluster, 1, 20);
