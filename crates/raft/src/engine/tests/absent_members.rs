@@ -119,7 +119,11 @@ fn entries_of_unknown_size_are_not_kept_for_a_member_that_a_new_leader_has_not_h
     assert_eq!(cluster.leader(), 2);
     cluster.ticks(30);
     covered(&mut cluster, 2, 20);
-    assert_eq!(log_start(&cluster, 2), opened_at, "what has come since then");
+    assert_eq!(
+        log_start(&cluster, 2),
+        opened_at,
+        "what has come since then"
+    );
     // While no state is passed on, entries are the only way back, whatever their size.
     let (mut cluster, _) = one_away(MUCH);
     cluster.write(20);
