@@ -7,15 +7,16 @@
 //! ([`esker_raft::KeptForAbsent`]). Of a partition without other members the node keeps what it has read from the repository,
 //! and nothing is recorded.
 
-use esker_partition::command::{Kind, NoteArchived};
-use esker_raft::{Lsn, Role};
+use esker_partition::command::{Kind, NoteArchived, Outcome};
+use esker_raft::{Group, Lsn, Role};
 
+use super::state::RepositoryState;
 use crate::core::Inner;
 
 /// The position up to which the log need not be kept, with the oldest retained snapshot as of `oldest`, if a member that is
 /// away goes on from `kept`. Never above `oldest`, because the snapshot needs the entries above it. What is `recorded`
 /// already is gone, also if the member needs it.
-pub(super) fn releasable(oldest: u64, kept: Option<Lsn>, recorded: Option<u64>) -> u64 {
+fn releasable(oldest: u64, kept: Option<Lsn>, recorded: Option<u64>) -> u64 {
     let needed = kept.map(|lsn| lsn.0.max(recorded.unwrap_or_default()));
     needed.map_or(oldest, |lsn| lsn.min(oldest))
 }
@@ -28,6 +29,17 @@ fn position_to_record(oldest: u64, kept: Option<Lsn>, recorded: Option<u64>) -> 
     (recorded != Some(position) && !is_kept_whole).then_some(position)
 }
 
+/// Keeps the log from the oldest retained snapshot on, or from where a member that is away goes on: this node may follow
+/// another leader when the member is back, and lead again after that. [`Inner::follow_archived`] makes up for it.
+pub(super) fn keep_log(group: &Group<Outcome>, known: &mut RepositoryState) {
+    if let Some(oldest) = known.oldest() {
+        let oldest = oldest.lsn;
+        let kept = group.kept_for_absent(Lsn(oldest));
+        group.keep_from(Lsn(releasable(oldest, kept, known.followed)));
+        known.keeps_for_absent = kept.is_some();
+    }
+}
+
 impl Inner {
     fn has_other_members(&self, partition: u64) -> bool {
         let membership = self.group(partition).membership();
@@ -36,10 +48,14 @@ impl Inner {
             .any(|member| member.0 != self.identity.node_id)
     }
 
-    /// Keeps the entries above what the log records of the repository, and records what has changed there. Without
-    /// effect on a partition without other members.
+    /// Keeps the entries above what the log records of the repository, and records what has changed there. Of a partition
+    /// without other members, it only lets go what was kept for one that was removed meanwhile.
     pub(super) fn follow_archived(&self, partition: u64) {
         if !self.has_other_members(partition) {
+            let mut known = self.snapshots.known[partition as usize].lock();
+            if known.keeps_for_absent {
+                keep_log(self.group(partition), &mut known);
+            }
             return;
         }
         let part = self.partition_db(partition);
