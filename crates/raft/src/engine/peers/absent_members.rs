@@ -9,7 +9,12 @@
 //! further back holds nothing. If a member has not reported to this leader, its position is not known; then as much
 //! is kept as the bound allows, as long as the entries that were there when this leader was elected are among
 //! that. Entries whose bytes are not known, because they were applied before this member was opened, are not kept for
-//! such a member: it may never come back, and each leader would keep them again, whatever their size. When the log becomes too long all the same, the host has them given up ([`Event::GiveUpAbsent`]).
+//! such a member: it may never come back, and each leader would keep them again, whatever their size. When the log
+//! becomes too long all the same, the host has them given up ([`Event::GiveUpAbsent`]).
+//!
+//! A host whose other members are to keep as much lets all go up to what this leader answers for the archived position.
+//! The log of this leader then ends there otherwise, so it may keep the bound once more below it, if it does not know
+//! the member's position.
 //!
 //! While no peer is to get this member's state, entries are the only way back. The bound is then that of followers
 //! that can be heard.

@@ -229,6 +229,47 @@ fn an_absence_is_as_long_however_often_the_leadership_moves() {
 }
 
 #[test]
+fn with_a_member_that_is_gone_for_good_logs_stay_short_however_often_the_leadership_moves() {
+    let kept = KeptForAbsent {
+        entries: 40,
+        ..MUCH
+    };
+    let (mut cluster, _) = one_away(kept);
+    for id in [1, 2] {
+        cluster.step(id, Event::KeepFrom { lsn: Lsn(0) });
+    }
+    for leader in [2, 1].repeat(5) {
+        let (ticket, to) = (Ticket(1), NodeId(leader));
+        let before = cluster.leader();
+        cluster.step(before, Event::TransferLeadership { ticket, to });
+        cluster.pump();
+        assert_eq!(cluster.leader(), leader);
+        cluster.ticks(30);
+        // Less than the bound in each leadership.
+        cluster.write(30);
+        cluster.ticks(3);
+        for id in [1, 2] {
+            cluster.snapshot(id);
+        }
+        // As hosts do that have archived everything: all go by what the leader answers.
+        let engine = &cluster.host(leader).engine;
+        let archived = engine.floor();
+        let lsn = engine.kept_for_absent(archived).unwrap_or(archived);
+        for id in [1, 2] {
+            cluster.step(id, Event::KeepFrom { lsn });
+        }
+        cluster.ticks(2);
+        for (id, most) in [(leader, 80), (3 - leader, 40)] {
+            let length = archived.0 - log_start(&cluster, id).0;
+            assert!(length <= most, "{length} entries of member {id}");
+        }
+    }
+    cluster.cut.clear();
+    cluster.ticks(60);
+    cluster.assert_agreed(&[1, 2, 3]);
+}
+
+#[test]
 fn a_log_that_has_become_too_long_gives_up_who_is_away_until_it_is_back() {
     let (mut cluster, had) = one_away(MUCH);
     covered(&mut cluster, 1, 20);
