@@ -61,6 +61,8 @@ struct LogKeeper {
     listed: Throttle<(u64, u64)>,
     /// When files were last deleted, and which entries were needed then.
     purged: Throttle<((u64, u64), Vec<u64>)>,
+    /// When members that are away were last given up because the disk is nearly full.
+    given_up: Option<Instant>,
     /// Whether the last listing failed.
     is_unlisted: bool,
 }
@@ -112,6 +114,7 @@ pub(crate) fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
             let is_short = inner.check_free_space().is_some();
             let has_more = keeper.space.has_more(is_short, inner.releases());
             inner.keep_reserve();
+            keeper.give_up_absent_in_need(is_short, Instant::now());
             keeper.inspect(&inner, has_more);
         }
         keeper.delete_files(&inner);
@@ -150,6 +153,22 @@ pub(crate) fn keep_log_short(inner: &Weak<Inner>, signal: &Signal) {
     }
 }
 
+/// Keeps nothing of the log any more for members that are away: they get snapshots.
+fn give_up_absent(watched: &[Watched]) {
+    for one in watched {
+        one.group.give_up_absent();
+    }
+}
+
+/// Whether what gives space back is due again on a disk that is nearly full; if so, it counts as done.
+fn is_due_in_need(last: &mut Option<Instant>, is_short: bool, now: Instant) -> bool {
+    let is_due = is_short && last.is_none_or(|at| now.duration_since(at) >= TRIM_INTERVAL);
+    if is_due {
+        *last = Some(now);
+    }
+    is_due
+}
+
 fn publish_interval(partitions: usize) -> Duration {
     PUBLISH_EVERY + PUBLISH_PAUSE * u32::try_from(partitions).unwrap_or(u32::MAX)
 }
@@ -170,7 +189,16 @@ impl LogKeeper {
             looked: Throttle::new(),
             listed: Throttle::new(),
             purged: Throttle::new(),
+            given_up: None,
             is_unlisted: false,
+        }
+    }
+
+    /// While the disk is nearly full, nothing of the log is kept for members that are away: as appends are refused, the
+    /// log does not grow, and nothing else would end that.
+    fn give_up_absent_in_need(&mut self, is_short: bool, now: Instant) {
+        if is_due_in_need(&mut self.given_up, is_short, now) {
+            give_up_absent(&self.watched);
         }
     }
 
@@ -306,10 +334,7 @@ impl LogKeeper {
             return;
         }
         over.trimmed = now;
-        for one in &self.watched {
-            // Whoever is away for longer than such a log gets a snapshot.
-            one.group.give_up_absent();
-        }
+        give_up_absent(&self.watched);
         if refuses {
             self.release_archived(inner, in_need);
             return;
@@ -374,5 +399,23 @@ mod tests {
         let last = started + looks * LOG_INTERVAL_IN_NEED;
         assert!(throttle.is_due(2, last), "something has changed");
         assert!(!throttle.is_due(2, last));
+    }
+
+    #[test]
+    fn who_is_away_is_given_up_again_and_again_while_the_disk_is_nearly_full() {
+        let started = Instant::now();
+        let mut last = None;
+        let mut given_up = |looks: std::ops::Range<u32>, is_short: bool| {
+            let looks = looks.map(|look| started + look * LOG_INTERVAL);
+            looks
+                .filter(|now| is_due_in_need(&mut last, is_short, *now))
+                .count()
+        };
+        assert_eq!(given_up(0..40, false), 0);
+        assert_eq!(given_up(40..41, true), 1, "at once");
+        // Of ten seconds.
+        assert_eq!(given_up(41..81, true), 5, "who leaves later, too");
+        assert_eq!(given_up(81..120, false), 0);
+        assert_eq!(given_up(120..121, true), 1);
     }
 }

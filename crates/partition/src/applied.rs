@@ -40,7 +40,8 @@ pub struct Applied {
 /// What the repository retains of a partition, as an entry of the log recorded it.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Archived {
-    /// LSN of the oldest snapshot: with it and the entries above it, the present state can be reached.
+    /// LSN of the oldest snapshot, or of an entry before it while a member that is away needs the log from there: with
+    /// the snapshot and the entries above this, the present state can be reached.
     #[prost(uint64, tag = "1")]
     pub lsn: u64,
     /// LSN of the entry that recorded it.

@@ -6,7 +6,8 @@
 //! that one that holds nothing finds some.
 //!
 //! One that asks for more than is free, and is within its share, keeps those behind it waiting: what becomes free adds
-//! up for it. One whose principal has its share is passed over.
+//! up for it. One whose principal has its share is passed over, and those of the same principal that come later wait
+//! behind it: otherwise a large one would wait as long as small ones keep coming.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -129,12 +130,10 @@ impl FairBudget {
         let amount = amount.min(self.0.total);
         let principal = client.principal;
         let mut state = self.0.state.lock();
-        if self.0.may_take(&mut state, principal, amount) {
-            state.take(self.0.share, principal, amount);
-            drop(state);
-            return Ok(self.permit(principal, amount));
-        }
-        Err(self.0.why_not(&state, principal, amount))
+        self.0.may_take(&mut state, principal, amount)?;
+        state.take(self.0.share, principal, amount);
+        drop(state);
+        Ok(self.permit(principal, amount))
     }
 
     /// Takes some, in turn. More than there is in all counts as all of it. If the future is dropped, nothing was taken.
@@ -197,7 +196,7 @@ impl FairBudget {
         let path = client.path(0);
         let (ticket, granted) = {
             let mut state = self.0.state.lock();
-            if self.0.may_take(&mut state, principal, amount) {
+            if self.0.may_take(&mut state, principal, amount).is_ok() {
                 state.take(self.0.share, principal, amount);
                 drop(state);
                 return Ok(Begun::Taken(self.permit(principal, amount)));
@@ -267,29 +266,35 @@ impl FairBudget {
 }
 
 impl Inner {
-    /// Whether a request that has just come may have what is free: nobody waits but those that have their shares.
-    fn may_take(&self, state: &mut State, principal: u64, amount: usize) -> bool {
+    /// Whether a request that has just come may have what is free: nobody waits but those of other principals that
+    /// have their shares.
+    fn may_take(&self, state: &mut State, principal: u64, amount: usize) -> Result<(), NoTurn> {
         let State {
             free,
             held_of,
             queue,
         } = state;
         let mut is_blocked = false;
+        let mut is_behind_own = false;
         let judge = |waiter: &Waiter| {
-            let Waiter {
-                principal, amount, ..
-            } = waiter;
-            match self.verdict(*free, held_of, *principal, *amount) {
-                Verdict::PassOver => Verdict::PassOver,
-                Verdict::Take | Verdict::Stop => {
-                    is_blocked = true;
-                    Verdict::Stop
-                }
+            let verdict = self.verdict(*free, held_of, waiter.principal, waiter.amount);
+            let is_passed_over = verdict == Verdict::PassOver;
+            if is_passed_over && waiter.principal != principal {
+                return Verdict::PassOver;
             }
+            is_behind_own = is_passed_over;
+            is_blocked = true;
+            Verdict::Stop
         };
         let none = queue.take(judge);
         debug_assert!(none.is_none(), "nothing was to be taken");
-        !is_blocked && self.verdict(*free, held_of, principal, amount) == Verdict::Take
+        if is_behind_own {
+            return Err(NoTurn::OwnShare);
+        }
+        if !is_blocked && self.verdict(*free, held_of, principal, amount) == Verdict::Take {
+            return Ok(());
+        }
+        Err(self.why_not(state, principal, amount))
     }
 
     /// Why a request of this principal was not served.
@@ -476,6 +481,14 @@ mod tests {
         }
     }
 
+    /// Is served at once.
+    fn waits_for_nothing(budget: &FairBudget, principal: u64, amount: usize) -> FairPermit {
+        match budget.begin(of(principal), amount, true) {
+            Ok(Begun::Taken(permit)) => permit,
+            Ok(Begun::Waits(_)) | Err(_) => panic!("it waits"),
+        }
+    }
+
     fn is_served(waits: &mut Waits) -> Option<FairPermit> {
         waits.granted().now_or_never()
     }
@@ -534,6 +547,27 @@ mod tests {
         let large = is_served(&mut large).unwrap();
         assert_eq!(large.amount(), 80);
         assert!(is_served(&mut small).is_some());
+    }
+
+    #[test]
+    fn a_large_one_beyond_its_share_is_not_overtaken_by_those_of_its_own_principal() {
+        let budget = FairBudget::new(128, SharePolicy::OverFree);
+        let mut held: Vec<_> = (0..2)
+            .map(|_| budget.try_take(of(1), 20).unwrap())
+            .collect();
+        let mut large = waits(&budget, 1, 64);
+        assert_eq!(budget.try_take(of(1), 8).unwrap_err(), NoTurn::OwnShare);
+        let mut small = waits(&budget, 1, 8);
+        // It holds up nobody else.
+        drop(budget.try_take(of(2), 8).unwrap());
+        drop(waits_for_nothing(&budget, 2, 8));
+        assert!(is_served(&mut large).is_none() && is_served(&mut small).is_none());
+        held.pop();
+        let large = is_served(&mut large).unwrap();
+        assert_eq!(large.amount(), 64);
+        assert!(is_served(&mut small).is_some());
+        drop((large, held));
+        assert_eq!((budget.free(), budget.waiting()), (128, 0));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,11 +1,10 @@
 //! Reading and claiming a partition's root in the repository.
 
 use esker_partition::LineageId;
-use esker_partition::command::Outcome;
-use esker_raft::{Group, Lsn};
 use esker_repository::{CurrentRoot, Error as RepositoryError, Repository};
 
 use super::archive::log_tail;
+use super::archived_position::keep_log;
 use super::failure::Failure;
 use super::state::RepositoryState;
 use crate::blocking::blocking;
@@ -48,7 +47,7 @@ pub(super) async fn read_root(inner: &Inner, partition: u64, repository: &Reposi
             known.note_root(&root);
             note_newest(inner, partition, &mut known);
             known.succeeded();
-            keep_log(inner.group(partition), &known);
+            keep_log(inner.group(partition), &mut known);
             // It may have been pruned after it was read: it is read again.
             known.looked = known.prunes == prunes;
             known.looked
@@ -151,17 +150,6 @@ pub(super) async fn check_history(
             inner.snapshots.archive.shown()
         ))),
         Err(error) => Err(Failure::here(error.to_string())),
-    }
-}
-
-/// Keeps the log from the oldest retained snapshot on. While a member that is away needs more, the log stays as it is:
-/// this node may follow another leader when the member is back, and lead again after that.
-/// [`Inner::follow_archived`] makes up for it.
-pub(super) fn keep_log(group: &Group<Outcome>, known: &RepositoryState) {
-    if let Some(oldest) = known.oldest()
-        && !group.keeps_for_absent(Lsn(oldest.lsn))
-    {
-        group.keep_from(Lsn(oldest.lsn));
     }
 }
 

@@ -8,9 +8,10 @@ use esker_repository::sweep::Sweep;
 use esker_repository::{Checkpoint, Progress, Put, Repository};
 
 use super::archive::to_put;
+use super::archived_position::keep_log;
 use super::failure::Failure;
 use super::local::Held;
-use super::root::{check_history, keep_log};
+use super::root::check_history;
 use super::schedule::Reason;
 use super::state::{CreatedSnapshot, RepositoryState, SweepStatus, Waiting};
 use crate::core::Inner;
@@ -196,7 +197,7 @@ impl<'a> SnapshotJob<'a> {
         // If the root may have been pruned after this job swapped it, it is read again.
         known.looked = known.prunes == self.prunes;
         known.newest_bytes = Some(put.bytes);
-        keep_log(self.inner.group(self.partition), &known);
+        keep_log(self.inner.group(self.partition), &mut known);
         if self.partition == 0 {
             self.inner.note_named(&made.applied);
         }
@@ -449,6 +450,33 @@ mod tests {
         node.prune(1, &plan).await.unwrap();
         job.publish(&made, &put);
         assert!(!node.inner.snapshots.known[1].lock().looked);
+        node.stop(Duration::from_secs(30)).await;
+    }
+
+    #[tokio::test]
+    async fn a_log_that_was_kept_for_a_member_is_let_go_once_that_is_removed() {
+        let (_dir, node, stream) = with_snapshot(1000).await;
+        append(&stream, 1000).await;
+        let group = node.inner.group(1);
+        group.snapshot().await.unwrap().unwrap();
+        let status = group.status();
+        let (kept_from, floor) = (status.log_start, status.floor);
+        assert!(kept_from < floor, "{kept_from} {floor}");
+        // As after a snapshot that was put while a member was away.
+        {
+            let mut known = node.inner.snapshots.known[1].lock();
+            known.retained.last_mut().unwrap().lsn = floor.0;
+            known.keeps_for_absent = true;
+        }
+        node.inner.follow_archived(1);
+        let is_let_go = async {
+            while group.status().log_start < floor {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(30), is_let_go).await;
+        assert!(in_time.is_ok(), "{:?}", group.status().log_start);
+        assert!(!node.inner.snapshots.known[1].lock().keeps_for_absent);
         node.stop(Duration::from_secs(30)).await;
     }
 

@@ -122,6 +122,9 @@ pub(crate) struct RepositoryState {
     pub looked: bool,
     /// The LSN above which the log is kept because an entry of it has recorded that.
     pub followed: Option<u64>,
+    /// Whether the log was kept for a member that was away when it was last decided what the oldest retained snapshot
+    /// needs.
+    pub keeps_for_absent: bool,
     /// How often a prune has changed the root, or may have. What was read before the last prune is not
     /// valid.
     pub prunes: u64,

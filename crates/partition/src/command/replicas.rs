@@ -8,7 +8,8 @@ pub struct NoteArchived {
     /// The lineage of the snapshot: 16 bytes.
     #[prost(bytes = "vec", tag = "1")]
     pub lineage: Vec<u8>,
-    /// LSN of the oldest snapshot that the repository retains.
+    /// LSN of the oldest snapshot that the repository retains, or of an entry before it, above which a member that is
+    /// away needs the log.
     #[prost(uint64, tag = "2")]
     pub lsn: u64,
 }

@@ -69,12 +69,12 @@ pub struct Config {
 /// Whoever is away for longer than [`ticks`](KeptForAbsent::ticks) gets an eighth of the bytes and entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeptForAbsent {
-    /// Most bytes of a group. The bytes of entries that were applied before the open are not known, and count
-    /// as none.
+    /// Most bytes of a group. The bytes of entries that were applied before the open are not known: they count as
+    /// none for a member that has reported to this leader, and are not kept for any other.
     pub bytes: u64,
     /// Most entries of a group; 0 for none.
     pub entries: u64,
-    /// Ticks without a message of the member.
+    /// Ticks without a message of the member, from the leader's first election since then.
     pub ticks: u64,
 }
 

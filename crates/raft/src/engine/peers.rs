@@ -55,6 +55,8 @@ pub(super) struct Peers {
     pub withheld: bool,
     /// When this member began to lead.
     lead: Lead,
+    /// The ticks of the first elections of this member since which it has not heard of the others.
+    unheard_since: BTreeMap<NodeId, u64>,
     /// Members that were away when the log had become too long: nothing is kept for them.
     given_up: BTreeSet<NodeId>,
 }
@@ -119,6 +121,8 @@ impl Peers {
         self.offers.retain(|node, _| membership.contains(*node));
         self.holds.retain(|node, _| membership.contains(*node));
         self.given_up.retain(|node| membership.contains(*node));
+        self.unheard_since
+            .retain(|node, _| membership.contains(*node));
     }
 
     pub fn last_contact(&self, node: NodeId) -> Option<u64> {
@@ -167,6 +171,7 @@ impl Engine {
     pub(super) fn note_contact(&mut self, node: NodeId) {
         if self.membership.contains(node) {
             self.peers.last_contact.insert(node, self.ticks);
+            self.peers.unheard_since.remove(&node);
             self.note_return(node);
         }
     }

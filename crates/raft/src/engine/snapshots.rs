@@ -145,6 +145,11 @@ impl Snapshots {
         self.tally.above(lsn)
     }
 
+    /// The entry above which bytes are counted.
+    pub fn counted_from(&self) -> Lsn {
+        self.tally.counted_from
+    }
+
     /// The lowest entry above which there are, up to `up_to`, at most so many bytes, as far as they were counted.
     pub fn reach(&self, up_to: Lsn, bytes: u64) -> Lsn {
         self.tally.reach(up_to, bytes)
@@ -298,6 +303,8 @@ impl Snapshots {
 struct Tally {
     /// Contiguous, oldest first, none entirely below the log start.
     pieces: VecDeque<Piece>,
+    /// Last entry that was applied before the count began.
+    counted_from: Lsn,
     /// Last entry that is counted, or was applied before the count began.
     end: Lsn,
     start: Lsn,
@@ -328,6 +335,7 @@ impl Tally {
     fn new(start: Lsn, end: Lsn) -> Tally {
         Tally {
             pieces: VecDeque::new(),
+            counted_from: end,
             end,
             start,
             above_start: 0,

@@ -234,11 +234,11 @@ impl<O: Send + 'static> Group<O> {
         }
     }
 
-    /// Whether this member leads, and a member that is away needs entries at or below `lsn` which are kept for it
-    /// ([`NodeConfig::kept_for_absent`](super::NodeConfig::kept_for_absent)). A host that has the other members compact
-    /// their logs waits with that, because each of them may lead next.
-    pub fn keeps_for_absent(&self, lsn: Lsn) -> bool {
-        self.shared.lock().kept_for_absent(lsn).is_some()
+    /// If this member leads, and a member that is away needs entries at or below `lsn` which are kept for it
+    /// ([`NodeConfig::kept_for_absent`](super::NodeConfig::kept_for_absent)): the last entry that it does not need. A
+    /// host that has the other members compact their logs lets them go no further, because each of them may lead next.
+    pub fn kept_for_absent(&self, lsn: Lsn) -> Option<Lsn> {
+        self.shared.lock().kept_for_absent(lsn)
     }
 
     /// Lets no peer have this member's state from now on, or lets them again: it offers no snapshot, and a peer that

@@ -8,7 +8,13 @@
 //! ([`KeptForAbsent`]), which count from where the log would be compacted otherwise. A member whose next entry is
 //! further back holds nothing. If a member has not reported to this leader, its position is not known; then as much
 //! is kept as the bound allows, as long as the entries that were there when this leader was elected are among
-//! that. When the log becomes too long all the same, the host has them given up ([`Event::GiveUpAbsent`]).
+//! that. Entries whose bytes are not known, because they were applied before this member was opened, are not kept for
+//! such a member: it may never come back, and each leader would keep them again, whatever their size. When the log
+//! becomes too long all the same, the host has them given up ([`Event::GiveUpAbsent`]).
+//!
+//! A host whose other members are to keep as much lets all go up to what this leader answers for the archived position.
+//! The log of this leader then ends there otherwise, so it may keep the bound once more below it, if it does not know
+//! the member's position.
 //!
 //! While no peer is to get this member's state, entries are the only way back. The bound is then that of followers
 //! that can be heard.
@@ -16,7 +22,7 @@
 //! [`Event::GiveUpAbsent`]: super::super::Event::GiveUpAbsent
 
 use super::super::{Engine, KeptForAbsent, Role};
-use super::Lead;
+use super::{Lead, Peers};
 use crate::ids::{Lsn, NodeId};
 
 impl Engine {
@@ -31,7 +37,7 @@ impl Engine {
         let others = progress.map(|(id, progress)| (NodeId(*id), Lsn(progress.matched)));
         let absent = others.filter(|(id, matched)| self.is_absent(*id, *matched));
         let kept = absent.filter_map(|(id, matched)| {
-            let reach = self.reach_for(id, up_to).max(start);
+            let reach = self.reach_for(id, matched, up_to).max(start);
             match matched {
                 Lsn(0) => (self.peers.lead.last >= reach).then_some(reach),
                 known => (known >= reach).then_some(known),
@@ -41,7 +47,7 @@ impl Engine {
     }
 
     /// The first position of a member that is away from which it can go on with entries that are kept for it.
-    fn reach_for(&self, id: NodeId, up_to: Lsn) -> Lsn {
+    fn reach_for(&self, id: NodeId, matched: Lsn, up_to: Lsn) -> Lsn {
         if self.peers.withheld {
             let bytes = self.config.max_bytes_kept_for_peers;
             return self.snapshots.reach(up_to, bytes);
@@ -51,13 +57,30 @@ impl Engine {
             mut entries,
             ticks,
         } = self.config.kept_for_absent;
-        let since = self.peers.last_contact(id).unwrap_or(0);
-        if self.ticks - since.max(self.peers.lead.tick) > ticks {
+        if self.ticks - self.absent_since(id) > ticks {
             bytes /= KeptForAbsent::LONG_ABSENCE_SHARE;
             entries /= KeptForAbsent::LONG_ABSENCE_SHARE;
         }
         let by_entries = Lsn(up_to.0.saturating_sub(entries));
-        self.snapshots.reach(up_to, bytes).max(by_entries)
+        let reach = self.snapshots.reach(up_to, bytes).max(by_entries);
+        match matched {
+            Lsn(0) => reach.max(self.snapshots.counted_from()),
+            _ => reach,
+        }
+    }
+
+    /// Since when a member is away, as far as this leader has noticed it: its last message, or the first election of
+    /// this member since which none has come. So leaderships that move often do not extend an absence. While this member
+    /// follows, it does not hear of the others.
+    fn absent_since(&self, id: NodeId) -> u64 {
+        let Peers {
+            lead,
+            unheard_since,
+            ..
+        } = &self.peers;
+        let elected = unheard_since.get(&id).copied().unwrap_or(lead.tick);
+        let heard = self.peers.last_contact(id);
+        heard.map_or(elected, |heard| heard.max(elected))
     }
 
     /// Whether a member is away, and not given up.
@@ -80,6 +103,10 @@ impl Engine {
             last: self.last(),
         };
         self.peers.given_up.clear();
+        for id in self.membership.members() {
+            let since = self.peers.unheard_since.entry(id);
+            since.or_insert(self.ticks);
+        }
     }
 
     /// Keeps nothing any more for the members that are away now.

@@ -107,6 +107,39 @@ fn what_a_new_leader_keeps_ends_behind_what_the_member_can_have() {
 }
 
 #[test]
+fn entries_of_unknown_size_are_not_kept_for_a_member_that_a_new_leader_has_not_heard_of() {
+    let (mut cluster, _) = one_away(MUCH);
+    cluster.write(20);
+    cluster.restart(2);
+    let opened_at = cluster.host(2).applied.lsn;
+    let (ticket, to) = (Ticket(1), NodeId(2));
+    cluster.ticks(5);
+    cluster.step(1, Event::TransferLeadership { ticket, to });
+    cluster.pump();
+    assert_eq!(cluster.leader(), 2);
+    cluster.ticks(30);
+    covered(&mut cluster, 2, 20);
+    assert_eq!(
+        log_start(&cluster, 2),
+        opened_at,
+        "what has come since then"
+    );
+    // While no state is passed on, entries are the only way back, whatever their size.
+    let (mut cluster, _) = one_away(MUCH);
+    cluster.write(20);
+    cluster.restart(2);
+    cluster.ticks(5);
+    cluster.step(1, Event::TransferLeadership { ticket, to });
+    cluster.pump();
+    assert_eq!(cluster.leader(), 2);
+    cluster.step(2, Event::WithholdSnapshots { withheld: true });
+    cluster.ticks(30);
+    covered(&mut cluster, 2, 20);
+    assert_eq!(log_start(&cluster, 2), Lsn(0));
+    comes_back_by_entries(&mut cluster);
+}
+
+#[test]
 fn a_member_that_needs_more_entries_than_the_bound_is_given_up() {
     let kept = KeptForAbsent {
         entries: 50,
@@ -164,6 +197,76 @@ fn after_a_long_absence_an_eighth_is_kept() {
     assert_eq!(log_start(&cluster, 1), had, "100 of 160 entries");
     cluster.ticks(400);
     assert_nothing_kept(&cluster, 1);
+}
+
+#[test]
+fn an_absence_is_as_long_however_often_the_leadership_moves() {
+    let kept = KeptForAbsent {
+        entries: 160,
+        ticks: 300,
+        ..MUCH
+    };
+    let (mut cluster, _) = one_away(kept);
+    for to in [2, 1].repeat(4) {
+        let (ticket, to) = (Ticket(1), NodeId(to));
+        let leader = cluster.leader();
+        cluster.step(leader, Event::TransferLeadership { ticket, to });
+        cluster.pump();
+        assert_eq!(cluster.leader(), to.0);
+        cluster.ticks(100);
+    }
+    covered(&mut cluster, 1, 30);
+    assert_nothing_kept(&cluster, 1);
+    // An absence that ends is forgotten.
+    cluster.cut.clear();
+    cluster.ticks(60);
+    cluster.assert_agreed(&[1, 2, 3]);
+    let had = cluster.host(3).engine.last();
+    cluster.cut = vec![3];
+    cluster.ticks(30);
+    covered(&mut cluster, 1, 30);
+    assert_eq!(log_start(&cluster, 1), had, "30 of 160 entries");
+}
+
+#[test]
+fn with_a_member_that_is_gone_for_good_logs_stay_short_however_often_the_leadership_moves() {
+    let kept = KeptForAbsent {
+        entries: 40,
+        ..MUCH
+    };
+    let (mut cluster, _) = one_away(kept);
+    for id in [1, 2] {
+        cluster.step(id, Event::KeepFrom { lsn: Lsn(0) });
+    }
+    for leader in [2, 1].repeat(5) {
+        let (ticket, to) = (Ticket(1), NodeId(leader));
+        let before = cluster.leader();
+        cluster.step(before, Event::TransferLeadership { ticket, to });
+        cluster.pump();
+        assert_eq!(cluster.leader(), leader);
+        cluster.ticks(30);
+        // Less than the bound in each leadership.
+        cluster.write(30);
+        cluster.ticks(3);
+        for id in [1, 2] {
+            cluster.snapshot(id);
+        }
+        // As hosts do that have archived everything: all go by what the leader answers.
+        let engine = &cluster.host(leader).engine;
+        let archived = engine.floor();
+        let lsn = engine.kept_for_absent(archived).unwrap_or(archived);
+        for id in [1, 2] {
+            cluster.step(id, Event::KeepFrom { lsn });
+        }
+        cluster.ticks(2);
+        for (id, most) in [(leader, 80), (3 - leader, 40)] {
+            let length = archived.0 - log_start(&cluster, id).0;
+            assert!(length <= most, "{length} entries of member {id}");
+        }
+    }
+    cluster.cut.clear();
+    cluster.ticks(60);
+    cluster.assert_agreed(&[1, 2, 3]);
 }
 
 #[test]
