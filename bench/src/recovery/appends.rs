@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use bench_harness::page::{Figure, Section};
 use bench_harness::stats::median_or_zero as median;
+use testkit_s3::{S3Server, objects::Objects};
 
-use super::{Bench, load::Streams};
+use super::{Bench, load::Streams, subject::Setup};
 use crate::client::Batches;
 
 const STREAMS: usize = 100;
@@ -24,28 +25,13 @@ enum Snapshots {
 }
 
 pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
-    let (setup, _store) = bench.place_with_yielding_store("appends").await?;
-    let setup = setup.with([
-        "partitions=1",
-        "snapshots.num-retained=3",
-        "snapshots.recovery-budget=",
-        "snapshots.snapshot-interval=1h",
-    ]);
     let mib = if bench.run.quick { 64 } else { 1024 };
     let phase = Duration::from_secs(if bench.run.quick { 3 } else { 15 });
     let large = Batches::new(64, 1024, 21)?;
     let small = Arc::new(Batches::new(1, 256, 22)?);
-    let loading = setup.with(["snapshots.snapshot-interval=5s"]);
-    let (server, _) = loading.start(&[]).await?;
-    let streams = Streams::create(&server.url(), STREAMS).await?;
-    streams.append(&large, 0..mib * 16).await?;
-    // Otherwise the first phase with incremental snapshots would upload the whole partition.
-    let loaded = (mib << 20) as f64;
-    server
-        .wait(BYTES, Duration::from_secs(300), |bytes| bytes >= loaded)
-        .await?;
-    server.settle(Duration::from_secs(30)).await;
-    server.kill();
+    // Incremental snapshots share nothing with full ones, so each kind has a partition and a store of its own.
+    let (incremental, _store) = place(bench, "incremental", &large, mib).await?;
+    let (full, _other_store) = place(bench, "full", &large, mib).await?;
 
     let kinds = [Snapshots::None, Snapshots::Incremental, Snapshots::Full];
     let mut p50 = [vec![], vec![], vec![]];
@@ -56,15 +42,9 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         for turn in 0..kinds.len() {
             let which = (turn + round) % kinds.len();
             let setup = match kinds[which] {
-                Snapshots::None => setup.with(["snapshots.snapshot-kind=incremental"]),
-                Snapshots::Incremental => setup.with([
-                    "snapshots.snapshot-kind=incremental",
-                    "snapshots.snapshot-interval=100ms",
-                ]),
-                Snapshots::Full => setup.with([
-                    "snapshots.snapshot-kind=full",
-                    "snapshots.snapshot-interval=100ms",
-                ]),
+                Snapshots::None => incremental.clone(),
+                Snapshots::Incremental => incremental.with(["snapshots.snapshot-interval=100ms"]),
+                Snapshots::Full => full.with(["snapshots.snapshot-interval=100ms"]),
             };
             let (server, _) = setup.start(&[]).await?;
             let streams = Streams::open(&server.url(), STREAMS).await?;
@@ -123,7 +103,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
     Ok(Section {
         title: "Appends while snapshots are made and uploaded".to_owned(),
         how: format!(
-            "One partition of {mib} MiB; {RATE} unary appends of one record of 256 bytes a second, \
+            "A partition of {mib} MiB for each kind of snapshots; {RATE} unary appends of one record of 256 bytes a second, \
              sent whether or not those before have been answered, over four connections to \
              {STREAMS} streams. Phases of {} s take turns, {} of each; medians of the phases' \
              percentiles. In phases with snapshots the interval is 100 ms, so that they follow each \
@@ -137,4 +117,34 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Section> {
         figures,
         ..Section::default()
     })
+}
+
+/// A partition of so many MiB, which is in a store of its own.
+async fn place(
+    bench: &Bench,
+    kind: &str,
+    large: &Batches,
+    mib: usize,
+) -> anyhow::Result<(Setup, S3Server<Objects>)> {
+    let name = format!("appends-{kind}");
+    let (setup, store) = bench.place_with_yielding_store(&name).await?;
+    let setup = setup.with([
+        "partitions=1",
+        "snapshots.num-retained=3",
+        "snapshots.recovery-budget=",
+        "snapshots.snapshot-interval=1h",
+        &format!("snapshots.snapshot-kind={kind}"),
+    ]);
+    let loading = setup.with(["snapshots.snapshot-interval=5s"]);
+    let (server, _) = loading.start(&[]).await?;
+    let streams = Streams::create(&server.url(), STREAMS).await?;
+    streams.append(large, 0..mib * 16).await?;
+    // Otherwise the first phase with incremental snapshots would upload the whole partition.
+    let loaded = (mib << 20) as f64;
+    server
+        .wait(BYTES, Duration::from_secs(300), |bytes| bytes >= loaded)
+        .await?;
+    server.settle(Duration::from_secs(30)).await;
+    server.kill();
+    Ok((setup, store))
 }
