@@ -253,13 +253,19 @@ fn while_compactions_go_on_failing_writes_are_refused_with_the_cause_before_rock
             Ok(()) => part.flush().unwrap(),
             Err(refused) => break refused,
         }
+        // A compaction of newer files may end well in between, and then some more are written.
         let files = part.level0_files();
-        assert!(files <= MAX_LEVEL0_FILES, "{files} files, and no refusal");
+        assert!(files < LEVEL0_STOP as u64, "{files} files, and no refusal");
     };
-    assert_eq!(part.level0_files(), MAX_LEVEL0_FILES);
+    assert!(part.level0_files() >= MAX_LEVEL0_FILES);
     let refused = refused.to_string();
     assert!(refused.contains("symbolic links"), "{refused}");
-    let failure = store.write_failure().unwrap();
+    let mut failure = None;
+    eventually("the failure is known", || {
+        failure = store.write_failure();
+        failure.is_some()
+    });
+    let failure = failure.unwrap();
     assert!(failure.contains("symbolic links"), "{failure}");
     // Writes to other partitions do not wait, and nothing is damaged.
     write(&other, 1, 100).unwrap();

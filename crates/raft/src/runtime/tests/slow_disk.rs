@@ -117,7 +117,8 @@ fn a_group_whose_engine_is_busy_holds_up_no_thread_that_serves_others() {
 
     // Everything that waited is done by whoever releases the engine.
     drop(busy);
-    assert!(group.status().last > last);
+    // Another thread may have been quicker to take the engine, and does it then.
+    wait_for("what waited is done", || group.status().last > last);
     answer_of(written);
     runtime.block_on(read).unwrap();
 }
