@@ -21,6 +21,7 @@ use s2_common::http::extract::Header;
 use s2_common::read_extent::ReadLimit;
 use s2_common::record::{Metered, MeteredSize as _};
 use s2_common::stream::{ReadBatch, ReadEnd, ReadFrom, ReadStart, StreamName};
+use tokio::time::{Instant, timeout_at};
 
 use super::append_body::{AppendBody, UnaryAppend};
 use super::{App, ServiceError, read_frames, session_inputs, sessions};
@@ -235,16 +236,36 @@ fn check_until(start: ReadStart, end: ReadEnd) -> Result<(), ValidationError> {
     Ok(())
 }
 
+/// How long a read that is not a session waits for memory: longer than connections whose clients take nothing live
+/// on with short timeouts, and shorter than clients wait for an answer.
+const MEMORY_WAIT: Duration = Duration::from_secs(15);
+
 /// The answer to a read that is not a session: one batch, or none if nothing arrived in time; and the
 /// permit for the batch's memory.
 async fn first_batch(
     mut session: ReadSession,
 ) -> Result<(ReadBatch, Option<ReadPermit>), ServiceError> {
-    while let Some(output) = session.next().await? {
-        match output {
-            ReadOutput::Batch(records, permit) => return Ok((records.into_batch()?, Some(permit))),
-            ReadOutput::Waiting => return Err(ServiceError::Exhausted(Exhausted::Reads)),
-            ReadOutput::Heartbeat(_) => {}
+    let no_memory = || ServiceError::Exhausted(Exhausted::Reads);
+    let mut since = Instant::now();
+    let mut waits = false;
+    loop {
+        // A session reports that it waits now and then, at moments of its own.
+        let next = match waits {
+            true => timeout_at(since + MEMORY_WAIT, session.next())
+                .await
+                .map_err(|_| no_memory())??,
+            false => session.next().await?,
+        };
+        match next {
+            Some(ReadOutput::Batch(records, permit)) => {
+                return Ok((records.into_batch()?, Some(permit)));
+            }
+            Some(ReadOutput::Waiting) => waits = true,
+            Some(ReadOutput::Heartbeat(_)) => {
+                since = Instant::now();
+                waits = false;
+            }
+            None => break,
         }
     }
     let none = ReadBatch {
