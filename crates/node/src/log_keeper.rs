@@ -61,7 +61,7 @@ struct LogKeeper {
     listed: Throttle<(u64, u64)>,
     /// When files were last deleted, and which entries were needed then.
     purged: Throttle<((u64, u64), Vec<u64>)>,
-    /// When members that are away were last given up because the disk is nearly full.
+    /// When members that are away were last given up, because the log is full or the disk nearly so.
     given_up: Option<Instant>,
     /// Whether the last listing failed.
     is_unlisted: bool,
@@ -160,7 +160,7 @@ fn give_up_absent(watched: &[Watched]) {
     }
 }
 
-/// Whether what gives space back is due again on a disk that is nearly full; if so, it counts as done.
+/// Whether what gives space back is due again, once in [`TRIM_INTERVAL`] while space is short; if so, it counts as done.
 fn is_due_in_need(last: &mut Option<Instant>, is_short: bool, now: Instant) -> bool {
     let is_due = is_short && last.is_none_or(|at| now.duration_since(at) >= TRIM_INTERVAL);
     if is_due {
@@ -334,7 +334,10 @@ impl LogKeeper {
             return;
         }
         over.trimmed = now;
-        give_up_absent(&self.watched);
+        // Not each time: while appends wait, that is a hundred times a second for each partition.
+        if is_due_in_need(&mut self.given_up, full, now) {
+            give_up_absent(&self.watched);
+        }
         if refuses {
             self.release_archived(inner, in_need);
             return;

@@ -92,7 +92,7 @@ async fn a_restore_with_a_loss_suspends_tokens_until_they_are_confirmed() {
         let status = root.get("/esker/v1/status").send().await.expect(200);
         status.text().contains("access_tokens_suspended")
     };
-    eventually("the status says so", async || {
+    eventually("the status shows it", async || {
         shows_problem().await.then_some(())
     })
     .await;

@@ -143,7 +143,7 @@ async fn a_node_that_does_not_hear_of_revocations_takes_the_root_token_alone() {
         status.text()
     };
     // It is shown while issued tokens are in use.
-    eventually("the status says so", async || {
+    eventually("the status shows it", async || {
         assert_ne!(append(&cluster, streams, leaked).await.0, 200);
         problems().await.contains(PROBLEM).then_some(())
     })

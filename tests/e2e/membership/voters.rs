@@ -15,7 +15,7 @@ use crate::support::eventually;
 /// before it.
 type Counts = BTreeSet<usize>;
 
-/// Looks at what a node shows of the cluster, many times a second, until it is told to end.
+/// Looks at what a node shows of the cluster, many times a second, until it is stopped.
 fn watch(nodes: &Nodes, asked: usize, ends: Arc<AtomicBool>) -> tokio::task::JoinHandle<Counts> {
     let http = nodes.servers[asked].http1();
     tokio::spawn(async move {
@@ -38,7 +38,7 @@ fn watch(nodes: &Nodes, asked: usize, ends: Arc<AtomicBool>) -> tokio::task::Joi
     })
 }
 
-/// Looks whether a node belongs to all partitions, many times a second, until it is told to end. Returns where it did
+/// Looks whether a node belongs to all partitions, many times a second, until it is stopped. Returns where it did
 /// not, once.
 fn watch_member(
     nodes: &Nodes,

@@ -236,8 +236,7 @@ fn check_until(start: ReadStart, end: ReadEnd) -> Result<(), ValidationError> {
     Ok(())
 }
 
-/// How long a read that is not a session waits for memory: longer than connections whose clients take nothing live
-/// on with short timeouts, and shorter than clients wait for an answer.
+/// How long a read that is not a session waits for memory of `limits.read-sessions`, before it is refused with 429.
 const MEMORY_WAIT: Duration = Duration::from_secs(15);
 
 /// The answer to a read that is not a session: one batch, or none if nothing arrived in time; and the

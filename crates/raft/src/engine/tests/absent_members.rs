@@ -57,6 +57,28 @@ fn comes_back_by_entries(cluster: &mut Cluster) {
     assert_nothing_kept(cluster, cluster.leader());
 }
 
+/// The member that leads gives the leadership to another one.
+fn hand_over(cluster: &mut Cluster, to: u64) {
+    let (ticket, node) = (Ticket(1), NodeId(to));
+    let leader = cluster.leader();
+    cluster.step(leader, Event::TransferLeadership { ticket, to: node });
+    cluster.pump();
+    assert_eq!(cluster.leader(), to);
+}
+
+/// The member that was away is back, and then it is away again: the log is kept for it as the first time.
+fn the_next_absence_is_another_one(cluster: &mut Cluster) {
+    cluster.cut.clear();
+    cluster.ticks(60);
+    cluster.assert_agreed(&[1, 2, 3]);
+    let had = cluster.host(3).engine.last();
+    cluster.cut = vec![3];
+    cluster.ticks(30);
+    // Fewer than any bound here.
+    covered(cluster, 1, 20);
+    assert_eq!(log_start(cluster, 1), had);
+}
+
 #[test]
 fn a_member_that_was_away_goes_on_with_entries_although_a_snapshot_covers_them() {
     let (mut cluster, had) = one_away(MUCH);
@@ -71,10 +93,7 @@ fn a_member_that_was_away_goes_on_with_entries_although_a_snapshot_covers_them()
 fn a_new_leader_keeps_what_a_member_may_have_that_it_has_not_heard_of() {
     let (mut cluster, _) = one_away(MUCH);
     cluster.write(20);
-    let (ticket, to) = (Ticket(1), NodeId(2));
-    cluster.step(1, Event::TransferLeadership { ticket, to });
-    cluster.pump();
-    assert_eq!(cluster.leader(), 2);
+    hand_over(&mut cluster, 2);
     cluster.ticks(30);
     covered(&mut cluster, 2, 20);
     assert_eq!(
@@ -208,24 +227,13 @@ fn an_absence_is_as_long_however_often_the_leadership_moves() {
     };
     let (mut cluster, _) = one_away(kept);
     for to in [2, 1].repeat(4) {
-        let (ticket, to) = (Ticket(1), NodeId(to));
-        let leader = cluster.leader();
-        cluster.step(leader, Event::TransferLeadership { ticket, to });
-        cluster.pump();
-        assert_eq!(cluster.leader(), to.0);
+        hand_over(&mut cluster, to);
         cluster.ticks(100);
     }
     covered(&mut cluster, 1, 30);
     assert_nothing_kept(&cluster, 1);
     // An absence that ends is forgotten.
-    cluster.cut.clear();
-    cluster.ticks(60);
-    cluster.assert_agreed(&[1, 2, 3]);
-    let had = cluster.host(3).engine.last();
-    cluster.cut = vec![3];
-    cluster.ticks(30);
-    covered(&mut cluster, 1, 30);
-    assert_eq!(log_start(&cluster, 1), had, "30 of 160 entries");
+    the_next_absence_is_another_one(&mut cluster);
 }
 
 #[test]
@@ -239,11 +247,7 @@ fn with_a_member_that_is_gone_for_good_logs_stay_short_however_often_the_leaders
         cluster.step(id, Event::KeepFrom { lsn: Lsn(0) });
     }
     for leader in [2, 1].repeat(5) {
-        let (ticket, to) = (Ticket(1), NodeId(leader));
-        let before = cluster.leader();
-        cluster.step(before, Event::TransferLeadership { ticket, to });
-        cluster.pump();
-        assert_eq!(cluster.leader(), leader);
+        hand_over(&mut cluster, leader);
         cluster.ticks(30);
         // Less than the bound in each leadership.
         cluster.write(30);
@@ -278,15 +282,7 @@ fn a_log_that_has_become_too_long_gives_up_who_is_away_until_it_is_back() {
     assert_nothing_kept(&cluster, 1);
     covered(&mut cluster, 1, 20);
     assert_nothing_kept(&cluster, 1);
-    cluster.cut.clear();
-    cluster.ticks(60);
-    cluster.assert_agreed(&[1, 2, 3]);
-    // The next absence is another one.
-    let had = cluster.host(3).engine.last();
-    cluster.cut = vec![3];
-    cluster.ticks(30);
-    covered(&mut cluster, 1, 20);
-    assert_eq!(log_start(&cluster, 1), had);
+    the_next_absence_is_another_one(&mut cluster);
 }
 
 #[test]
