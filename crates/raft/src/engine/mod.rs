@@ -265,19 +265,10 @@ impl Engine {
             }
             Event::Receive(envelope) => self.receive(envelope, &mut actions),
             Event::Unreachable(node) => self.raw.report_unreachable(node.0),
-            Event::Propose { ticket, command } => self.propose(ticket, command, &mut actions),
-            Event::ProposeBatch(proposals) => {
-                let mut together = 0;
-                for (ticket, command) in proposals {
-                    together += command.len();
-                    if together > MAX_COMMAND_BYTES {
-                        // Not all in one piece.
-                        self.drain_ready(&mut actions);
-                        together = command.len();
-                    }
-                    self.propose(ticket, command, &mut actions);
-                }
+            Event::Propose { ticket, command } => {
+                self.propose_batch(vec![(ticket, command)], &mut actions);
             }
+            Event::ProposeBatch(proposals) => self.propose_batch(proposals, &mut actions),
             Event::Persisted { number } => self.persisted(number, &mut actions),
             Event::Applied { lsn } => self.note_applied(lsn, &mut actions),
             Event::SnapshotTaken {
