@@ -338,8 +338,8 @@ pub struct Committed {
     pub lsn: Lsn,
     /// The term in which it was proposed.
     pub term: Term,
-    /// The command. `None` for the empty entry with which a leader begins its term, and for an entry that
-    /// changes the membership.
+    /// The command. `None` for the empty entry with which a leader begins its term or confirms a change of the
+    /// voters, and for an entry that changes the membership.
     pub command: Option<Bytes>,
     /// If the entry changes the membership: the membership from this entry on. The state machine keeps it
     /// with the state.

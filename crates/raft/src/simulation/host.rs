@@ -328,6 +328,7 @@ impl World {
             if now > committed && self.host(id).leads() {
                 self.check_commit(id, now, &before);
             }
+            self.note_confirmed(id);
         }
     }
 

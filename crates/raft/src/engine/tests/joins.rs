@@ -30,7 +30,7 @@ fn bring_in(cluster: &mut Cluster, node: NodeId) {
     }
 }
 
-fn kill(cluster: &mut Cluster, id: u64) {
+pub(super) fn kill(cluster: &mut Cluster, id: u64) {
     cluster.host_mut(id).up = false;
     let others: Vec<u64> = cluster.hosts.keys().copied().collect();
     for other in others.into_iter().filter(|other| *other != id) {
@@ -127,7 +127,7 @@ fn numbers(ids: &[u64]) -> Vec<NodeId> {
     ids.iter().copied().map(NodeId).collect()
 }
 
-fn change_voters(promote: &[u64], remove: &[u64]) -> MembershipChange {
+pub(super) fn change_voters(promote: &[u64], remove: &[u64]) -> MembershipChange {
     MembershipChange::ChangeVoters(VoterChange {
         promote: numbers(promote),
         remove: numbers(remove),
@@ -183,7 +183,7 @@ fn a_member_is_replaced_by_another_one_in_one_change() {
 }
 
 /// Three voters, and a learner that has caught up.
-fn three_with_a_learner() -> Cluster {
+pub(super) fn three_with_a_learner() -> Cluster {
     let mut cluster = Cluster::new(&[1, 2, 3]);
     cluster.write(10);
     cluster.joiner(4);
