@@ -16,7 +16,7 @@ use super::directory::Nodes;
 use super::peers::{Peers, cluster_number};
 use super::wire::{
     CHANGE, CLOCK, ChangeCluster, Check, DIGEST, GROUPS, GroupOf, GroupsOf, JOIN, Join, Joined,
-    Peer, READS_FORGETTING, REMOVAL, to_hex,
+    KeptFor, Peer, READS_FORGETTING, REMOVAL, to_hex,
 };
 use crate::clock::now_ms;
 use crate::core::Inner;
@@ -460,7 +460,9 @@ impl Inner {
                 halted: group.halted().map(|halted| halted.why),
                 voters: numbers(&members.voters),
                 voters_before: numbers(&members.voters_outgoing),
+                is_unconfirmed: details.has_unconfirmed_change,
                 learners: numbers(&members.learners),
+                kept: self.log_kept_for_absent(partition).map(KeptFor::from),
                 waits: self.replicas.waiting.of(partition, now),
                 fetching: self.replicas.transfers.of(partition),
                 check: self.replicas.digests.compared(partition).map(Check::from),

@@ -74,5 +74,5 @@ pub(crate) use replicas::Replicas;
 pub(crate) use slow_disk::run as give_leaderships_away;
 pub use transfers::Fetching;
 pub use waiting::ChangeWait;
-pub use wire::{Check, CheckOutcome};
+pub use wire::{Check, CheckOutcome, KeptFor};
 pub(crate) use wire::{Joined, READS_SETTINGS_VERSIONS};

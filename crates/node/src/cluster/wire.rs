@@ -2,6 +2,7 @@
 
 use esker_partition::digest::{Compared, Verdict};
 use esker_partition::{Lineage, Origin};
+use esker_raft::engine::KeptLog;
 use serde::{Deserialize, Serialize};
 
 use super::transfers::Fetching;
@@ -440,12 +441,40 @@ pub(crate) struct GroupOf {
     /// While a change of the voters is under way: those before it, who have to agree as well.
     #[serde(default)]
     pub voters_before: Vec<u64>,
+    /// Whether this node leads, and does not know yet that the last change of the voters holds without those who voted
+    /// before. Earlier releases do not say.
+    #[serde(default)]
+    pub is_unconfirmed: bool,
     /// The numbers of the nodes that have replicas and do not vote.
     #[serde(default)]
     pub learners: Vec<u64>,
+    /// What of the log this node keeps for members that are away, if it leads and does.
+    #[serde(default)]
+    pub kept: Option<KeptFor>,
     /// Why the members are not those that the catalog wants, if this node leads and they are not.
     #[serde(default)]
     pub waits: Option<ChangeWait>,
+}
+
+/// What of its log the leader of a partition keeps for members that are away, beside what snapshots need.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptFor {
+    /// How many entries.
+    pub entries: u64,
+    /// Their bytes, without those of entries that were applied before the leader's start.
+    pub bytes: u64,
+    /// The numbers of the nodes.
+    pub nodes: Vec<u64>,
+}
+
+impl From<KeptLog> for KeptFor {
+    fn from(kept: KeptLog) -> KeptFor {
+        KeptFor {
+            entries: kept.entries,
+            bytes: kept.bytes,
+            nodes: kept.members.into_iter().map(|node| node.0).collect(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -66,7 +66,7 @@ pub use event::{
 };
 pub use guard::panic_is_caught;
 pub use membership::MAX_PROMOTION_LAG;
-pub use peers::TransferStatus;
+pub use peers::{KeptLog, TransferStatus};
 pub use status::{Counters, PeerState, PeerStatus, Status};
 pub(crate) use terms::{MAX_TERMS_AT_OPEN, find_terms};
 
