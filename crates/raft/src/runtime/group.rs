@@ -248,9 +248,12 @@ impl<O: Send + 'static> Group<O> {
     }
 
     /// Lets no peer have this member's state from now on, or lets them again: it offers no snapshot, and a peer that
-    /// needs one waits. A transfer that has begun goes on. Nothing of this is stored: the host calls it again after
+    /// needs one waits. A transfer that has begun ends, unless the peer has all of it already. Nothing of this is stored: the host calls it again after
     /// it has opened the group.
     pub fn withhold_snapshots(&self, withheld: bool) {
+        if let Some(member) = &self.shared.member {
+            member.withhold(withheld);
+        }
         self.shared.step(Event::WithholdSnapshots { withheld });
     }
 
