@@ -163,7 +163,9 @@ fn page(status: &Status, address: &str, paint: Paint) -> String {
 /// `; 1,204 entries (3.00 MiB) of it kept for nodes that are away`, if so.
 fn kept_for_absent(status: &Status) -> String {
     let kept = status.partitions.iter();
-    let kept: Vec<_> = kept.filter_map(|one| one.kept_for_absent.as_ref()).collect();
+    let kept: Vec<_> = kept
+        .filter_map(|one| one.kept_for_absent.as_ref())
+        .collect();
     if kept.is_empty() {
         return String::new();
     }

@@ -46,7 +46,10 @@ impl Inner {
     /// it.
     pub(crate) fn log_kept_for_absent(&self, partition: u64) -> Option<KeptLog> {
         let group = self.group(partition);
-        let retained = self.snapshots.known[partition as usize].lock().oldest()?.lsn;
+        let retained = self.snapshots.known[partition as usize]
+            .lock()
+            .oldest()?
+            .lsn;
         // Without a member that is away, the log would go up to there.
         let up_to = Lsn(retained).min(group.status().floor);
         group.log_kept_for_absent(up_to)

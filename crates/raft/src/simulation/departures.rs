@@ -15,10 +15,11 @@ impl World {
         let is_confirmed = host.leads()
             && !engine.membership().is_joint()
             && (trusts_leader || !engine.has_unconfirmed_change());
-        if !is_confirmed || host.handed <= self.confirmed {
+        let handed = host.handed;
+        if !is_confirmed || handed <= self.confirmed {
             return;
         }
-        let before = std::mem::replace(&mut self.confirmed, host.handed);
+        let before = std::mem::replace(&mut self.confirmed, handed);
         let change = self.oracle.last_change();
         if before < change && change <= self.confirmed && !self.faults_ended {
             self.change_confirmed(id);

@@ -185,7 +185,10 @@ fn a_transfer_ends_if_the_state_that_it_brings_is_withheld_and_another_one_begin
         let counters = cluster.group(behind).counters();
         assert_eq!(counters.engine.snapshots_received, 0, "{counters:?}");
         let more = watch.passed.load(Ordering::SeqCst) - passed;
-        assert!(more as u64 <= WINDOW / CHUNK, "{more} chunks were sent since");
+        assert!(
+            more as u64 <= WINDOW / CHUNK,
+            "{more} chunks were sent since"
+        );
         withhold(false);
         cluster.assert_agreed(&[1, 2, 3]);
     }

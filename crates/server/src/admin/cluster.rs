@@ -12,7 +12,8 @@ use utoipa::ToSchema;
 
 use super::error::Failures;
 pub use super::replicas::{
-    CheckOutcome, GroupMembers, KeptForAbsent, MembersWait, ReplicaCheck, ReplicaDigest, ReplicaFetch,
+    CheckOutcome, GroupMembers, KeptForAbsent, MembersWait, ReplicaCheck, ReplicaDigest,
+    ReplicaFetch,
 };
 use super::request::{Body, InPath, ReadNode, WriteNode};
 use super::{Admin, AdminError};
