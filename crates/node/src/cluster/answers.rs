@@ -13,10 +13,11 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
 use super::directory::Nodes;
+use super::kept_log::KeptFor;
 use super::peers::{Peers, cluster_number};
 use super::wire::{
     CHANGE, CLOCK, ChangeCluster, Check, DIGEST, GROUPS, GroupOf, GroupsOf, JOIN, Join, Joined,
-    KeptFor, Peer, READS_FORGETTING, REMOVAL, to_hex,
+    Peer, READS_FORGETTING, REMOVAL, to_hex,
 };
 use crate::clock::now_ms;
 use crate::core::Inner;

@@ -14,10 +14,11 @@ use esker_raft::transport::grpc::{
 };
 
 use super::directory::{Nodes, removed_as};
+use super::kept_log::KeptFor;
 use super::peers::Peers;
 use super::transfers::Fetching;
 use super::waiting::ChangeWait;
-use super::wire::{CHANGE, ChangeCluster, Check, GROUPS, GroupOf, GroupsOf, KeptFor};
+use super::wire::{CHANGE, ChangeCluster, Check, GROUPS, GroupOf, GroupsOf};
 use crate::core::Inner;
 use crate::error::Error;
 use crate::node::Node;

@@ -2,9 +2,9 @@
 
 use esker_partition::digest::{Compared, Verdict};
 use esker_partition::{Lineage, Origin};
-use esker_raft::engine::KeptLog;
 use serde::{Deserialize, Serialize};
 
+use super::kept_log::KeptFor;
 use super::transfers::Fetching;
 use super::waiting::ChangeWait;
 
@@ -454,27 +454,6 @@ pub(crate) struct GroupOf {
     /// Why the members are not those that the catalog wants, if this node leads and they are not.
     #[serde(default)]
     pub waits: Option<ChangeWait>,
-}
-
-/// What of its log the leader of a partition keeps for members that are away, beside what snapshots need.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeptFor {
-    /// How many entries.
-    pub entries: u64,
-    /// Their bytes, without those of entries that were applied before the leader's start.
-    pub bytes: u64,
-    /// The numbers of the nodes.
-    pub nodes: Vec<u64>,
-}
-
-impl From<KeptLog> for KeptFor {
-    fn from(kept: KeptLog) -> KeptFor {
-        KeptFor {
-            entries: kept.entries,
-            bytes: kept.bytes,
-            nodes: kept.members.into_iter().map(|node| node.0).collect(),
-        }
-    }
 }
 
 #[cfg(test)]
