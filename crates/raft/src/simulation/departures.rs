@@ -36,7 +36,7 @@ impl World {
                 self.reached.retired += 1;
             }
         }
-        if self.chance(4) {
+        if self.chance(3) {
             if self.chance(2) {
                 self.lose_messages_of(leader);
             }

@@ -159,5 +159,5 @@ fn an_install_that_keeps_the_membership_from_before_is_caught() {
 
 #[test]
 fn stopping_a_removed_node_before_the_change_is_confirmed_is_caught() {
-    is_caught(Mutant::StopBeforeConfirmed, 300, "no progress");
+    is_caught(Mutant::StopBeforeConfirmed, 1000, "no progress");
 }
