@@ -227,7 +227,7 @@ fn a_voter_becomes_a_learner_in_the_change_that_gives_its_vote_to_another_one() 
     assert_eq!(cluster.host(1).membership.voters, numbers(&[1, 2, 3]));
 }
 
-/// Nothing is written after the change, and the state on the disk is as of before it.
+/// Only what confirms the change is written after it, and the state on the disk is as of before it.
 #[test]
 fn a_member_that_restarts_after_a_change_does_not_need_those_who_were_removed() {
     for removed in [&[2][..], &[2, 3]] {
