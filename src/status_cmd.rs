@@ -16,7 +16,7 @@ use crate::output::print;
 use crate::remote::{AccessArgs, Remote};
 use crate::server_address::{DEFAULT_SERVER, SERVER_VARIABLE, ServerAddress};
 use crate::snapshot_cmd::render::{print_json, table};
-use crate::term::{Paint, ago, bytes, columns, count, plain, took, wrapped};
+use crate::term::{Paint, ago, bytes, columns, count, kept_log, plain, took, wrapped};
 
 /// Interval at which a watched status is shown.
 const EVERY: Duration = Duration::from_secs(2);
@@ -98,9 +98,10 @@ fn judge(status: &Status) -> Result<(), Failure> {
 fn page(status: &Status, address: &str, paint: Paint) -> String {
     let mut text = format!("{}\n\n", health(status, address, paint));
     let log = format!(
-        "{} of at most {}",
+        "{} of at most {}{}",
         bytes(status.log_bytes),
-        bytes(status.max_log_bytes)
+        bytes(status.max_log_bytes),
+        kept_for_absent(status)
     );
     let mut facts = vec![
         ("restart", predicted(status.restart)),
@@ -157,6 +158,21 @@ fn page(status: &Status, address: &str, paint: Paint) -> String {
         }
     }
     text
+}
+
+/// `; 1,204 entries (3.00 MiB) of it kept for nodes that are away`, if so.
+fn kept_for_absent(status: &Status) -> String {
+    let kept = status.partitions.iter();
+    let kept: Vec<_> = kept
+        .filter_map(|one| one.kept_for_absent.as_ref())
+        .collect();
+    if kept.is_empty() {
+        return String::new();
+    }
+    let entries = kept.iter().map(|kept| kept.entries).sum();
+    let in_bytes = kept.iter().map(|kept| kept.bytes).sum();
+    let log = kept_log(entries, in_bytes);
+    format!("; {log} of it kept for nodes that are away")
 }
 
 fn health(status: &Status, address: &str, paint: Paint) -> String {

@@ -109,6 +109,12 @@ pub fn records(number: u64) -> String {
     }
 }
 
+/// `1,204 entries (3.00 MiB)`, of which the bytes may be those of a part.
+pub fn kept_log(entries: u64, in_bytes: u64) -> String {
+    let noun = if entries == 1 { "entry" } else { "entries" };
+    format!("{} {noun} ({})", count(entries), bytes(in_bytes))
+}
+
 /// `17 B`, `1.70 MiB`: three digits at least, powers of 1024.
 pub fn bytes(number: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];

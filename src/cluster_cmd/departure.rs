@@ -2,6 +2,8 @@
 //!
 //! The server answers a removal or a drain as soon as it is recorded. The leader of each partition changes the members
 //! after that, and until it has, the node's vote may be needed: with two voters, a partition without it has no majority.
+//! It is needed as well until the leader knows that a majority of the new voters knows of the change: if the leader were
+//! lost before, the others would still count by the old ones.
 //! The wait asks for the status at intervals; it ends once no partition counts on the node, and at a deadline.
 
 use std::time::{Duration, Instant};
@@ -144,13 +146,16 @@ impl Standing {
 
 const IS_LEARNER: &str = "it is still a learner";
 
-/// What a partition still has of a node, if anything.
+/// What a partition still has of a node, or may need it for, if anything.
 fn counts_on(members: &GroupMembers, node: u64) -> Option<&'static str> {
     if members.voters.contains(&node) {
         return Some("it still votes");
     }
     if members.voters_before.contains(&node) {
         return Some("the change that takes its vote is not complete");
+    }
+    if members.unconfirmed {
+        return Some("a majority of the voters has not confirmed the last change of the voters");
     }
     members.learners.contains(&node).then_some(IS_LEARNER)
 }

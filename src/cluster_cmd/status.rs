@@ -13,7 +13,7 @@ use crate::admin::Admin;
 use crate::failure::Failure;
 use crate::output::print;
 use crate::snapshot_cmd::render::{print_json, table};
-use crate::term::{bytes, plain};
+use crate::term::{bytes, kept_log, plain};
 
 /// Removed nodes that the tables show; `--json` has up to 64.
 const MAX_REMOVED: usize = 3;
@@ -149,6 +149,12 @@ fn members(members: &GroupMembers, names: &BTreeMap<u64, &str>) -> Vec<String> {
     if !members.voters_before.is_empty() {
         let (before, after) = (named(&members.voters_before), named(&members.voters));
         shown.push(format!("voters change from {before} to {after}"));
+    } else if members.unconfirmed {
+        shown.push("a majority of the voters has not confirmed their last change".to_owned());
+    }
+    if let Some(kept) = &members.kept_for_absent {
+        let (log, nodes) = (kept_log(kept.entries, kept.bytes), named(&kept.nodes));
+        shown.push(format!("keeps {log} of the log for {nodes} (away)"));
     }
     if let Some(waits) = &members.waits {
         let (why, seconds) = (plain(&waits.why), waits.seconds);
@@ -184,6 +190,35 @@ fn partition_row(of: &ClusterGroup, names: &BTreeMap<u64, &str>) -> Vec<String> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_under_way_with_the_members_of_a_partition_is_shown_behind_its_replicas() {
+        let of = |more: serde_json::Value| {
+            let mut all = serde_json::json!({
+                "voters": [1, 2, 4], "voters_before": [], "learners": [], "waits": null,
+            });
+            let (all_of, more) = (all.as_object_mut().unwrap(), more);
+            all_of.extend(more.as_object().unwrap().clone());
+            let members_of: GroupMembers = serde_json::from_value(all).unwrap();
+            let names = BTreeMap::from([(1, "n1"), (2, "n2")]);
+            members(&members_of, &names)
+        };
+        // As an earlier release answers.
+        assert!(of(serde_json::json!({})).is_empty());
+        assert_eq!(
+            of(serde_json::json!({ "voters_before": [1, 2], "unconfirmed": true })),
+            ["voters change from n1, n2 to n1, n2, 4"]
+        );
+        assert_eq!(
+            of(serde_json::json!({ "unconfirmed": true })),
+            ["a majority of the voters has not confirmed their last change"]
+        );
+        let kept = serde_json::json!({ "entries": 1204, "bytes": 3 << 20, "nodes": [2, 4] });
+        assert_eq!(
+            of(serde_json::json!({ "kept_for_absent": kept })),
+            ["keeps 1,204 entries (3.00 MiB) of the log for n2, 4 (away)"]
+        );
+    }
 
     #[test]
     fn the_nodes_that_were_removed_last_are_shown_with_the_time() {

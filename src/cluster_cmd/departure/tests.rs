@@ -78,6 +78,26 @@ fn a_partition_counts_on_a_removed_node_until_its_leader_has_it_neither_as_a_vot
     );
 }
 
+/// The leader has the node as a member no more, and the others may still count by the voters before.
+#[test]
+fn a_partition_counts_on_a_node_until_the_change_that_took_its_vote_is_confirmed() {
+    let unconfirmed = |mut members: Value| {
+        members["unconfirmed"] = json!(true);
+        members
+    };
+    let why = "a majority of the voters has not confirmed the last change of the voters";
+    let removed = view(&[
+        (Some(1), members(&[1, 2, 4], &[], &[])),
+        (Some(1), unconfirmed(members(&[1, 2, 4], &[], &[]))),
+    ]);
+    assert_eq!(pending(&Standing::of_removed(&removed, 3)), [(1, why)]);
+    let drained = view(&[
+        (Some(1), members(&[1, 2, 4], &[], &[3])),
+        (Some(1), unconfirmed(members(&[1, 2, 4], &[], &[3]))),
+    ]);
+    assert_eq!(pending(&Standing::of_drained(&drained, 3)), [(1, why)]);
+}
+
 #[test]
 fn a_node_has_drained_where_it_leads_nothing_and_votes_only_because_no_other_node_can() {
     let kept = waiting(

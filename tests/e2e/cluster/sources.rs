@@ -84,11 +84,26 @@ async fn a_node_that_was_away_while_snapshots_were_put_gets_entries_alone() {
         put(&cluster, leader).await;
         // Longer than the node counts as one that answers: two election timeouts.
         tokio::time::sleep(Duration::from_secs(3)).await;
+        eventually("what is kept for it is shown", async || {
+            let view = cluster.view(leader).await.ok()?;
+            let kept = &view["partitions"][1]["members"]["kept_for_absent"];
+            let mut nodes = view["nodes"].as_array()?.iter();
+            let away = nodes.find(|it| it["name"] == "n2")?["node"].clone();
+            let is_for_it = *kept["nodes"].as_array()? == [away];
+            (is_for_it && kept["entries"].as_u64()? > 0).then_some(())
+        })
+        .await;
     }
     cluster.restart(2).await;
     caught_up(&cluster, 0).await;
     assert_eq!(sent(&cluster).await, before, "bytes of snapshots were sent");
     serves(&cluster, 2, records).await;
+    eventually("nothing is kept any more", async || {
+        let view = cluster.view(0).await.ok()?;
+        let members = view["partitions"][1]["members"].as_object()?;
+        (!members.contains_key("kept_for_absent")).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

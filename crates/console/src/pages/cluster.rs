@@ -21,7 +21,7 @@ use crate::layout::{
 };
 use crate::live::{Place, repeat};
 use crate::shell;
-use crate::words::{ago, bytes, count, seconds, several, visible};
+use crate::words::{ago, bytes, count, entries, seconds, several, visible};
 
 /// Partitions on a page.
 const PAGE: usize = 100;
@@ -282,6 +282,11 @@ fn members(of: &GroupMembers, nodes: &[ClusterMember]) -> Markup {
     html! {
         @if !of.voters_before.is_empty() {
             "voters change from " (names(&of.voters_before)) " to " (names(&of.voters)) ". "
+        } @else if of.unconfirmed {
+            "a majority of the voters has not confirmed their last change. "
+        }
+        @if let Some(kept) = &of.kept_for_absent {
+            "keeps " (entries(kept.entries)) " (" (bytes(kept.bytes)) ") of the log for " (names(&kept.nodes)) " (away). "
         }
         @if let Some(waits) = &of.waits {
             span.bad[waits.problem] { "for " (waits.seconds) " s: " (visible(&waits.why)) }

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
 use super::directory::Nodes;
+use super::kept_log::KeptFor;
 use super::peers::{Peers, cluster_number};
 use super::wire::{
     CHANGE, CLOCK, ChangeCluster, Check, DIGEST, GROUPS, GroupOf, GroupsOf, JOIN, Join, Joined,
@@ -460,7 +461,9 @@ impl Inner {
                 halted: group.halted().map(|halted| halted.why),
                 voters: numbers(&members.voters),
                 voters_before: numbers(&members.voters_outgoing),
+                is_unconfirmed: details.has_unconfirmed_change,
                 learners: numbers(&members.learners),
+                kept: self.log_kept_for_absent(partition).map(KeptFor::from),
                 waits: self.replicas.waiting.of(partition, now),
                 fetching: self.replicas.transfers.of(partition),
                 check: self.replicas.digests.compared(partition).map(Check::from),

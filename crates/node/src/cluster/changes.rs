@@ -423,6 +423,7 @@ mod tests {
                 learners: vec![NodeId(4)],
                 ..Membership::default()
             },
+            has_unconfirmed_change: false,
             waits_to_join: false,
             peers: heard.iter().map(peer).collect(),
             transfers: Vec::new(),

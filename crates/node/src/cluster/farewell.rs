@@ -4,7 +4,8 @@
 //! the replica may go if
 //!
 //! - the node was removed by somebody, and not given up after a loss,
-//! - it is no member of the partition any more, and no change of the voters is under way,
+//! - it is no member of the partition any more, no change of the voters is under way, and the last one is confirmed
+//!   ([`Status::has_unconfirmed_change`]),
 //! - what it has is of the present lineage, so nothing was lost since,
 //! - no comparison of the replicas is open ([`Compared::is_open`]), and none that is known has found this one wrong, or
 //!   may have while the node was away, and
@@ -148,6 +149,9 @@ fn needed_by(status: &Status, node: NodeId, last: u64) -> Option<String> {
     if members.is_joint() {
         return Some("a change of the voters is under way".to_owned());
     }
+    if status.has_unconfirmed_change {
+        return Some("a majority has not confirmed the last change of the voters yet".to_owned());
+    }
     if members.contains(node) {
         return Some("the node is still a member".to_owned());
     }
@@ -203,6 +207,7 @@ mod tests {
                 voters: voters.iter().copied().map(NodeId).collect(),
                 ..Membership::default()
             },
+            has_unconfirmed_change: false,
             waits_to_join: false,
             peers,
             transfers: Vec::new(),
@@ -240,6 +245,10 @@ mod tests {
         let mut status = led_by_1(&[1, 2], all());
         status.membership.voters_outgoing = vec![NodeId(1), NodeId(7)];
         assert!(needed_by(&status, REMOVED, 1).unwrap().contains("a change"));
+        let mut status = led_by_1(&[1, 2], all());
+        status.has_unconfirmed_change = true;
+        let needed = needed_by(&status, REMOVED, 1).unwrap();
+        assert!(needed.contains("has not confirmed"), "{needed}");
     }
 
     /// What a partition's last comparison says, as it is stored.

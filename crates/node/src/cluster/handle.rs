@@ -14,6 +14,7 @@ use esker_raft::transport::grpc::{
 };
 
 use super::directory::{Nodes, removed_as};
+use super::kept_log::KeptFor;
 use super::peers::Peers;
 use super::transfers::Fetching;
 use super::waiting::ChangeWait;
@@ -127,8 +128,13 @@ pub struct Members {
     pub voters: Vec<u64>,
     /// While a change of the voters is under way: those before it, who have to agree as well.
     pub voters_before: Vec<u64>,
+    /// Whether the leader does not know yet that the last change of the voters holds without those who voted before:
+    /// they are needed until this is false.
+    pub is_unconfirmed: bool,
     /// The nodes that have replicas and do not vote.
     pub learners: Vec<u64>,
+    /// What of its log the leader keeps for those that are away.
+    pub kept: Option<KeptFor>,
     /// Why these are not the members that the catalog wants, if they are not.
     pub waits: Option<ChangeWait>,
     /// The term of the leader that reports it.
@@ -426,7 +432,9 @@ impl Cluster {
                     of.members = Some(Members {
                         voters: group.voters,
                         voters_before: group.voters_before,
+                        is_unconfirmed: group.is_unconfirmed,
                         learners: group.learners,
+                        kept: group.kept,
                         waits: group.waits,
                         term: group.term,
                     });

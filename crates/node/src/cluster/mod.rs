@@ -20,6 +20,7 @@
 //! | `trust` | deciding without a majority which replica is right |
 //! | `replica_watch` | replicas that have diverged are stopped, the state of doubtful ones is withheld; what is fetched |
 //! | `agreed_time`, `clocks` | the clocks of the nodes, compared |
+//! | `kept_log` | what leaders keep of their logs for nodes that are away |
 //! | `replicas`, `divergence`, `transfers` | what is known of the replicas here: digests; which are stopped; what they fetch |
 //! | `replacement` | a node that lost its log or its disk is replaced by the one that joins in its place |
 //! | `slow_disk` | leaderships move away from a node whose disk does not keep up |
@@ -39,6 +40,7 @@ mod farewell;
 mod gatekeeper;
 mod handle;
 mod join;
+mod kept_log;
 mod members;
 mod options;
 mod peers;
@@ -66,6 +68,7 @@ pub use handle::{
     Cluster, ClusterError, ClusterPartition, ClusterStatus, Leader, Members, NodeStatusOf, Replica,
 };
 pub(crate) use join::{Running, join, running};
+pub use kept_log::KeptFor;
 pub(crate) use members::run;
 pub use options::ClusterOptions;
 pub(crate) use peers::{Peers, cluster_number};

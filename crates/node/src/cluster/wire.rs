@@ -4,6 +4,7 @@ use esker_partition::digest::{Compared, Verdict};
 use esker_partition::{Lineage, Origin};
 use serde::{Deserialize, Serialize};
 
+use super::kept_log::KeptFor;
 use super::transfers::Fetching;
 use super::waiting::ChangeWait;
 
@@ -440,9 +441,16 @@ pub(crate) struct GroupOf {
     /// While a change of the voters is under way: those before it, who have to agree as well.
     #[serde(default)]
     pub voters_before: Vec<u64>,
+    /// Whether this node leads, and does not know yet that the last change of the voters holds without those who voted
+    /// before. Earlier releases do not say.
+    #[serde(default)]
+    pub is_unconfirmed: bool,
     /// The numbers of the nodes that have replicas and do not vote.
     #[serde(default)]
     pub learners: Vec<u64>,
+    /// What of the log this node keeps for members that are away, if it leads and does.
+    #[serde(default)]
+    pub kept: Option<KeptFor>,
     /// Why the members are not those that the catalog wants, if this node leads and they are not.
     #[serde(default)]
     pub waits: Option<ChangeWait>,

@@ -8,6 +8,7 @@
 //! and nothing is recorded.
 
 use esker_partition::command::{Kind, NoteArchived, Outcome};
+use esker_raft::engine::KeptLog;
 use esker_raft::{Group, Lsn, Role};
 
 use super::state::RepositoryState;
@@ -41,6 +42,19 @@ pub(super) fn keep_log(group: &Group<Outcome>, known: &mut RepositoryState) {
 }
 
 impl Inner {
+    /// What the leader of a partition keeps for members that are away, beside what the snapshots need, if this node leads
+    /// it.
+    pub(crate) fn log_kept_for_absent(&self, partition: u64) -> Option<KeptLog> {
+        let group = self.group(partition);
+        let retained = self.snapshots.known[partition as usize]
+            .lock()
+            .oldest()?
+            .lsn;
+        // Without a member that is away, the log would go up to there.
+        let up_to = Lsn(retained).min(group.status().floor);
+        group.log_kept_for_absent(up_to)
+    }
+
     fn has_other_members(&self, partition: u64) -> bool {
         let membership = self.group(partition).membership();
         membership

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use esker_raft::Role;
+use esker_raft::engine::KeptLog;
 use time::OffsetDateTime;
 
 use super::rates::{Measured, Prediction};
@@ -69,6 +70,8 @@ pub struct PartitionStatus {
     pub floor: u64,
     /// LSN of the oldest retained snapshot in the repository.
     pub archived: Option<u64>,
+    /// What of the log is kept for members that are away, beside what snapshots need, if this node leads the partition.
+    pub kept_for_absent: Option<KeptLog>,
     /// The newest snapshot in the repository.
     pub newest: Option<SnapshotStatus>,
     /// The newest snapshot that was restored and compared.
@@ -201,6 +204,7 @@ impl Inner {
             durable,
             floor: group.floor.0,
             archived,
+            kept_for_absent: inner.log_kept_for_absent(partition),
             proven,
             retained,
             damaged,
@@ -249,6 +253,15 @@ pub(crate) fn publish(status: &NodeStatus) {
         gauge(
             "esker_partition_archived_lag",
             one.last.saturating_sub(one.archived.unwrap_or_default()),
+        );
+        let kept = one.kept_for_absent.as_ref();
+        gauge(
+            "esker_partition_log_kept_for_absent_entries",
+            kept.map_or(0, |kept| kept.entries),
+        );
+        gauge(
+            "esker_partition_log_kept_for_absent_bytes",
+            kept.map_or(0, |kept| kept.bytes),
         );
         gauge("esker_snapshots_retained", one.retained as u64);
         gauge("esker_snapshots_damaged", one.damaged as u64);

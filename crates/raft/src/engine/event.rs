@@ -80,7 +80,8 @@ pub enum Event {
         lsn: Lsn,
     },
     /// The log has become too long: a leader keeps nothing any more for the members that are away now, which may need
-    /// a snapshot when they are back ([`KeptForAbsent`](super::KeptForAbsent)). Without effect on other members.
+    /// a snapshot when they are back ([`KeptForAbsent`](super::KeptForAbsent)). Another member tells its leader with
+    /// the messages of the next ticks, and the leader does the same: to be repeated while the log is too long.
     GiveUpAbsent,
     /// The host wants to change the membership, one change at a time. A change is complete, and the next
     /// one possible, once [`Membership::is_joint`] is false in the applied state.
@@ -338,8 +339,8 @@ pub struct Committed {
     pub lsn: Lsn,
     /// The term in which it was proposed.
     pub term: Term,
-    /// The command. `None` for the empty entry with which a leader begins its term, and for an entry that
-    /// changes the membership.
+    /// The command. `None` for the empty entry with which a leader begins its term or confirms a change of the
+    /// voters, and for an entry that changes the membership.
     pub command: Option<Bytes>,
     /// If the entry changes the membership: the membership from this entry on. The state machine keeps it
     /// with the state.

@@ -12,6 +12,9 @@
 //! has caught up, and a majority of the voters after the change was heard from lately. Both are checked again
 //! for each attempt, by what this leader observes.
 //!
+//! When a change is complete at the leader, those who voted before it may still be needed: see
+//! `change_confirmation.rs`.
+//!
 //! A member that was handed a change writes at once that it is committed. After a restart its state may be as of before
 //! the change, and without that it would ask those for a majority who may be gone since.
 //!
@@ -195,8 +198,13 @@ impl Engine {
         if change.context == TO_PROMOTE {
             to_promote.extend(change.changes.iter().map(|single| NodeId(single.node_id)));
         }
+        let voters = |of: &Membership| (of.voters.clone(), of.voters_outgoing.clone());
+        let before = voters(&self.membership);
         self.set_membership(membership.promoting(to_promote));
         self.resign_without_a_vote();
+        if voters(&self.membership) != before {
+            self.confirm_change();
+        }
         Ok(())
     }
 
@@ -231,6 +239,7 @@ impl Engine {
                 .propose_conf_change(Vec::new(), ConfChangeV2::default());
             return;
         }
+        self.append_confirmation();
         // All that have caught up, as one change. Who has not is tried again with the next tick.
         let waiting = self.membership.to_promote.iter().copied();
         let promote: Vec<_> = waiting

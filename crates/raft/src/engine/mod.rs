@@ -37,6 +37,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+mod change_confirmation;
 mod commit_notice;
 mod compaction;
 mod config;
@@ -65,7 +66,7 @@ pub use event::{
 };
 pub use guard::panic_is_caught;
 pub use membership::MAX_PROMOTION_LAG;
-pub use peers::TransferStatus;
+pub use peers::{KeptLog, TransferStatus};
 pub use status::{Counters, PeerState, PeerStatus, Status};
 pub(crate) use terms::{MAX_TERMS_AT_OPEN, find_terms};
 
@@ -127,6 +128,8 @@ pub struct Engine {
     counters: Counters,
     /// The commit index that was last announced in messages of its own: see `commit_notice.rs`.
     announced: Lsn,
+    /// The last change of the voters is confirmed once an entry above this is committed: see `change_confirmation.rs`.
+    confirmed_above: Lsn,
     /// Ticks since the open.
     ticks: u64,
     /// Until this tick, after the open or an election, the log is not compacted: first the peers report
@@ -215,6 +218,7 @@ impl Engine {
             reads: Reads::default(),
             counters: Counters::default(),
             announced: Lsn(0),
+            confirmed_above: Lsn(0),
             ticks: 0,
             compaction_hold_until: config.election_ticks as u64,
             alone: membership.is_only(config.id),
@@ -471,6 +475,7 @@ impl Engine {
                 self.counters.elections_won += 1;
                 self.compaction_hold_until = self.ticks + self.config.election_ticks as u64;
                 self.leads_from_now();
+                self.confirm_from_election();
             }
             self.role = role;
             self.leader = leader;

@@ -24,6 +24,8 @@
 mod absent_members;
 mod follower_catch_up;
 
+pub use absent_members::KeptLog;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::SnapshotMetadata;
@@ -59,6 +61,8 @@ pub(super) struct Peers {
     unheard_since: BTreeMap<NodeId, u64>,
     /// Members that were away when the log had become too long: nothing is kept for them.
     given_up: BTreeSet<NodeId>,
+    /// Until this tick, messages of this member have it that the log of its node is full.
+    full_until: u64,
 }
 
 /// The beginning of a leadership.

@@ -207,9 +207,13 @@ impl Engine {
             return Vec::new();
         }
         let identity = self.config.identity();
+        let log_is_full = self.reports_full_log();
         let seal = |message: raft::eraftpb::Message| {
             let to = NodeId(message.to);
-            identity.seal(to, Payload::Raft(PeerMessage(message)))
+            Envelope {
+                log_is_full,
+                ..identity.seal(to, Payload::Raft(PeerMessage(message)))
+            }
         };
         messages.into_iter().map(seal).collect()
     }

@@ -15,6 +15,9 @@ impl Engine {
         }
         let from = envelope.sender.node;
         self.note_contact(from);
+        if envelope.log_is_full {
+            self.log_of_member_is_full(from);
+        }
         match envelope.payload {
             Payload::Raft(message) => self.receive_raft(from, message.0, actions),
             Payload::Offer(offer) => self.offered(from, offer, actions),

@@ -31,6 +31,9 @@ pub struct Status {
     pub entries_above_floor: u64,
     /// Who belongs to the group, as of what was handed out for applying.
     pub membership: Membership,
+    /// This member leads, and does not know yet that the last change of the voters holds without those who voted
+    /// before it ([`Engine::has_unconfirmed_change`]).
+    pub has_unconfirmed_change: bool,
     /// The member has no log and no membership, and waits to be added.
     pub waits_to_join: bool,
     /// The other members as this leader knows them, sorted; empty on a member that does not lead.
@@ -115,6 +118,7 @@ impl Engine {
             log_start: self.log_start(),
             entries_above_floor: self.last().0.saturating_sub(self.floor().0),
             membership: self.membership.clone(),
+            has_unconfirmed_change: self.has_unconfirmed_change(),
             waits_to_join: self.waits_to_join(),
             peers: self.peer_status(),
             transfers: self.peers.transfers(self.config.id),

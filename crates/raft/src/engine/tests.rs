@@ -11,6 +11,7 @@
 //! - [`membership`], [`catching_up`]: single stories of several members, on [`cluster`];
 //! - [`absent_members`]: the log that is kept for members that are away;
 //! - [`joins`]: nodes that join, and are killed at any moment of it; several voters changed as one;
+//! - [`confirmed_changes`]: when those who voted before a change are needed no more;
 //! - [`elections`]: corners that raft-rs leaves to us;
 //! - [`reading`]: reads that wait for what is applied;
 //! - [`leftovers`]: what was fetched in vain and is not needed;
@@ -24,6 +25,7 @@ mod bounds;
 mod breaks;
 mod catching_up;
 mod cluster;
+mod confirmed_changes;
 mod disk;
 mod elections;
 mod halting;

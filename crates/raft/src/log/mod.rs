@@ -8,11 +8,13 @@
 //!   and where tests inject faults;
 //! - [`extents`]: a note in the log of how far its files reached, by which older copies of files are
 //!   detected;
+//! - [`clean_marks`]: which files are kept, because a failed purge may have lost what they say;
 //! - [`writer`]: the one thread that writes for all groups, with one sync per group of requests.
 //!
 //! Per group the log has the entries above the log start, the hard state, the log start itself, and a tag
 //! of the host's. It does not know what an entry means.
 
+mod clean_marks;
 mod containment;
 mod error;
 mod extents;
@@ -38,6 +40,7 @@ use crate::engine::{
     LogFloor, LogReadError, LogReader, MAX_COMMAND_BYTES, PersistedState, entry_checksum,
 };
 use crate::ids::{GroupId, Lsn, Term};
+use clean_marks::CleanMarks;
 use containment::contain_open;
 pub use error::LogError;
 use error::is_unreadable;
@@ -94,6 +97,7 @@ pub struct SharedLog {
     /// tear more than the last batch, and [`inspect`] accepts only the last batch as torn.
     writing: Arc<Mutex<()>>,
     notes: Arc<ExtentNotes>,
+    marks: Arc<CleanMarks>,
     /// Held during a purge, while the end of the rewrite queue is not known.
     purging: Arc<Mutex<()>>,
 }
@@ -113,7 +117,8 @@ impl SharedLog {
         })?;
         let rewrite_end = found.rewrite_end();
         let engine_error = |e: raft_engine::Error| LogError::of_engine(&config.dir, "", &e);
-        let engine = RaftEngine::open_with_file_system(
+        let marks = Arc::new(CleanMarks::default());
+        let engine = RaftEngine::open_with(
             raft_engine::Config {
                 dir: config.dir.to_string_lossy().into_owned(),
                 // A torn tail is cut already, so raft-engine must fail rather than cut anything.
@@ -138,6 +143,7 @@ impl SharedLog {
                 rewrite_end.clone(),
                 config.direct_writes,
             )),
+            vec![marks.clone()],
         )
         .map_err(engine_error)?;
         let mut first = LogBatch::default();
@@ -168,6 +174,7 @@ impl SharedLog {
         let log = SharedLog {
             engine: Arc::new(engine),
             notes: Arc::new(notes),
+            marks,
             purging: Arc::default(),
             config: Arc::new(config),
             writing: Arc::default(),
@@ -283,6 +290,7 @@ impl SharedLog {
         fill(&mut batch)
             .and_then(|()| {
                 let _writing = self.writing.lock();
+                self.marks.note(self.file_span().1);
                 write_synced(&self.engine, &mut batch)
             })
             .map_err(|e| self.failed(&format!("beginning the log of group {group}: "), &e))?;
@@ -402,6 +410,7 @@ impl SharedLog {
         };
         let purged = on_a_fresh_thread(|| contain_open(|| self.engine.purge_expired_files()))
             .map_err(|e| self.failed("", &e.into()))?;
+        self.marks.purged(purged.is_err(), self.file_span().0);
         self.notes.purged();
         self.notes.write_due(&self.engine, &self.writing);
         let held_by = purged.map_err(|e| self.failed("", &e))?;

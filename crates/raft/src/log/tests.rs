@@ -1,5 +1,6 @@
 //! What the log promises of a group that begins anew, against reopening, purging and power cuts.
 
+mod failed_purges;
 mod mixed_files;
 mod open_files;
 mod reading;

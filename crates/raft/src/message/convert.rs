@@ -45,6 +45,7 @@ impl From<&Envelope> for wire::Envelope {
             from: sender.node.0,
             incarnation: sender.incarnation.0,
             to: envelope.to.0,
+            log_is_full: envelope.log_is_full,
             payload: Some(match &envelope.payload {
                 Payload::Raft(message) => wire::Payload::Raft(raft_to_wire(&message.0)),
                 Payload::Offer(manifest) => wire::Payload::Offer(offer_to_wire(manifest)),
@@ -145,6 +146,7 @@ impl TryFrom<wire::Envelope> for Envelope {
         Ok(Envelope {
             sender,
             to,
+            log_is_full: envelope.log_is_full,
             payload,
         })
     }
@@ -160,6 +162,7 @@ impl From<wire::OfferEnvelope> for wire::Envelope {
             from: envelope.from,
             incarnation: envelope.incarnation,
             to: envelope.to,
+            log_is_full: false,
             payload: envelope.offer.map(|head| {
                 wire::Payload::Offer(wire::Offer {
                     format: head.format,

@@ -69,6 +69,7 @@ impl Identity {
         Envelope {
             sender: *self,
             to,
+            log_is_full: false,
             payload,
         }
     }
@@ -81,6 +82,9 @@ pub struct Envelope {
     pub sender: Identity,
     /// The receiving node.
     pub to: NodeId,
+    /// The sender follows, and its node's log or disk is full: the leader is to keep nothing any more for members that
+    /// are away ([`Event::GiveUpAbsent`](crate::engine::Event::GiveUpAbsent)). Earlier builds do not read it.
+    pub log_is_full: bool,
     /// What.
     pub payload: Payload,
 }

@@ -113,6 +113,22 @@ fn every_payload() -> Vec<Payload> {
     ]
 }
 
+#[test]
+fn that_the_log_of_the_sender_is_full_travels_with_any_message_and_changes_no_other_one() {
+    for payload in every_payload() {
+        // What an earlier build writes and reads is the encoding without the field.
+        let usual = seal(payload);
+        let mut full = usual.clone();
+        full.log_is_full = true;
+        let (usual_bytes, full_bytes) = (usual.encode(), full.encode());
+        assert_eq!(full_bytes.len(), usual_bytes.len() + 2, "one more field");
+        assert_eq!(Envelope::decode(usual_bytes).unwrap(), usual);
+        // Of an offer of a newer format only the fields are read that are the same in every format.
+        full.log_is_full = !matches!(full.payload, Payload::NewerOffer(_));
+        assert_eq!(Envelope::decode(full_bytes).unwrap(), full);
+    }
+}
+
 /// The bytes of an envelope, after something was changed in its encoding.
 fn changed(payload: Payload, change: impl FnOnce(&mut wire::Envelope)) -> Vec<u8> {
     let mut encoded = wire::Envelope::from(&seal(payload));

@@ -20,6 +20,8 @@ pub struct Envelope {
     pub incarnation: u64,
     #[prost(uint64, tag = "7")]
     pub to: u64,
+    #[prost(bool, tag = "8")]
+    pub log_is_full: bool,
     #[prost(oneof = "Payload", tags = "10, 11, 12, 13, 14, 15, 16")]
     pub payload: Option<Payload>,
 }

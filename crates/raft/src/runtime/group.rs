@@ -17,7 +17,7 @@ use super::shared::{Addressed, Halted, Setup, Shared};
 use super::state_machine::{SnapshotError, StateMachine};
 use super::waiters::{Answer, Attached};
 use crate::engine::{
-    Action, Event, Membership, MembershipChange, ReadFailure, Role, Status, Ticket,
+    Action, Event, KeptLog, Membership, MembershipChange, ReadFailure, Role, Status, Ticket,
 };
 use crate::ids::{GroupId, Lsn, NodeId, Term};
 use crate::message::Envelope;
@@ -241,10 +241,19 @@ impl<O: Send + 'static> Group<O> {
         self.shared.lock().kept_for_absent(lsn)
     }
 
+    /// If this member leads: what is kept at or below `lsn` for members that are away, as [`Group::kept_for_absent`] has
+    /// it. For people and metrics.
+    pub fn log_kept_for_absent(&self, lsn: Lsn) -> Option<KeptLog> {
+        self.shared.lock().log_kept_for_absent(lsn)
+    }
+
     /// Lets no peer have this member's state from now on, or lets them again: it offers no snapshot, and a peer that
-    /// needs one waits. A transfer that has begun goes on. Nothing of this is stored: the host calls it again after
+    /// needs one waits. A transfer that has begun ends, unless the peer has all of it already. Nothing of this is stored: the host calls it again after
     /// it has opened the group.
     pub fn withhold_snapshots(&self, withheld: bool) {
+        if let Some(member) = &self.shared.member {
+            member.withhold(withheld);
+        }
         self.shared.step(Event::WithholdSnapshots { withheld });
     }
 

@@ -2,6 +2,7 @@
 //! how its state, its snapshots and its log are made consistent at an open.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -91,6 +92,8 @@ pub(super) struct Member {
     pub transport: Arc<dyn Transport>,
     pub receiver: ReceiverConfig,
     pub fetches: Fetches,
+    /// No peer is to get this member's state: see [`Group::withhold_snapshots`](super::Group::withhold_snapshots).
+    withheld: AtomicBool,
     /// Admits the messages that do not reach the engine, which has a gate of its own.
     gate: Mutex<Gate>,
 }
@@ -110,8 +113,15 @@ impl Member {
             transport,
             receiver,
             fetches: Fetches::default(),
+            withheld: AtomicBool::new(false),
             gate: Mutex::new(Gate::new(identity)),
         }
+    }
+
+    /// Lets no peer fetch the snapshots of this member from now on, or lets them again. A transfer that is under way ends
+    /// with the next request of its receiver.
+    pub fn withhold(&self, withheld: bool) {
+        self.withheld.store(withheld, Ordering::Relaxed);
     }
 
     /// Handles messages of transfers. Returns the message if the engine needs it too.
@@ -134,6 +144,10 @@ impl Member {
             _ => return Some(message),
         }
         match message.payload {
+            Payload::Fetch(fetch) if self.withheld.load(Ordering::Relaxed) => {
+                let checkpoint = fetch.checkpoint;
+                self.snapshot_sender.refuse(self.identity, from, checkpoint);
+            }
             Payload::Fetch(fetch) => self.snapshot_sender.fetch(self.identity, from, fetch),
             Payload::Chunk(chunk) => self.fetches.deliver(from, ReceiverEvent::Chunk(chunk)),
             Payload::NewerOffer(offer) => {

@@ -259,6 +259,17 @@ impl SnapshotSender {
         self.step(SenderEvent::Fetch { from, fetch }, Some(member));
     }
 
+    /// A peer requests part of a snapshot that it may not have, or not any more: its transfer ends.
+    pub fn refuse(&self, member: Identity, from: NodeId, checkpoint: CheckpointId) {
+        let reason = EndReason::Vanished;
+        let ended = Ended { checkpoint, reason };
+        self.step(SenderEvent::Ended { from, ended }, None);
+        // The read that the thread waits for may not be needed any more.
+        self.notify(|_| {});
+        self.transport
+            .send(member.seal(from, Payload::Ended(ended)));
+    }
+
     /// A peer reports that its transfer goes on.
     pub fn note_progress(&self, from: NodeId, checkpoint: CheckpointId) {
         self.step(SenderEvent::Progress { from, checkpoint }, None);

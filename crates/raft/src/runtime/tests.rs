@@ -16,6 +16,7 @@
 //! - [`purging`]: files of the log that no group needs are deleted, or the host does not want that;
 //! - [`foreign`]: messages in the name of another node than that of their connection;
 //! - [`fetching`]: fetches that cannot go on, or need not;
+//! - [`absences`]: the log that is kept for members that are away;
 //! - [`keeping`]: which snapshots stay, and for how long;
 //! - [`serving`]: sending snapshots no faster than allowed;
 //! - [`slow_disk`]: reads of the log that take long, and engines that are busy, hold up nobody else;
@@ -23,6 +24,7 @@
 //! - [`spans`]: the spans and log lines of transfers;
 //! - [`power`]: power cuts, by seed.
 
+mod absences;
 mod answers;
 mod cluster_init;
 mod condemning;

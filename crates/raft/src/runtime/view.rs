@@ -17,6 +17,7 @@ pub(super) struct Position {
     /// The term in which this member leads, if it does.
     pub leading_term: Option<Term>,
     pub is_transferring: bool,
+    pub has_unconfirmed_change: bool,
     pub last: Lsn,
     pub committed: Lsn,
     pub applied: Lsn,
@@ -35,6 +36,7 @@ impl Position {
             term: engine.term(),
             leading_term: engine.leading_term(),
             is_transferring: engine.is_transferring(),
+            has_unconfirmed_change: engine.has_unconfirmed_change(),
             last: engine.last(),
             committed: engine.committed(),
             applied: engine.applied(),
@@ -112,6 +114,7 @@ impl View {
             log_start: now.log_start,
             entries_above_floor: now.last.0.saturating_sub(now.floor.0),
             membership: Membership::clone(&membership),
+            has_unconfirmed_change: now.has_unconfirmed_change,
             ..status
         }
     }

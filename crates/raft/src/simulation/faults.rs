@@ -209,16 +209,14 @@ impl World {
     }
 
     /// A voter loses its disk; never so many voters that a majority would be lost.
-    fn lose_log(&mut self, id: u64) {
+    pub fn lose_log(&mut self, id: u64) {
         let known = self.oracle.membership_at(self.oracle.last());
         let last = Lsn(self.oracle.last());
-        let settled = known.voters.len() >= 3 && !known.is_joint();
+        // Until it is confirmed, those who voted before are needed as well.
+        let is_confirmed = self.oracle.last_change() <= self.confirmed;
+        let settled = known.voters.len() >= 3 && !known.is_joint() && is_confirmed;
         let unsettled = |h: &super::host::Host| h.may_change(last);
         let voter = known.voters.contains(&NodeId(id));
-        // A change is in force where it is applied. With one voter less, a member that has not applied it
-        // could not be elected under the membership before.
-        let knows = |v: &NodeId| self.host(v.0).durable.membership == *known;
-        let settled = settled && known.voters.iter().all(knows);
         let host = self.host(id);
         if self.lost.is_some()
             || !settled

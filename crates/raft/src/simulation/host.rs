@@ -314,7 +314,9 @@ impl World {
                 return;
             }
             self.note(|| format!("{id} <- {event:?}"));
-            let Some(engine) = &mut self.host_mut(id).engine else {
+            let host = self.host_mut(id);
+            let boot = host.boot;
+            let Some(engine) = &mut host.engine else {
                 return;
             };
             let before = engine.membership().clone();
@@ -327,6 +329,11 @@ impl World {
             }
             if now > committed && self.host(id).leads() {
                 self.check_commit(id, now, &before);
+            }
+            self.note_confirmed(id);
+            if self.host(id).boot != boot {
+                // It has lost its disk. What is left of the events is of the process before.
+                return;
             }
         }
     }

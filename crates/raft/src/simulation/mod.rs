@@ -7,6 +7,7 @@
 //! | `scenario` | what a seed draws: members, limits, rates of faults |
 //! | `host` | a process: engine, state machine, log writer; crashes and restarts |
 //! | `absences` | what a leader keeps for members that are away |
+//! | `departures` | nodes that are stopped for good after a change of the membership |
 //! | `apply` | applying entries, acknowledging proposals |
 //! | `disk`, `sync` | the log: what is durable, what is not yet, and syncs |
 //! | `state` | the state machine, and its snapshots as bytes or files |
@@ -25,7 +26,9 @@
 //! tails. Hosts apply slowly, take snapshots on hints and by themselves, quickly and slowly, and fail to;
 //! they fail to install. Processes crash at any moment, most often while they fetch or install, and restart
 //! from their disks. Voters lose their disks (never so many at once that a majority would be lost), and
-//! must not vote again. Members are added, promoted, removed; leadership is transferred.
+//! must not vote again. Members are added, promoted, removed; leadership is transferred. Once a leader has a change
+//! confirmed, nodes that were removed are stopped for good, and the leader may lose its disk in that moment, and all
+//! that it has sent.
 //!
 //! **What is checked**, at the first place where it can fail: one leader a term; entries of one LSN and
 //! term are the same everywhere, and so are those before; what is committed never changes; commit is never
@@ -54,6 +57,7 @@
 
 mod absences;
 mod apply;
+mod departures;
 mod disk;
 mod faults;
 mod host;

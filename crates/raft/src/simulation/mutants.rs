@@ -42,6 +42,8 @@ pub enum Mutant {
     RejoinUnderOldNumber,
     /// A restarted host does not tell its engine up to where the log is archived.
     ForgetArchived,
+    /// A change of the voters counts as confirmed as soon as it is complete at the leader.
+    StopBeforeConfirmed,
     /// A snapshot is installed as the state, and not as the membership.
     InstallWithoutMembership,
 }
@@ -153,4 +155,9 @@ fn forgetting_what_is_archived_at_a_restart_is_caught() {
 #[test]
 fn an_install_that_keeps_the_membership_from_before_is_caught() {
     is_caught(Mutant::InstallWithoutMembership, 40, "membership");
+}
+
+#[test]
+fn stopping_a_removed_node_before_the_change_is_confirmed_is_caught() {
+    is_caught(Mutant::StopBeforeConfirmed, 1000, "no progress");
 }

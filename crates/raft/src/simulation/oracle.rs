@@ -32,6 +32,10 @@ pub struct Oracle {
     entries: BTreeMap<(u64, u64), (u64, u64)>,
     /// Acknowledged proposals, with their LSNs.
     acknowledged: BTreeMap<u64, u64>,
+    /// Members that left, and the entry from which on they were none any more.
+    left: BTreeMap<NodeId, u64>,
+    /// The last entry that changes the membership.
+    last_change: u64,
     /// All nodes that ever were members: a number is not used again.
     pub ever: BTreeSet<NodeId>,
     /// Proposals of which it was answered that they never happen.
@@ -45,6 +49,8 @@ impl Oracle {
         Oracle {
             leaders: BTreeMap::new(),
             ever: bootstrap.members().collect(),
+            left: BTreeMap::new(),
+            last_change: 0,
             history: vec![Landed {
                 term: 0,
                 line: None,
@@ -67,6 +73,17 @@ impl Oracle {
 
     pub fn membership_at(&self, lsn: u64) -> &Membership {
         &self.history[lsn as usize].membership
+    }
+
+    /// The last entry that changes the membership.
+    pub fn last_change(&self) -> u64 {
+        self.last_change
+    }
+
+    /// The nodes that had left the group as of that entry.
+    pub fn left_until(&self, lsn: u64) -> Vec<u64> {
+        let left = self.left.iter().filter(|(_, at)| **at <= lsn);
+        left.map(|(node, _)| node.0).collect()
     }
 
     pub fn bytes_of(&self, lsn: u64) -> u64 {
@@ -161,6 +178,12 @@ impl Oracle {
                     None => last.membership.clone(),
                 },
             };
+            let stays = |node: &NodeId| landed.membership.contains(*node);
+            let leave = last.membership.members().filter(|node| !stays(node));
+            self.left.extend(leave.map(|node| (node, lsn)));
+            if entry.membership.is_some() {
+                self.last_change = lsn;
+            }
             self.ever.extend(landed.membership.members());
             self.history.push(landed);
             return Ok(());

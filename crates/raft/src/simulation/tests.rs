@@ -35,6 +35,7 @@ fn suite(part: u64) {
         crashes_installing,
         crashes_fetching,
         lost_logs,
+        retired,
         failed_snapshots,
         installs,
         resumed,
@@ -52,6 +53,7 @@ fn suite(part: u64) {
             && crashes_installing > 50
             && crashes_fetching > 50
             && lost_logs > 20
+            && retired > 20
             && failed_snapshots > 200
             && installs > 200
             && resumed > 50

@@ -12,6 +12,7 @@ use super::oracle::{Oracle, Verdict};
 use super::scenario::Scenario;
 use crate::engine::{LogRead, Membership, Ticket};
 use crate::ids::NodeId;
+use crate::message::Envelope;
 use crate::transfer::{ReadId, SenderEvent};
 
 /// A future event. Events of a process have the number of its start, and are dropped if the process has
@@ -88,6 +89,8 @@ pub struct Reached {
     pub crashes_installing: u64,
     pub crashes_fetching: u64,
     pub lost_logs: u64,
+    /// Nodes that were stopped for good after they were removed.
+    pub retired: u64,
     pub snapshots: u64,
     pub failed_snapshots: u64,
     pub installs: u64,
@@ -118,6 +121,7 @@ impl std::ops::AddAssign<&Reached> for Reached {
         self.crashes_installing += o.crashes_installing;
         self.crashes_fetching += o.crashes_fetching;
         self.lost_logs += o.lost_logs;
+        self.retired += o.retired;
         self.snapshots += o.snapshots;
         self.failed_snapshots += o.failed_snapshots;
         self.installs += o.installs;
@@ -157,6 +161,8 @@ pub struct World {
     pub reads: BTreeMap<u64, (u64, u64)>,
     /// A voter that has lost its log and is not removed yet.
     pub lost: Option<u64>,
+    /// Changes of the membership up to this LSN hold without those who voted before, as a leader has reported.
+    pub confirmed: u64,
     pub reached: Reached,
     pub trace: Option<Trace>,
 }
@@ -184,6 +190,7 @@ impl World {
             next_ticket: 1,
             reads: BTreeMap::new(),
             lost: None,
+            confirmed: 0,
             reached: Reached {
                 schedules: 1,
                 ..Reached::default()
@@ -212,6 +219,17 @@ impl World {
     pub fn later(&mut self, delay: u64, what: Happening) {
         self.queue.insert((self.now + delay, self.next), what);
         self.next += 1;
+    }
+
+    /// What a node has sent and has not arrived is lost.
+    pub fn lose_messages_of(&mut self, from: u64) {
+        self.queue.retain(|_, what| match what {
+            Happening::Arrives { bytes, .. } => {
+                let sent = Envelope::decode(bytes.clone());
+                sent.is_ok_and(|envelope| envelope.sender.node.0 != from)
+            }
+            _ => true,
+        });
     }
 
     pub fn between(&mut self, least: u64, most: u64) -> u64 {

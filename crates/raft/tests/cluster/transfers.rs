@@ -167,6 +167,34 @@ fn a_newer_snapshot_and_more_entries_do_not_end_a_transfer() {
 }
 
 #[test]
+fn a_transfer_ends_if_the_state_that_it_brings_is_withheld_and_another_one_begins_afterwards() {
+    for by_files in [false, true] {
+        let (cluster, behind, watch) = in_mid_transfer(by_files);
+        let others: Vec<u64> = (1..=3).filter(|id| *id != behind).collect();
+        let withhold = |withheld| {
+            for id in &others {
+                cluster.group(*id).withhold_snapshots(withheld);
+            }
+        };
+        withhold(true);
+        let passed = watch.passed.load(Ordering::SeqCst);
+        watch.go_on();
+        wait_for("the receiver has given it up", || {
+            cluster.group(behind).counters().engine.fetches_failed > 0
+        });
+        let counters = cluster.group(behind).counters();
+        assert_eq!(counters.engine.snapshots_received, 0, "{counters:?}");
+        let more = watch.passed.load(Ordering::SeqCst) - passed;
+        assert!(
+            more as u64 <= WINDOW / CHUNK,
+            "{more} chunks were sent since"
+        );
+        withhold(false);
+        cluster.assert_agreed(&[1, 2, 3]);
+    }
+}
+
+#[test]
 fn a_full_disk_on_the_receiver_delays_the_fetch_and_not_the_log() {
     let mut cluster = Cluster::start(Wire::Memory, &[1, 2, 3]);
     cluster.write(10, 100);

@@ -12,7 +12,8 @@ use utoipa::ToSchema;
 
 use super::error::Failures;
 pub use super::replicas::{
-    CheckOutcome, GroupMembers, MembersWait, ReplicaCheck, ReplicaDigest, ReplicaFetch,
+    CheckOutcome, GroupMembers, KeptForAbsent, MembersWait, ReplicaCheck, ReplicaDigest,
+    ReplicaFetch,
 };
 use super::request::{Body, InPath, ReadNode, WriteNode};
 use super::{Admin, AdminError};
@@ -215,7 +216,7 @@ pub(super) async fn show(ReadNode(node): ReadNode) -> Result<Json<ClusterView>, 
 /// each partition have to answer.
 ///
 /// Answers as soon as that is recorded. The node's votes go after that: stop it once `members` of every partition in
-/// `GET /cluster` is there and does not have it. Of a node that was removed already the answer is the same, and nothing
+/// `GET /cluster` is there, does not have it, and is not `unconfirmed`. Of a node that was removed already the answer is the same, and nothing
 /// happens.
 #[utoipa::path(
     post,

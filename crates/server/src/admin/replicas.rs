@@ -85,10 +85,40 @@ pub struct GroupMembers {
     /// While a change of the voters is under way: those before it. A majority of both has to agree until it is
     /// complete. Empty otherwise.
     pub voters_before: Vec<u64>,
+    /// Whether those who voted before the last change of the voters are still needed, although the change is complete
+    /// at the leader: it does not know yet that a majority of the voters knows of it. For a moment after each change,
+    /// and while a majority of the voters does not answer.
+    #[serde(default)]
+    pub unconfirmed: bool,
     /// The numbers of the nodes that have replicas and do not vote.
     pub learners: Vec<u64>,
+    /// What of its log the leader keeps for nodes that are away; absent if it keeps nothing for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_for_absent: Option<KeptForAbsent>,
     /// Why these are not the members that they should be; absent if they are, or are about to be.
     pub waits: Option<MembersWait>,
+}
+
+/// What of its log the leader of a partition keeps for nodes that are away, so that they need no snapshot when they are
+/// back. What snapshots need is not counted.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct KeptForAbsent {
+    /// How many entries.
+    pub entries: u64,
+    /// Their bytes, without those of entries that were applied before the start of the node that leads.
+    pub bytes: u64,
+    /// The numbers of the nodes.
+    pub nodes: Vec<u64>,
+}
+
+impl From<cluster::KeptFor> for KeptForAbsent {
+    fn from(kept: cluster::KeptFor) -> KeptForAbsent {
+        KeptForAbsent {
+            entries: kept.entries,
+            bytes: kept.bytes,
+            nodes: kept.nodes,
+        }
+    }
 }
 
 /// Why the members of a partition are not those that they should be.
@@ -108,7 +138,9 @@ impl From<cluster::Members> for GroupMembers {
         GroupMembers {
             voters: members.voters,
             voters_before: members.voters_before,
+            unconfirmed: members.is_unconfirmed,
             learners: members.learners,
+            kept_for_absent: members.kept.map(KeptForAbsent::from),
             waits: members.waits.map(|waits| MembersWait {
                 why: waits.why,
                 seconds: waits.for_ms / 1000,

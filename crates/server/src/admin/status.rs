@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
+use esker_node::cluster::KeptFor;
 use esker_node::{
     Measured, NodeStatus, NotReady, PartitionStatus, Prediction, Problem, RecoveryReport, Role,
     SnapshotStatus, Source,
@@ -14,6 +15,7 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 
 use super::error::ErrorBody;
+use super::replicas::KeptForAbsent;
 use super::snapshots::{Proven, Swept};
 use super::{Admin, AdminError};
 use crate::auth::Access;
@@ -163,6 +165,10 @@ pub struct Partition {
     pub floor: u64,
     /// LSN of the oldest retained snapshot in the repository.
     pub archived: Option<u64>,
+    /// What of the log is kept for nodes that are away; absent if nothing is, and on a node that does not lead the
+    /// partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_for_absent: Option<KeptForAbsent>,
     /// The newest snapshot in the repository.
     pub newest: Option<Newest>,
     /// The newest snapshot that was restored and compared, since the start.
@@ -387,6 +393,7 @@ impl From<PartitionStatus> for Partition {
             durable: one.durable,
             floor: one.floor,
             archived: one.archived,
+            kept_for_absent: one.kept_for_absent.map(|kept| KeptFor::from(kept).into()),
             newest: one.newest.map(Into::into),
             proven: one.proven.map(Into::into),
             retained: one.retained as u64,

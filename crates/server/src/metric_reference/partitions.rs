@@ -152,6 +152,18 @@ pub(super) const PARTITIONS: Section = Section {
             "Entries from the floor to the end of the log.",
         ),
         gauge(
+            "esker_partition_log_kept_for_absent_entries",
+            "log entries",
+            PARTITION,
+            "Entries that the log keeps, beside what snapshots need, for nodes that are away and have a replica. On the node that leads the partition; 0 on others.",
+        ),
+        gauge(
+            "esker_partition_log_kept_for_absent_bytes",
+            "bytes",
+            PARTITION,
+            "Bytes of these entries, without those that were applied before the start.",
+        ),
+        gauge(
             "esker_partition_files_bytes",
             "bytes",
             PARTITION,

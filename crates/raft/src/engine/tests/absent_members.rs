@@ -1,6 +1,6 @@
 //! The log that a leader keeps for members that are away, and when it keeps it no longer.
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Fate};
 use super::*;
 
 /// More than these tests write.
@@ -87,6 +87,81 @@ fn a_member_that_was_away_goes_on_with_entries_although_a_snapshot_covers_them()
     assert_eq!(log_start(&cluster, 1), had);
     assert_nothing_kept(&cluster, 2);
     comes_back_by_entries(&mut cluster);
+    let leader = &cluster.host(1).engine;
+    assert_eq!(leader.log_kept_for_absent(leader.floor()), None);
+}
+
+/// The bounds of the nodes differ, or what else is in their logs.
+#[test]
+fn a_leader_gives_up_who_is_away_if_the_log_of_a_follower_is_full() {
+    let (mut cluster, had) = one_away(MUCH);
+    covered(&mut cluster, 1, 60);
+    cluster.ticks(10);
+    assert_eq!(log_start(&cluster, 1), had);
+    // A node that is no member.
+    let mut stranger = cluster.identity(2);
+    stranger.node = NodeId(9);
+    let mut message = stranger.seal(NodeId(1), Payload::Wanted);
+    message.log_is_full = true;
+    cluster.inject(message);
+    cluster.ticks(10);
+    assert_eq!(log_start(&cluster, 1), had);
+
+    cluster.step(2, Event::GiveUpAbsent);
+    // Until the next heartbeat was answered, and the leader has looked.
+    cluster.ticks(4);
+    assert_nothing_kept(&cluster, 1);
+    the_next_absence_is_another_one(&mut cluster);
+}
+
+/// What was said once does not end all absences that are to come.
+#[test]
+fn a_follower_whose_log_was_full_once_does_not_report_it_for_ever() {
+    let (mut cluster, _) = one_away(MUCH);
+    cluster.step(2, Event::GiveUpAbsent);
+    let reports = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let noted = reports.clone();
+    cluster.fate = Box::new(move |envelope| {
+        noted.fetch_add(
+            usize::from(envelope.log_is_full),
+            std::sync::atomic::Ordering::Relaxed,
+        );
+        Fate::Arrives
+    });
+    let count = || reports.load(std::sync::atomic::Ordering::Relaxed);
+    cluster.ticks(15);
+    let after = count();
+    assert!(after > 0);
+    cluster.ticks(30);
+    assert_eq!(count(), after);
+    // A leader acts itself.
+    cluster.step(1, Event::GiveUpAbsent);
+    cluster.ticks(15);
+    assert_eq!(count(), after);
+}
+
+#[test]
+fn what_is_kept_and_for_whom_is_shown_on_the_leader_alone() {
+    let (mut cluster, had) = one_away(MUCH);
+    cluster.write(20);
+    let upper = cluster.host(1).engine.last();
+    cluster.write(40);
+    for id in 1..=2 {
+        cluster.step(id, Event::KeepFrom { lsn: had });
+    }
+    let leader = &cluster.host(1).engine;
+    let kept = leader.log_kept_for_absent(upper).unwrap();
+    assert_eq!(kept.entries, upper.0 - had.0);
+    assert_eq!(kept.members, [NodeId(3)]);
+    // 32 for each entry, and the command.
+    assert!(kept.bytes > 32 * kept.entries, "{kept:?}");
+    assert!(kept.bytes < 64 * kept.entries, "{kept:?}");
+    assert_eq!(leader.log_kept_for_absent(had), None, "nothing in addition");
+    let follower = &cluster.host(2).engine;
+    assert_eq!(follower.log_kept_for_absent(upper), None);
+    cluster.step(1, Event::GiveUpAbsent);
+    let leader = &cluster.host(1).engine;
+    assert_eq!(leader.log_kept_for_absent(upper), None);
 }
 
 #[test]

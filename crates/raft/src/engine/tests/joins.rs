@@ -30,7 +30,7 @@ fn bring_in(cluster: &mut Cluster, node: NodeId) {
     }
 }
 
-fn kill(cluster: &mut Cluster, id: u64) {
+pub(super) fn kill(cluster: &mut Cluster, id: u64) {
     cluster.host_mut(id).up = false;
     let others: Vec<u64> = cluster.hosts.keys().copied().collect();
     for other in others.into_iter().filter(|other| *other != id) {
@@ -127,7 +127,7 @@ fn numbers(ids: &[u64]) -> Vec<NodeId> {
     ids.iter().copied().map(NodeId).collect()
 }
 
-fn change_voters(promote: &[u64], remove: &[u64]) -> MembershipChange {
+pub(super) fn change_voters(promote: &[u64], remove: &[u64]) -> MembershipChange {
     MembershipChange::ChangeVoters(VoterChange {
         promote: numbers(promote),
         remove: numbers(remove),
@@ -183,7 +183,7 @@ fn a_member_is_replaced_by_another_one_in_one_change() {
 }
 
 /// Three voters, and a learner that has caught up.
-fn three_with_a_learner() -> Cluster {
+pub(super) fn three_with_a_learner() -> Cluster {
     let mut cluster = Cluster::new(&[1, 2, 3]);
     cluster.write(10);
     cluster.joiner(4);
@@ -227,7 +227,7 @@ fn a_voter_becomes_a_learner_in_the_change_that_gives_its_vote_to_another_one() 
     assert_eq!(cluster.host(1).membership.voters, numbers(&[1, 2, 3]));
 }
 
-/// Nothing is written after the change, and the state on the disk is as of before it.
+/// Only what confirms the change is written after it, and the state on the disk is as of before it.
 #[test]
 fn a_member_that_restarts_after_a_change_does_not_need_those_who_were_removed() {
     for removed in [&[2][..], &[2, 3]] {
