@@ -11,7 +11,8 @@
 //! case.
 //!
 //! Replays and watches of the state store count here, too. What a client reads nothing of must not keep all others
-//! waiting, so those of one principal have at most [`REPLAYS_SHARE`] of the memory ([`ReadBudget::claim_page`]).
+//! waiting, so those of one principal have at most [`REPLAYS_SHARE`] of the memory ([`ReadBudget::claim_page`]). They
+//! send no heartbeats, so each waits for [`PAGE_TIMEOUT`] at most.
 //!
 //! A quarter is reserved for sessions that follow a stream at its tail, in the same turns; these may use the rest as
 //! well. Sessions that are stuck while they catch up cannot take the reserved memory.
@@ -24,8 +25,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout_at};
 
-use crate::admission::{Client, FairBudget, FairPermit, SharePolicy};
+use crate::admission::{Client, FairBudget, FairPermit, NoTurn, SharePolicy};
 
 /// Bytes that are claimed for a batch until it is encoded: records of 1 MiB, the appended batches in which
 /// they begin and end, of 1 MiB each, and the encoded form.
@@ -48,6 +50,11 @@ const GRANT_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct ReadBudget {
     shared: FairBudget,
+/// How long a replay waits for memory for a page. Its client sees nothing of the wait, and those that hold the memory
+/// may take little of it for as long as they like. Twice as long as a single read waits: a replay that was refused has
+/// to be begun again.
+pub(crate) const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
+
     tail: FairBudget,
     shared_total: usize,
     waiting: Arc<AtomicUsize>,
@@ -112,18 +119,31 @@ impl ReadBudget {
 
     /// Waits for memory for a page of a replay, [`MAX_SCAN`] bytes, and holds nothing meanwhile: first behind the other
     /// replays of its principal, then in the queue of all sessions.
-    pub(crate) async fn claim_page(&self, client: Client, at_tail: bool) -> PagePermit {
+    ///
+    /// # Errors
+    ///
+    /// There was none within [`PAGE_TIMEOUT`], and who holds it.
+    pub(crate) async fn claim_page(
+        &self,
+        client: Client,
+        at_tail: bool,
+    ) -> Result<PagePermit, NoTurn> {
+        let deadline = Instant::now() + PAGE_TIMEOUT;
         loop {
             let own = self.replays_of(client.principal);
-            let Ok(own) = own.acquire_many_owned(MAX_SCAN as u32).await else {
-                // The semaphores are never closed.
-                return std::future::pending().await;
+            let own = timeout_at(deadline, own.acquire_many_owned(MAX_SCAN as u32)).await;
+            // The semaphores are never closed.
+            let Ok(Ok(own)) = own else {
+                return Err(NoTurn::OwnShare);
             };
             if let Some(read) = self.try_claim(client, at_tail) {
                 return PagePermit { own, read };
             }
-            if let Some(read) = self.wait_in_line(client, at_tail).turn().await {
-                return PagePermit { own, read };
+            let mut place = self.wait_in_line(client, at_tail);
+            match timeout_at(deadline, place.turn()).await {
+                Ok(Some(read)) => return Ok(PagePermit { own, read }),
+                Ok(None) => {}
+                Err(_) => return Err(NoTurn::Others),
             }
         }
     }
@@ -358,11 +378,12 @@ mod tests {
         });
         tokio::task::yield_now().await;
         assert!(!next.is_finished(), "it waits, and holds nothing");
+            let mut page = page.unwrap();
         assert!(budget.held() <= most);
         assert!(budget.claim_page(of(2), false).now_or_never().is_some());
         assert!(budget.try_claim(of(1), false).is_some());
         drop(held);
-        next.await.unwrap();
+        drop(next.await.unwrap().unwrap());
         assert_eq!(budget.held(), 0);
         budget.replays_of(3);
         assert!(
@@ -382,6 +403,33 @@ mod tests {
         let mut catching_up = Box::pin(budget.clone().claim(of(1), false));
         assert!((&mut catching_up).now_or_never().is_none());
         let mut following = Vec::new();
+    #[tokio::test(start_paused = true)]
+    async fn a_replay_for_whose_page_no_memory_comes_is_refused_in_time() {
+        let budget = ReadBudget::new(TOTAL);
+        // Somebody takes nothing of what they replay, for as long as they like.
+        let mut held = Vec::new();
+        while let Some(page) =
+            tokio::task::unconstrained(budget.claim_page(of(1), false)).now_or_never()
+        {
+            held.push(page.unwrap());
+        }
+        let in_time = |principal| {
+            let page = budget.claim_page(of(principal), false);
+            tokio::time::timeout(2 * PAGE_TIMEOUT, page)
+        };
+        let own = in_time(1).await.expect("it does not wait for ever");
+        assert_eq!(own.unwrap_err(), NoTurn::OwnShare);
+        let others = all(&budget);
+        let refused = in_time(2).await.expect("it does not wait for ever");
+        assert_eq!(refused.unwrap_err(), NoTurn::Others);
+        // Neither has left anything behind.
+        drop((held, others));
+        while budget.held() + budget.waiting() > 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(in_time(1).await.unwrap().unwrap());
+    }
+
         for _ in 0..4 {
             following.push(budget.clone().claim(of(1), true).now_or_never().unwrap());
         }
