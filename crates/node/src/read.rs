@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use esker_partition::encryption::{self, DecryptionError};
 use esker_partition::reader::ScanEnd;
-use esker_partition::{Cursor, ReadError, Scan, StoredRecords};
+use esker_partition::{Cursor, ReadError, Reader, Scan, StoredRecords};
 use s2_common::read_extent::{EvaluatedReadLimit, ReadLimit};
 use s2_common::record::StreamPosition;
 use s2_common::stream::{ReadEnd, ReadStart};
@@ -100,7 +100,8 @@ impl StreamHandle {
     /// # Errors
     ///
     /// [`Error::Unwritten`] if the read begins beyond the tail, or at it and may not follow;
-    /// [`Error::EncryptionKey`] if the stream has a cipher and the handle no key.
+    /// [`Error::EncryptionKey`] if the stream has a cipher and the handle no key; [`Error::TryLater`] if its first record
+    /// is looked up by its time and the turn for that has not come within 10 s.
     pub async fn read(&self, start: ReadStart, end: ReadEnd) -> Result<ReadSession, Error> {
         self.encryption()?;
         // Following begins before the position is resolved, so that no record in between is missed.
@@ -111,16 +112,7 @@ impl StreamHandle {
         let cursor = if limit == EvaluatedReadLimit::Exhausted {
             Cursor::nowhere()
         } else {
-            let handle = self.clone();
-            let may_follow = end.may_follow();
-            blocking(move || {
-                handle
-                    .partition
-                    .reader
-                    .begin(&handle.stream, start, may_follow)
-            })
-            .await
-            .map_err(|e| self.read_error(e))?
+            self.begin(start, end.may_follow()).await?
         };
         Ok(ReadSession {
             handle: self.clone(),
@@ -148,6 +140,22 @@ impl StreamHandle {
     async fn decrypted(
         &self,
         records: StoredRecords,
+    /// Where a read begins. Only the first record of a time is looked up in the database, in turn.
+    async fn begin(&self, start: ReadStart, may_follow: bool) -> Result<Cursor, Error> {
+        let known = Reader::begin_in_memory(&self.stream, start, may_follow);
+        if let Some(cursor) = known.map_err(|e| self.read_error(e))? {
+            return Ok(cursor);
+        }
+        let handle = self.clone();
+        let work = move || {
+            let reader = &handle.partition.reader;
+            let cursor = reader.begin(&handle.stream, start, may_follow);
+            cursor.map_err(|e| handle.read_error(e))
+        };
+        let inner = &self.node.inner;
+        inner.starts.run(self.client, &inner.stopping, work).await
+    }
+
         permit: ReadPermit,
     ) -> Result<(ReadContent, ReadPermit), Error> {
         let encryption = self.encryption()?.clone();

@@ -42,23 +42,28 @@ const REPLAYS_SHARE: usize = 4;
 /// others, a thread reads one batch at a time.
 const MAX_RUNS: usize = 16;
 
+/// Threads that scan at a time, of the 512 of the process, in turns by principal: one has 192 of them at most. Memory
+/// allows fewer unless `limits.read-sessions` is 1 GiB or more.
+pub(crate) const MAX_SCANNING: usize = 256;
+
 /// How long memory is kept for a session whose turn has come. A session whose client takes records continues
 /// at once.
 const GRANT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The memory that all read sessions share. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct ReadBudget {
-    shared: FairBudget,
 /// How long a replay waits for memory for a page. Its client sees nothing of the wait, and those that hold the memory
 /// may take little of it for as long as they like. Twice as long as a single read waits: a replay that was refused has
 /// to be begun again.
 pub(crate) const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The memory that all read sessions share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ReadBudget {
+    shared: FairBudget,
     tail: FairBudget,
     shared_total: usize,
     waiting: Arc<AtomicUsize>,
     runs: Arc<Semaphore>,
+    scanning: FairBudget,
     /// What the replays of each principal that has some may still hold.
     replays: Arc<Mutex<HashMap<u64, Weak<Semaphore>>>>,
 }
@@ -94,6 +99,7 @@ impl ReadBudget {
             shared_total,
             waiting: Arc::default(),
             runs: Arc::new(Semaphore::new(MAX_RUNS)),
+            scanning: FairBudget::new(MAX_SCANNING, SharePolicy::OverFree),
             replays: Arc::default(),
         }
     }
@@ -137,7 +143,7 @@ impl ReadBudget {
                 return Err(NoTurn::OwnShare);
             };
             if let Some(read) = self.try_claim(client, at_tail) {
-                return PagePermit { own, read };
+                return Ok(PagePermit { own, read });
             }
             let mut place = self.wait_in_line(client, at_tail);
             match timeout_at(deadline, place.turn()).await {
@@ -175,6 +181,11 @@ impl ReadBudget {
             claimed => claimed,
         };
         claimed.ok().map(ReadPermit)
+    }
+
+    /// The turns of threads that scan.
+    pub(crate) fn scanning(&self) -> &FairBudget {
+        &self.scanning
     }
 
     /// A place among the sessions for which a thread reads more than one batch.
@@ -364,9 +375,10 @@ mod tests {
         let most = budget.replays_total();
         let mut held = Vec::new();
         // Of each page, a little is not taken. Without the budget of a task, which ends such a loop.
-        while let Some(mut page) =
+        while let Some(page) =
             tokio::task::unconstrained(budget.claim_page(of(1), false)).now_or_never()
         {
+            let mut page = page.unwrap();
             page.shrink(64 * 1024);
             held.push(page);
             assert!(budget.held() <= most, "{}", budget.held());
@@ -378,7 +390,6 @@ mod tests {
         });
         tokio::task::yield_now().await;
         assert!(!next.is_finished(), "it waits, and holds nothing");
-            let mut page = page.unwrap();
         assert!(budget.held() <= most);
         assert!(budget.claim_page(of(2), false).now_or_never().is_some());
         assert!(budget.try_claim(of(1), false).is_some());
@@ -392,17 +403,6 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn sessions_hold_no_more_than_the_budget_and_those_at_the_tail_have_a_part_of_their_own()
-    {
-        let budget = ReadBudget::new(TOTAL);
-        let mut stuck = all(&budget);
-        assert_eq!(stuck.len(), 12);
-        assert_eq!(budget.held(), 12 * MAX_SCAN);
-        // Sessions that follow still get memory, before others that wait.
-        let mut catching_up = Box::pin(budget.clone().claim(of(1), false));
-        assert!((&mut catching_up).now_or_never().is_none());
-        let mut following = Vec::new();
     #[tokio::test(start_paused = true)]
     async fn a_replay_for_whose_page_no_memory_comes_is_refused_in_time() {
         let budget = ReadBudget::new(TOTAL);
@@ -430,6 +430,17 @@ mod tests {
         drop(in_time(1).await.unwrap().unwrap());
     }
 
+    #[tokio::test]
+    async fn sessions_hold_no_more_than_the_budget_and_those_at_the_tail_have_a_part_of_their_own()
+    {
+        let budget = ReadBudget::new(TOTAL);
+        let mut stuck = all(&budget);
+        assert_eq!(stuck.len(), 12);
+        assert_eq!(budget.held(), 12 * MAX_SCAN);
+        // Sessions that follow still get memory, before others that wait.
+        let mut catching_up = Box::pin(budget.clone().claim(of(1), false));
+        assert!((&mut catching_up).now_or_never().is_none());
+        let mut following = Vec::new();
         for _ in 0..4 {
             following.push(budget.clone().claim(of(1), true).now_or_never().unwrap());
         }
