@@ -46,8 +46,17 @@ pub enum ReadOutput {
     Batch(ReadRecords, ReadPermit),
     /// The session is at the tail, which is this.
     Heartbeat(StreamPosition),
-    /// There are more records, and no memory for them yet: other sessions have to release some first.
-    Waiting,
+    /// There are more records, and they cannot be read yet.
+    Waiting(WaitsFor),
+}
+
+/// What a session waits for while there are more records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// Memory: other sessions have to release some first.
+    Memory,
+    /// The disk, which has not answered.
+    Disk,
 }
 
 /// Time between heartbeats while nothing is appended; clients disconnect after 20 seconds.
@@ -90,8 +99,8 @@ enum Attempt {
     Shared(Arc<SharedRecords>, ReadPermit),
     /// There is nothing to read: the session is at the tail, which is this.
     AtTail(StreamPosition),
-    /// There was no memory before a heartbeat was due.
-    Waiting,
+    /// It could not be read before a heartbeat was due.
+    Waiting(WaitsFor),
 }
 
 impl StreamHandle {
@@ -131,15 +140,6 @@ impl StreamHandle {
         })
     }
 
-    fn read_error(&self, error: ReadError) -> Error {
-        read_error(error, &self.basin.name, &self.stream.name)
-    }
-
-    /// Decrypts records that were scanned, if the stream has a cipher. The permit stays with them, even if
-    /// the session has ended meanwhile.
-    async fn decrypted(
-        &self,
-        records: StoredRecords,
     /// Where a read begins. Only the first record of a time is looked up in the database, in turn.
     async fn begin(&self, start: ReadStart, may_follow: bool) -> Result<Cursor, Error> {
         let known = Reader::begin_in_memory(&self.stream, start, may_follow);
@@ -156,6 +156,15 @@ impl StreamHandle {
         inner.starts.run(self.client, &inner.stopping, work).await
     }
 
+    fn read_error(&self, error: ReadError) -> Error {
+        read_error(error, &self.basin.name, &self.stream.name)
+    }
+
+    /// Decrypts records that were scanned, if the stream has a cipher. The permit stays with them, even if
+    /// the session has ended meanwhile.
+    async fn decrypted(
+        &self,
+        records: StoredRecords,
         permit: ReadPermit,
     ) -> Result<(ReadContent, ReadPermit), Error> {
         let encryption = self.encryption()?.clone();
@@ -215,7 +224,7 @@ impl ReadSession {
                 continue;
             }
             let tail = match self.read_some(limit).await? {
-                Attempt::Waiting => return Ok(Some(ReadOutput::Waiting)),
+                Attempt::Waiting(what) => return Ok(Some(ReadOutput::Waiting(what))),
                 Attempt::AtTail(tail) => tail,
                 Attempt::Shared(records, permit) => {
                     metrics::counter!("esker_read_shared_records_total")
@@ -400,7 +409,22 @@ impl ReadSession {
     async fn read_some(&mut self, limit: ReadLimit) -> Result<Attempt, Error> {
         loop {
             if let Some(ahead) = &mut self.ahead {
-                if let Some(read) = ahead.next().await {
+                let read = tokio::select! {
+                    biased;
+                    read = ahead.next() => read,
+                    () = &mut self.timer => {
+                        let is_due = self.heartbeat <= Instant::now();
+                        if is_due {
+                            self.heartbeat = next_heartbeat();
+                        }
+                        self.timer.as_mut().reset(self.heartbeat);
+                        match is_due {
+                            true => return Ok(Attempt::Waiting(WaitsFor::Disk)),
+                            false => continue,
+                        }
+                    }
+                };
+                if let Some(read) = read {
                     return self.scanned(read);
                 }
                 self.ahead = None;
@@ -443,7 +467,7 @@ impl ReadSession {
                     }
                     None => match self.claim(at_tail).await? {
                         Some(permit) => permit,
-                        None => return Ok(Attempt::Waiting),
+                        None => return Ok(Attempt::Waiting(WaitsFor::Memory)),
                     },
                 },
             };
