@@ -239,7 +239,8 @@ impl StateService for Calls {
         let access = access(&request)?;
         let store = self.of_all(&access, Effect::Write)?;
         // Before anything of the snapshot is taken, and until all of it has taken effect.
-        let importing = store.begin_import().map_err(|error| status(&error))?;
+        let importing = store.begin_import(client(request.extensions())).await;
+        let importing = importing.map_err(|error| status(&error))?;
         let done = super::snapshots::import(store, importing, request.into_inner());
         // A client may take as long as it likes to send the snapshot. What has begun by then is undone.
         let done = access.lease().unless_ended(done).await;
