@@ -16,6 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::error::Failures;
 use super::request::{Body, InPath, InQuery, ReadNode, WriteNode, page_limit};
 use super::{Admin, AdminError};
+use crate::client::OfClient;
 
 /// The name that means the newest retained snapshot.
 pub const NEWEST: &str = "newest";
@@ -429,11 +430,12 @@ pub(super) async fn diff(
 pub(super) async fn verify(
     State(admin): State<Admin>,
     WriteNode(node): WriteNode,
+    OfClient(client): OfClient,
     InPath(partition): InPath<u64>,
     Body(Verify { data, repair }): Body<Verify>,
 ) -> Result<Json<Verification>, AdminError> {
     let work = async move { Ok(node.verify_snapshots(partition, data, repair).await?) };
-    Ok(Json(admin.alone(partition, work).await?))
+    Ok(Json(admin.long.run(client, partition, work).await?))
 }
 
 /// Restore a snapshot into a scratch directory, replay what came after it, and compare it with the live
@@ -452,13 +454,14 @@ pub(super) async fn verify(
 pub(super) async fn prove(
     State(admin): State<Admin>,
     WriteNode(node): WriteNode,
+    OfClient(client): OfClient,
     InPath((partition, name)): InPath<(u64, String)>,
 ) -> Result<Json<Proven>, AdminError> {
     let work = async move {
         let proof = node.prove_snapshot(partition, named(&name)).await;
         proof.map_err(AdminError::of_proof)
     };
-    Ok(Json(admin.alone(partition, work).await?.into()))
+    Ok(Json(admin.long.run(client, partition, work).await?.into()))
 }
 
 /// What keeps an object in the repository, or why it will be deleted.
@@ -494,6 +497,7 @@ pub(super) async fn why(
 pub(super) async fn prune(
     State(admin): State<Admin>,
     WriteNode(node): WriteNode,
+    OfClient(client): OfClient,
     InPath(partition): InPath<u64>,
     Body(asked): Body<Prune>,
 ) -> Result<Json<PruneAnswer>, AdminError> {
@@ -524,7 +528,7 @@ pub(super) async fn prune(
         }
         Ok(PruneAnswer::Done(node.prune(partition, &plan).await?))
     };
-    Ok(Json(admin.alone(partition, work).await?))
+    Ok(Json(admin.long.run(client, partition, work).await?))
 }
 
 /// The name of a snapshot; `None` for the newest.
