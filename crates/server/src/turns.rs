@@ -1,4 +1,5 @@
-//! Turns of requests that read much, or wait for a disk: usage metrics, lists of streams, pages of the state store.
+//! Turns of requests that read much, or wait for a disk: usage metrics, lists of streams, pages of the state store, the
+//! status of a node.
 //!
 //! So many read at a time as there are turns; the others wait, by principal and then by connection, as appends do
 //! ([`FairBudget`]): whoever sends many requests waits for its own.
@@ -18,6 +19,10 @@ const MAX_PAGES: usize = 4;
 /// Keys of the state store that are not in memory, and are read at a time: each has a thread meanwhile, of the 512 of
 /// the process.
 const MAX_KEYS: usize = 64;
+/// Lists of the JSON snapshots of the state store that are made at a time. Each reads all of them, to check them.
+const MAX_SNAPSHOT_LISTS: usize = 2;
+/// Times that a node's status is read at a time. Each looks at the files of all partitions.
+const MAX_STATUS: usize = 4;
 /// How long a request waits for those before it.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -49,6 +54,16 @@ impl Turns {
     /// The turns of keys of the state store.
     pub(crate) fn of_keys() -> Turns {
         Turns::new(MAX_KEYS, "keys of the state store")
+    }
+
+    /// The turns of lists of JSON snapshots.
+    pub(crate) fn of_snapshots() -> Turns {
+        Turns::new(MAX_SNAPSHOT_LISTS, "lists of JSON snapshots")
+    }
+
+    /// The turns of the status of a node.
+    pub(crate) fn of_status() -> Turns {
+        Turns::new(MAX_STATUS, "requests for the status")
     }
 
     fn new(turns: usize, what: &'static str) -> Turns {

@@ -84,6 +84,8 @@ struct Admin {
     long: LongOperations,
     /// Turns for reading pages of the state store.
     pages: Turns,
+    /// Turns for reading the status.
+    status: Turns,
     history: History,
     usage: Usage,
     started_at: OffsetDateTime,
@@ -103,6 +105,7 @@ impl Admin {
             node,
             long: LongOperations::new(partitions),
             pages: Turns::of_pages(),
+            status: Turns::of_status(),
             history,
             document: document.into(),
         }
