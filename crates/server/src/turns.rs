@@ -21,6 +21,8 @@ const MAX_PAGES: usize = 4;
 const MAX_KEYS: usize = 64;
 /// Lists of the JSON snapshots of the state store that are made at a time. Each reads all of them, to check them.
 const MAX_SNAPSHOT_LISTS: usize = 2;
+/// Requests that read the repository at a time. Each reads the root and descriptions, on threads if it is a directory.
+const MAX_REPOSITORY_READS: usize = 8;
 /// Times that a node's status is read at a time. Each looks at the files of all partitions.
 const MAX_STATUS: usize = 4;
 /// How long a request waits for those before it.
@@ -61,6 +63,11 @@ impl Turns {
         Turns::new(MAX_SNAPSHOT_LISTS, "lists of JSON snapshots")
     }
 
+    /// The turns of reads of the repository.
+    pub(crate) fn of_repository() -> Turns {
+        Turns::new(MAX_REPOSITORY_READS, "requests for snapshots")
+    }
+
     /// The turns of the status of a node.
     pub(crate) fn of_status() -> Turns {
         Turns::new(MAX_STATUS, "requests for the status")
@@ -96,6 +103,27 @@ impl Turns {
             true => Error::Storage(error.to_string()),
             false => Error::Stopping,
         })
+    }
+
+    /// Runs what waits for a disk or a repository on threads of its own, in turn. What has begun goes on and keeps its
+    /// turn until it ends, even if its client has gone.
+    ///
+    /// # Errors
+    ///
+    /// Those of the work; [`Error::TryLater`] if its turn has not come within 10 s, and [`Error::Stopping`] if the work has
+    /// panicked, which the panic hook has reported.
+    pub(crate) async fn run_async<T: Send + 'static>(
+        &self,
+        client: Client,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let turn = self.turn(client).await?;
+        let under_way = tokio::spawn(async move {
+            let done = work.await;
+            drop(turn);
+            done
+        });
+        under_way.await.unwrap_or_else(|_| Err(Error::Stopping))
     }
 
     /// Waits for a turn.
@@ -168,6 +196,33 @@ mod tests {
             ..readings
         };
         readings.run(Client::default(), || ()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_repository_keeps_its_turn_until_it_ends_although_its_client_has_gone()
+    {
+        let reads = Turns {
+            timeout: Duration::from_millis(20),
+            ..Turns::of_repository()
+        };
+        let (answer, answered) = tokio::sync::watch::channel(false);
+        let read = || {
+            let mut answered = answered.clone();
+            reads.run_async(Client::default(), async move {
+                let answered = answered.wait_for(|answered| *answered).await;
+                answered.map(|_| ()).map_err(|_| Error::Stopping)
+            })
+        };
+        for _ in 0..MAX_REPOSITORY_READS {
+            assert!(read().now_or_never().is_none());
+        }
+        let late = read().await.unwrap_err();
+        assert!(matches!(late, Error::TryLater(_)), "{late}");
+        answer.send(true).unwrap();
+        while reads.turns.free() < MAX_REPOSITORY_READS {
+            tokio::task::yield_now().await;
+        }
+        read().await.unwrap();
     }
 
     #[tokio::test]

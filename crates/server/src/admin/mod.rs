@@ -84,6 +84,8 @@ struct Admin {
     long: LongOperations,
     /// Turns for reading pages of the state store.
     pages: Turns,
+    /// Turns for reading the repository.
+    repository: Turns,
     /// Turns for reading the status.
     status: Turns,
     history: History,
@@ -105,6 +107,7 @@ impl Admin {
             node,
             long: LongOperations::new(partitions),
             pages: Turns::of_pages(),
+            repository: Turns::of_repository(),
             status: Turns::of_status(),
             history,
             document: document.into(),
