@@ -200,8 +200,8 @@ async fn connections_beyond_the_limit_wait_but_for_those_that_watch_the_server()
     listed.await.expect(200);
 }
 
-/// Each has a connection from another address and sends a request again and again that needs no token. They have all
-/// places that they can get; a monitor gets one.
+/// Each has a connection from one of two other addresses and sends a request again and again that needs no token. They
+/// have all places that they can get; a monitor gets one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_send_a_little_again_and_again_keep_nobody_from_watching_the_server() {
     let server = Setup::default()
@@ -210,12 +210,13 @@ async fn connections_that_send_a_little_again_and_again_keep_nobody_from_watchin
         .await;
     let mut flood = tokio::task::JoinSet::new();
     let answered = Arc::new(AtomicU64::new(0));
-    for _ in 0..40 {
+    for number in 0..60 {
         let (address, answered) = (server.address().to_owned(), answered.clone());
+        let from = ["127.0.0.2:0", "127.0.0.3:0"][number % 2];
         flood.spawn(async move {
             loop {
                 // What is refused or closed comes again.
-                let _ = ping_from_elsewhere(&address, &answered).await;
+                let _ = ping_from_elsewhere(from, &address, &answered).await;
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         });
@@ -235,11 +236,15 @@ async fn connections_that_send_a_little_again_and_again_keep_nobody_from_watchin
 }
 
 /// Keeps a connection from another address of this machine, and sends a request every 200 ms until it ends.
-async fn ping_from_elsewhere(address: &str, answered: &AtomicU64) -> std::io::Result<()> {
+async fn ping_from_elsewhere(
+    from: &str,
+    address: &str,
+    answered: &AtomicU64,
+) -> std::io::Result<()> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     let socket = tokio::net::TcpSocket::new_v4()?;
-    socket.bind("127.0.0.2:0".parse().unwrap())?;
+    socket.bind(from.parse().unwrap())?;
     let mut connection = socket.connect(address.parse().unwrap()).await?;
     let request = format!("GET /ping HTTP/1.1\r\nhost: {address}\r\n\r\n");
     let mut answer = [0; 4096];

@@ -1,20 +1,23 @@
-//! Floods of one token: scans and exports of another one beside them.
+//! Floods of one token: scans, exports and imports of another one beside them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use esker_proto::state::v1::ExportRequest;
+use esker_proto::state::v1::import_request::Part;
 use esker_proto::state::v1::state_service_client::StateServiceClient;
+use esker_proto::state::v1::{ExportRequest, ImportOptions, ImportRequest};
 use esker_proto::statehouse::v1::{
     BeginTransactionRequest, CommitRequest, ScanPrefixRequest, WriteRequest,
 };
+use futures::StreamExt as _;
+use futures::stream;
 use prost::Message;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use crate::client::{channel, object};
+use crate::client::{channel, collect, object};
 use crate::support::{Http, Server, Setup, Transport, eventually, soon};
 use crate::tokens::{Client, ROOT, issue, server, server_with, with};
 
@@ -172,5 +175,62 @@ async fn exports_that_one_token_does_not_take_keep_no_export_of_another_away() {
     let refused = backup.export(with(&token, export));
     let refused = soon("a refusal", refused).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    drop(slow);
+}
+
+/// The beginning of an import that replaces what there is.
+fn begins() -> ImportRequest {
+    ImportRequest {
+        part: Some(Part::Options(ImportOptions { replace: true })),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn imports_that_one_token_sends_slowly_keep_no_import_of_another_away() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    // The slow ones keep their places until the end.
+    let patient = Setup::default().set("limits.header-timeout=1h");
+    let (server, mut client) = server_with(patient, &file).await;
+    fill(&mut client, "big", 2).await;
+    let everything = json!({"prefix": ""});
+    let scope = json!({
+        "namespaces": everything,
+        "agents": everything,
+        "read": true,
+        "write": true,
+    });
+    let token = issue(&server, "slow", scope).await;
+    let service = || StateServiceClient::new(channel(server.url()));
+    let mut slow = JoinSet::new();
+    for _ in 0..6 {
+        let (mut service, token) = (service(), token.clone());
+        slow.spawn(async move {
+            loop {
+                // It begins, and sends nothing more.
+                let messages = stream::iter([begins()]).chain(stream::pending());
+                let refused = service.import(with(&token, messages)).await.unwrap_err();
+                assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+            }
+        });
+    }
+    eventually("two run, and others wait", async || {
+        let running = gauge(&server, "esker_state_imports_running").await;
+        let waiting = gauge(&server, "esker_state_imports_waiting").await;
+        (running == 2.0 && waiting >= 1.0).then_some(())
+    })
+    .await;
+    let mut backup = service();
+    let export = ExportRequest { commit_ts: None };
+    let exported = backup.export(with(ROOT, export)).await.unwrap();
+    let text = collect(exported.into_inner()).await.unwrap();
+    for _ in 0..3 {
+        let pieces = text.iter().map(|piece| ImportRequest {
+            part: Some(Part::Data(piece.data.clone())),
+        });
+        let messages: Vec<_> = std::iter::once(begins()).chain(pieces).collect();
+        let import = backup.import(with(ROOT, stream::iter(messages)));
+        let done = soon("an import", import).await.expect("it has a place");
+        assert_eq!(done.into_inner().keys, 2);
+    }
     drop(slow);
 }

@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use crate::Console;
 use crate::api_client::{Caller, path};
 use crate::layout::notice;
+use crate::{sessions, viewers};
 
 /// The headers of every answer: nothing comes from elsewhere, nothing is kept, and no other page may contain it.
 const HEADERS: [(HeaderName, &str); 7] = [
@@ -212,6 +213,15 @@ impl Watch {
             None => true,
             Some(id) => console.sessions.is_on(id, Instant::now()),
         }
+    }
+
+    /// For whom live pages count; `None` where nobody signs in.
+    pub fn viewer(&self) -> Option<viewers::Viewer> {
+        let (token, session) = (self.caller.token.as_ref()?, self.session.as_ref()?);
+        Some(viewers::Viewer {
+            token: sessions::hash(token.as_bytes()),
+            session: sessions::hash(session.as_bytes()),
+        })
     }
 
     /// Ends the session.

@@ -10,6 +10,7 @@
 //! | `sessions` | who is signed in |
 //! | `access` | the checks before a page, and the headers of each answer |
 //! | `live` | what changes while somebody looks, as server-sent events |
+//! | `viewers` | who may have how many live pages |
 //! | `layout` | what all pages have in common |
 //! | `ruler`, `plot` | pictures, as SVG |
 //! | `words` | numbers, sizes and times as people read them |
@@ -37,6 +38,7 @@ mod plot;
 mod ruler;
 mod sessions;
 mod shell;
+mod viewers;
 mod words;
 
 use std::sync::Arc;
@@ -46,15 +48,11 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use esker_server::front::FrontParts;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use api_client::ApiClient;
 use sessions::Sessions;
-
-/// Most people who look at live pages at a time, in how many browser tabs whatsoever. Each costs an open answer and
-/// one rendering of its page every other second.
-const MAX_VIEWERS: usize = 50;
+use viewers::Viewers;
 
 /// What handlers need.
 #[derive(Clone)]
@@ -62,7 +60,7 @@ struct Console {
     api: ApiClient,
     sessions: Sessions,
     rules: Arc<access::Rules>,
-    viewers: Arc<Semaphore>,
+    viewers: Viewers,
     stop: CancellationToken,
 }
 
@@ -80,7 +78,7 @@ pub fn front(parts: FrontParts) -> Router {
         api: ApiClient::new(api.clone()),
         sessions: Sessions::default(),
         rules: Arc::new(access::Rules::new(guard, address, needs_token, has_tls)),
-        viewers: Arc::new(Semaphore::new(MAX_VIEWERS)),
+        viewers: Viewers::default(),
         stop,
     };
     Router::new()

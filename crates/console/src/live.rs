@@ -14,13 +14,13 @@ use axum::response::{IntoResponse as _, Response};
 use futures::stream::{self, Stream};
 use http::StatusCode;
 use maud::Markup;
-use tokio::sync::OwnedSemaphorePermit;
 
+use crate::Console;
 use crate::access::Watch;
 use crate::api_client::{ApiError, Caller};
 use crate::layout::PageError;
+use crate::viewers::{MAX_VIEWERS, NoPlace, ViewerPlace};
 use crate::words::visible;
-use crate::{Console, MAX_VIEWERS};
 
 /// How often a part is rendered.
 pub const INTERVAL: Duration = Duration::from_secs(2);
@@ -31,13 +31,14 @@ const MAX_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a comment is sent when nothing changes: so that a connection that is gone is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Too many look.
-#[derive(Debug)]
-pub struct NoPlace;
-
 impl From<NoPlace> for Response {
-    fn from(_: NoPlace) -> Response {
-        let why = format!("{MAX_VIEWERS} live pages are open; close one of them");
+    fn from(why: NoPlace) -> Response {
+        let why = match why {
+            NoPlace::All => format!("{MAX_VIEWERS} live pages are open; close one of them"),
+            NoPlace::OwnShare => format!(
+                "too many of the {MAX_VIEWERS} live pages are open in this session, or with its token; close one of them"
+            ),
+        };
         (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
     }
 }
@@ -57,14 +58,13 @@ pub enum Turn {
 pub struct Place {
     console: Console,
     watch: Watch,
-    _place: OwnedSemaphorePermit,
+    _place: ViewerPlace,
 }
 
 impl Place {
     /// A place, or the answer that there is none.
     pub fn take(console: Console, watch: Watch) -> Result<Place, NoPlace> {
-        let place = console.viewers.clone().try_acquire_owned();
-        let place = place.map_err(|_| NoPlace)?;
+        let place = console.viewers.take(watch.viewer())?;
         Ok(Place {
             console,
             watch,

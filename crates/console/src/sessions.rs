@@ -68,16 +68,16 @@ impl Sessions {
             used: now,
         };
         let id = BASE64_URL_SAFE_NO_PAD.encode(id);
-        sessions.insert(hash(&id), session);
+        sessions.insert(hash(id.as_bytes()), session);
         id
     }
 
     /// The token of a session, as in the header `authorization`; `None` if it is over. This uses the session.
     pub fn token(&self, id: &str, now: Instant) -> Option<HeaderValue> {
         let mut sessions = self.0.lock();
-        let session = sessions.get_mut(&hash(id))?;
+        let session = sessions.get_mut(&hash(id.as_bytes()))?;
         if session.is_over(now) {
-            sessions.remove(&hash(id));
+            sessions.remove(&hash(id.as_bytes()));
             return None;
         }
         session.used = now;
@@ -88,19 +88,19 @@ impl Sessions {
     pub fn is_on(&self, id: &str, now: Instant) -> bool {
         let sessions = self.0.lock();
         sessions
-            .get(&hash(id))
+            .get(&hash(id.as_bytes()))
             .is_some_and(|session| !session.is_over(now))
     }
 
     /// Ends a session.
     pub fn end(&self, id: &str) {
-        self.0.lock().remove(&hash(id));
+        self.0.lock().remove(&hash(id.as_bytes()));
     }
 }
 
-/// So that neither memory nor the time of a look-up shows an id.
-fn hash(id: &str) -> [u8; 32] {
-    Sha256::digest(id.as_bytes()).into()
+/// So that neither memory nor the time of a look-up shows an id or a token.
+pub fn hash(secret: &[u8]) -> [u8; 32] {
+    Sha256::digest(secret).into()
 }
 
 #[cfg(test)]

@@ -83,6 +83,8 @@ pub(crate) struct Inner {
     pub unknown_basins: Mutex<Vec<UnknownBasin>>,
     pub upkeep: Upkeep,
     pub lookups: Lookups,
+    /// Turns of reads that begin at a time.
+    pub starts: Lookups,
     pub changes: ChangeTurns,
     pub restarts: Restarts,
     /// The data directory, with its lock.

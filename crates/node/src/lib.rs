@@ -98,7 +98,7 @@ pub use node::{Node, check_destination};
 pub use options::NodeOptions;
 pub use position::{Position, RecordCounts};
 pub use problem::{ADVICE, HostProblems, Problem};
-pub use read::{ReadOutput, ReadSession};
+pub use read::{ReadOutput, ReadSession, WaitsFor};
 pub use read_budget::{ReadBudget, ReadPermit};
 pub use read_records::{ReadContent, ReadRecords, plain};
 pub use readiness::{NOT_READY, NotReady};

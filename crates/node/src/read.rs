@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use esker_partition::encryption::{self, DecryptionError};
 use esker_partition::reader::ScanEnd;
-use esker_partition::{Cursor, ReadError, Scan, StoredRecords};
+use esker_partition::{Cursor, ReadError, Reader, Scan, StoredRecords};
 use s2_common::read_extent::{EvaluatedReadLimit, ReadLimit};
 use s2_common::record::StreamPosition;
 use s2_common::stream::{ReadEnd, ReadStart};
@@ -46,8 +46,17 @@ pub enum ReadOutput {
     Batch(ReadRecords, ReadPermit),
     /// The session is at the tail, which is this.
     Heartbeat(StreamPosition),
-    /// There are more records, and no memory for them yet: other sessions have to release some first.
-    Waiting,
+    /// There are more records, and they cannot be read yet.
+    Waiting(WaitsFor),
+}
+
+/// What a session waits for while there are more records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// Memory: other sessions have to release some first.
+    Memory,
+    /// The disk, which has not answered.
+    Disk,
 }
 
 /// Time between heartbeats while nothing is appended; clients disconnect after 20 seconds.
@@ -90,8 +99,8 @@ enum Attempt {
     Shared(Arc<SharedRecords>, ReadPermit),
     /// There is nothing to read: the session is at the tail, which is this.
     AtTail(StreamPosition),
-    /// There was no memory before a heartbeat was due.
-    Waiting,
+    /// It could not be read before a heartbeat was due.
+    Waiting(WaitsFor),
 }
 
 impl StreamHandle {
@@ -100,7 +109,8 @@ impl StreamHandle {
     /// # Errors
     ///
     /// [`Error::Unwritten`] if the read begins beyond the tail, or at it and may not follow;
-    /// [`Error::EncryptionKey`] if the stream has a cipher and the handle no key.
+    /// [`Error::EncryptionKey`] if the stream has a cipher and the handle no key; [`Error::TryLater`] if its first record
+    /// is looked up by its time and the turn for that has not come within 10 s.
     pub async fn read(&self, start: ReadStart, end: ReadEnd) -> Result<ReadSession, Error> {
         self.encryption()?;
         // Following begins before the position is resolved, so that no record in between is missed.
@@ -111,16 +121,7 @@ impl StreamHandle {
         let cursor = if limit == EvaluatedReadLimit::Exhausted {
             Cursor::nowhere()
         } else {
-            let handle = self.clone();
-            let may_follow = end.may_follow();
-            blocking(move || {
-                handle
-                    .partition
-                    .reader
-                    .begin(&handle.stream, start, may_follow)
-            })
-            .await
-            .map_err(|e| self.read_error(e))?
+            self.begin(start, end.may_follow()).await?
         };
         Ok(ReadSession {
             handle: self.clone(),
@@ -137,6 +138,22 @@ impl StreamHandle {
             rest: None,
             claiming: None,
         })
+    }
+
+    /// Where a read begins. Only the first record of a time is looked up in the database, in turn.
+    async fn begin(&self, start: ReadStart, may_follow: bool) -> Result<Cursor, Error> {
+        let known = Reader::begin_in_memory(&self.stream, start, may_follow);
+        if let Some(cursor) = known.map_err(|e| self.read_error(e))? {
+            return Ok(cursor);
+        }
+        let handle = self.clone();
+        let work = move || {
+            let reader = &handle.partition.reader;
+            let cursor = reader.begin(&handle.stream, start, may_follow);
+            cursor.map_err(|e| handle.read_error(e))
+        };
+        let inner = &self.node.inner;
+        inner.starts.run(self.client, &inner.stopping, work).await
     }
 
     fn read_error(&self, error: ReadError) -> Error {
@@ -207,7 +224,7 @@ impl ReadSession {
                 continue;
             }
             let tail = match self.read_some(limit).await? {
-                Attempt::Waiting => return Ok(Some(ReadOutput::Waiting)),
+                Attempt::Waiting(what) => return Ok(Some(ReadOutput::Waiting(what))),
                 Attempt::AtTail(tail) => tail,
                 Attempt::Shared(records, permit) => {
                     metrics::counter!("esker_read_shared_records_total")
@@ -392,7 +409,22 @@ impl ReadSession {
     async fn read_some(&mut self, limit: ReadLimit) -> Result<Attempt, Error> {
         loop {
             if let Some(ahead) = &mut self.ahead {
-                if let Some(read) = ahead.next().await {
+                let read = tokio::select! {
+                    biased;
+                    read = ahead.next() => read,
+                    () = &mut self.timer => {
+                        let is_due = self.heartbeat <= Instant::now();
+                        if is_due {
+                            self.heartbeat = next_heartbeat();
+                        }
+                        self.timer.as_mut().reset(self.heartbeat);
+                        match is_due {
+                            true => return Ok(Attempt::Waiting(WaitsFor::Disk)),
+                            false => continue,
+                        }
+                    }
+                };
+                if let Some(read) = read {
                     return self.scanned(read);
                 }
                 self.ahead = None;
@@ -435,7 +467,7 @@ impl ReadSession {
                     }
                     None => match self.claim(at_tail).await? {
                         Some(permit) => permit,
-                        None => return Ok(Attempt::Waiting),
+                        None => return Ok(Attempt::Waiting(WaitsFor::Memory)),
                     },
                 },
             };

@@ -4,6 +4,8 @@
 //! searches its stream once. A place keeps files and memtables that were replaced meanwhile from being removed, so
 //! a run is short: it ends when the session does not take a scan within [`TAKE_TIMEOUT`], after
 //! [`MAX_RUN`], when memory gets short, or when the records in memory continue. A session then begins another.
+//! Threads are taken in turns by principal ([`ReadBudget::scanning`]): scans of one that a slow disk holds up leave
+//! threads to others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,15 +56,41 @@ impl Run {
         permit: ReadPermit,
     ) -> Run {
         let (sender, scans) = mpsc::channel(1);
+        let (turns, client) = (source.budget.scanning().clone(), source.client);
         let may_go_on = source.budget.try_run();
         let runtime = Handle::current();
-        let thread = tokio::task::spawn_blocking(move || {
-            source.read(&runtime, &sender, (cursor, limit, until), permit, may_go_on);
-        });
+        let from = (cursor, limit, until);
+        let thread = match turns.try_take(client, 1) {
+            Ok(turn) => tokio::task::spawn_blocking(move || {
+                source.read(&runtime, &sender, from, permit, may_go_on);
+                drop(turn);
+            }),
+            Err(_) => tokio::spawn(async move {
+                let turn = tokio::select! {
+                    turn = turns.wait(client, 1) => turn,
+                    // The session has ended.
+                    () = sender.closed() => return,
+                };
+                let read = tokio::task::spawn_blocking(move || {
+                    source.read(&runtime, &sender, from, permit, may_go_on);
+                    drop(turn);
+                });
+                join(read).await;
+            }),
+        };
         Run { scans, thread }
     }
 
-    /// The next scan; `None` when the run has ended. Must not be called again after that.
+    /// A run whose disk does not answer until what this returns beside it is dropped.
+    #[cfg(test)]
+    pub fn hanging() -> (Run, mpsc::Sender<Read>) {
+        let (sender, scans) = mpsc::channel(1);
+        let thread = tokio::task::spawn_blocking(|| ());
+        (Run { scans, thread }, sender)
+    }
+
+    /// The next scan; `None` when the run has ended. Must not be called again after that. The future can be dropped and
+    /// this be called again.
     pub async fn next(&mut self) -> Option<Read> {
         match self.scans.recv().await {
             Some(read) => Some(read),

@@ -11,7 +11,8 @@
 //! case.
 //!
 //! Replays and watches of the state store count here, too. What a client reads nothing of must not keep all others
-//! waiting, so those of one principal have at most [`REPLAYS_SHARE`] of the memory ([`ReadBudget::claim_page`]).
+//! waiting, so those of one principal have at most [`REPLAYS_SHARE`] of the memory ([`ReadBudget::claim_page`]). They
+//! send no heartbeats, so each waits for [`PAGE_TIMEOUT`] at most.
 //!
 //! A quarter is reserved for sessions that follow a stream at its tail, in the same turns; these may use the rest as
 //! well. Sessions that are stuck while they catch up cannot take the reserved memory.
@@ -24,8 +25,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout_at};
 
-use crate::admission::{Client, FairBudget, FairPermit, SharePolicy};
+use crate::admission::{Client, FairBudget, FairPermit, NoTurn, SharePolicy};
 
 /// Bytes that are claimed for a batch until it is encoded: records of 1 MiB, the appended batches in which
 /// they begin and end, of 1 MiB each, and the encoded form.
@@ -40,9 +42,18 @@ const REPLAYS_SHARE: usize = 4;
 /// others, a thread reads one batch at a time.
 const MAX_RUNS: usize = 16;
 
+/// Threads that scan at a time, of the 512 of the process, in turns by principal: one has 192 of them at most. Memory
+/// allows fewer unless `limits.read-sessions` is 1 GiB or more.
+pub(crate) const MAX_SCANNING: usize = 256;
+
 /// How long memory is kept for a session whose turn has come. A session whose client takes records continues
 /// at once.
 const GRANT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a replay waits for memory for a page. Its client sees nothing of the wait, and those that hold the memory
+/// may take little of it for as long as they like. Twice as long as a single read waits: a replay that was refused has
+/// to be begun again.
+pub(crate) const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The memory that all read sessions share. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -52,6 +63,7 @@ pub struct ReadBudget {
     shared_total: usize,
     waiting: Arc<AtomicUsize>,
     runs: Arc<Semaphore>,
+    scanning: FairBudget,
     /// What the replays of each principal that has some may still hold.
     replays: Arc<Mutex<HashMap<u64, Weak<Semaphore>>>>,
 }
@@ -87,6 +99,7 @@ impl ReadBudget {
             shared_total,
             waiting: Arc::default(),
             runs: Arc::new(Semaphore::new(MAX_RUNS)),
+            scanning: FairBudget::new(MAX_SCANNING, SharePolicy::OverFree),
             replays: Arc::default(),
         }
     }
@@ -112,18 +125,31 @@ impl ReadBudget {
 
     /// Waits for memory for a page of a replay, [`MAX_SCAN`] bytes, and holds nothing meanwhile: first behind the other
     /// replays of its principal, then in the queue of all sessions.
-    pub(crate) async fn claim_page(&self, client: Client, at_tail: bool) -> PagePermit {
+    ///
+    /// # Errors
+    ///
+    /// There was none within [`PAGE_TIMEOUT`], and who holds it.
+    pub(crate) async fn claim_page(
+        &self,
+        client: Client,
+        at_tail: bool,
+    ) -> Result<PagePermit, NoTurn> {
+        let deadline = Instant::now() + PAGE_TIMEOUT;
         loop {
             let own = self.replays_of(client.principal);
-            let Ok(own) = own.acquire_many_owned(MAX_SCAN as u32).await else {
-                // The semaphores are never closed.
-                return std::future::pending().await;
+            let own = timeout_at(deadline, own.acquire_many_owned(MAX_SCAN as u32)).await;
+            // The semaphores are never closed.
+            let Ok(Ok(own)) = own else {
+                return Err(NoTurn::OwnShare);
             };
             if let Some(read) = self.try_claim(client, at_tail) {
-                return PagePermit { own, read };
+                return Ok(PagePermit { own, read });
             }
-            if let Some(read) = self.wait_in_line(client, at_tail).turn().await {
-                return PagePermit { own, read };
+            let mut place = self.wait_in_line(client, at_tail);
+            match timeout_at(deadline, place.turn()).await {
+                Ok(Some(read)) => return Ok(PagePermit { own, read }),
+                Ok(None) => {}
+                Err(_) => return Err(NoTurn::Others),
             }
         }
     }
@@ -155,6 +181,11 @@ impl ReadBudget {
             claimed => claimed,
         };
         claimed.ok().map(ReadPermit)
+    }
+
+    /// The turns of threads that scan.
+    pub(crate) fn scanning(&self) -> &FairBudget {
+        &self.scanning
     }
 
     /// A place among the sessions for which a thread reads more than one batch.
@@ -344,9 +375,10 @@ mod tests {
         let most = budget.replays_total();
         let mut held = Vec::new();
         // Of each page, a little is not taken. Without the budget of a task, which ends such a loop.
-        while let Some(mut page) =
+        while let Some(page) =
             tokio::task::unconstrained(budget.claim_page(of(1), false)).now_or_never()
         {
+            let mut page = page.unwrap();
             page.shrink(64 * 1024);
             held.push(page);
             assert!(budget.held() <= most, "{}", budget.held());
@@ -362,13 +394,40 @@ mod tests {
         assert!(budget.claim_page(of(2), false).now_or_never().is_some());
         assert!(budget.try_claim(of(1), false).is_some());
         drop(held);
-        next.await.unwrap();
+        drop(next.await.unwrap().unwrap());
         assert_eq!(budget.held(), 0);
         budget.replays_of(3);
         assert!(
             budget.replays.lock().len() <= 3,
             "what has gone is forgotten"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replay_for_whose_page_no_memory_comes_is_refused_in_time() {
+        let budget = ReadBudget::new(TOTAL);
+        // Somebody takes nothing of what they replay, for as long as they like.
+        let mut held = Vec::new();
+        while let Some(page) =
+            tokio::task::unconstrained(budget.claim_page(of(1), false)).now_or_never()
+        {
+            held.push(page.unwrap());
+        }
+        let in_time = |principal| {
+            let page = budget.claim_page(of(principal), false);
+            tokio::time::timeout(2 * PAGE_TIMEOUT, page)
+        };
+        let own = in_time(1).await.expect("it does not wait for ever");
+        assert_eq!(own.unwrap_err(), NoTurn::OwnShare);
+        let others = all(&budget);
+        let refused = in_time(2).await.expect("it does not wait for ever");
+        assert_eq!(refused.unwrap_err(), NoTurn::Others);
+        // Neither has left anything behind.
+        drop((held, others));
+        while budget.held() + budget.waiting() > 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(in_time(1).await.unwrap().unwrap());
     }
 
     #[tokio::test]

@@ -514,7 +514,7 @@ mod tests {
         let stream = node.provision_stream("test-basin", "open", &settings, &ensure);
         stream.await.unwrap();
 
-        let turns = node.inner.lookups.0.clone();
+        let turns = node.inner.lookups.turns.clone();
         let client = Client::default();
         let all = turns.try_take(client, MAX_LOOKUPS).unwrap();
         let open = |name| node.open_stream(client, "test-basin", name, CreateOn::Append, &settings);

@@ -4,12 +4,14 @@
 //! tree of one value at a time, which is encoded at once. Answers are held as bytes, and the bytes are
 //! counted:
 //!
-//! - [`MAX_SCANS`] scans run at a time, each with at most [`MAX_ANSWER`](crate::state::MAX_ANSWER) bytes,
-//!   and twice that while they become a message. [`MAX_WAITING`] more that have ended may wait for memory
-//!   without the place of a scan, so that clients which read nothing do not stop other scans;
-//! - answers to reads that clients have not taken yet have at most [`MAX_HELD`] bytes for scans, and as
-//!   many for all others. Sessions and streams do not count here: they produce the next piece when the client has
-//!   taken the last one, and count as memory of read sessions;
+//! - [`MAX_SCANS`] scans run at a time, each with at most [`MAX_ANSWER`] bytes, and twice that while they become a
+//!   message. A scan takes memory for all that it may find before it reads anything, and gives back what it does not
+//!   need: none is made whose answer could not be held. Where there is not so much, it may find [`SMALL_SCAN`] bytes
+//!   with memory of other answers; if it finds more, it ends at once, waits for the rest without the place of a scan,
+//!   so that clients which read nothing do not stop other scans, and runs again;
+//! - answers to reads that clients have not taken yet have at most [`MAX_HELD`] bytes for scans beside what running
+//!   scans may find, and as many for all others. Sessions and streams do not count here: they produce the next piece
+//!   when the client has taken the last one, and count as memory of read sessions;
 //! - [`MAX_EXPORTS`] exports and verifications run at a time: each has a thread and a view of the database, for as
 //!   long as its client takes to read it.
 //!
@@ -22,7 +24,7 @@
 //! writes are small and never refused.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -33,21 +35,25 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::watchdog::{Left, Perishable, Watchdog};
+
+/// Most bytes of an answer of the state service that comes as a whole.
+pub const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
 /// Scans that run at a time.
 const MAX_SCANS: usize = 2;
 /// Bytes of answers that clients have not taken yet: one limit for scans, and the same for all others.
 const MAX_HELD: usize = 128 * 1024 * 1024;
-/// Scans that have ended and wait for memory for their results, each of another principal.
-const MAX_WAITING: usize = 2;
-/// Bytes up to which the result of a scan may count among all other answers: one page.
-const SMALL_SCAN: usize = 4 * 1024 * 1024;
+/// Bytes of answers of scans, with what those that run may find.
+const MAX_OF_SCANS: usize = MAX_HELD + MAX_SCANS * MAX_ANSWER;
+/// Bytes up to which the answer of a scan may count among all other answers: one page, and what its encoding adds.
+const SMALL_SCAN: usize = 8 * 1024 * 1024;
 /// Exports and verifications that run at a time, all but one of them of the same principal at most.
 const MAX_EXPORTS: usize = 4;
-/// How long a scan or an export waits for others.
+/// How long a scan or an export waits for others. A scan waits for memory as long again.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that are handed to a connection at a time: it holds them, however little its client reads.
 const CHUNK: usize = 64 * 1024;
@@ -123,20 +129,58 @@ impl From<EndFrame> for Frame<Bytes> {
 pub(crate) struct Answers {
     scans: FairBudget,
     held: FairBudget,
-    /// The same as `held`, for scans: a scan that waits takes all that becomes free, and other reads must not be
-    /// refused for that.
+    /// The same for scans, of [`MAX_OF_SCANS`]: a scan that waits takes all that becomes free, and other reads must not
+    /// be refused for that.
     held_by_scans: FairBudget,
-    /// Places of scans that have ended and wait for memory for their results.
-    waiting: FairBudget,
     exports: FairBudget,
     wait_timeout: Duration,
     /// Ends what its client leaves.
     watchdog: Watchdog,
 }
 
-/// The place of a running scan, in the extensions of its answer.
+/// What a scan runs with: its place, and memory for its answer.
+#[derive(Debug)]
+pub(crate) struct Scan {
+    _place: FairPermit,
+    memory: FairPermit,
+}
+
+impl Scan {
+    /// Bytes that it may find.
+    pub(crate) fn most(&self) -> usize {
+        self.memory.amount()
+    }
+
+    /// Whether that is all that any scan may find; otherwise one that finds more has to run again, with
+    /// [`Answers::whole_scan`].
+    pub(crate) fn is_whole(&self) -> bool {
+        self.most() >= MAX_ANSWER
+    }
+
+    /// Gives its place back, and all memory but that for so many bytes.
+    pub(crate) fn end(self, bytes: usize) -> FairPermit {
+        let Scan { _place, mut memory } = self;
+        let surplus = memory.amount().saturating_sub(bytes);
+        drop(memory.split(surplus));
+        memory
+    }
+}
+
+/// A scan whose answer is not yet held, in the extensions of the answer: it keeps its place until then.
 #[derive(Clone)]
-pub(crate) struct Scanning(#[allow(dead_code)] Arc<FairPermit>);
+pub(crate) struct Scanned(Arc<Mutex<Option<Scan>>>);
+
+impl Scanned {
+    pub(crate) fn new(scan: Scan) -> Scanned {
+        Scanned(Arc::new(Mutex::new(Some(scan))))
+    }
+
+    /// Ends it, see [`Scan::end`]; `None` if it has ended.
+    pub(crate) fn end(&self, bytes: usize) -> Option<FairPermit> {
+        let scan = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        scan.map(|scan| scan.end(bytes))
+    }
+}
 
 impl Answers {
     /// `stall_timeout` is how long a client may read nothing of its answer.
@@ -146,8 +190,7 @@ impl Answers {
             // A scan gives its place back by itself.
             scans: FairBudget::new(MAX_SCANS, SharePolicy::All),
             held: shared(MAX_HELD),
-            held_by_scans: shared(MAX_HELD),
-            waiting: shared(MAX_WAITING),
+            held_by_scans: shared(MAX_OF_SCANS),
             exports: shared(MAX_EXPORTS),
             wait_timeout: WAIT_TIMEOUT,
             watchdog: Watchdog::new(stall_timeout),
@@ -166,11 +209,55 @@ impl Answers {
         metrics::gauge!("esker_state_exports_waiting").set(self.exports.waiting() as f64);
     }
 
-    /// Waits until a scan may run.
-    pub(crate) async fn scanning(&self, client: Client) -> Result<Scanning, Exhausted> {
-        let permit = self.scans.take(client, 1, self.wait_timeout).await;
-        let permit = permit.map_err(|_| Exhausted::Scans)?;
-        Ok(Scanning(Arc::new(permit)))
+    /// Waits until a scan may run, with memory for all that it may find, or at least for [`SMALL_SCAN`] bytes.
+    ///
+    /// # Errors
+    ///
+    /// Neither has come in time: nothing was read.
+    pub(crate) async fn scan(&self, client: Client) -> Result<Scan, Exhausted> {
+        let place = self.place_of_scan(client, self.wait_timeout).await?;
+        let memory = match self.held_by_scans.try_take(client, MAX_ANSWER) {
+            Err(_) => self.held.try_take(client, SMALL_SCAN),
+            memory => memory,
+        };
+        match memory {
+            Ok(memory) => Ok(Scan {
+                _place: place,
+                memory,
+            }),
+            Err(_) => {
+                drop(place);
+                self.whole_scan(client).await
+            }
+        }
+    }
+
+    /// The same, with memory for all that it may find.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`scan`](Answers::scan).
+    pub(crate) async fn whole_scan(&self, client: Client) -> Result<Scan, Exhausted> {
+        let deadline = Instant::now() + self.wait_timeout;
+        // Without a place: who holds the memory may leave it for a while.
+        let memory = self
+            .held_by_scans
+            .take(client, MAX_ANSWER, self.wait_timeout);
+        let memory = memory.await.map_err(not_held)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        Ok(Scan {
+            _place: self.place_of_scan(client, left).await?,
+            memory,
+        })
+    }
+
+    async fn place_of_scan(
+        &self,
+        client: Client,
+        timeout: Duration,
+    ) -> Result<FairPermit, Exhausted> {
+        let place = self.scans.take(client, 1, timeout).await;
+        place.map_err(|_| Exhausted::Scans)
     }
 
     /// Waits for a permit to run an export or a verification.
@@ -182,28 +269,6 @@ impl Answers {
     /// A permit to hold this many bytes for a client.
     pub(crate) fn hold(&self, client: Client, bytes: usize) -> Result<FairPermit, Exhausted> {
         self.held.try_take(client, bytes).map_err(not_held)
-    }
-
-    /// A permit to hold this many bytes that a scan found. The scan has ended by then. If there is no
-    /// memory, it waits without its place; at most [`MAX_WAITING`] wait, each of another principal.
-    pub(crate) async fn hold_scan(
-        &self,
-        client: Client,
-        bytes: usize,
-        scanning: Scanning,
-    ) -> Result<FairPermit, Exhausted> {
-        if let Ok(permit) = self.held_by_scans.try_take(client, bytes) {
-            return Ok(permit);
-        }
-        if bytes <= SMALL_SCAN
-            && let Ok(permit) = self.hold(client, bytes)
-        {
-            return Ok(permit);
-        }
-        let _waiting = self.waiting.try_take(client, 1).map_err(not_held)?;
-        drop(scanning);
-        let held = self.held_by_scans.take(client, bytes, self.wait_timeout);
-        held.await.map_err(not_held)
     }
 
     /// The body of an answer that is held as bytes, which `permit` counts.
@@ -354,17 +419,19 @@ mod tests {
         let all = answers.hold(of(1), MAX_HELD).unwrap();
         assert_eq!(answers.hold(of(2), 1).unwrap_err(), Exhausted::Held);
         drop(all);
-        let scanning = answers.scanning(of(1)).await.unwrap();
-        let permit = answers.hold_scan(of(1), MAX_HELD, scanning).await.unwrap();
+        let others = answers
+            .held_by_scans
+            .try_take(of(2), MAX_OF_SCANS - MAX_ANSWER);
+        let permit = answers.scan(of(1)).await.unwrap().end(MAX_ANSWER);
         // What scans hold does not refuse other reads.
         drop(answers.hold(of(1), 1).unwrap());
         let begun = tokio::time::Instant::now();
-        let mut body = answers.body(Bytes::from(vec![7; MAX_HELD]), None, permit);
+        let mut body = answers.body(Bytes::from(vec![7; MAX_ANSWER]), None, permit);
         body.frame().await.unwrap().unwrap();
         // It waits for the bytes.
-        let scanning = answers.scanning(of(1)).await.unwrap();
-        drop(answers.hold_scan(of(1), MAX_HELD, scanning).await.unwrap());
+        drop(answers.whole_scan(of(1)).await.unwrap());
         assert!(begun.elapsed() >= STALL);
+        drop(others);
         body.frame().await.unwrap().unwrap_err();
         assert!(body.frame().await.is_none());
     }
@@ -402,43 +469,76 @@ mod tests {
         assert_eq!(stream.next().await, None);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn scans_whose_answers_wait_for_memory_keep_no_place_of_those_that_run() {
-        let answers = Answers::new(STALL);
-        let scanning = answers.scanning(of(1)).await.unwrap();
-        let unread = answers.hold_scan(of(1), MAX_HELD, scanning).await.unwrap();
-        let mut waiting = Vec::new();
-        for principal in 1..=MAX_WAITING as u64 {
-            let scanning = answers.scanning(of(principal)).await.unwrap();
-            let answers = answers.clone();
-            waiting.push(tokio::spawn(async move {
-                answers
-                    .hold_scan(of(principal), SMALL_SCAN + 1, scanning)
-                    .await
-            }));
+    /// Answers of scans that this principal does not take, and so many bytes each, until it has its share.
+    async fn untaken(answers: &Answers, principal: u64, bytes: usize) -> Vec<FairPermit> {
+        let mut untaken = Vec::new();
+        loop {
+            let scan = answers.scan(of(principal)).await.unwrap();
+            match scan.is_whole() {
+                true => untaken.push(scan.end(bytes)),
+                false => return untaken,
+            }
         }
-        while answers.waiting.free() > 0 {
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_scan_has_memory_for_its_answer_before_it_reads_anything_or_is_refused() {
+        let answers = Answers::new(STALL);
+        let unread = untaken(&answers, 1, MAX_ANSWER).await;
+        assert_eq!(unread.len() * MAX_ANSWER, MAX_OF_SCANS / 4 * 3);
+        // What finds little has memory of other answers.
+        let small = answers.scan(of(1)).await.unwrap();
+        assert_eq!((small.most(), small.is_whole()), (SMALL_SCAN, false));
+        let small = small.end(1000);
+        assert_eq!(answers.held.taken(), 1000);
+        // What finds more waits for the rest, without a place.
+        let begun = Instant::now();
+        let refused = answers.whole_scan(of(1)).await.unwrap_err();
+        assert_eq!(refused, Exhausted::HeldByPrincipal);
+        assert!(begun.elapsed() >= WAIT_TIMEOUT);
+        let patient = Answers {
+            wait_timeout: 100 * WAIT_TIMEOUT,
+            ..answers.clone()
+        };
+        let waiting = tokio::spawn(async move { patient.whole_scan(of(1)).await });
+        while answers.held_by_scans.waiting() == 0 {
             tokio::task::yield_now().await;
         }
-        // All places of scans are free; small answers are held among the others, larger ones refused.
         assert_eq!(answers.scans.free(), MAX_SCANS);
-        let scanning = answers.scanning(of(1)).await.unwrap();
-        drop(
-            answers
-                .hold_scan(of(1), SMALL_SCAN, scanning)
-                .await
-                .unwrap(),
-        );
-        let scanning = answers.scanning(of(1)).await.unwrap();
-        let refused = answers.hold_scan(of(3), SMALL_SCAN + 1, scanning).await;
-        assert_eq!(refused.unwrap_err(), Exhausted::Held);
-        let scanning = answers.scanning(of(1)).await.unwrap();
-        let refused = answers.hold_scan(of(1), SMALL_SCAN + 1, scanning).await;
-        assert_eq!(refused.unwrap_err(), Exhausted::HeldByPrincipal);
-        drop(unread);
-        for answer in waiting {
-            drop(answer.await.unwrap().unwrap());
-        }
+        // Others find memory, and are not held up by what waits for its share.
+        let other = answers
+            .scan(of(2))
+            .now_or_never()
+            .expect("it runs")
+            .unwrap();
+        assert!(other.is_whole());
+        let third = answers.whole_scan(of(3)).await.unwrap_err();
+        assert_eq!(third, Exhausted::Held);
+        // Without memory of either kind nothing runs at all.
+        let others: Vec<_> = (4..40)
+            .map(|principal| answers.hold(of(principal), MAX_HELD / 32))
+            .collect();
+        assert_eq!(answers.scan(of(3)).await.unwrap_err(), Exhausted::Held);
+        drop((unread, other, others));
+        assert!(waiting.await.unwrap().unwrap().is_whole());
+        drop(small);
+        let held = (answers.held_by_scans.taken(), answers.held.taken());
+        assert_eq!((held, answers.scans.free()), ((0, 0), MAX_SCANS));
+    }
+
+    #[tokio::test]
+    async fn two_scans_of_one_principal_run_while_it_has_taken_its_answers() {
+        let answers = Answers::new(STALL);
+        let scan = || answers.scan(of(1)).now_or_never().unwrap().unwrap();
+        let (one, two) = (scan(), scan());
+        assert!(one.is_whole() && two.is_whole());
+        // They hold what they have found.
+        let (one, two) = (Scanned::new(one), two.end(0));
+        let held = one.end(1000).unwrap();
+        assert!(one.end(1000).is_none(), "it has ended");
+        assert_eq!((held.amount(), two.amount()), (1000, 0));
+        assert_eq!(answers.held_by_scans.taken(), 1000);
+        assert_eq!(answers.scans.free(), MAX_SCANS);
     }
 
     #[tokio::test(start_paused = true)]
@@ -449,11 +549,11 @@ mod tests {
         };
         let mut scans = Vec::new();
         for _ in 0..MAX_SCANS {
-            scans.push(answers.scanning(of(1)).await.unwrap());
+            scans.push(answers.scan(of(1)).await.unwrap());
         }
-        assert_eq!(answers.scanning(of(1)).await.err(), Some(Exhausted::Scans));
+        assert_eq!(answers.scan(of(1)).await.unwrap_err(), Exhausted::Scans);
         scans.pop();
-        answers.scanning(of(1)).await.unwrap();
+        answers.scan(of(1)).await.unwrap();
 
         let mut exports = Vec::new();
         for principal in 1..=MAX_EXPORTS as u64 {
@@ -477,15 +577,13 @@ mod tests {
         let answers = Answers::new(STALL);
         let mut running = Vec::new();
         for _ in 0..MAX_SCANS {
-            running.push(answers.scanning(of(1)).await.unwrap());
+            running.push(answers.scan(of(1)).await.unwrap());
         }
-        let mut flood: Vec<_> = (0..480)
-            .map(|_| Box::pin(answers.scanning(of(1))))
-            .collect();
+        let mut flood: Vec<_> = (0..480).map(|_| Box::pin(answers.scan(of(1)))).collect();
         for waits in &mut flood {
             assert!(waits.now_or_never().is_none());
         }
-        let mut other = Box::pin(answers.scanning(of(2)));
+        let mut other = Box::pin(answers.scan(of(2)));
         assert!((&mut other).now_or_never().is_none());
         // The first one that waits has one of the two places, and the other principal the next.
         running.clear();

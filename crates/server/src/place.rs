@@ -1,16 +1,15 @@
 //! Places of connections: `limits.connections` ordinary ones, and a reserve for clients that monitor the
-//! server. A client's address has at most [`MAX_OF_ADDRESS`] places of the reserve, so whoever takes as many as it can
-//! get leaves some to the monitors of others; its next connections wait for ordinary places, [`MAX_WAITING`] of all
-//! addresses, and those beyond are closed at once. Ordinary places that become free are given in turns by address.
+//! server. Of the reserve, an address has three times what is free at most, so whoever takes as many as it can get leaves
+//! some to the monitors of others. Connections that find no place wait, [`MAX_WAITING`] of all addresses, and those
+//! beyond are closed at once: whoever accepts connections waits for none of them. Places of both kinds that become free
+//! are given in turns by address, so a monitor waits for one connection of each other address at most, and a place of
+//! the reserve becomes free after some seconds.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use esker_node::{Client, FairBudget, FairPermit, SharePolicy};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::client::of_address;
 
@@ -20,22 +19,20 @@ pub(crate) const CONNECTIONS: &str = "esker_http_connections";
 /// The counter of connections that were closed at once.
 pub(crate) const CONNECTIONS_REFUSED: &str = "esker_http_connections_refused_total";
 
-/// Connections beyond `limits.connections`, for health, metrics and the admin API alone.
+/// Connections beyond `limits.connections`, for health, metrics and the admin API alone. One address has 12 of them at
+/// most, two have 15.
 pub(crate) const RESERVED_CONNECTIONS: usize = 16;
-/// Those of one address: a quarter is left to others.
-const MAX_OF_ADDRESS: usize = RESERVED_CONNECTIONS / 4 * 3;
 
-/// Connections that wait for an ordinary place and have none of the reserve, unless the limit of open files leaves fewer.
-/// An address has three times as many as are free at most, so 384 if it is alone.
+/// Connections that wait for a place, unless the limit of open files leaves fewer. An address has three times as many as
+/// are free at most, so 384 if it is alone.
 pub(crate) const MAX_WAITING: usize = 512;
 
 /// The places of connections, over all listeners. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Places {
     ordinary: FairBudget,
-    reserve: Arc<Semaphore>,
+    reserve: FairBudget,
     waiting: FairBudget,
-    reserve_of: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
 /// The place of a connection.
@@ -43,53 +40,14 @@ pub(crate) struct Place {
     all: FairBudget,
     client: Client,
     is_ordinary: AtomicBool,
-    held: tokio::sync::Mutex<Option<Held>>,
+    held: tokio::sync::Mutex<FairPermit>,
 }
 
-/// What a place is taken with, for as long as it is.
-#[allow(dead_code)]
-enum Held {
-    Ordinary(FairPermit),
-    Reserve(OwnedSemaphorePermit, OfAddress),
-}
-
-/// Counts a place of the reserve for its address.
-struct OfAddress(Arc<Mutex<HashMap<IpAddr, usize>>>, IpAddr);
-
-impl OfAddress {
-    /// `None` if the address has all that it may have.
-    fn count(all: &Arc<Mutex<HashMap<IpAddr, usize>>>, address: IpAddr) -> Option<OfAddress> {
-        let mut counts = all.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(address).or_default();
-        if *count >= MAX_OF_ADDRESS {
-            return None;
-        }
-        *count += 1;
-        Some(OfAddress(all.clone(), address))
-    }
-}
-
-impl Drop for OfAddress {
-    fn drop(&mut self) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.1);
-            }
-        }
-    }
-}
-
-/// The part of an address that identifies a client: all of an address of IPv4, the network of one of IPv6.
-fn of_client(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let network = u128::from(address) & !u128::from(u64::MAX);
-            IpAddr::V6(network.into())
-        }
-        address => address,
-    }
+/// Which places a connection may have.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Ordinary,
+    Reserve,
 }
 
 impl Places {
@@ -97,37 +55,30 @@ impl Places {
     pub(crate) fn new(ordinary: usize, waiting: usize) -> Places {
         Places {
             ordinary: FairBudget::new(ordinary, SharePolicy::All),
-            reserve: Arc::new(Semaphore::new(RESERVED_CONNECTIONS)),
+            // A connection decides itself how long it keeps its place, within some seconds.
+            reserve: FairBudget::new(RESERVED_CONNECTIONS, SharePolicy::OverFree),
             waiting: FairBudget::new(waiting, SharePolicy::OverFree),
-            reserve_of: Arc::default(),
         }
     }
 
-    /// Waits for an ordinary place, or for one of the reserve.
-    pub(crate) async fn take(
+    /// An ordinary place, or one of the reserve, or a wait for either. It never waits itself: connections of others that
+    /// come after this one would wait behind it.
+    pub(crate) fn take(
         &self,
         address: IpAddr,
     ) -> Taken<impl Future<Output = Place> + Send + use<>> {
         let client = of_address(address);
         if let Ok(permit) = self.ordinary.try_take(client, 1) {
-            return Taken::Place(self.place(client, Held::Ordinary(permit)));
+            return Taken::Place(self.place(client, Kind::Ordinary, permit));
         }
-        let Some(of_address) = OfAddress::count(&self.reserve_of, of_client(address)) else {
-            let waits = self.waiting.try_take(client, 1);
-            return waits.map_or(Taken::None, |waits| Taken::Later(self.later(client, waits)));
-        };
-        // The semaphore is never closed.
-        let held = tokio::select! {
-            biased;
-            permit = self.ordinary.wait(client, 1) => Some(Held::Ordinary(permit)),
-            permit = self.reserve.clone().acquire_owned() => {
-                permit.ok().map(|permit| Held::Reserve(permit, of_address))
-            }
-        };
-        held.map_or(Taken::None, |held| Taken::Place(self.place(client, held)))
+        if let Ok(permit) = self.reserve.try_take(client, 1) {
+            return Taken::Place(self.place(client, Kind::Reserve, permit));
+        }
+        let waits = self.waiting.try_take(client, 1);
+        waits.map_or(Taken::None, |waits| Taken::Later(self.later(client, waits)))
     }
 
-    /// An ordinary place, once there is one.
+    /// A place, once there is one.
     fn later(
         &self,
         client: Client,
@@ -135,19 +86,23 @@ impl Places {
     ) -> impl Future<Output = Place> + Send + use<> {
         let places = self.clone();
         async move {
-            let permit = places.ordinary.wait(client, 1).await;
+            let (kind, permit) = tokio::select! {
+                biased;
+                permit = places.ordinary.wait(client, 1) => (Kind::Ordinary, permit),
+                permit = places.reserve.wait(client, 1) => (Kind::Reserve, permit),
+            };
             drop(waits);
-            places.place(client, Held::Ordinary(permit))
+            places.place(client, kind, permit)
         }
     }
 
-    fn place(&self, client: Client, held: Held) -> Place {
+    fn place(&self, client: Client, kind: Kind, held: FairPermit) -> Place {
         metrics::gauge!(CONNECTIONS).increment(1.0);
         Place {
             all: self.ordinary.clone(),
             client,
-            is_ordinary: AtomicBool::new(matches!(held, Held::Ordinary(_))),
-            held: tokio::sync::Mutex::new(Some(held)),
+            is_ordinary: AtomicBool::new(kind == Kind::Ordinary),
+            held: tokio::sync::Mutex::new(held),
         }
     }
 }
@@ -155,7 +110,7 @@ impl Places {
 /// What a connection gets.
 pub(crate) enum Taken<Later> {
     Place(Place),
-    /// Its address has as many places of the reserve as it may have, so this waits for an ordinary one.
+    /// There is none for it now. This waits for one.
     Later(Later),
     /// Too many wait already.
     None,
@@ -176,7 +131,7 @@ impl Place {
             let mut own = self.held.lock().await;
             if !self.is_ordinary() {
                 let permit = self.all.wait(self.client, 1).await;
-                *own = Some(Held::Ordinary(permit));
+                *own = permit;
                 self.is_ordinary.store(true, Ordering::Release);
             }
         };
@@ -207,8 +162,8 @@ mod tests {
     }
 
     /// The place that there is now.
-    async fn now(places: &Places, address: IpAddr) -> Option<Place> {
-        match places.take(address).await {
+    fn now(places: &Places, address: IpAddr) -> Option<Place> {
+        match places.take(address) {
             Taken::Place(place) => Some(place),
             Taken::Later(_) | Taken::None => None,
         }
@@ -221,9 +176,9 @@ mod tests {
         const REQUESTS: u32 = 100;
         const TIMEOUT: Duration = Duration::from_millis(200);
         let places = Places::new(1, MAX_WAITING);
-        let taken = now(&places, HERE).await.unwrap();
+        let taken = now(&places, HERE).unwrap();
         assert!(taken.is_ordinary());
-        let place = now(&places, HERE).await.unwrap();
+        let place = now(&places, HERE).unwrap();
         assert!(!place.is_ordinary());
         let all = (0..REQUESTS).map(|_| place.become_ordinary(TIMEOUT));
         let all = tokio::time::timeout(TIMEOUT * REQUESTS / 2, futures::future::join_all(all));
@@ -232,9 +187,8 @@ mod tests {
         drop(taken);
         assert!(place.become_ordinary(TIMEOUT).await);
         // The place of the reserve is free again.
-        let free = (places.ordinary.free(), places.reserve.available_permits());
+        let free = (places.ordinary.free(), places.reserve.free());
         assert_eq!(free, (0, RESERVED_CONNECTIONS));
-        assert!(places.reserve_of.lock().unwrap().is_empty());
     }
 
     #[tokio::test]
@@ -242,30 +196,65 @@ mod tests {
         let places = Places::new(1, MAX_WAITING);
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         let mut held = Vec::new();
-        while let Some(place) = now(&places, address("2001:db8::1")).await {
+        while let Some(place) = now(&places, address("2001:db8::1")) {
             held.push(place);
         }
-        assert_eq!(held.len(), 1 + MAX_OF_ADDRESS);
+        assert_eq!(held.len(), 1 + RESERVED_CONNECTIONS / 4 * 3);
         // Of the same network, and so of the same client.
-        let Taken::Later(later) = places.take(address("2001:db8::2")).await else {
+        let Taken::Later(later) = places.take(address("2001:db8::2")) else {
             panic!("it does not wait");
         };
-        let other = now(&places, HERE).await.unwrap();
+        let other = now(&places, HERE).unwrap();
         assert!(!other.is_ordinary());
+        drop(other);
         held.pop();
-        assert!(now(&places, address("2001:db8::2")).await.is_some());
+        assert!(now(&places, address("2001:db8::2")).is_some());
         // The first one has the ordinary place.
         held.remove(0);
         assert!(later.await.is_ordinary());
         let all = places.waiting.try_take(of_address(HERE), MAX_WAITING);
         let ordinary = places.ordinary.try_take(of_address(HERE), 1);
         assert!(all.is_ok() && ordinary.is_ok());
-        held.extend(now(&places, address("2001:db8::1")).await);
-        assert!(matches!(
-            places.take(address("2001:db8::1")).await,
-            Taken::None
-        ));
+        held.extend(now(&places, address("2001:db8::1")));
+        assert!(matches!(places.take(address("2001:db8::1")), Taken::None));
         drop((all, ordinary));
+    }
+
+    #[tokio::test]
+    async fn addresses_that_hold_the_reserve_keep_no_other_one_from_being_accepted() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let places = Places::new(1, MAX_WAITING);
+        let _ordinary = now(&places, HERE).unwrap();
+        let floods = [address("10.0.0.1"), address("10.0.0.2")];
+        let (mut held, mut waiting) = (Vec::new(), Vec::new());
+        for flood in floods {
+            while let Some(place) = now(&places, flood) {
+                held.push(place);
+            }
+        }
+        assert_eq!(held.len(), RESERVED_CONNECTIONS - 1);
+        for flood in floods.into_iter().cycle().take(100) {
+            let Taken::Later(mut later) = places.take(flood).pinned() else {
+                panic!("it does not wait");
+            };
+            assert!((&mut later).now_or_never().is_none());
+            waiting.push(later);
+        }
+        // A monitor of a third address has the last place. One of a fourth is accepted, too, and has the next one.
+        let third = now(&places, address("10.0.0.3")).expect("a place is left");
+        let Taken::Later(mut fourth) = places.take(address("10.0.0.4")).pinned() else {
+            panic!("there is no place");
+        };
+        assert!((&mut fourth).now_or_never().is_none());
+        held.pop();
+        let fourth = fourth.now_or_never().expect("it has the next place");
+        assert!(!fourth.is_ordinary() && !third.is_ordinary());
+        drop((held, third, fourth));
+        // What waits longest has its turn once there is something for it.
+        assert!(waiting.remove(0).now_or_never().is_some());
+        drop(waiting);
+        let free = (places.reserve.free(), places.waiting.free());
+        assert_eq!(free, (RESERVED_CONNECTIONS, MAX_WAITING));
     }
 
     #[tokio::test]
@@ -274,16 +263,16 @@ mod tests {
         let (flood, other) = (address("10.0.0.1"), address("10.0.0.2"));
         let places = Places::new(2, MAX_WAITING);
         let mut held = Vec::new();
-        while let Some(place) = now(&places, flood).await {
+        while let Some(place) = now(&places, flood) {
             held.push(place);
         }
         let mut waiting = Vec::new();
-        while let Taken::Later(mut later) = places.take(flood).await.pinned() {
+        while let Taken::Later(mut later) = places.take(flood).pinned() {
             assert!((&mut later).now_or_never().is_none());
             waiting.push(later);
         }
         assert_eq!(waiting.len(), MAX_WAITING / 4 * 3, "others may wait, too");
-        let monitor = now(&places, other).await.expect("it is of the reserve");
+        let monitor = now(&places, other).expect("it is of the reserve");
         let mut ordinary = Box::pin(monitor.become_ordinary(Duration::from_secs(60)));
         assert!((&mut ordinary).now_or_never().is_none());
         // The first one that waits has one of the two ordinary places, and the other address the next.

@@ -5,7 +5,7 @@
 //! node recovers; then connections are accepted.
 //!
 //! Bounds, each from the configuration: connections (beyond them [a reserve](crate::place) for health,
-//! metrics and the admin API; more wait in the kernel's queue), bytes of a request's body and of all
+//! metrics and the admin API; some hundreds more wait, and those beyond are closed), bytes of a request's body and of all
 //! bodies, bytes of appends in flight, the time to send the first bytes, a request's head and its body,
 //! the time without a request, and the time in which nothing of an answer is taken. HTTP/2 lets a client
 //! have at most 1,024 requests open, and what clients send ahead is bounded by [`windows`](crate::windows).

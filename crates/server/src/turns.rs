@@ -1,4 +1,5 @@
-//! Turns of requests that read much, or wait for a disk: usage metrics, lists of streams, pages of the state store.
+//! Turns of requests that read much, or wait for a disk: usage metrics, lists of streams, pages of the state store, the
+//! status of a node.
 //!
 //! So many read at a time as there are turns; the others wait, by principal and then by connection, as appends do
 //! ([`FairBudget`]): whoever sends many requests waits for its own.
@@ -18,6 +19,12 @@ const MAX_PAGES: usize = 4;
 /// Keys of the state store that are not in memory, and are read at a time: each has a thread meanwhile, of the 512 of
 /// the process.
 const MAX_KEYS: usize = 64;
+/// Lists of the JSON snapshots of the state store that are made at a time. Each reads all of them, to check them.
+const MAX_SNAPSHOT_LISTS: usize = 2;
+/// Requests that read the repository at a time. Each reads the root and descriptions, on threads if it is a directory.
+const MAX_REPOSITORY_READS: usize = 8;
+/// Times that a node's status is read at a time. Each looks at the files of all partitions.
+const MAX_STATUS: usize = 4;
 /// How long a request waits for those before it.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -51,6 +58,21 @@ impl Turns {
         Turns::new(MAX_KEYS, "keys of the state store")
     }
 
+    /// The turns of lists of JSON snapshots.
+    pub(crate) fn of_snapshots() -> Turns {
+        Turns::new(MAX_SNAPSHOT_LISTS, "lists of JSON snapshots")
+    }
+
+    /// The turns of reads of the repository.
+    pub(crate) fn of_repository() -> Turns {
+        Turns::new(MAX_REPOSITORY_READS, "requests for snapshots")
+    }
+
+    /// The turns of the status of a node.
+    pub(crate) fn of_status() -> Turns {
+        Turns::new(MAX_STATUS, "requests for the status")
+    }
+
     fn new(turns: usize, what: &'static str) -> Turns {
         Turns {
             turns: FairBudget::new(turns, SharePolicy::All),
@@ -81,6 +103,27 @@ impl Turns {
             true => Error::Storage(error.to_string()),
             false => Error::Stopping,
         })
+    }
+
+    /// Runs what waits for a disk or a repository on threads of its own, in turn. What has begun goes on and keeps its
+    /// turn until it ends, even if its client has gone.
+    ///
+    /// # Errors
+    ///
+    /// Those of the work; [`Error::TryLater`] if its turn has not come within 10 s, and [`Error::Stopping`] if the work has
+    /// panicked, which the panic hook has reported.
+    pub(crate) async fn run_async<T: Send + 'static>(
+        &self,
+        client: Client,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let turn = self.turn(client).await?;
+        let under_way = tokio::spawn(async move {
+            let done = work.await;
+            drop(turn);
+            done
+        });
+        under_way.await.unwrap_or_else(|_| Err(Error::Stopping))
     }
 
     /// Waits for a turn.
@@ -153,6 +196,33 @@ mod tests {
             ..readings
         };
         readings.run(Client::default(), || ()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_repository_keeps_its_turn_until_it_ends_although_its_client_has_gone()
+    {
+        let reads = Turns {
+            timeout: Duration::from_millis(20),
+            ..Turns::of_repository()
+        };
+        let (answer, answered) = tokio::sync::watch::channel(false);
+        let read = || {
+            let mut answered = answered.clone();
+            reads.run_async(Client::default(), async move {
+                let answered = answered.wait_for(|answered| *answered).await;
+                answered.map(|_| ()).map_err(|_| Error::Stopping)
+            })
+        };
+        for _ in 0..MAX_REPOSITORY_READS {
+            assert!(read().now_or_never().is_none());
+        }
+        let late = read().await.unwrap_err();
+        assert!(matches!(late, Error::TryLater(_)), "{late}");
+        answer.send(true).unwrap();
+        while reads.turns.free() < MAX_REPOSITORY_READS {
+            tokio::task::yield_now().await;
+        }
+        read().await.unwrap();
     }
 
     #[tokio::test]

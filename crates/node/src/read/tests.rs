@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use futures::future::join_all;
 use s2_common::config::{BasinConfig, OptionalStreamConfig};
 use s2_common::read_extent::{ReadLimit, ReadUntil};
@@ -11,8 +12,10 @@ use s2_common::stream::{AppendInput, AppendRecord, AppendRecordParts, ReadFrom};
 use super::*;
 use crate::admission::Client;
 use crate::basins::Create;
+use crate::lookups::MAX_STARTS;
 use crate::node::Node;
 use crate::options::NodeOptions;
+use crate::read_budget::MAX_SCANNING;
 use crate::streams::CreateOn;
 
 async fn started(dir: &std::path::Path) -> (Node, StreamHandle) {
@@ -77,7 +80,7 @@ async fn batch(session: &mut ReadSession) -> ReadRecords {
     loop {
         match session.next().await.unwrap() {
             Some(ReadOutput::Batch(records, _)) => return records,
-            Some(ReadOutput::Heartbeat(_) | ReadOutput::Waiting) => {}
+            Some(ReadOutput::Heartbeat(_) | ReadOutput::Waiting(_)) => {}
             None => panic!("the session has ended"),
         }
     }
@@ -139,6 +142,98 @@ async fn followers_at_the_tail_cost_one_scan_and_one_encoding_of_each_batch() {
             assert_eq!(encoded.load(Ordering::Relaxed) as u64, round);
         }
     }
+    node.stop(Duration::from_secs(30)).await;
+}
+
+#[tokio::test]
+async fn a_read_waits_for_a_turn_only_if_its_first_record_is_looked_up_by_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, handle) = started(dir.path()).await;
+    append(&handle, 3).await;
+    let turns = node.inner.starts.turns.clone();
+    let all = turns.try_take(Client::default(), MAX_STARTS).unwrap();
+    let read = |from| handle.read(ReadStart { from, clamp: false }, unbounded());
+    for from in [
+        ReadFrom::SeqNum(1),
+        ReadFrom::TailOffset(2),
+        ReadFrom::TailOffset(0),
+    ] {
+        // It needs no other thread, and no turn.
+        let begun = read(from).now_or_never();
+        drop(begun.expect("it does not wait").unwrap());
+    }
+    let beyond = ReadStart {
+        from: ReadFrom::Timestamp(u64::MAX),
+        clamp: true,
+    };
+    let begun = handle.read(beyond, unbounded()).now_or_never();
+    drop(begun.expect("it does not wait").unwrap());
+    let by_time = read(ReadFrom::Timestamp(0));
+    tokio::pin!(by_time);
+    let early = tokio::time::timeout(Duration::from_millis(100), &mut by_time).await;
+    assert!(early.is_err(), "it was read without a turn");
+    drop(all);
+    let mut by_time = by_time.await.unwrap();
+    assert_eq!(numbers(&mut by_time, 3).await, [0, 1, 2]);
+    assert_eq!(turns.free(), MAX_STARTS);
+    node.stop(Duration::from_secs(30)).await;
+}
+
+#[tokio::test]
+async fn a_scan_of_the_database_has_a_thread_in_turn_and_gives_it_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, handle) = started(dir.path()).await;
+    append(&handle, 3).await;
+    let from = ReadFrom::SeqNum(0);
+    let start = ReadStart { from, clamp: false };
+    let session = handle.read(start, unbounded()).await.unwrap();
+    let reads = &node.inner.reads;
+    let scan = || {
+        let permit = reads.try_claim(Client::default(), false).unwrap();
+        session.scan_database(ReadLimit::Unbounded, permit)
+    };
+    let all = reads.scanning().try_take(Client::default(), MAX_SCANNING);
+    let all = all.unwrap();
+    let gone = scan();
+    let mut waits = scan();
+    let early = tokio::time::timeout(Duration::from_millis(100), waits.next()).await;
+    assert!(early.is_err(), "it has read without a turn");
+    // One whose session has ended waits for none.
+    drop(gone);
+    while reads.scanning().waiting() > 1 {
+        tokio::task::yield_now().await;
+    }
+    drop(all);
+    let (found, _permit) = waits.next().await.expect("it has read");
+    assert_eq!(found.unwrap().records.len(), 3);
+    drop(waits);
+    while reads.scanning().taken() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    node.stop(Duration::from_secs(30)).await;
+}
+
+#[tokio::test]
+async fn a_session_whose_disk_does_not_answer_shows_that_it_waits_and_goes_on_when_it_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, handle) = started(dir.path()).await;
+    append(&handle, 3).await;
+    let from = ReadFrom::SeqNum(0);
+    let start = ReadStart { from, clamp: false };
+    let mut session = handle.read(start, unbounded()).await.unwrap();
+    let (run, hangs) = Run::hanging();
+    session.ahead = Some(run);
+    for _ in 0..2 {
+        // A heartbeat is due.
+        session.heartbeat = Instant::now();
+        session.timer.as_mut().reset(Instant::now());
+        let waits = tokio::time::timeout(Duration::from_secs(60), session.next()).await;
+        let output = waits.expect("it does not wait for ever").unwrap();
+        let waits_for_disk = matches!(output, Some(ReadOutput::Waiting(WaitsFor::Disk)));
+        assert!(waits_for_disk, "{output:?}");
+    }
+    drop(hangs);
+    assert_eq!(numbers(&mut session, 3).await, [0, 1, 2]);
     node.stop(Duration::from_secs(30)).await;
 }
 

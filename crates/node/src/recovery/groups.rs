@@ -26,6 +26,7 @@ use crate::core::{Inner, StreamGroup};
 use crate::data_dir::{DataDir, UNDECIDED};
 use crate::error::StartError;
 use crate::follower_turns::FollowerTurns;
+use crate::lookups::Lookups;
 use crate::options::NodeOptions;
 use crate::read_budget::ReadBudget;
 use crate::restarts::Restarts;
@@ -339,6 +340,7 @@ impl Groups {
             unknown_basins: Default::default(),
             upkeep: Default::default(),
             lookups: Default::default(),
+            starts: Lookups::of_starts(),
             changes: Default::default(),
             restarts: Restarts::open(data_dir.path()),
             data_dir,

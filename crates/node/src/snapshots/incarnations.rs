@@ -28,6 +28,9 @@ pub(crate) struct Incarnations {
     path: PathBuf,
     current: IncarnationId,
     stored: Mutex<Stored>,
+    /// Held by whoever writes the file: one at a time, so that what is written last has everything. Requests look at what
+    /// is stored, and do not wait for the disk.
+    writing: Mutex<()>,
     /// Those of the other nodes of the cluster.
     others: Mutex<Vec<IncarnationId>>,
 }
@@ -60,6 +63,7 @@ impl Incarnations {
             path,
             current: IncarnationId(rand::random()),
             stored: Mutex::new(stored),
+            writing: Mutex::new(()),
             others: Mutex::default(),
         })
     }
@@ -89,27 +93,36 @@ impl Incarnations {
 
     /// Writes the incarnation of this start to the file, before it claims a root for the first time.
     pub fn begin(&self) -> Result<(), StartError> {
-        let mut stored = self.stored.lock();
-        if stored.drawn.last() == Some(&self.current) {
+        let _writing = self.writing.lock();
+        let mut next = self.stored.lock().clone();
+        if next.drawn.last() == Some(&self.current) {
             return Ok(());
         }
-        let mut next = stored.clone();
         next.drawn.push(self.current);
         let surplus = next.drawn.len().saturating_sub(MAX_DRAWN);
         next.drawn.drain(..surplus);
         self.write(&next)?;
-        *stored = next;
+        *self.stored.lock() = next;
         Ok(())
     }
 
     /// Remembers which incarnation a partition's root names: the current one, or one before it.
     pub fn note_claim(&self, partition: u64, incarnation: IncarnationId) {
-        let mut stored = self.stored.lock();
-        if stored.claimed.insert(partition, incarnation) == Some(incarnation) {
+        let is_noted = |stored: &Stored| stored.claimed.get(&partition) == Some(&incarnation);
+        if is_noted(&self.stored.lock()) {
             return;
         }
+        let _writing = self.writing.lock();
+        let next = {
+            let mut stored = self.stored.lock();
+            if is_noted(&stored) {
+                return;
+            }
+            stored.claimed.insert(partition, incarnation);
+            stored.clone()
+        };
         // The drawn incarnations stay until it can be written.
-        if let Err(error) = self.write(&stored) {
+        if let Err(error) = self.write(&next) {
             tracing::warn!(%error, "the claim of a repository's root is not remembered");
         }
     }
@@ -144,6 +157,29 @@ mod tests {
         assert_ne!(second.current, twin.current);
         second.begin().unwrap();
         assert!(!twin.of(0).after.contains(&second.current));
+    }
+
+    #[test]
+    fn whoever_looks_does_not_wait_for_a_disk_that_does_not_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let incarnations = Incarnations::draw(dir.path()).unwrap();
+        incarnations.begin().unwrap();
+        // A write is under way.
+        let writing = incarnations.writing.lock();
+        std::thread::scope(|threads| {
+            let claims = threads.spawn(|| incarnations.note_claim(1, IncarnationId(7)));
+            let (looked, looks) = std::sync::mpsc::channel();
+            threads.spawn({
+                let incarnations = &incarnations;
+                move || looked.send(incarnations.of(0))
+            });
+            let found = looks.recv_timeout(std::time::Duration::from_secs(60));
+            assert_eq!(found.unwrap().after, [incarnations.current]);
+            assert!(!claims.is_finished(), "one writes at a time");
+            drop(writing);
+        });
+        let again = Incarnations::draw(dir.path()).unwrap();
+        assert!(again.of(1).after.contains(&IncarnationId(7)));
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub struct Measured {
 pub(crate) struct Rates {
     path: PathBuf,
     measured: Mutex<Measured>,
+    /// Held by whoever writes the file: whoever looks at what was measured does not wait for the disk.
+    writing: Mutex<()>,
 }
 
 /// A time that was predicted.
@@ -77,6 +79,7 @@ impl Rates {
         Rates {
             path,
             measured: Mutex::new(measured),
+            writing: Mutex::new(()),
         }
     }
 
@@ -120,9 +123,12 @@ impl Rates {
     }
 
     fn note(&self, change: impl FnOnce(&mut Measured)) {
-        let mut measured = self.measured.lock();
-        change(&mut measured);
-        let text = serde_json::to_vec_pretty(&*measured).unwrap_or_default();
+        let _writing = self.writing.lock();
+        let text = {
+            let mut measured = self.measured.lock();
+            change(&mut measured);
+            serde_json::to_vec_pretty(&*measured).unwrap_or_default()
+        };
         if let Err(error) = write_durably(&self.path, &text) {
             tracing::warn!(%error, "what was measured is not kept");
         }

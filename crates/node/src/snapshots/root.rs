@@ -40,10 +40,13 @@ pub(super) async fn read_root(inner: &Inner, partition: u64, repository: &Reposi
             Err(Failure::of(&error))
         }
     };
+    // Before the lock, which requests take: this may write a file.
+    if let Ok(Some(root)) = &read {
+        archive.note_root(partition, root);
+    }
     let mut known = inner.snapshots.known[partition as usize].lock();
     match read {
         Ok(Some(root)) => {
-            archive.note_root(partition, &root);
             known.note_root(&root);
             note_newest(inner, partition, &mut known);
             known.succeeded();

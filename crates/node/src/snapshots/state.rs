@@ -205,6 +205,10 @@ impl RepositoryState {
     /// Requests a snapshot. The answer comes when the next one that begins from here on has ended.
     pub fn ask(&mut self) -> oneshot::Receiver<Result<CreatedSnapshot, String>> {
         let (answer, answered) = oneshot::channel();
+        // Those who have gone are forgotten: a snapshot may take long, and many may ask and go meanwhile.
+        if self.waiting.len().is_power_of_two() {
+            self.waiting.retain(|answer| !answer.is_closed());
+        }
         self.waiting.push(answer);
         answered
     }

@@ -118,7 +118,7 @@ impl Shared {
         commit_ts: u64,
     ) -> oneshot::Receiver<Result<StateSnapshot, StateError>> {
         let (answer, answered) = oneshot::channel();
-        self.progress.lock().waiting.push((commit_ts, answer));
+        self.progress.lock().wait(commit_ts, answer);
         self.wake.notify_one();
         answered
     }

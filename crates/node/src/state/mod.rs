@@ -484,14 +484,17 @@ impl StateStore {
         verify::export(&self.inner, commit_ts, place)
     }
 
-    /// Begins an import: to be called before anything of the snapshot is taken. It counts until what this returns is
-    /// dropped.
+    /// Begins an import, in turn: to be called before anything of the snapshot is taken. It counts until what this
+    /// returns is dropped.
     ///
     /// # Errors
     ///
-    /// [`StateError::Unavailable`] if as many are under way as may be.
-    pub fn begin_import(&self) -> Result<Importing, StateError> {
-        self.inner.state.imports.begin(rand::random())
+    /// [`StateError::Unavailable`] if its turn has not come within 10 s, and [`StateError::Stopping`].
+    pub async fn begin_import(&self, client: Client) -> Result<Importing, StateError> {
+        tokio::select! {
+            begun = self.inner.state.imports.begin(client, rand::random()) => begun,
+            () = self.inner.stopping.cancelled() => Err(StateError::Stopping),
+        }
     }
 
     /// Imports the state of a JSON snapshot, given in pieces; nothing may follow its last piece. A store

@@ -29,6 +29,19 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// Notes a caller who waits for a snapshot that covers a commit. Those who have gone are forgotten: one snapshot may
+    /// take long, and as many as one likes may ask and go meanwhile.
+    pub fn wait(
+        &mut self,
+        commit_ts: u64,
+        answer: oneshot::Sender<Result<StateSnapshot, StateError>>,
+    ) {
+        if self.waiting.len().is_power_of_two() {
+            self.waiting.retain(|(_, answer)| !answer.is_closed());
+        }
+        self.waiting.push((commit_ts, answer));
+    }
+
     pub fn failed(&mut self, why: String) {
         self.failed += 1;
         let pause = match self.retry {
@@ -41,5 +54,24 @@ impl Progress {
 
     pub fn may_try(&self) -> bool {
         self.retry.is_none_or(|(at, _)| at <= Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_who_have_gone_are_forgotten_while_a_snapshot_takes_long() {
+        let mut progress = Progress::default();
+        let (stays, _answered) = oneshot::channel();
+        progress.wait(1, stays);
+        for commit_ts in 0..100_000 {
+            // It asks and goes.
+            progress.wait(commit_ts, oneshot::channel().0);
+        }
+        assert!(progress.waiting.len() <= 4, "{}", progress.waiting.len());
+        let waiting = progress.waiting.iter();
+        assert_eq!(waiting.filter(|it| !it.1.is_closed()).count(), 1);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! What was read and is not taken yet counts as memory of read sessions ([`ReadBudget`](crate::ReadBudget)). It is
 //! released when all of a page is taken, and the next page is asked for: then the connection has sent all but the last
-//! messages of it. A replay that waits for memory, or for new commits, holds nothing.
+//! messages of it. A replay that waits for memory, or for new commits, holds nothing; one that gets no memory in time
+//! ends with the commit to continue with.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,10 +16,10 @@ use tokio::sync::watch;
 
 use super::error::StateError;
 use super::types::{Operation, Replay, ReplayEvent};
-use crate::admission::Client;
+use crate::admission::{Client, NoTurn};
 use crate::blocking::blocking;
 use crate::core::Inner;
-use crate::read_budget::PagePermit;
+use crate::read_budget::{PAGE_TIMEOUT, PagePermit};
 
 /// Most commits that are read at a time, and their bytes; one commit, of up to 1 MiB, is always read. Pages of 64 KiB
 /// are read nearly as fast as larger ones, and a client that takes nothing keeps no more.
@@ -116,10 +117,11 @@ async fn next(mut it: Replaying) -> Result<Option<(ReplayEvent, Replaying)>, Sta
         let stopping = it.inner.stopping.clone();
         let budget = it.inner.reads.clone();
         let at_tail = it.follow && newest - it.at <= COMMITS as u64;
-        let mut permit = tokio::select! {
+        let permit = tokio::select! {
             permit = budget.claim_page(it.client, at_tail) => permit,
             () = stopping.cancelled() => return Err(StateError::Stopping),
         };
+        let mut permit = permit.map_err(|why| no_memory(why, it.at))?;
         let reader = it.inner.state.reader.clone();
         let (agent, at, end) = (it.agent.clone(), it.at, it.end);
         let read = blocking(move || {
@@ -142,6 +144,22 @@ async fn next(mut it: Replaying) -> Result<Option<(ReplayEvent, Replaying)>, Sta
         it.permit = Some(permit);
         it.ready.extend(commits.into_iter().map(event_of));
     }
+}
+
+/// Why a replay ends whose commits up to `at` were sent.
+fn no_memory(why: NoTurn, at: u64) -> StateError {
+    let who = match why {
+        NoTurn::OwnShare => {
+            "replays and watches of your token, or from your address, hold what one principal may have"
+        }
+        NoTurn::Others => "replays, watches and read sessions hold all",
+    };
+    StateError::Unavailable(format!(
+        "{who} of `limits.read-sessions`, and their clients have taken too little of it for {} s: continue with \
+         start_ts {}",
+        PAGE_TIMEOUT.as_secs(),
+        at + 1
+    ))
 }
 
 fn bytes_of(commit: &CommitRecord) -> usize {

@@ -161,6 +161,24 @@ impl Reader {
         Ok(Cursor::at_start(seq.max(view.state.head())))
     }
 
+    /// The same if it needs no disk, as for all reads that begin by number; `None` if the database has to be read.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`begin`](Reader::begin).
+    pub fn begin_in_memory(
+        stream: &Stream,
+        start: ReadStart,
+        may_follow: bool,
+    ) -> Result<Option<Cursor>, ReadError> {
+        let view = stream.view();
+        let Some(seq) = known_start(&view, start)? else {
+            return Ok(None);
+        };
+        let seq = checked_start(&view, seq, start, may_follow)?;
+        Ok(Some(Cursor::at_start(seq.max(view.state.head()))))
+    }
+
     /// The sequence number at which a read is to begin.
     #[cfg(test)]
     pub(crate) fn start(
@@ -179,33 +197,14 @@ impl Reader {
         start: ReadStart,
         may_follow: bool,
     ) -> Result<SeqNum, ReadError> {
-        if view.gone {
-            return Err(ReadError::Gone);
-        }
-        let tail = view.state.tail();
-        let seq = match start.from {
-            ReadFrom::SeqNum(seq) => seq,
-            ReadFrom::TailOffset(offset) => view.state.before_tail(offset),
-            ReadFrom::Timestamp(timestamp) if timestamp > tail.timestamp => {
-                if !start.clamp {
-                    return Err(ReadError::Unwritten(tail));
-                }
-                tail.seq_num
-            }
-            ReadFrom::Timestamp(timestamp) => self
+        let seq = match (known_start(view, start)?, start.from) {
+            (Some(seq), _) => seq,
+            (None, ReadFrom::Timestamp(timestamp)) => self
                 .first_at(id, timestamp, &view.state)?
-                .unwrap_or(tail.seq_num),
+                .unwrap_or(view.state.tail_seq),
+            (None, _) => view.state.tail_seq,
         };
-        let seq = if start.clamp {
-            seq.min(tail.seq_num)
-        } else {
-            seq
-        };
-        let seq = view.state.after_gap(seq);
-        if seq > tail.seq_num || (seq == tail.seq_num && !may_follow) {
-            return Err(ReadError::Unwritten(tail));
-        }
-        Ok(seq)
+        checked_start(view, seq, start, may_follow)
     }
 
     /// The first record that readers see with at least this timestamp.
@@ -235,4 +234,42 @@ impl Reader {
             .map(|seq| seq.max(state.head()))
             .filter(|seq| *seq < state.tail_seq))
     }
+}
+
+/// Where a read begins, as it was requested; `None` if the database has to be asked, for the first record of a time.
+fn known_start(view: &View, start: ReadStart) -> Result<Option<SeqNum>, ReadError> {
+    if view.gone {
+        return Err(ReadError::Gone);
+    }
+    let tail = view.state.tail();
+    Ok(match start.from {
+        ReadFrom::SeqNum(seq) => Some(seq),
+        ReadFrom::TailOffset(offset) => Some(view.state.before_tail(offset)),
+        ReadFrom::Timestamp(timestamp) if timestamp > tail.timestamp => {
+            if !start.clamp {
+                return Err(ReadError::Unwritten(tail));
+            }
+            Some(tail.seq_num)
+        }
+        ReadFrom::Timestamp(_) => None,
+    })
+}
+
+/// The same, of records that there are or that may come.
+fn checked_start(
+    view: &View,
+    seq: SeqNum,
+    start: ReadStart,
+    may_follow: bool,
+) -> Result<SeqNum, ReadError> {
+    let tail = view.state.tail();
+    let seq = match start.clamp {
+        true => seq.min(tail.seq_num),
+        false => seq,
+    };
+    let seq = view.state.after_gap(seq);
+    if seq > tail.seq_num || (seq == tail.seq_num && !may_follow) {
+        return Err(ReadError::Unwritten(tail));
+    }
+    Ok(seq)
 }

@@ -385,7 +385,7 @@ pub(super) async fn trust(
 
 /// Refuses the number of a partition that there is not.
 fn known_partition(admin: &Admin, partition: u64) -> Result<(), AdminError> {
-    let partitions = admin.long.len() as u64;
+    let partitions = admin.long.partitions();
     match partition < partitions {
         true => Ok(()),
         false => Err(AdminError::listed(

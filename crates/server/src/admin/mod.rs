@@ -10,6 +10,7 @@
 //! | [`cluster`], [`replicas`] | everything below `/cluster` |
 //! | [`state`] | everything below `/state` |
 //! | [`history`] | `GET /history` |
+//! | [`long_operations`] | turns of what takes long |
 //! | [`request`] | paths, headers, queries and bodies, and how they are refused |
 //! | [`error`] | codes |
 //!
@@ -17,14 +18,15 @@
 //! the operations that exist. A test calls each operation and checks its answer against the schema.
 //!
 //! Bounds: a request body has at most [`BODY`] bytes. Of the long operations (proving, verifying,
-//! pruning) one runs per partition at a time, and a second one is refused as `busy`. An operation
-//! continues when its client disconnects.
+//! pruning) one runs per partition at a time; others wait for 10 s, in turns by principal, and are then refused as `busy`.
+//! An operation continues when its client disconnects.
 
 pub mod access_tokens;
 pub mod basins;
 pub mod cluster;
 pub mod error;
 pub mod history;
+mod long_operations;
 mod replicas;
 mod request;
 pub mod snapshots;
@@ -42,7 +44,6 @@ use axum::response::IntoResponse;
 use esker_node::Node;
 use http::header;
 use time::OffsetDateTime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -53,6 +54,7 @@ use crate::turns::Turns;
 use crate::usage::Usage;
 
 pub use error::{AdminError, CODES, PROBLEMS};
+use long_operations::LongOperations;
 
 /// Most bytes of a request's body.
 pub const BODY: usize = 64 * 1024;
@@ -79,10 +81,13 @@ struct Document;
 #[derive(Clone)]
 struct Admin {
     node: Guarded<Node>,
-    /// One permit per partition, for long operations.
-    long: Arc<Vec<Arc<Semaphore>>>,
+    long: LongOperations,
     /// Turns for reading pages of the state store.
     pages: Turns,
+    /// Turns for reading the repository.
+    repository: Turns,
+    /// Turns for reading the status.
+    status: Turns,
     history: History,
     usage: Usage,
     started_at: OffsetDateTime,
@@ -100,42 +105,13 @@ impl Admin {
             started_at: OffsetDateTime::now_utc(),
             usage,
             node,
-            long: Arc::new(
-                (0..partitions)
-                    .map(|_| Arc::new(Semaphore::new(1)))
-                    .collect(),
-            ),
+            long: LongOperations::new(partitions),
             pages: Turns::of_pages(),
+            repository: Turns::of_repository(),
+            status: Turns::of_status(),
             history,
             document: document.into(),
         }
-    }
-
-    /// Runs a long operation, if no other one runs for the partition. It runs to its end, even if its
-    /// client disconnects.
-    async fn alone<T: Send + 'static>(
-        &self,
-        partition: u64,
-        work: impl Future<Output = Result<T, AdminError>> + Send + 'static,
-    ) -> Result<T, AdminError> {
-        let permit = self.permit(partition)?;
-        let running = tokio::spawn(async move {
-            let _permit = permit;
-            work.await
-        });
-        // A panic in it has been reported by the panic hook.
-        running
-            .await
-            .unwrap_or_else(|_| Err(esker_node::Error::Stopping.into()))
-    }
-
-    fn permit(&self, partition: u64) -> Result<Option<OwnedSemaphorePermit>, AdminError> {
-        // For a partition that does not exist, the node returns the error.
-        let Some(long) = self.long.get(partition as usize) else {
-            return Ok(None);
-        };
-        let permit = long.clone().try_acquire_owned();
-        permit.map(Some).map_err(|_| AdminError::busy(partition))
     }
 }
 

@@ -16,6 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::error::Failures;
 use super::request::{Body, InPath, InQuery, ReadNode, WriteNode, page_limit};
 use super::{Admin, AdminError};
+use crate::client::OfClient;
 
 /// The name that means the newest retained snapshot.
 pub const NEWEST: &str = "newest";
@@ -178,10 +179,13 @@ pub(super) struct Key {
     responses((status = 200, description = "Newest LSN first", body = Inventory), Failures)
 )]
 pub(super) async fn list(
+    State(admin): State<Admin>,
     ReadNode(node): ReadNode,
+    OfClient(client): OfClient,
     InPath(partition): InPath<u64>,
 ) -> Result<Json<Inventory>, AdminError> {
-    Ok(Json(node.snapshots(partition).await?))
+    let read = async move { node.snapshots(partition).await };
+    Ok(Json(admin.repository.run_async(client, read).await?))
 }
 
 /// Put a snapshot of a partition into the repository now, and wait for it.
@@ -215,12 +219,16 @@ pub(super) async fn create(
     responses((status = 200, description = "Its description", body = Described), Failures)
 )]
 pub(super) async fn show(
+    State(admin): State<Admin>,
     ReadNode(node): ReadNode,
+    OfClient(client): OfClient,
     InPath((partition, name)): InPath<(u64, String)>,
 ) -> Result<Json<Described>, AdminError> {
-    let found = node.describe_snapshot(partition, named(&name)).await?;
+    let repository = node.repository_url().to_owned();
+    let read = async move { node.describe_snapshot(partition, named(&name)).await };
+    let found = admin.repository.run_async(client, read).await?;
     Ok(Json(Described {
-        repository: node.repository_url().to_owned(),
+        repository,
         partition,
         snapshot: found.snapshot,
         states: found.states,
@@ -346,17 +354,22 @@ pub(super) struct WhichFiles {
     responses((status = 200, description = "A page", body = SnapshotFiles), Failures)
 )]
 pub(super) async fn files(
+    State(admin): State<Admin>,
     ReadNode(node): ReadNode,
+    OfClient(client): OfClient,
     InPath((partition, name)): InPath<(u64, String)>,
     InQuery(which): InQuery<WhichFiles>,
 ) -> Result<Json<SnapshotFiles>, AdminError> {
     let limit = page_limit(which.limit)?;
-    let found = node
-        .snapshot_files(partition, named(&name), which.skip, limit)
-        .await?;
+    let repository = node.repository_url().to_owned();
+    let read = async move {
+        let found = node.snapshot_files(partition, named(&name), which.skip, limit);
+        found.await
+    };
+    let found = admin.repository.run_async(client, read).await?;
     let metadata = &found.described.metadata;
     Ok(Json(SnapshotFiles {
-        repository: node.repository_url().to_owned(),
+        repository,
         partition,
         snapshot: found.described.snapshot,
         snapshot_id: metadata.snapshot_id.to_string(),
@@ -407,11 +420,13 @@ pub(super) async fn last_sweep(
     responses((status = 200, description = "By checksum", body = Diff), Failures)
 )]
 pub(super) async fn diff(
+    State(admin): State<Admin>,
     ReadNode(node): ReadNode,
+    OfClient(client): OfClient,
     InPath((partition, old, new)): InPath<(u64, String, String)>,
 ) -> Result<Json<Diff>, AdminError> {
-    let diff = node.diff_snapshots(partition, &old, &new).await?;
-    Ok(Json(diff))
+    let read = async move { node.diff_snapshots(partition, &old, &new).await };
+    Ok(Json(admin.repository.run_async(client, read).await?))
 }
 
 /// Whether everything is there that the kept snapshots need.
@@ -429,11 +444,12 @@ pub(super) async fn diff(
 pub(super) async fn verify(
     State(admin): State<Admin>,
     WriteNode(node): WriteNode,
+    OfClient(client): OfClient,
     InPath(partition): InPath<u64>,
     Body(Verify { data, repair }): Body<Verify>,
 ) -> Result<Json<Verification>, AdminError> {
     let work = async move { Ok(node.verify_snapshots(partition, data, repair).await?) };
-    Ok(Json(admin.alone(partition, work).await?))
+    Ok(Json(admin.long.run(client, partition, work).await?))
 }
 
 /// Restore a snapshot into a scratch directory, replay what came after it, and compare it with the live
@@ -452,13 +468,14 @@ pub(super) async fn verify(
 pub(super) async fn prove(
     State(admin): State<Admin>,
     WriteNode(node): WriteNode,
+    OfClient(client): OfClient,
     InPath((partition, name)): InPath<(u64, String)>,
 ) -> Result<Json<Proven>, AdminError> {
     let work = async move {
         let proof = node.prove_snapshot(partition, named(&name)).await;
         proof.map_err(AdminError::of_proof)
     };
-    Ok(Json(admin.alone(partition, work).await?.into()))
+    Ok(Json(admin.long.run(client, partition, work).await?.into()))
 }
 
 /// What keeps an object in the repository, or why it will be deleted.
@@ -471,11 +488,14 @@ pub(super) async fn prove(
     responses((status = 200, description = "The whole chain", body = Why), Failures)
 )]
 pub(super) async fn why(
+    State(admin): State<Admin>,
     ReadNode(node): ReadNode,
+    OfClient(client): OfClient,
     InPath(partition): InPath<u64>,
     InQuery(Key { key }): InQuery<Key>,
 ) -> Result<Json<Why>, AdminError> {
-    Ok(Json(node.why(partition, &key).await?))
+    let read = async move { node.why(partition, &key).await };
+    Ok(Json(admin.repository.run_async(client, read).await?))
 }
 
 /// Delete what no kept snapshot needs, or list it.
@@ -494,6 +514,7 @@ pub(super) async fn why(
 pub(super) async fn prune(
     State(admin): State<Admin>,
     WriteNode(node): WriteNode,
+    OfClient(client): OfClient,
     InPath(partition): InPath<u64>,
     Body(asked): Body<Prune>,
 ) -> Result<Json<PruneAnswer>, AdminError> {
@@ -524,7 +545,7 @@ pub(super) async fn prune(
         }
         Ok(PruneAnswer::Done(node.prune(partition, &plan).await?))
     };
-    Ok(Json(admin.alone(partition, work).await?))
+    Ok(Json(admin.long.run(client, partition, work).await?))
 }
 
 /// The name of a snapshot; `None` for the newest.

@@ -20,6 +20,7 @@ use super::snapshots::{Proven, Swept};
 use super::{Admin, AdminError};
 use crate::auth::Access;
 use crate::auth::operation::Effect;
+use crate::client::OfClient;
 
 /// The status of a node.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -262,22 +263,20 @@ pub struct Wrong {
     responses(
         (status = 200, description = "Also if something is wrong", body = Status),
         (status = 500, description = "It could not be found out", body = ErrorBody),
-        (status = 503, description = "The server is stopping", body = ErrorBody),
+        (status = 503, description = "The server is stopping, or reads the status for others", body = ErrorBody),
     )
 )]
 pub(super) async fn status(
     State(admin): State<Admin>,
+    OfClient(client): OfClient,
     access: Access,
 ) -> Result<Json<Status>, AdminError> {
     let granted = access.admin(Effect::Read)?;
     let node = admin.node.open(&granted).clone();
     let cluster = node.cluster();
     // This accesses files of the databases.
-    let found = tokio::task::spawn_blocking(move || (node.health(), node.recovery_status()));
-    let (health, status) = found
-        .await
-        // A panic in it has been reported by the panic hook.
-        .map_err(|_| esker_node::Error::Stopping)?;
+    let read = move || (node.health(), node.recovery_status());
+    let (health, status) = admin.status.run(client, read).await?;
     let leaders: Vec<_> = status.partitions.iter().map(|one| one.leader).collect();
     let mut status = Status::new(health, status);
     status.started_at = Some(admin.started_at);

@@ -55,6 +55,7 @@ use crate::forward::{Forwarder, forward};
 use crate::identification::gate;
 use crate::sample_history::History;
 use crate::shared_service::ShareLayer;
+use crate::state::StateTurns;
 use crate::traces::{self, Traces};
 use crate::turns::Turns;
 use crate::usage::Usage;
@@ -95,8 +96,8 @@ pub struct AppParts {
     pub(crate) readings: Turns,
     /// Lists of streams, in turns.
     pub(crate) lists: Turns,
-    /// Turns of reads of the state store's keys.
-    pub(crate) keys: Turns,
+    /// Turns of what waits for a disk in the state store.
+    pub(crate) state_turns: StateTurns,
     /// What the node did lately.
     pub(crate) history: History,
     /// What sends requests to the nodes that answer them; `None` outside of a cluster.
@@ -150,7 +151,7 @@ impl AppParts {
             usage: Usage::default(),
             readings: Turns::of_metrics(),
             lists: Turns::of_lists(),
-            keys: Turns::of_keys(),
+            state_turns: StateTurns::default(),
             history: History::default(),
             forwarder,
         }
@@ -185,7 +186,7 @@ impl Limits {
 /// The routes of the state service's own listener: the service and the health check.
 pub fn state_router(app: App) -> Router {
     let answers = app.limits.answers.clone();
-    let state = crate::state::router(&app.state, &answers, &app.keys).route_layer(
+    let state = crate::state::router(&app.state, &answers, &app.state_turns).route_layer(
         middleware::from_fn_with_state(app.limits.bodies.clone(), bodies::admit),
     );
     finished(open_routes().router.merge(state), app)
@@ -305,7 +306,7 @@ pub fn router(app: App) -> Router {
             )
             .route_layer(admitted.clone()),
         )
-        .merge(crate::state::router(&app.state, &answers, &app.keys).route_layer(admitted));
+        .merge(crate::state::router(&app.state, &answers, &app.state_turns).route_layer(admitted));
     finished(router, app)
 }
 

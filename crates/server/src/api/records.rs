@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, State};
 use axum::response::{IntoResponse as _, Response};
-use esker_node::{Client, CreateOn, ReadOutput, ReadPermit, ReadSession};
+use esker_node::{Client, CreateOn, Error, ReadOutput, ReadPermit, ReadSession, WaitsFor};
 use http::request::Parts;
 use s2_api::data::{Json, Proto};
 use s2_api::mime::JsonOrProto;
@@ -236,33 +236,40 @@ fn check_until(start: ReadStart, end: ReadEnd) -> Result<(), ValidationError> {
     Ok(())
 }
 
-/// How long a read that is not a session waits for memory of `limits.read-sessions`, before it is refused with 429.
-const MEMORY_WAIT: Duration = Duration::from_secs(15);
+/// How long a read that is not a session waits for memory of `limits.read-sessions`, or for the disk, before it is refused
+/// with 429.
+const MAX_WAIT: Duration = Duration::from_secs(15);
 
 /// The answer to a read that is not a session: one batch, or none if nothing arrived in time; and the
 /// permit for the batch's memory.
 async fn first_batch(
     mut session: ReadSession,
 ) -> Result<(ReadBatch, Option<ReadPermit>), ServiceError> {
-    let no_memory = || ServiceError::Exhausted(Exhausted::Reads);
+    let refused = |what| match what {
+        WaitsFor::Memory => ServiceError::Exhausted(Exhausted::Reads),
+        WaitsFor::Disk => ServiceError::from(Error::TryLater(format!(
+            "the disk has not answered to the read for {} s: try again",
+            MAX_WAIT.as_secs()
+        ))),
+    };
     let mut since = Instant::now();
-    let mut waits = false;
+    let mut waits = None;
     loop {
         // A session reports that it waits now and then, at moments of its own.
         let next = match waits {
-            true => timeout_at(since + MEMORY_WAIT, session.next())
+            Some(what) => timeout_at(since + MAX_WAIT, session.next())
                 .await
-                .map_err(|_| no_memory())??,
-            false => session.next().await?,
+                .map_err(|_| refused(what))??,
+            None => session.next().await?,
         };
         match next {
             Some(ReadOutput::Batch(records, permit)) => {
                 return Ok((records.into_batch()?, Some(permit)));
             }
-            Some(ReadOutput::Waiting) => waits = true,
+            Some(ReadOutput::Waiting(what)) => waits = Some(what),
             Some(ReadOutput::Heartbeat(_)) => {
                 since = Instant::now();
-                waits = false;
+                waits = None;
             }
             None => break,
         }

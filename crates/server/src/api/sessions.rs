@@ -11,7 +11,7 @@ use axum::response::sse::Event;
 use axum::response::{IntoResponse as _, Response, Sse};
 use esker_node::{
     Ack, AppendSession, Error, PendingAppend, ReadContent, ReadOutput, ReadRecords, ReadSession,
-    plain,
+    WaitsFor, plain,
 };
 use futures::stream::{self, FuturesOrdered};
 use futures::{Stream, StreamExt as _};
@@ -79,8 +79,11 @@ pub(crate) fn events(
                     yield sse::ping_event(tail);
                 }
                 // Shows the client that the connection is alive; it is not at the tail.
-                Ok(Some(ReadOutput::Waiting)) => {
-                    yield Ok(Event::default().comment("waiting for memory"));
+                Ok(Some(ReadOutput::Waiting(what))) => {
+                    yield Ok(Event::default().comment(match what {
+                        WaitsFor::Memory => "waiting for memory",
+                        WaitsFor::Disk => "waiting for the disk",
+                    }));
                 }
                 Ok(Some(ReadOutput::Batch(records, permit))) => {
                     let Some(last) = records.last_position() else {
@@ -205,7 +208,7 @@ pub(crate) fn frames_of_read(
                 }
                 // Shows the client that the connection is alive. A batch without a tail is not at the
                 // tail.
-                Ok(Some(ReadOutput::Waiting)) => yield message(proto::ReadBatch::default()),
+                Ok(Some(ReadOutput::Waiting(_))) => yield message(proto::ReadBatch::default()),
                 Ok(Some(ReadOutput::Batch(records, permit))) => {
                     meter.streamed(records.metered_size());
                     match read_frames::frame(records, compression) {

@@ -216,8 +216,8 @@ pub struct LimitsConfig {
     /// Most open connections, over all listeners: fewer if the limit of open files allows fewer. Beyond it, 16
     /// more are a reserve: health, metrics and the admin API are answered there, for 5 s each, and any other
     /// request waits there for 10 s until another connection ends. A client's address has at most 12 of the
-    /// reserve. Further connections of such addresses, up to 512 in all, wait for 10 s without being served;
-    /// those beyond are closed at once.
+    /// reserve. Further connections, up to 512 in all, wait for 10 s without being served; those beyond are
+    /// closed at once.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub connections: u32,
 

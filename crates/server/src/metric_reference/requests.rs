@@ -184,7 +184,7 @@ pub(super) const HTTP: Section = Section {
             "esker_answers_held_bytes",
             "bytes",
             &["of"],
-            "Bytes of answers that are held in memory until clients take them, of scans of the state store and of others.",
+            "Bytes of answers that are held in memory until clients take them, of scans of the state store, with what those that run may find, and of others.",
         ),
     ],
 };

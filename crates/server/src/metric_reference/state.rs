@@ -107,6 +107,12 @@ pub(super) const STATE: Section = Section {
             &[],
             "Imports that are sent or take effect now.",
         ),
+        gauge(
+            "esker_state_imports_waiting",
+            "imports",
+            &[],
+            "Imports that wait for a place, or for one of the share of their principal, for 10 s at most.",
+        ),
         counter(
             "esker_state_snapshots_total",
             "snapshots",

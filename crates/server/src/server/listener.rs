@@ -23,7 +23,7 @@ use crate::shared_service::ShareLayer;
 /// Pause after accepting a connection failed, for lack of file descriptors for instance.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a connection waits for an ordinary place before anything of it is read.
+/// How long a connection waits for a place before anything of it is read.
 const WAITING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Binds an address. `taken` is what to do about one that another program uses.
@@ -105,10 +105,7 @@ pub(super) async fn accept(listener: TcpListener, shared: Shared, served: Connec
         };
         // After accepting: a listener that waits for connections must not keep a place that another one
         // could use.
-        let place = tokio::select! {
-            place = places.take(peer.0.ip()) => place,
-            () = stop.cancelled() => break,
-        };
+        let place = places.take(peer.0.ip());
         // Acknowledgements are small and must not wait for more to send.
         let _ = stream.set_nodelay(true);
         let served = served.clone();

@@ -21,7 +21,7 @@ use http_body_util::BodyExt as _;
 use tonic::{Code, Status};
 
 use super::status::{no_access, refused, too_large};
-use crate::answers::{Answers, AtStall, EndFrame, Exhausted, Scanning};
+use crate::answers::{Answers, AtStall, EndFrame, Exhausted, Scanned};
 use crate::auth::{Access, AccessError};
 use crate::client::client;
 
@@ -65,15 +65,16 @@ pub(super) async fn watched(
 
 /// The answer as bytes. The tree of messages is dropped.
 async fn held(mut response: Response, answers: &Answers, client: Client) -> Response {
-    let scanning = response.extensions_mut().remove::<Scanning>();
+    let scanned = response.extensions_mut().remove::<Scanned>();
     let (head, body) = response.into_parts();
     let Ok(body) = body.collect().await else {
         return Status::internal("the answer could not be encoded").into_http();
     };
     let trailers = body.trailers().cloned();
     let bytes = body.to_bytes();
-    let permit = match scanning {
-        Some(scanning) => answers.hold_scan(client, bytes.len(), scanning).await,
+    let memory = scanned.and_then(|scanned| scanned.end(bytes.len()));
+    let permit = match memory {
+        Some(memory) => Ok(memory),
         None => answers.hold(client, bytes.len()),
     };
     match permit {

@@ -42,6 +42,7 @@ pub(crate) use snapshots::check_value;
 pub use status::CODES;
 
 use crate::answers::Answers;
+pub use crate::answers::MAX_ANSWER;
 use crate::auth::Guarded;
 use crate::shared_service::ShareLayer;
 use crate::turns::Turns;
@@ -50,28 +51,42 @@ use crate::turns::Turns;
 /// times larger.
 pub const MAX_REQUEST: usize = 4 * 1024 * 1024;
 
-/// Most bytes of an answer that comes as a whole.
-pub const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// Turns of what waits for a disk, of both services on all listeners. Clones share them.
+#[derive(Clone)]
+pub(crate) struct StateTurns {
+    /// Of reads of single keys that are not in memory.
+    keys: Turns,
+    /// Of lists of JSON snapshots.
+    snapshots: Turns,
+}
+
+impl Default for StateTurns {
+    fn default() -> StateTurns {
+        StateTurns {
+            keys: Turns::of_keys(),
+            snapshots: Turns::of_snapshots(),
+        }
+    }
+}
 
 /// What both services share.
 #[derive(Clone)]
 struct Calls {
     store: Guarded<StateStore>,
     answers: Answers,
-    /// Turns of reads of single keys that are not in memory.
-    reads: Turns,
+    turns: StateTurns,
 }
 
 /// Routes of both services.
 pub(crate) fn router<S: Clone + Send + Sync + 'static>(
     store: &Guarded<StateStore>,
     answers: &Answers,
-    reads: &Turns,
+    turns: &StateTurns,
 ) -> Router<S> {
     let calls = Calls {
         store: store.clone(),
         answers: answers.clone(),
-        reads: reads.clone(),
+        turns: turns.clone(),
     };
     let scans = raw::router(&calls);
     let statehouse = StatehouseServiceServer::new(calls.clone())

@@ -13,7 +13,7 @@ use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::permission::access;
-use super::statehouse::{AROUND, too_much};
+use super::statehouse::AROUND;
 use super::status::{invalid, refused, status};
 use super::{Calls, MAX_ANSWER, blocking, convert};
 use crate::auth::operation::Effect;
@@ -65,12 +65,9 @@ impl Calls {
         let request = request.into_inner();
         let store = self.of_agent(&access, Effect::Read, &request.namespace, &request.agent_id)?;
         let store = store.clone();
-        let scanning = self.answers.scanning(client).await.map_err(refused)?;
-        let (messages, scanning) =
-            blocking::read(move || Ok((page(&store, request)?, scanning))).await?;
-        let bytes = messages.iter().map(Bytes::len).sum();
-        let permit = self.answers.hold_scan(client, bytes, scanning).await;
-        let permit = permit.map_err(refused)?;
+        let find = move |most| page(&store, request.clone(), most);
+        let (messages, scan) = blocking::scan(&self.answers, client, find).await?;
+        let permit = scan.end(messages.iter().map(Bytes::len).sum());
         let messages = stream::iter(messages.into_iter().map(Ok)).boxed();
         let answers = &self.answers;
         let messages = answers.perishable(messages, permit, |error| Err(refused(error)));
@@ -78,8 +75,12 @@ impl Calls {
     }
 }
 
-/// The messages of a page. Blocking.
-fn page(store: &StateStore, request: ScanRequest) -> Result<Vec<Bytes>, Status> {
+/// The messages of a page; `None` if they have more bytes than they may have. Blocking.
+fn page(
+    store: &StateStore,
+    request: ScanRequest,
+    most: usize,
+) -> Result<Option<Vec<Bytes>>, Status> {
     let limit = match request.page_size {
         0 => None,
         size => Some(size as usize),
@@ -111,10 +112,13 @@ fn page(store: &StateStore, request: ScanRequest) -> Result<Vec<Bytes>, Status> 
     let visited = store.visit(&scan, |entry| {
         last.clone_from(&entry.key);
         failed = messages.add(entry).err();
-        failed.is_none()
+        failed.is_none() && messages.total <= most
     });
     if let Some(failed) = failed {
         return Err(failed);
+    }
+    if messages.total > most {
+        return Ok(None);
     }
     visited.map_err(|error| status(&error))?;
     let next = match (limit, at) {
@@ -125,7 +129,7 @@ fn page(store: &StateStore, request: ScanRequest) -> Result<Vec<Bytes>, Status> 
         .text(),
         _ => String::new(),
     };
-    Ok(messages.end(&next))
+    Ok(Some(messages.end(&next)))
 }
 
 /// Whether a key follows.
@@ -155,9 +159,6 @@ impl Messages {
         let size = entry.encoded_len() + AROUND;
         self.any = true;
         self.total += size;
-        if self.total > MAX_ANSWER {
-            return Err(too_much());
-        }
         if !self.message.is_empty() && self.message.len() + size > MESSAGE {
             self.close();
         }

@@ -207,9 +207,10 @@ impl StateService for Calls {
         &self,
         request: Request<ListSnapshotsRequest>,
     ) -> Result<Response<ListSnapshotsResponse>, Status> {
-        let store = self.of_all(&access(&request)?, Effect::Read)?;
-        let snapshots = store.snapshots().await;
-        let snapshots = snapshots.map_err(|error| status(&error))?;
+        let store = self.of_all(&access(&request)?, Effect::Read)?.clone();
+        let client = client(request.extensions());
+        let list = async move { store.snapshots().await.map_err(|error| status(&error)) };
+        let snapshots = blocking::in_turn(&self.turns.snapshots, client, list).await?;
         Ok(Response::new(ListSnapshotsResponse {
             snapshots: snapshots.into_iter().map(convert::snapshot).collect(),
         }))
@@ -239,7 +240,8 @@ impl StateService for Calls {
         let access = access(&request)?;
         let store = self.of_all(&access, Effect::Write)?;
         // Before anything of the snapshot is taken, and until all of it has taken effect.
-        let importing = store.begin_import().map_err(|error| status(&error))?;
+        let importing = store.begin_import(client(request.extensions())).await;
+        let importing = importing.map_err(|error| status(&error))?;
         let done = super::snapshots::import(store, importing, request.into_inner());
         // A client may take as long as it likes to send the snapshot. What has begun by then is undone.
         let done = access.lease().unless_ended(done).await;
@@ -273,7 +275,7 @@ impl StateService for Calls {
         let store = self.of_all(&access(&request)?, Effect::Read)?.clone();
         let standing = move || store.status().map_err(|error| status(&error));
         let client = client(request.extensions());
-        let standing = blocking::read_in_turn(&self.reads, client, standing).await?;
+        let standing = blocking::read_in_turn(&self.turns.keys, client, standing).await?;
         Ok(Response::new(convert::standing(standing)))
     }
 }

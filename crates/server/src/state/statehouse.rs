@@ -15,8 +15,9 @@ use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::permission::access;
-use super::status::{exhausted, invalid, refused, status};
+use super::status::{invalid, status};
 use super::{Calls, MAX_ANSWER, blocking, convert};
+use crate::answers::Scanned;
 use crate::auth::Access;
 use crate::auth::operation::Effect;
 use crate::client::client;
@@ -63,7 +64,7 @@ impl Calls {
             let read = store.get(&key, at).map_err(|error| status(&error))?;
             convert::Read::of(&key.key, read)
         };
-        blocking::read_in_turn(&self.reads, client, read).await
+        blocking::read_in_turn(&self.turns.keys, client, read).await
     }
 
     /// A message of an agent's keys, each encoded as it is found: there is a tree of one value at a time.
@@ -72,31 +73,30 @@ impl Calls {
         access: &Access,
         client: Client,
         scan: Scan,
-        write: impl Fn(StateEntry, &mut Vec<u8>) -> Result<(), Status> + Send + 'static,
+        write: impl Fn(StateEntry, &mut Vec<u8>) -> Result<(), Status> + Send + Sync + 'static,
     ) -> Result<Response<Bytes>, Status> {
         let store = self.of_agent(access, Effect::Read, &scan.namespace, &scan.agent_id)?;
         let store = store.clone();
-        let scanning = self.answers.scanning(client).await.map_err(refused)?;
-        let (message, scanning) = blocking::read(move || {
+        let find = move |most: usize| {
             let mut message = Vec::new();
             let mut failed = None;
             let visited = store.visit(&scan, |entry| {
                 failed = write(entry, &mut message).err();
-                if message.len() > MAX_ANSWER {
-                    failed = Some(too_much());
-                }
-                failed.is_none()
+                failed.is_none() && message.len() <= most
             });
             if let Some(failed) = failed {
                 return Err(failed);
             }
+            if message.len() > most {
+                return Ok(None);
+            }
             visited.map_err(|error| status(&error))?;
-            Ok((Bytes::from(message), scanning))
-        })
-        .await?;
+            Ok(Some(Bytes::from(message)))
+        };
+        let (message, scan) = blocking::scan(&self.answers, client, find).await?;
         let mut response = Response::new(message);
         // The scan keeps its place until the answer is held.
-        response.extensions_mut().insert(scanning);
+        response.extensions_mut().insert(Scanned::new(scan));
         Ok(response)
     }
 
@@ -161,15 +161,6 @@ pub(super) fn elsewhere() -> Status {
 
 /// Bytes around each element of a list in an answer: a tag and a length.
 pub(super) const AROUND: usize = 6;
-
-/// The status of an answer that would be too large.
-pub(super) fn too_much() -> Status {
-    exhausted(format!(
-        "the answer would have more than {} MiB: choose a longer prefix, or read by pages, with Scan of \
-         esker.state.v1.StateService or with `esker state keys`",
-        MAX_ANSWER >> 20
-    ))
-}
 
 #[tonic::async_trait]
 impl StatehouseService for Calls {

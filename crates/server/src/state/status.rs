@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorInfo, pb};
 
 use super::MAX_REQUEST;
-use crate::answers::Exhausted;
+use crate::answers::{Exhausted, MAX_ANSWER};
 use crate::auth::AccessError;
 
 /// The domain of the reasons.
@@ -207,8 +207,17 @@ pub(super) fn invalid(problem: impl Into<String>) -> Status {
 }
 
 /// The status of what is too large.
-pub(super) fn exhausted(problem: impl Into<String>) -> Status {
+fn exhausted(problem: impl Into<String>) -> Status {
     status(&StateError::Exhausted(problem.into()))
+}
+
+/// The status of an answer that would be too large.
+pub(super) fn too_much() -> Status {
+    exhausted(format!(
+        "the answer would have more than {} MiB: choose a longer prefix, or read by pages, with Scan of \
+         esker.state.v1.StateService or with `esker state keys`",
+        MAX_ANSWER >> 20
+    ))
 }
 
 /// The status of what is unavailable now, and may be available later.

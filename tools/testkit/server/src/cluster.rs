@@ -164,7 +164,8 @@ impl Cluster {
         self.links.as_ref().unwrap()
     }
 
-    /// A client of a node that retries what certainly had no effect.
+    /// A client of a node that retries whatever fails, also appends that may have been made: for a test in which nodes fail.
+    /// One that promises that nothing fails uses [`Server::sdk`], which retries nothing.
     pub fn client(&self, at: usize) -> s2_sdk::S2 {
         sdk::client(self.server(at).url(), ATTEMPTS)
     }

@@ -1,6 +1,7 @@
 //! Imports that the process which makes them, or its leadership, does not survive.
 
 use super::*;
+use crate::admission::Client;
 use crate::node::Node;
 use crate::options::NodeOptions;
 
@@ -39,7 +40,12 @@ async fn an_import_that_is_made_goes_on_and_is_aborted_when_its_client_goes_away
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(NodeOptions::new(dir.path())).await.unwrap();
     let inner = &node.inner;
-    let counted = inner.state.imports.begin(7).unwrap();
+    let counted = inner
+        .state
+        .imports
+        .begin(Client::default(), 7)
+        .await
+        .unwrap();
     let made = Begun::new(inner, 7);
     begin(inner, 7).await;
     tokio::time::sleep(ROUNDS).await;

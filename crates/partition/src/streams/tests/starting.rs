@@ -4,7 +4,7 @@ use s2_common::record::SeqNum;
 use s2_common::stream::{ReadFrom, ReadStart};
 
 use super::fixture::*;
-use crate::reader::ReadError;
+use crate::reader::{ReadError, Reader};
 
 /// Ten records at 0 to 9 with timestamps 100, 100, 200, 200, … in batches of three.
 fn ten() -> Fixture {
@@ -236,4 +236,27 @@ fn a_deleted_stream_is_gone_for_those_who_hold_it() {
         Err(ReadError::Gone)
     ));
     assert!(handle.view().gone);
+}
+
+#[test]
+fn only_the_first_record_of_a_time_is_looked_up_in_the_database() {
+    let partition = ten();
+    let (reader, stream) = (partition.reader(), partition.stream("s"));
+    let by_number = (0..12).flat_map(|at| [ReadFrom::SeqNum(at), ReadFrom::TailOffset(at)]);
+    for from in by_number.chain([ReadFrom::Timestamp(501)]) {
+        for (clamp, may_follow) in [(false, false), (false, true), (true, false), (true, true)] {
+            let start = ReadStart { from, clamp };
+            let known = Reader::begin_in_memory(&stream, start, may_follow);
+            let known = known.map(|cursor| cursor.expect("it needs no disk").next());
+            let begun = reader.begin(&stream, start, may_follow);
+            let begun = begun.map(|cursor| cursor.next());
+            assert_eq!(known.ok(), begun.ok(), "{start:?} {may_follow}");
+        }
+    }
+    for timestamp in [0, 100, 350, 500] {
+        let from = ReadFrom::Timestamp(timestamp);
+        let start = ReadStart { from, clamp: false };
+        let known = Reader::begin_in_memory(&stream, start, true).unwrap();
+        assert!(known.is_none(), "{timestamp}");
+    }
 }

@@ -20,7 +20,7 @@ use crate::auth::{Access, Guarded};
 use crate::sample_history::History;
 use crate::usage::Usage;
 
-use super::{Admin, AdminError, BODY, PROBLEMS, open_api};
+use super::{AdminError, BODY, PROBLEMS, open_api};
 
 /// The basin that all requests name; few of them access it.
 const BASIN: &str = "my-basin";
@@ -403,46 +403,6 @@ async fn a_plan_is_carried_out_while_its_generation_holds() {
     let moved = (409, "root_moved");
     let prune = "/partitions/2/prune";
     world.refused(Method::POST, prune, &body, moved).await;
-    world.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_takes_long_runs_once_a_partition_and_goes_on_when_nobody_waits() {
-    let world = World::new().await;
-    let admin = Admin::new(
-        Guarded::new(world.node.clone()),
-        3,
-        (History::default(), Usage::default()),
-        String::new(),
-    );
-    let (finish, finished) = tokio::sync::oneshot::channel::<()>();
-    let (begin, begun) = tokio::sync::oneshot::channel();
-    let (tell, told) = tokio::sync::oneshot::channel();
-    let first = tokio::spawn({
-        let admin = admin.clone();
-        async move {
-            let work = async move {
-                begin.send(()).unwrap();
-                let _ = finished.await;
-                tell.send(()).unwrap();
-                Ok(())
-            };
-            admin.alone(1, work).await
-        }
-    });
-    begun.await.unwrap();
-    let busy = admin.alone(1, async { Ok(()) }).await.unwrap_err();
-    assert!(format!("{busy:?}").contains("busy"), "{busy:?}");
-    // Another partition does not wait for this one.
-    assert!(admin.alone(2, async { Ok(()) }).await.is_ok());
-    first.abort();
-    assert!(first.await.is_err());
-    assert!(admin.alone(1, async { Ok(()) }).await.is_err());
-    finish.send(()).unwrap();
-    told.await.unwrap();
-    while admin.alone(1, async { Ok(()) }).await.is_err() {
-        tokio::task::yield_now().await;
-    }
     world.stop().await;
 }
 
