@@ -85,6 +85,9 @@ enum Command {
     Layout(layout::Args),
     /// Measure a polite client among 64 that flood, 10,000 followers, and memory over a mixed load.
     Overload(overload::Args),
+    /// The flood of that, in a process of its own.
+    #[command(hide = true)]
+    OverloadFlood(overload::flood::Step),
     /// Kill the server at random moments under load and check what it acknowledged.
     Soak(soak::Args),
 }
@@ -107,6 +110,7 @@ async fn main() -> ExitCode {
                 .await?
                 .map(|()| ExitCode::SUCCESS),
             Command::Overload(args) => overload::run(args).await,
+            Command::OverloadFlood(step) => overload::flood::run(step).await,
             Command::Soak(args) => soak::run(args).await,
         }
     };

@@ -2,7 +2,8 @@
 //!
 //! A [`Server`] is one running process with its port and its log file; [`Server::spawn`] makes one of
 //! any command, [`Program::start`] one of the two programs that are compared. Dropping a `Server` kills
-//! it with SIGKILL and waits for it, so no path through this program leaves one behind.
+//! it with SIGKILL and waits for it, so no path through this program leaves one behind. [`low_priority_runtime`] and
+//! [`spawn_at_lowest_priority`] are for what would be on other machines, and is to take no processor from a server.
 //!
 //! Servers run in process groups of their own: a Ctrl-C in the terminal reaches this program alone, which
 //! then ends them.
@@ -23,6 +24,11 @@ use tokio::{
 };
 
 use bench_harness::machine;
+use esker_raft::priority::{DiskPriority, lower_priority};
+
+/// The niceness of the lowest priority. A thread that has it gets a seventieth of a processor for which one of
+/// the normal priority competes.
+const LOWEST_NICENESS: i32 = 19;
 
 /// Pause between two health checks. A refused connection on loopback costs some 20 µs, so checks at this
 /// interval neither delay the answer nor slow the start.
@@ -300,6 +306,43 @@ impl Drop for Server {
     }
 }
 
+/// A runtime for a store within this program that gives way to the server. It runs until the program ends,
+/// because a runtime cannot be dropped within another one.
+///
+/// # Errors
+///
+/// If its thread cannot be started.
+pub fn low_priority_runtime() -> anyhow::Result<&'static tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .on_thread_start(|| lower_priority(DiskPriority::Lowest))
+        .enable_all()
+        .build()?;
+    Ok(Box::leak(Box::new(runtime)))
+}
+
+/// Starts a process whose threads all have the lowest priority, for the processors and for the disk.
+///
+/// It stays in the session of this program, as servers do that this program starts. Linux may divide the processors
+/// among sessions first (`kernel.sched_autogroup_enabled`), and a niceness then counts only within one.
+///
+/// # Errors
+///
+/// If the priority cannot be lowered, or the process cannot be created.
+pub fn spawn_at_lowest_priority(command: &mut Command) -> anyhow::Result<Child> {
+    // A process inherits the priority of the thread that creates it. This one ends afterwards, because nobody may
+    // raise its priority again.
+    let spawned = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| -> anyhow::Result<Child> {
+            lower_priority(DiskPriority::Lowest);
+            rustix::process::setpriority_process(None, LOWEST_NICENESS)?;
+            Ok(command.spawn()?)
+        });
+        thread.join()
+    });
+    spawned.map_err(|_| anyhow::anyhow!("the thread that starts the process has panicked"))?
+}
+
 /// Status and body of a GET, with a minimal HTTP/1.1 client: starts are measured with it, and one short
 /// request on its own connection needs no more.
 async fn get(port: u16, path: &str) -> anyhow::Result<(u16, String)> {
@@ -333,5 +376,19 @@ mod tests {
         let pid = server.pid();
         drop(server);
         assert!(machine::resident_bytes(pid).is_err(), "process {pid} lives");
+    }
+
+    #[test]
+    fn a_process_of_the_lowest_priority_shares_the_session_of_this_one() {
+        let niceness = |pid| rustix::process::getpriority_process(pid).expect("it lives");
+        let session = |pid| rustix::process::getsid(pid).expect("it lives");
+        let before = niceness(None);
+        let mut sleep = Command::new("sleep");
+        let mut child = spawn_at_lowest_priority(sleep.arg("60")).expect("sleep runs");
+        let pid = Some(rustix::process::Pid::from_child(&child));
+        let found = (niceness(pid), session(pid), niceness(None));
+        child.kill().expect("it is killed");
+        child.wait().expect("it is gone");
+        assert_eq!(found, (LOWEST_NICENESS, session(None), before));
     }
 }

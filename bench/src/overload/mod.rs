@@ -4,12 +4,14 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`polite`] | one polite client among many that flood |
+//! | [`flood`] | those that flood, in this process or in one of the lowest priority |
 //! | [`followers`] | followers of one stream in great number |
 //! | [`slow_readers`] | resident memory for each byte that is held for readers that hardly read |
 //! | [`mixed`] | resident memory over a long mixed load: a part of `make soak` |
 //!
 //! Each part prints its figures, each target and whether it is met.
 
+pub mod flood;
 mod followers;
 mod mixed;
 mod polite;
@@ -27,6 +29,7 @@ use clap::ValueEnum;
 use crate::client::{self, Connection, Kind};
 use crate::recovery::subject::{Setup, Subject};
 use crate::streams::esker_program;
+use flood::Flooders;
 
 /// The basin of all streams.
 const BASIN: &str = "bench-overload";
@@ -40,6 +43,9 @@ pub struct Args {
     /// The program `esker`. Default: the one beside this program.
     #[arg(long, value_name = "PATH")]
     esker: Option<PathBuf>,
+    /// Where those that flood run. Default: the polite client is measured beside each kind.
+    #[arg(long = "flood", value_enum)]
+    floods: Vec<Flooders>,
     /// Followers of one stream, each on a connection of its own.
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=16_000))]
     followers: u32,
@@ -97,9 +103,15 @@ impl Part {
                  more figures show what no order of appends can avoid: a request that waits for no disk, and a \
                  thread of the bench that wakes another one. An append passes four threads, and waits for a \
                  processor before each: the handler, the writer of the log, the thread that applies, and the \
-                 handler again. The clients, the server and the copies that the system makes of what the flood \
-                 writes take both processors, so a p99 below that of a request that appends nothing is out of \
-                 reach here; admission is no part of it, because the polite client's turn comes at once."
+                 handler again. All of it is measured once for each place where the 64 can run, each time with \
+                 a new server. First they run beside the polite client, in its process and at its priority: they, \
+                 the server and the copies that the system makes of what they write take both processors, \
+                 so a p99 below that of a request that appends nothing is out of reach; admission is no part \
+                 of it, because the polite client's turn comes at once. Then they run in a process of the \
+                 lowest priority (nice 19), while the polite client and the server keep the normal one: clients \
+                 across a network do not take the server's processors, and these have what the server leaves. \
+                 What remains of the p99 then is what the server's own work for the flood costs the polite \
+                 client."
             ),
             Part::Followers => format!(
                 "Each follower reads server-sent events on a connection of HTTP/1.1 of its own, while 100 records \
@@ -140,7 +152,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             settings: Vec::new(),
         };
         let results = match part {
-            Part::Polite => polite::measure(&setup, args.seconds).await?,
+            Part::Polite => {
+                let kinds = match args.floods.as_slice() {
+                    [] => Flooders::value_variants(),
+                    kinds => kinds,
+                };
+                polite::measure(&setup, kinds, args.seconds).await?
+            }
             Part::Followers => followers::measure(&setup, args.followers, args.seconds).await?,
             Part::SlowReaders => slow_readers::measure(&setup, args.seconds).await?,
             Part::Mixed => mixed::measure(&setup, args.mixed_seconds).await?,

@@ -1,104 +1,86 @@
-//! One polite client, which appends a small record and waits for the answer, alone and while others flood.
+//! One polite client, which appends a small record and waits for the answer, alone and while others [flood](super::flood).
 //!
 //! The polite client has a thread and a connection of its own, so that it does not wait behind the flooders
-//! in the queue of this program's runtime. It shares the processors with them, which a client elsewhere does not,
+//! in the queue of this program's runtime. It may share the processors with them, which a client elsewhere does not,
 //! so its thread has a short time slice: once it is answered, it does not wait for theirs. Two more such clients
 //! show what the machine itself costs, which no server can avoid: one sends a request that appends nothing
 //! ([`Probe::Tail`]), and one wakes a thread of this program through a socket ([`Probe::Wake`]).
 
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bench_harness::stats::{Latencies, SortedLatencies};
 use esker_raft::priority::shorten_time_slice;
-use tokio::task::JoinSet;
 
+use super::flood::{FLOODERS, Flood, Flooders};
 use super::{BASIN, Outcome, connect, serve};
 use crate::client::{Batches, Connection, Kind};
 use crate::recovery::subject::Setup;
 
 /// The stream of the polite client.
 const POLITE: &str = "polite";
-/// Clients that flood, each with a connection of its own.
-const FLOODERS: usize = 64;
-/// Appends that each has under way.
-const UNDER_WAY: usize = 8;
-/// Records of an append of a flooder: 64 of 1 KiB.
-const FLOOD_RECORDS: usize = 64;
 /// The target: p99 during the flood over p99 alone.
 const MAX_RATIO: f64 = 5.0;
 /// Time of the flood before the polite client begins.
 const WARM_UP: Duration = Duration::from_secs(3);
 
-pub(super) async fn measure(setup: &Setup, seconds: u64) -> anyhow::Result<Vec<Outcome>> {
+/// Measures once for each kind of flooders, each time with a server and a directory of its own: what one flood
+/// leaves behind, its memtables and files, does not count against the next.
+pub(super) async fn measure(
+    setup: &Setup,
+    kinds: &[Flooders],
+    seconds: u64,
+) -> anyhow::Result<Vec<Outcome>> {
+    let mut outcomes = Vec::new();
+    for kind in kinds {
+        outcomes.extend(measure_one(setup, *kind, seconds).await?);
+        // Half a minute of a flood is gigabytes.
+        fs::remove_dir_all(&setup.data)
+            .with_context(|| format!("cannot remove {}", setup.data.display()))?;
+    }
+    Ok(outcomes)
+}
+
+async fn measure_one(setup: &Setup, kind: Flooders, seconds: u64) -> anyhow::Result<Vec<Outcome>> {
     let server = serve(setup).await?;
     let duration = Duration::from_secs(seconds);
-    let connection = connect(&server).await?;
-    connection.create_stream(POLITE).await?;
-    connection.create_stream("flood").await?;
+    connect(&server).await?.create_stream(POLITE).await?;
     let url = server.url();
     probe(&url, Probe::Append, WARM_UP).await?;
     let alone = probe(&url, Probe::Append, duration).await?;
 
-    let ends = Arc::new(AtomicBool::new(false));
-    let bytes = Arc::new(AtomicU64::new(0));
-    let batches = Arc::new(Batches::new(FLOOD_RECORDS, 1000, 2)?);
-    let mut flood = JoinSet::new();
-    for _ in 0..FLOODERS {
-        let stream = Arc::new(connect(&server).await?.stream("flood")?);
-        for turn in 0..UNDER_WAY {
-            let (stream, batches) = (stream.clone(), batches.clone());
-            let (ends, bytes) = (ends.clone(), bytes.clone());
-            flood.spawn(async move {
-                while !ends.load(Ordering::Relaxed) {
-                    // One that is refused comes again, as a flooder's does.
-                    if stream.append(batches.at(turn)).await.is_ok() {
-                        bytes.fetch_add((FLOOD_RECORDS * 1000) as u64, Ordering::Relaxed);
-                    }
-                }
-            });
-        }
-    }
+    let flood = Flood::start(kind, &url).await?;
     tokio::time::sleep(WARM_UP).await;
-    let before = bytes.load(Ordering::Relaxed);
-    let begun = Instant::now();
+    let (before, begun) = (flood.appended().await?, Instant::now());
     let during = probe(&url, Probe::Append, duration).await?;
-    let flooded = bytes.load(Ordering::Relaxed) - before;
+    let flooded = flood.appended().await? - before;
     let rate = flooded as f64 / begun.elapsed().as_secs_f64() / f64::from(1 << 20);
     let tail = probe(&url, Probe::Tail, duration / 2).await?;
     let wake = probe(&url, Probe::Wake, duration / 2).await?;
-    ends.store(true, Ordering::Relaxed);
-    while flood.join_next().await.is_some() {}
+    flood.end().await?;
+    server.kill();
 
+    let p50 = |latencies: &SortedLatencies| latencies.percentile_ms(50.0);
     let p99 = |latencies: &SortedLatencies| latencies.percentile_ms(99.0);
     let ratio = p99(&during) / p99(&alone);
+    let others = kind.name();
+    let row = |what: &str, latencies: &SortedLatencies| {
+        let (p50, p99) = (p50(latencies), p99(latencies));
+        Outcome::plain(format!("{what}: p50 {p50:.1} ms, p99 {p99:.1} ms"))
+    };
     Ok(vec![
-        Outcome::plain(format!(
-            "polite client alone: p50 {:.1} ms, p99 {:.1} ms",
-            alone.percentile_ms(50.0),
-            p99(&alone)
-        )),
-        Outcome::plain(format!(
-            "while {FLOODERS} others flood at {rate:.0} MiB/s: p50 {:.1} ms, p99 {:.1} ms",
-            during.percentile_ms(50.0),
-            p99(&during)
-        )),
-        Outcome::plain(format!(
-            "meanwhile, a request that appends nothing: p50 {:.1} ms, p99 {:.1} ms",
-            tail.percentile_ms(50.0),
-            p99(&tail)
-        )),
-        Outcome::plain(format!(
-            "meanwhile, a thread that another one wakes: p50 {:.1} ms, p99 {:.1} ms",
-            wake.percentile_ms(50.0),
-            p99(&wake)
-        )),
+        row("polite client alone", &alone),
+        row(
+            &format!("while {FLOODERS} {others} flood at {rate:.0} MiB/s"),
+            &during,
+        ),
+        row("meanwhile, a request that appends nothing", &tail),
+        row("meanwhile, a thread that another one wakes", &wake),
         Outcome {
-            what: format!("p99 during the flood over p99 alone: {ratio:.2}"),
+            what: format!("p99 while {FLOODERS} {others} flood over p99 alone: {ratio:.2}"),
             target: format!("at most {MAX_RATIO}"),
             met: ratio <= MAX_RATIO,
         },

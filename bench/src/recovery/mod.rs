@@ -27,10 +27,10 @@ use std::{
 use anyhow::Context as _;
 use bench_harness::{Figures, PartArgs, Run, machine::quiet, page::Page};
 use clap::ValueEnum;
-use esker_raft::priority::{DiskPriority, lower_priority};
 use subject::Setup;
 use testkit_s3::{S3Server, objects::Objects};
 
+use crate::process::low_priority_runtime;
 use crate::streams::esker_program;
 
 /// Where the page goes by default.
@@ -120,16 +120,6 @@ impl Bench {
         };
         (setup, store)
     }
-}
-
-/// A runtime for a store. It runs until the program ends, because a runtime cannot be dropped within another one.
-fn low_priority_runtime() -> anyhow::Result<&'static tokio::runtime::Runtime> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .on_thread_start(|| lower_priority(DiskPriority::Lowest))
-        .enable_all()
-        .build()?;
-    Ok(Box::leak(Box::new(runtime)))
 }
 
 /// Measures, prints, and writes the page.
