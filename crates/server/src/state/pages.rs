@@ -104,6 +104,7 @@ fn page(store: &StateStore, request: ScanRequest) -> Result<Vec<Bytes>, Status> 
         limit,
         keys_only: request.keys_only,
         max_bytes: if limit.is_some() { PAGE } else { MAX_ANSWER },
+        max_rows: None,
     };
     let mut messages = Messages::default();
     let mut last = String::new();
