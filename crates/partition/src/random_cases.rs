@@ -11,3 +11,23 @@ pub(crate) fn cases(usual: u32) -> u32 {
         Err(_) => usual,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::strategy::ValueTree as _;
+    use proptest::test_runner::TestRunner;
+
+    #[test]
+    fn the_same_cases_are_drawn_each_time() {
+        let draw = || {
+            let mut runner = TestRunner::new(ProptestConfig::default());
+            any::<[u64; 4]>().new_tree(&mut runner).unwrap().current()
+        };
+        assert_eq!(
+            draw(),
+            draw(),
+            "PROPTEST_RNG_SEED is not set: `.cargo/config.toml` does it"
+        );
+    }
+}
