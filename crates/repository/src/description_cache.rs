@@ -23,7 +23,6 @@
 //! `verify`.
 
 use std::collections::HashMap;
-use std::mem::size_of;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ids::{Digest, PartitionId};
