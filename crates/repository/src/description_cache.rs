@@ -25,6 +25,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use crate::ids::{Digest, PartitionId};
 use crate::layout::SnapshotDir;
 use crate::metadata::{FileMetadata, SnapshotMetadata};
@@ -45,6 +47,8 @@ const OVERHEAD: usize = 16;
 #[derive(Clone, Debug)]
 pub struct DescriptionCache {
     known: Arc<Mutex<Known>>,
+    /// Held by whoever parses: a description and what it is parsed by way of take several times its memory in the end.
+    parsing: Arc<Semaphore>,
     max_bytes: usize,
 }
 
@@ -78,6 +82,7 @@ impl DescriptionCache {
     fn of(max_bytes: usize) -> DescriptionCache {
         DescriptionCache {
             known: Arc::default(),
+            parsing: Arc::new(Semaphore::new(1)),
             max_bytes,
         }
     }
@@ -90,6 +95,12 @@ impl DescriptionCache {
         known.entries.retain(|_, entry| entry.used > since);
         known.bytes = known.entries.values().map(|entry| entry.bytes).sum();
         known.forgotten_at = known.uses;
+    }
+
+    /// Waits until nobody else parses a large description, which takes a part of a second.
+    pub(crate) async fn turn_to_parse(&self) -> Option<OwnedSemaphorePermit> {
+        // It is never closed.
+        self.parsing.clone().acquire_owned().await.ok()
     }
 
     /// A description, and the object that it was read from.

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::description_cache::{DescriptionCache, MIN_OBJECT_BYTES};
-use crate::error::{Error, ParseError};
+use crate::error::Error;
 use crate::layout::SnapshotDir;
 use crate::metadata::{METADATA_BYTES, SnapshotMetadata};
 use crate::repository::Repository;
-use crate::store::{ObjectVersion, Store};
+use crate::store::Store;
 
 /// Counts large descriptions by where they were read from.
 const LARGE_DESCRIPTIONS: &str = "esker_repository_large_descriptions_total";
@@ -58,11 +58,21 @@ impl Repository {
             }
             shared.remove(self.partition, dir);
         }
-        let (metadata, version) = self.fetch(store, dir).await?;
-        if version.size >= MIN_OBJECT_BYTES {
-            metrics::counter!(LARGE_DESCRIPTIONS, "from" => "repository").increment(1);
-            shared.insert(self.partition, &metadata, version);
+        let (bytes, version) = store.get_object(&dir.metadata(), METADATA_BYTES).await?;
+        if version.size < MIN_OBJECT_BYTES {
+            return self.parse(store, bytes, dir);
         }
+        metrics::counter!(LARGE_DESCRIPTIONS, "from" => "repository").increment(1);
+        let turn = shared.turn_to_parse().await;
+        // Whoever had the turn before may have read the same.
+        if let Some((metadata, known)) = shared.get(self.partition, dir)
+            && known == version
+        {
+            self.check_owner_of(store, dir, &metadata)?;
+            return Ok(metadata);
+        }
+        let metadata = self.parse_large(store, bytes, dir, turn).await?;
+        shared.insert(self.partition, &metadata, version);
         Ok(metadata)
     }
 
@@ -72,45 +82,48 @@ impl Repository {
         store: &Store,
         dir: &SnapshotDir,
     ) -> Result<Arc<SnapshotMetadata>, Error> {
-        Ok(self.fetch(store, dir).await?.0)
+        let (bytes, _) = store.get_object(&dir.metadata(), METADATA_BYTES).await?;
+        match (bytes.len() as u64) < MIN_OBJECT_BYTES {
+            true => self.parse(store, bytes, dir),
+            false => self.parse_large(store, bytes, dir, ()).await,
+        }
     }
 
-    async fn fetch(
-        &self,
-        store: &Store,
-        dir: &SnapshotDir,
-    ) -> Result<(Arc<SnapshotMetadata>, ObjectVersion), Error> {
-        let key = dir.metadata();
-        let (bytes, version) = store.get_object(&key, METADATA_BYTES).await?;
-        let metadata = self
-            .parse(store, bytes, dir)
-            .await?
-            .map_err(|why| why.of(store.display_url(&key)))?;
-        self.check_owner_of(store, dir, &metadata)?;
-        Ok((Arc::new(metadata), version))
-    }
-
-    /// Parses a description; a large one on a thread that may block, because that takes a tenth of a second and
-    /// more, for which the other tasks of this thread would wait.
-    async fn parse(
+    /// Parses a large description on a thread that may block, because that takes a tenth of a second and more, for
+    /// which the other tasks of this thread would wait. `turn` is dropped when it has ended.
+    async fn parse_large(
         &self,
         store: &Store,
         bytes: Bytes,
         dir: &SnapshotDir,
-    ) -> Result<Result<SnapshotMetadata, ParseError>, Error> {
-        let partition = self.partition;
-        if (bytes.len() as u64) < MIN_OBJECT_BYTES {
-            return Ok(SnapshotMetadata::parse(&bytes, partition, dir));
-        }
-        let of = dir.clone();
-        let parsed =
-            tokio::task::spawn_blocking(move || SnapshotMetadata::parse(&bytes, partition, &of));
+        turn: impl Send + 'static,
+    ) -> Result<Arc<SnapshotMetadata>, Error> {
+        let (repository, its_store, of) = (self.clone(), store.clone(), dir.clone());
+        let parsed = tokio::task::spawn_blocking(move || {
+            let parsed = repository.parse(&its_store, bytes, &of);
+            drop(turn);
+            parsed
+        });
         // A thread that could not end its work proves nothing about the description.
-        parsed.await.map_err(|error| Error::Io {
-            what: "parse",
-            path: store.display_url(&dir.metadata()).into(),
-            source: io::Error::other(error),
+        parsed.await.unwrap_or_else(|error| {
+            Err(Error::Io {
+                what: "parse",
+                path: store.display_url(&dir.metadata()).into(),
+                source: io::Error::other(error),
+            })
         })
+    }
+
+    fn parse(
+        &self,
+        store: &Store,
+        bytes: Bytes,
+        dir: &SnapshotDir,
+    ) -> Result<Arc<SnapshotMetadata>, Error> {
+        let metadata = SnapshotMetadata::parse(&bytes, self.partition, dir)
+            .map_err(|why| why.of(store.display_url(&dir.metadata())))?;
+        self.check_owner_of(store, dir, &metadata)?;
+        Ok(Arc::new(metadata))
     }
 
     fn check_owner_of(

@@ -1,6 +1,7 @@
 //! Large descriptions, which repositories share that are opened for one request each.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use esker_repository::{DescriptionCache, Error, Options, Repository, SnapshotDir};
 use serde_json::json;
@@ -141,6 +142,26 @@ async fn while_the_store_does_not_answer_a_description_in_memory_is_neither_ther
     place.server().forget();
     assert_eq!(count().await.unwrap(), MANY + 1);
     assert_eq!(requests_for(&place, &dir, Operation::Get), 0);
+}
+
+/// Those who look at once each fetch it, and one parses it for all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_look_at_once_share_one_description() {
+    let place = Place::in_a_directory();
+    let dir = place.put(1, &some(&[1])).await.snapshot;
+    enlarge(&place, &dir, MANY);
+    let cache = DescriptionCache::default();
+    let looks = (0..16).map(|_| {
+        let (repository, dir) = (request(&place, &cache), dir.clone());
+        tokio::spawn(async move { repository.describe(&dir).await.unwrap() })
+    });
+    let looks: Vec<_> = looks.collect();
+    let mut seen = Vec::new();
+    for look in looks {
+        seen.push(look.await.unwrap());
+    }
+    let first = request(&place, &cache).describe(&dir).await.unwrap();
+    assert!(seen.iter().all(|it| Arc::ptr_eq(it, &first)));
 }
 
 /// The description of another cluster is refused from memory as from the store.
