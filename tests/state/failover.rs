@@ -283,6 +283,6 @@ async fn lose_leaders(seed: u64, faults: u64) {
     );
     assert!(committed > COMMITTED && conflicts > CONFLICTS);
     if let Err(why) = check(&events, &commits) {
-        panic!("part {part}, seed {seed}: {why}");
+        panic!("seed {seed}: {why}");
     }
 }

@@ -247,11 +247,11 @@ async fn lose_leaders(seed: u64, faults: u64) {
         events.len()
     );
     if let Err(why) = check(&events, &contents) {
-        panic!("part {part}, seed {seed}: {why}");
+        panic!("seed {seed}: {why}");
     }
     match check_fences(&fenced(&stream(&cluster, 1, "fenced")).await) {
         Ok(records) => assert!(records > 20, "{records} records under tokens"),
-        Err(why) => panic!("part {part}, seed {seed}: {why}"),
+        Err(why) => panic!("seed {seed}: {why}"),
     }
 }
 
