@@ -244,7 +244,7 @@ mod tests {
             "no room is made for one that finds none"
         );
         let known = cache.lock();
-        let bytes = known.entries.values().map(|entry| entry.bytes).sum();
+        let bytes: usize = known.entries.values().map(|entry| entry.bytes).sum();
         assert_eq!(known.bytes, bytes);
         assert!(bytes <= cache.max_bytes);
     }
