@@ -19,8 +19,11 @@ fn fifty_kills_lose_nothing_that_was_acknowledged() {
             .unwrap();
         assert!(built.success(), "the `esker` binary does not build");
     }
+    let seed = testkit::seeds::one(1, "--test soak");
     let output = Command::new(bench)
-        .args(["soak", "--rounds", "50", "--longest", "400", "--esker"])
+        .args(["soak", "--rounds", "50", "--longest", "400"])
+        .args(["--seed", &seed.to_string()])
+        .arg("--esker")
         .arg(&esker)
         .output()
         .unwrap();

@@ -78,9 +78,9 @@ async fn space_of_what_was_trimmed_expired_and_deleted_returns_to_the_disk() {
     let dropped = sdk::stream(&doomed, "dropped").await;
     // 40 MiB each, interleaved, of bytes that do not compress.
     let noise: Vec<u8> = {
-        use rand::RngCore as _;
+        use rand::{RngCore as _, SeedableRng as _};
         let mut noise = vec![0; 2_000_000];
-        rand::rng().fill_bytes(&mut noise);
+        rand::rngs::StdRng::seed_from_u64(1).fill_bytes(&mut noise);
         noise
     };
     for i in 0..42 {

@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use rustix::process::Signal;
 use s2_sdk::types::BasinConfig;
+use testkit::seeds;
 
 use crate::kill_loop::workload::{Stop, Streams, follow};
 use crate::support::{Cluster, Setup, eventually, sdk};
@@ -125,7 +126,7 @@ async fn heal(nodes: &mut Cluster, fault: Fault, node: usize) {
 async fn nodes_that_are_killed_or_paused_lose_nothing_that_was_acknowledged_and_repeat_nothing() {
     let rounds = std::env::var("ESKER_FAILOVER_ROUNDS");
     let rounds = rounds.map_or(ROUNDS, |rounds| rounds.parse().unwrap());
-    let seed: u64 = rand::random();
+    let seed = seeds::one(1, "--test e2e failover::nodes_that_are_killed");
     let mut rng = StdRng::seed_from_u64(seed);
     let setup = Setup::default()
         .partitions(2)

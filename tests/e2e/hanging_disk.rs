@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use rand::rngs::StdRng;
+use rand::{RngCore as _, SeedableRng as _};
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 
@@ -131,9 +133,8 @@ async fn stopped_on_a_frozen_disk(
     let mut server = setup.start(data_dir).await;
     let basin = server.sdk().basin(basin_name("test-basin"));
     let stream = basin.stream(stream_name("orders"));
-    let noise: Vec<u8> = std::iter::repeat_with(rand::random)
-        .take(1_000_000)
-        .collect();
+    let mut noise = vec![0; 1_000_000];
+    StdRng::seed_from_u64(1).fill_bytes(&mut noise);
     for _ in 0..20 {
         sdk::append(&stream, [&noise]).await;
     }

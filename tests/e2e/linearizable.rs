@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use s2_sdk::S2Stream;
 use s2_sdk::error::{AppendConditionFailed, AppendError, ReadError};
+use testkit::seeds;
 
 use crate::support::history::linearizability::{Answer, Event, check};
 use crate::support::sdk;
@@ -115,7 +116,7 @@ async fn history(server: &Server, seed: u64) -> (Vec<Event>, Vec<u64>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_order_of_events_explains_every_answer() {
-    let seed: u64 = rand::random();
+    let seed = seeds::one(1, "--test e2e linearizable::one_order");
     let server = Setup::default().start_fresh().await;
     let (events, contents) = history(&server, seed).await;
     let count = |which: fn(&Answer) -> bool| events.iter().filter(|e| which(&e.answer)).count();

@@ -60,6 +60,7 @@ async fn every_metric_has_the_type_the_labels_and_the_help_of_its_page() {
         "esker_peer_certificate_expiry_timestamp_seconds",
         "esker_peer_certificate_reloads_total",
         "esker_raft_snapshot_full_disk_waits_total",
+        "esker_repository_large_descriptions_total",
         "esker_raft_strangers_closed_total",
         "esker_root_token_reloads_total",
         "esker_snapshot_age_seconds",

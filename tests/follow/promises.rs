@@ -7,6 +7,8 @@ use std::time::Instant;
 use esker_follow::folds::Latest;
 use esker_follow::{Encoding, Error, Follower, Kind, TrimTo};
 use futures::StreamExt as _;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 use s2_sdk::types::{
     AppendInput, AppendRecord, AppendRecordBatch, BasinReconfiguration, CommandRecord,
     DeleteStreamInput, EncryptionAlgorithm, EncryptionKey, ReconfigureBasinInput,
@@ -122,10 +124,11 @@ async fn a_state_that_does_not_fit_into_a_batch_is_framed() {
     let place = Place::new().await;
     // 3000 ids with some 1 KiB each, which does not compress into one batch.
     let stream = place.stream();
+    let mut rng = StdRng::seed_from_u64(1);
     for chunk in (0..3000_u64).collect::<Vec<_>>().chunks(200) {
         let bodies = chunk.iter().map(|n| {
             let padding: String = (0..100)
-                .map(|_| format!("{:016x}", rand::random::<u64>()))
+                .map(|_| format!("{:016x}", rng.random::<u64>()))
                 .collect();
             format!(r#"{{"id":{n},"n":{n},"padding":"{padding}"}}"#)
         });

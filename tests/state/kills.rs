@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::{Rng as _, SeedableRng as _};
+use testkit::seeds;
 
 use crate::client::{Clients, Name, State};
 use crate::support::Setup;
@@ -51,8 +52,7 @@ async fn commit(state: &Clients, agent: &str, n: u64) -> Result<u64, tonic::Stat
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_at_any_moment_leaves_every_acknowledged_commit_whole_and_no_other_in_part() {
-    let seed = rand::random();
-    println!("seed {seed}");
+    let seed = seeds::one(1, "--test state kills");
     let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
     let mut state = State::of(setup().start_fresh().await);
     let known: Vec<_> = (0..CLIENTS)

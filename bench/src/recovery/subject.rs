@@ -138,6 +138,15 @@ impl Subject {
         }
     }
 
+    /// Status and answer of a GET.
+    ///
+    /// # Errors
+    ///
+    /// If the server does not answer.
+    pub async fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        self.process.get(path).await
+    }
+
     /// All metrics, summed over their labels.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Restarts by the length of the history, and the disk space that a long one takes.
+//! Restarts by the length of the history, the pages of a long one, and the disk space that it takes.
 
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt as _;
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Bench;
 use super::load::{self, Deed};
+use super::pages;
 use crate::recovery::subject::bytes_below;
 use bench_harness::page::{Figure, Section};
 
@@ -57,13 +58,18 @@ pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Section> {
             format!("{:.1}x", last / first),
         ));
     }
+    if let Some(server) = &server {
+        figures.extend(pages::measure(bench, server, made).await?);
+    }
     drop(server);
     figures.push(disk(bench).await?);
     Ok(Section {
         title: "Long histories".to_owned(),
         how: format!(
             "{CLIENTS} clients commit, with a snapshot every 1000 commits. The disk is looked at when \
-             housekeeping has come to rest; partition snapshots are left to their schedule."
+             housekeeping has come to rest; partition snapshots are left to their schedule. Pages of the \
+             console are loaded a hundred times, one after the other; a viewer keeps a live page open, of \
+             which the server renders a part every two seconds."
         ),
         figures,
         ..Section::default()

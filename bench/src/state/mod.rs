@@ -8,9 +8,11 @@
 //! | [`rates`] | transactions and reads, side by side |
 //! | [`snapshots`] | commits and memory while a snapshot is written; rebuilding from one |
 //! | [`histories`] | restarts by the length of the history, and disk |
+//! | [`pages`] | pages of the console of a long history |
 
 mod histories;
 pub mod load;
+mod pages;
 mod peer;
 mod rates;
 mod snapshots;
@@ -53,7 +55,7 @@ pub enum Part {
     Rates,
     /// Commits and memory while a snapshot is written; rebuilding from one.
     Snapshots,
-    /// Restarts by the length of the history, and disk.
+    /// Restarts by the length of the history, pages of the console, and disk.
     Histories,
 }
 

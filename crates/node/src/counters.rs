@@ -40,6 +40,7 @@ const COUNTERS: &[&str] = &[
     "esker_state_operations_total",
     "esker_state_pruned_commits_total",
     "esker_state_refused_commits_total",
+    "esker_state_rows_read_total",
     "esker_state_snapshots_archive_failed_total",
     "esker_state_snapshots_archived_total",
     "esker_state_snapshots_failed_total",

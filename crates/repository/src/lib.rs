@@ -24,6 +24,7 @@
 //! | [`Options`], [`Cluster`], [`Incarnation`] | who uses a repository, and how |
 //! | `store` | one partition's objects, with retries |
 //! | [`repository`] | reading the root, swapping it |
+//! | `descriptions`, [`DescriptionCache`] | reading snapshots' descriptions, and keeping large ones between requests |
 //! | `writer` | which of several copies of a node may write |
 //! | [`put`](Repository::put), `upload`, [`RateLimiter`], [`retention`] | making a snapshot |
 //! | [`sweep`](Repository::sweep), [`prune`], [`steady`] | deleting, and the clock for it |
@@ -68,6 +69,8 @@
 
 pub mod checkpoint;
 mod cluster;
+mod description_cache;
+mod descriptions;
 pub mod destination;
 mod disk;
 pub mod env;
@@ -109,6 +112,7 @@ mod writer;
 
 pub use checkpoint::{Checkpoint, Digests, Source};
 pub use cluster::Cluster;
+pub use description_cache::DescriptionCache;
 pub use destination::Destination;
 pub use error::{Error, ParseError, StoreFailure};
 pub use ids::{

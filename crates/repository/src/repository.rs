@@ -13,12 +13,13 @@ use object_store::UpdateVersion;
 use tokio::sync::Mutex;
 
 pub use crate::cluster::Cluster;
+use crate::description_cache::DescriptionCache;
 use crate::destination::Destination;
 use crate::env::{Env, System};
 use crate::error::{Error, ParseError};
 use crate::ids::{Generation, PartitionId, SnapshotId};
 use crate::layout::{Object, ROOT, SnapshotDir};
-use crate::metadata::{METADATA_BYTES, SnapshotMetadata};
+use crate::metadata::SnapshotMetadata;
 pub use crate::options::Options;
 use crate::root::{ROOT_BYTES, Root};
 use crate::store::{Store, Swap};
@@ -37,7 +38,9 @@ pub struct Repository {
     pub(crate) partition: PartitionId,
     pub(crate) options: Arc<Options>,
     /// Descriptions of kept snapshots. A description never changes, so a cached one cannot be stale.
-    descriptions: Arc<Mutex<HashMap<SnapshotDir, Arc<SnapshotMetadata>>>>,
+    pub(crate) descriptions: Arc<Mutex<HashMap<SnapshotDir, Arc<SnapshotMetadata>>>>,
+    /// Large descriptions that repositories of other operations have read.
+    pub(crate) shared: Option<DescriptionCache>,
 }
 
 /// A root, and the version of the object that it was read from, which a swap replaces.
@@ -114,6 +117,15 @@ impl Repository {
             partition,
             options: Arc::new(options),
             descriptions: Arc::default(),
+            shared: None,
+        }
+    }
+
+    /// The same repository, which shares large descriptions with others of the same destination.
+    pub fn with_descriptions(self, shared: &DescriptionCache) -> Repository {
+        Repository {
+            shared: Some(shared.clone()),
+            ..self
         }
     }
 
@@ -180,7 +192,7 @@ impl Repository {
     }
 
     /// Refuses an object that another cluster wrote.
-    fn check_cluster(
+    pub(crate) fn check_cluster(
         &self,
         object: &str,
         name: &str,
@@ -190,53 +202,6 @@ impl Repository {
             Some(cluster) => cluster.check(object, name, fingerprint),
             None => Ok(()),
         }
-    }
-
-    /// Reads a snapshot's description.
-    pub async fn describe(&self, dir: &SnapshotDir) -> Result<Arc<SnapshotMetadata>, Error> {
-        self.read_description(&self.store.operation(), dir).await
-    }
-
-    pub(crate) async fn read_description(
-        &self,
-        store: &Store,
-        dir: &SnapshotDir,
-    ) -> Result<Arc<SnapshotMetadata>, Error> {
-        if let Some(known) = self.descriptions.lock().await.get(dir) {
-            return Ok(known.clone());
-        }
-        let metadata = self.fetch_description(store, dir).await?;
-        let mut known = self.descriptions.lock().await;
-        known.insert(dir.clone(), metadata.clone());
-        Ok(metadata)
-    }
-
-    /// Reads a description from the store even if it is cached, to show whether the object exists.
-    pub(crate) async fn fetch_description(
-        &self,
-        store: &Store,
-        dir: &SnapshotDir,
-    ) -> Result<Arc<SnapshotMetadata>, Error> {
-        let key = dir.metadata();
-        let (bytes, _) = store.get(&key, METADATA_BYTES).await?;
-        let metadata = SnapshotMetadata::parse(&bytes, self.partition, dir)
-            .map_err(|why| why.of(store.display_url(&key)))?;
-        self.check_cluster(
-            &store.display_url(&key),
-            &metadata.cluster_name,
-            metadata.cluster_fingerprint,
-        )?;
-        Ok(Arc::new(metadata))
-    }
-
-    /// Removes cached descriptions of snapshots that the root does not keep, so that the cache does not
-    /// grow with the uptime.
-    pub(crate) async fn forget_all_but(&self, kept: &[SnapshotDir]) {
-        let kept: HashSet<_> = kept.iter().collect();
-        self.descriptions
-            .lock()
-            .await
-            .retain(|dir, _| kept.contains(dir));
     }
 
     /// All keys that a root keeps: of retained, pinned and abandoned snapshots. Fails if one of their

@@ -13,6 +13,7 @@
 //! | [`moves`] | leaderships that move as planned cost no append |
 //! | [`clients`] | the official clients by way of any node |
 //! | [`digests`] | replicas are compared, and one that differs stops |
+//! | [`undecided`] | replicas differ, and no majority shows which one is right |
 //! | [`transfers`] | what is sent to a node that was left behind, across restarts and on a full disk |
 //! | [`sources`] | where a node gets what it lacks |
 //! | [`writer`] | a writer across failures, and what it knows |
@@ -30,4 +31,5 @@ mod partitions;
 mod sources;
 mod tokens;
 mod transfers;
+mod undecided;
 mod writer;

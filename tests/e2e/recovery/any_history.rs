@@ -452,13 +452,12 @@ fn same_but_for_gaps(found: &Moment, told: &Moment) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_history_with_snapshots_and_losses_anywhere_ends_as_was_promised() {
-    let first = seeds::random();
-    let seeds = seeds::range(first..first + SEEDS);
+    let seeds = seeds::range(1..1 + SEEDS);
     let losses = AtomicUsize::new(0);
     let counted = &losses;
     run_concurrently(seeds.map(async |seed| {
         let mut world = World::new(seed).await;
-        println!("{}", world.told);
+        println!("{}", seeds::again(seed, "--test e2e recovery::any_history"));
         for _ in 0..40 {
             world.step().await;
         }

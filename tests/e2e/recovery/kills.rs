@@ -128,7 +128,7 @@ fn busy() -> Setup {
 /// `ESKER_TEST_KILLS` and `ESKER_SEED` override the defaults.
 fn rounds_and_seed() -> (u64, u64) {
     let rounds = seeds::number("ESKER_TEST_KILLS").unwrap_or(12);
-    (rounds, seeds::chosen().unwrap_or_else(seeds::random))
+    (rounds, seeds::one(1, "--test e2e recovery::kills"))
 }
 
 async fn killed_over_and_over(removes: bool) {

@@ -1,9 +1,15 @@
 //! The seeds of randomised tests.
 //!
+//! The suite runs the same seeds each time: a run that fails shows a fault of the change that it tests, and the next
+//! run shows it again. `make soak` and its parts run seeds that were never tried.
+//!
 //! All such tests have the same variables: `ESKER_SEED=N` runs seed N alone; `ESKER_SEEDS=N` runs N seeds,
 //! from `ESKER_SEED` or the test's usual first one on; where a test can run for any time,
 //! `ESKER_SEED_SECONDS=N` sets the time. A failure prints the variable and the command that repeat it: see
-//! [`again`].
+//! [`again`]. A seed decides what is done, and when. In tests of real processes it does not decide how far these are
+//! by then: the same seed may find a fault at one time and not at another.
+//!
+//! Properties (`proptest!`) draw their cases from `PROPTEST_RNG_SEED`, which `.cargo/config.toml` sets.
 
 use std::ops::Range;
 
@@ -40,7 +46,15 @@ pub fn are_chosen() -> bool {
     chosen().is_some() || number(SEEDS).is_some()
 }
 
-/// A random seed, which most likely was not tried before.
+/// The seed of a test that runs one: that of the environment, or the usual one. Prints it, and how to run it again with
+/// these arguments of `cargo test`, which choose the test.
+pub fn one(usual: u64, arguments: &str) -> u64 {
+    let seed = chosen().unwrap_or(usual);
+    println!("seed {seed}; {}", again(seed, arguments));
+    seed
+}
+
+/// A random seed, which most likely was not tried before: for tests that are to run for a time, as for a soak.
 pub fn random() -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
     // Short, so that it can be typed, and so that many more can follow it.

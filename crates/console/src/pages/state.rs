@@ -229,7 +229,8 @@ async fn keys(
                 None => { "As it is now, after commit " b { (count(keys.commit_ts)) } "." },
             }
         }
-        @if keys.keys.is_empty() { p { "There are no such keys." } }
+        @if keys.keys.is_empty() && next.is_some() { p { "None so far: the keys that were looked at are deleted, or were not written by then." } }
+        @else if keys.keys.is_empty() { p { "There are no such keys." } }
         @else { (table("Keys", &["Key", "#Version", "#Commit", "#Size"], rows)) }
         nav.pages aria-label="More keys" {
             @if which.after.is_some() { a href=(here(Some(&as_of), None)) { "From the beginning" } }

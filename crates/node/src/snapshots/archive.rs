@@ -16,8 +16,8 @@ use esker_repository::destination::Destination;
 use esker_repository::env::System;
 use esker_repository::metadata::FileMetadata;
 use esker_repository::{
-    Cluster, Digest, IncarnationId, LineageId, Lsn, Options, PartitionId, RateLimiter, Repository,
-    Root, SnapshotMetadata, Source, ownership,
+    Cluster, DescriptionCache, Digest, IncarnationId, LineageId, Lsn, Options, PartitionId,
+    RateLimiter, Repository, Root, SnapshotMetadata, Source, ownership,
 };
 use serde::Deserialize as _;
 use serde_json::Value;
@@ -46,6 +46,8 @@ pub(crate) struct Archive {
     scrub_limiter: Option<RateLimiter>,
     /// The incarnations of this start and of earlier ones.
     incarnations: Arc<Incarnations>,
+    /// Large descriptions that those who look at the repository have read.
+    descriptions: DescriptionCache,
     /// The remembered destination; `None` if it is in the data directory itself, where nothing is mounted.
     remembered: Option<Arc<DestinationFile>>,
     /// Whether no destination is configured: the repository is then on the same disk as the data, and lost
@@ -78,6 +80,7 @@ impl Archive {
             incarnations: Arc::new(Incarnations::draw(data_dir)?),
             remembered,
             destination,
+            descriptions: DescriptionCache::default(),
             options: Arc::new(options.clone()),
             rate_limiter: options.upload_rate.map(RateLimiter::new),
             scrub_limiter: options.scrub_rate.map(RateLimiter::new),
@@ -168,6 +171,17 @@ impl Archive {
     pub fn repository(&self, identity: &Identity, partition: u64) -> Repository {
         let cluster = cluster(identity);
         self.with(Some(cluster), partition, self.options.kind)
+    }
+
+    /// The same, for one request of those who look at it: large descriptions stay in memory for the next one.
+    pub fn repository_to_look_at(&self, identity: &Identity, partition: u64) -> Repository {
+        let repository = self.repository(identity, partition);
+        repository.with_descriptions(&self.descriptions)
+    }
+
+    /// Gives back the memory of descriptions that nobody has looked at since the previous call.
+    pub fn forget_unused_descriptions(&self) {
+        self.descriptions.forget_unused();
     }
 
     /// The same, for a snapshot that shares no file with others.

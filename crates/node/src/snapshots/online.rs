@@ -177,6 +177,6 @@ impl Node {
             return Err(self.no_partition(partition));
         }
         let archive = &snapshots.archive;
-        Ok(archive.repository(&snapshots.identity, partition))
+        Ok(archive.repository_to_look_at(&snapshots.identity, partition))
     }
 }

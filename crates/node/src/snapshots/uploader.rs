@@ -28,6 +28,10 @@ use crate::error::Error;
 /// How often it is checked whether a snapshot is due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// How often descriptions are forgotten that nobody has looked at meanwhile. Whoever turns the pages of a snapshot's
+/// files needs them again within seconds.
+const FORGET_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Threads on which the tasks read files and inspect databases: each file of an upload uses one.
 const BLOCKING_THREADS: usize = 16;
 
@@ -96,10 +100,15 @@ impl Drop for Uploader {
 
 async fn run(inner: Weak<Inner>) {
     let mut probed = false;
+    let mut forgotten = Instant::now();
     loop {
         let Some(inner) = inner.upgrade() else {
             return;
         };
+        if forgotten.elapsed() >= FORGET_INTERVAL {
+            inner.snapshots.archive.forget_unused_descriptions();
+            forgotten = Instant::now();
+        }
         if !probed {
             probed = probe_once(&inner).await;
         }

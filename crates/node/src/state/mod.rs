@@ -45,7 +45,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use esker_partition::command::Outcome;
 use esker_partition::state::command::StateRefusal;
-use esker_partition::state::read::{At, StateView};
+use esker_partition::state::read::{At, StateReadError, StateView};
 use esker_raft::ProposeError;
 use futures::stream::BoxStream;
 use parking_lot::MutexGuard;
@@ -55,8 +55,8 @@ use error::unexpected;
 pub use imports::Importing;
 pub use types::{
     Committed, Expected, ImportSummary, MAX_NAME_BYTES, Operation, Permitted, ReadAt, Replay,
-    ReplayEvent, Scan, StateEntry, StateKey, StateOptions, StateRead, StateSnapshot, StateStatus,
-    StateVerification, ValueCheck,
+    ReplayEvent, Scan, Scanned, StateEntry, StateKey, StateOptions, StateRead, StateSnapshot,
+    StateStatus, StateVerification, ValueCheck,
 };
 
 use crate::admission::{ADMISSION_TIMEOUT, Caller, Client, admit, in_time, unless_stopping};
@@ -308,6 +308,19 @@ impl StateStore {
         self.shared().transactions.lock().abort(txn, permitted)
     }
 
+    /// Reads the store as of one moment, and counts the rows that were read for it.
+    fn view<T>(
+        &self,
+        look: impl FnOnce(&StateView<'_>) -> Result<T, StateReadError>,
+    ) -> Result<T, StateError> {
+        let counted = |view: &StateView<'_>| {
+            let found = look(view);
+            metrics::counter!("esker_state_rows_read_total").increment(view.rows_read());
+            found
+        };
+        Ok(self.shared().reader.view(counted)?)
+    }
+
     /// Reads one key. The answer for a key that never existed, or did not exist yet, is
     /// [`StateRead::absent`]. Blocks on the database for as long as a disk takes.
     ///
@@ -327,7 +340,7 @@ impl StateStore {
         };
         let entry = match at {
             None => reader.get(key)?,
-            Some(at) => reader.view(|view| view.get(key, at))?,
+            Some(at) => self.view(|view| view.get(key, at))?,
         };
         Ok(read_of(entry))
     }
@@ -374,8 +387,8 @@ impl StateStore {
         Ok(found)
     }
 
-    /// The same, but passes one key at a time to `each`, until it returns false; only one key is held.
-    /// Blocking.
+    /// The same, but passes one key at a time to `each`, until it returns false; only one key is held. Returns what
+    /// was read for it. Blocking.
     ///
     /// # Errors
     ///
@@ -384,7 +397,7 @@ impl StateStore {
         &self,
         scan: &Scan,
         mut each: impl FnMut(StateEntry) -> bool,
-    ) -> Result<(), StateError> {
+    ) -> Result<Scanned, StateError> {
         let at = match scan.at {
             None => At::Latest,
             Some(commit_ts) => {
@@ -394,8 +407,11 @@ impl StateStore {
         };
         let mut count = 0;
         let mut bytes = 0;
-        let mut take = |key: String, entry: esker_partition::state::StateEntry| {
-            let Some(value) = entry.value else {
+        let mut take = |key: String, entry: Option<esker_partition::state::StateEntry>| {
+            let Some((entry, value)) = entry.and_then(|mut entry| {
+                let value = entry.value.take()?;
+                Some((entry, value))
+            }) else {
                 return false;
             };
             let value = if scan.keys_only { Bytes::new() } else { value };
@@ -415,16 +431,30 @@ impl StateStore {
         };
         let (namespace, agent_id) = (&scan.namespace, &scan.agent_id);
         let after = scan.after.as_deref();
-        self.shared()
-            .reader
-            .view(|view| view.scan(namespace, agent_id, &scan.prefix, after, at, &mut take))?;
+        let max_rows = scan.max_rows.unwrap_or(u64::MAX);
+        let scanned = self.view(|view| {
+            let mut ended_at = None;
+            let mut take_some = |key: String, entry: Option<_>| {
+                if view.rows_read() < max_rows {
+                    return take(key, entry);
+                }
+                let last = key.clone();
+                if !take(key, entry) {
+                    ended_at = Some(last);
+                }
+                true
+            };
+            view.scan(namespace, agent_id, &scan.prefix, after, at, &mut take_some)?;
+            let rows = view.rows_read();
+            Ok(Scanned { rows, ended_at })
+        })?;
         if bytes > scan.max_bytes && scan.limit.is_none() {
             return Err(StateError::Exhausted(format!(
                 "the answer has more than {} bytes: ask for a longer prefix",
                 scan.max_bytes
             )));
         }
-        Ok(())
+        Ok(scanned)
     }
 
     /// Passes the agents after `start_after` (namespace and agent) that have keys, deleted ones included, to `take`,
@@ -438,8 +468,7 @@ impl StateStore {
         start_after: Option<(&str, &str)>,
         mut take: impl FnMut(String, String) -> bool,
     ) -> Result<(), StateError> {
-        let read = |view: &StateView<'_>| Ok(view.agents(start_after, &mut take)?);
-        Ok(self.shared().reader.view(read)?)
+        self.view(|view| Ok(view.agents(start_after, &mut take)?))
     }
 
     /// Returns commits in order, in constant memory; without [`Replay::follow`] it ends at the present.

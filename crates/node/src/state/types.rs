@@ -87,6 +87,19 @@ pub struct Scan {
     pub limit: Option<usize>,
     /// Most bytes of names and values to return.
     pub max_bytes: usize,
+    /// Rows of the database after which the answer ends, however few keys it has: keys that are deleted, or were not
+    /// written by then, are rows as well, and so is each step of the search for a key's version as of a commit.
+    /// `None` reads all.
+    pub max_rows: Option<u64>,
+}
+
+/// What a scan has read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scanned {
+    /// Rows of the database.
+    pub rows: u64,
+    /// The key at which it has ended because of [`Scan::max_rows`]: the next page begins after it.
+    pub ended_at: Option<String>,
 }
 
 /// Which commits to read.

@@ -2,6 +2,7 @@
 
 mod bytes_read;
 mod forgetting;
+mod rows_read;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

@@ -44,6 +44,7 @@ mod config;
 mod event;
 mod guard;
 mod log_reads;
+mod log_view;
 mod membership;
 mod peers;
 mod proposals;
@@ -59,12 +60,12 @@ mod tests;
 
 pub use crate::membership::{ChangeRefused, Membership, MembershipChange, VoterChange};
 pub use config::{Config, KeptForAbsent, OpenError};
-pub(crate) use event::entry_checksum;
-pub use event::{
-    Action, Committed, Event, LogFloor, LogRead, LogReadError, LogReader, Persist, PersistedState,
-    RawEntries, ReadFailure, RejectReason, Role, Ticket,
-};
+pub use event::{Action, Event, Persist, ReadFailure, RejectReason, Role, Ticket};
 pub use guard::panic_is_caught;
+pub(crate) use log_view::entry_checksum;
+pub use log_view::{
+    Committed, LogFloor, LogRead, LogReadError, LogReader, PersistedState, RawEntries,
+};
 pub use membership::MAX_PROMOTION_LAG;
 pub use peers::{KeptLog, TransferStatus};
 pub use status::{Counters, PeerState, PeerStatus, Status};

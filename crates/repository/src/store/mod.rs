@@ -287,6 +287,19 @@ impl Store {
         }
     }
 
+    /// What tells whether an object is still the one that was read; `None` if it does not exist.
+    pub(crate) async fn version(&self, key: &str) -> Result<Option<ObjectVersion>, Error> {
+        let path = self.path(key);
+        match self
+            .attempt("look at", key, || self.inner.head(&path))
+            .await
+        {
+            Ok(meta) => Ok(Some(ObjectVersion::of(&meta))),
+            Err(Error::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// An object as a list shows it; `None` if it does not exist.
     pub(crate) async fn look_up(&self, key: &str) -> Result<Option<Listed>, Error> {
         let path = self.path(key);
@@ -401,6 +414,26 @@ impl Store {
             }
         })
         .boxed()
+    }
+}
+
+/// What tells whether an object is still the one that was read. A local directory has no ETag of a large object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ObjectVersion {
+    pub size: u64,
+    pub modified_ms: i64,
+    pub e_tag: Option<String>,
+    pub version: Option<String>,
+}
+
+impl ObjectVersion {
+    fn of(meta: &ObjectMeta) -> ObjectVersion {
+        ObjectVersion {
+            size: meta.size,
+            modified_ms: meta.last_modified.timestamp_millis(),
+            e_tag: meta.e_tag.clone(),
+            version: meta.version.clone(),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use futures::StreamExt as _;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, ObjectStore, UpdateVersion};
 
-use super::Store;
+use super::{ObjectVersion, Store};
 use crate::env::within;
 use crate::error::{Error, StoreFailure};
 use crate::watchdog::Ticks;
@@ -19,14 +19,21 @@ pub(crate) trait Sink: Send {
 impl Store {
     /// Reads a small object completely; it must not be larger than `most` bytes.
     pub(crate) async fn get(&self, key: &str, most: u64) -> Result<(Bytes, UpdateVersion), Error> {
+        let (bytes, ObjectVersion { e_tag, version, .. }) = self.get_object(key, most).await?;
+        Ok((bytes, UpdateVersion { e_tag, version }))
+    }
+
+    /// The same, with what tells later whether the object is still the same.
+    pub(crate) async fn get_object(
+        &self,
+        key: &str,
+        most: u64,
+    ) -> Result<(Bytes, ObjectVersion), Error> {
         let path = self.path(key);
         let got = self
             .attempt("read", key, || async {
                 let got = self.inner.get_opts(&path, GetOptions::default()).await?;
-                let version = UpdateVersion {
-                    e_tag: got.meta.e_tag.clone(),
-                    version: got.meta.version.clone(),
-                };
+                let version = ObjectVersion::of(&got.meta);
                 let size = got.meta.size;
                 if size > most {
                     return Ok(Err(size));

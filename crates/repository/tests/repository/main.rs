@@ -32,6 +32,7 @@ mod bounds;
 mod breaks;
 mod crashes;
 mod damage;
+mod describing;
 mod faults;
 mod fixture;
 mod interrupted;

@@ -28,6 +28,9 @@ use crate::timestamp::timestamp;
 
 /// Most agents that are examined for a page: a token may be permitted few of many.
 const MAX_EXAMINED: usize = 10_000;
+/// Most rows of the database that are read for a page of keys, some 20 ms of work: of many keys few may be there, where
+/// the others are deleted or were not written by the commit as of which they are read.
+const MAX_ROWS: u64 = 10_000;
 /// Most bytes of names and values that are read for a page; only the sizes of values are returned.
 const MAX_PAGE_BYTES: usize = 16 << 20;
 /// Most operations of commits on a page, beyond which it ends after the commit: a commit has at most 10,000.
@@ -395,6 +398,8 @@ pub(super) async fn agents(
 }
 
 /// The keys of an agent, without deleted ones, all as of one commit.
+///
+/// The page may be empty and have a next one: the agent has many keys that are deleted, or were not written by then.
 #[utoipa::path(
     get,
     path = "/esker/v1/state/keys",
@@ -423,10 +428,11 @@ pub(super) async fn keys(
             // One more shows whether there is a next page.
             limit: Some(limit + 1),
             max_bytes: MAX_PAGE_BYTES,
+            max_rows: Some(MAX_ROWS),
         };
         // Half of what the scan may read: the rest is for the key that does not fit.
         let mut page = Page::new(limit, MAX_PAGE_BYTES / 2);
-        store.visit(&scan, |entry| {
+        let scanned = store.visit(&scan, |entry| {
             let bytes = entry.key.len() + entry.value.len();
             page.add(bytes, || Key {
                 key: entry.key,
@@ -437,7 +443,7 @@ pub(super) async fn keys(
         })?;
         Ok(Keys {
             commit_ts,
-            next: page.next(|last| last.key.clone()),
+            next: page.next(|last| last.key.clone()).or(scanned.ended_at),
             keys: page.entries,
         })
     };

@@ -42,6 +42,12 @@ pub(super) const SNAPSHOTS: Section = Section {
             "Bytes that were not sent, because the repository had them.",
         ),
         counter(
+            "esker_repository_large_descriptions_total",
+            "descriptions",
+            &["from"],
+            "Descriptions of snapshots with thousands of files that pages of the console and the admin API needed, by where they were read `from`: the `repository`, or `memory`.",
+        ),
+        counter(
             "esker_partition_store_snapshots_download_failed_total",
             "attempts",
             &[],

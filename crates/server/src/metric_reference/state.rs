@@ -59,6 +59,12 @@ pub(super) const STATE: Section = Section {
             &[],
             "Commits that were removed from the history.",
         ),
+        counter(
+            "esker_state_rows_read_total",
+            "rows",
+            &[],
+            "Rows of the database that were read for keys, agents and earlier values, with those that hold nothing of the answer. Reads of a key's present value are not among them.",
+        ),
         gauge(
             "esker_state_transactions_open",
             "transactions",

@@ -105,6 +105,7 @@ fn page(
         limit,
         keys_only: request.keys_only,
         max_bytes: if limit.is_some() { PAGE } else { MAX_ANSWER },
+        max_rows: None,
     };
     let mut messages = Messages::default();
     let mut last = String::new();

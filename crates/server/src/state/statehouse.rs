@@ -117,6 +117,7 @@ impl Calls {
             limit: None,
             keys_only: true,
             max_bytes: MAX_ANSWER,
+            max_rows: None,
         };
         // Field `keys`.
         self.list(&access, client, scan, |entry, message| {
@@ -143,6 +144,7 @@ impl Calls {
             limit: None,
             keys_only: false,
             max_bytes: MAX_ANSWER,
+            max_rows: None,
         };
         // Field `entries`.
         self.list(&access, client, scan, |entry, message| {

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 use hyper::body::{Frame, SizeHint};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::dto::{DeleteObjectsInput, PutObjectInput};
 use s3s::{Body, HttpResponse, S3Request, S3Result};
@@ -131,6 +133,8 @@ struct State {
     /// Parts of keys that bulk deletes refuse, and the keys that the last one refused.
     kept: Vec<String>,
     refused: Vec<String>,
+    /// Requests that came while the store was overloaded.
+    overloaded: u64,
 }
 
 #[derive(Debug)]
@@ -205,6 +209,14 @@ impl Faults {
         self.state().lies.contains(&lie)
     }
 
+    /// Decides about a request of an overloaded store: 0 to 3, the same at each run for the same number of requests
+    /// before it.
+    fn overload(&self) -> u32 {
+        let mut state = self.state();
+        state.overloaded += 1;
+        StdRng::seed_from_u64(state.overloaded).random_range(0..4)
+    }
+
     fn take(&self, received: &Received) -> Option<Fault> {
         let mut state = self.state();
         let rule = state
@@ -233,7 +245,7 @@ impl Faults {
     ) -> Result<HttpResponse, Broken> {
         let apply = self.lying(received, if_match, apply);
         let fault = match self.take(received) {
-            Some(Fault::Overloaded) => match rand::random_range(0..4) {
+            Some(Fault::Overloaded) => match self.overload() {
                 0 => Some(Fault::Status(503)),
                 1 => Some(Fault::AppliedThen(503)),
                 _ => None,

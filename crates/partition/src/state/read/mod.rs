@@ -6,6 +6,8 @@ mod commits;
 mod digest;
 mod view;
 
+use std::cell::Cell;
+
 use rust_rocksdb::{ErrorKind, ReadOptions, ReadTier};
 
 use super::names::agent_names;
@@ -147,6 +149,7 @@ impl StateReader {
             snapshot: &snapshot,
             meta: StateMeta::default(),
             applied: Applied::default(),
+            rows: Cell::new(0),
         };
         view.applied = view.value(&keys::APPLIED)?.unwrap_or_default();
         view.meta = view.value(&keys::STATE_META)?.unwrap_or_default();

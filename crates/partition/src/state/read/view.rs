@@ -1,5 +1,7 @@
 //! The state store as of one moment.
 
+use std::cell::Cell;
+
 use prost::Message as _;
 use rust_rocksdb::{ReadOptions, SnapshotWithThreadMode};
 
@@ -20,13 +22,25 @@ pub struct StateView<'a> {
     pub meta: StateMeta,
     /// The applied position of the partition.
     pub applied: Applied,
+    /// Rows that were read.
+    pub(super) rows: Cell<u64>,
 }
 
 impl StateView<'_> {
+    /// Rows that were read of the database so far, those that hold nothing of the answer included: what a read costs.
+    pub fn rows_read(&self) -> u64 {
+        self.rows.get()
+    }
+
+    fn count_row(&self) {
+        self.rows.set(self.rows.get() + 1);
+    }
+
     pub(super) fn value<M: prost::Message + Default>(
         &self,
         key: &[u8],
     ) -> Result<Option<M>, StoreError> {
+        self.count_row();
         let value = self
             .snapshot
             .get_pinned_cf(&self.part.cf(), key)
@@ -135,6 +149,7 @@ impl StateView<'_> {
 
     fn first_from(&self, names: &[u8], from: &[u8]) -> Result<Option<StateEntry>, StoreError> {
         let to = keys::state_history(self.meta.generation, names, u64::MAX);
+        self.count_row();
         let mut it = self.iterate(from, &to, true);
         it.seek_to_first();
         let found = it.value().map(StateEntry::decode).transpose();
@@ -171,7 +186,7 @@ impl StateView<'_> {
     }
 
     /// Passes an agent's keys that begin with `prefix` to `take`, in order, deleted ones included, until
-    /// it returns true.
+    /// it returns true; with no entry those that had none at that moment.
     pub fn scan(
         &self,
         namespace: &str,
@@ -179,7 +194,7 @@ impl StateView<'_> {
         prefix: &str,
         start_after: Option<&str>,
         at: At,
-        take: &mut dyn FnMut(String, StateEntry) -> bool,
+        take: &mut dyn FnMut(String, Option<StateEntry>) -> bool,
     ) -> Result<(), StateReadError> {
         self.known_at(at)?;
         let begin = prefix_names(namespace, agent_id, prefix);
@@ -203,9 +218,7 @@ impl StateView<'_> {
                 At::Latest => Some(present),
                 at => self.entry_at(&key.encode(), Some(present), at)?,
             };
-            if let Some(entry) = entry
-                && take(key.key, entry)
-            {
+            if take(key.key, entry) {
                 break;
             }
             it.next();
@@ -273,6 +286,7 @@ impl StateView<'_> {
         let (Some(key), Some(value)) = (it.key(), it.value()) else {
             return Ok(None);
         };
+        self.count_row();
         let names = keys::state_names(key).and_then(StateKey::decode);
         let names = names.ok_or_else(|| self.part.malformed("a key of the state", &"its names"))?;
         let entry =

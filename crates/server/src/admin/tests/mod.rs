@@ -1,6 +1,7 @@
 //! Compares the document with the handlers on a real node, and tests what is refused.
 
 mod schema;
+mod state;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -454,27 +455,4 @@ fn every_problem_that_a_node_reports_is_listed() {
     let listed: BTreeSet<_> = PROBLEMS.iter().map(|(code, ..)| *code).collect();
     assert!(reported.len() > 10, "{reported:?}");
     assert_eq!(reported, listed);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_versions_of_a_key_are_listed_page_by_page() {
-    let world = World::new().await;
-    for value in [r#"{"a":1}"#, r#"{"a":2}"#, r#"{"a":3}"#] {
-        world.commit("k", value).await;
-    }
-    let path = "/state/versions?namespace=n&agent=a&key=k";
-    let numbers = |page: &Value| -> Vec<u64> {
-        let versions = page["versions"].as_array().unwrap().iter();
-        versions.map(|it| it["version"].as_u64().unwrap()).collect()
-    };
-    let all = world.get(path).await;
-    assert_eq!((numbers(&all), &all["next"]), (vec![3, 2, 1], &Value::Null));
-    let first = world.get(&format!("{path}&limit=2")).await;
-    assert_eq!((numbers(&first), &first["next"]), (vec![3, 2], &json!(2)));
-    let second = world.get(&format!("{path}&limit=2&before=2")).await;
-    assert_eq!((numbers(&second), &second["next"]), (vec![1], &Value::Null));
-    // One that the key does not have yet is above all.
-    let beyond = world.get(&format!("{path}&before=9")).await;
-    assert_eq!(numbers(&beyond), [3, 2, 1]);
-    world.stop().await;
 }
