@@ -242,12 +242,11 @@ impl Meta {
         if let (Some(theirs), Some(ours)) = (&self.lineage, &identity.lineage)
             && theirs != ours
         {
-            let shared = identity.shares(theirs);
-            if shared.is_none_or(|shared| self.cursor > shared) {
+            if !identity.includes(theirs, self.cursor) {
                 return Err(Unusable::StaleLineage {
                     cursor: self.cursor,
                     theirs: theirs.clone(),
-                    shared,
+                    shared: identity.shares(theirs),
                 });
             }
         }

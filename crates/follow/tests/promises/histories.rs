@@ -303,3 +303,47 @@ async fn a_cursor_beyond_the_tail_is_refused() {
     let builder = beside(&shorter, &store).pass_over_unusable();
     has_everything(&builder.open().await.unwrap(), &shorter).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_recreated_after_it_was_identified_and_before_it_is_read_is_noticed() {
+    let stream = Stream::new(1);
+    stream.data(some(5));
+    let reader = in_stream(&stream).open().await.unwrap();
+    has_everything(&reader, &stream).await;
+    stream.before_read(|stream| {
+        stream.set_faults(Faults::none());
+        stream.recreate();
+        stream.data(["another"; 9]);
+    });
+    stream.set_faults(Faults {
+        broken_read: 1.0,
+        ..Faults::none()
+    });
+    stream.data(some(1));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    has_everything(&reader, &stream).await;
+    // And its snapshots are of the stream that it follows.
+    reader.snapshot().await.unwrap();
+    has_everything(&in_stream(&stream).open().await.unwrap(), &stream).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_recreated_with_as_many_records_is_not_trimmed_for_a_snapshot() {
+    let stream = Stream::new(1);
+    stream.data(some(10));
+    let chain = state(&stream, 10);
+    let (meta, ..) = describe(&stream, 10, &chain);
+    // The first attempt is lost. The second one has the right condition, and would find the wrong stream.
+    stream.script([Scripted {
+        lands: false,
+        answers: false,
+        after: Box::new(|stream| {
+            stream.recreate();
+            stream.data(["another"; 10]);
+        }),
+        ..Scripted::default()
+    }]);
+    let taken = take(&stream, &nothing_else(), chain, &meta, false).await;
+    assert!(taken.is_err(), "{taken:?}");
+    assert_eq!((stream.now_head(), stream.now_tail()), (0, 10));
+}
