@@ -286,6 +286,27 @@ mod tests {
     }
 
     #[test]
+    fn an_import_leaves_a_gap_in_an_empty_stream_too() {
+        let mut it = History::new();
+        it.import();
+        assert_eq!(it.state.passed_over(), [(0, GAP)]);
+        it.append(3);
+        let tail = GAP + 3;
+        it.state.trim_to(tail);
+        assert!(it.state.is_empty());
+        it.import();
+        let end = tail + GAP;
+        assert_eq!(it.state.passed_over(), [(0, GAP), (tail, end)]);
+        assert!(it.state.is_empty());
+        assert_eq!((it.state.head(), it.state.tail_seq), (end, end));
+        // What it leaves is not taken for a fork's.
+        it.fork(1);
+        let first = LineageId::first("a cluster", PartitionId(1)).0;
+        assert_eq!(it.listed(&it.state), [(Some(first), end, end + GAP)]);
+        assert!(it.state.is_empty());
+    }
+
+    #[test]
     fn of_forks_that_are_not_remembered_nothing_is_listed_inside_the_gap() {
         let mut it = History::new();
         it.append(1);

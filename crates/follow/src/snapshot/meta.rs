@@ -153,7 +153,7 @@ pub enum Unusable {
         ours: String,
     },
     /// Of a history that was lost in part.
-    #[error("it ends at {cursor} of lineage {theirs}, and of that only what is {} is left", left(.shared))]
+    #[error("it ends at {cursor} of lineage {theirs}, {}", left(.shared))]
     StaleLineage {
         /// Its cursor.
         cursor: u64,
@@ -179,7 +179,10 @@ pub enum Unusable {
 }
 
 fn left(shared: &Option<u64>) -> String {
-    shared.map_or("known to be shared".to_owned(), |at| format!("below {at}"))
+    match shared {
+        Some(at) => format!("which a loss cut off at {at}: what is from there on is lost"),
+        None => "which the server does not list: it is not known how much of it is left".to_owned(),
+    }
 }
 
 impl Unusable {

@@ -357,13 +357,13 @@ async fn a_snapshot_of_a_lineage_that_is_not_remembered_is_passed_over_and_named
     let [why] = reader.passed_over() else {
         panic!("{:?}", reader.passed_over());
     };
-    assert!(why.contains("known to be shared"), "{why}");
+    assert!(why.contains("which the server does not list"), "{why}");
     catches_up(&reader, &stream).await;
     // Without the beginning of the stream, nothing is left to begin with.
     stream.land(&[record::trim_record(1)], None).unwrap();
     match beside(&stream, place(&store)).open().await {
         Err(Error::HistoryGone { head: 1, tried, .. }) => {
-            assert!(tried[0].contains("known to be shared"), "{tried:?}");
+            assert!(tried[0].contains("which the server does not list"), "{tried:?}");
         }
         other => panic!("{other:?}"),
     }
