@@ -197,10 +197,13 @@ async fn a_jump_that_nothing_explains_is_not_read_over_and_over() {
     tokio::time::sleep(Duration::from_secs(100)).await;
     assert!(stream.reads() < 500, "{} reads in 100 s", stream.reads());
     assert!(reader.status().ended.is_none());
+    let waits_for = reader.status().waits_for.unwrap();
+    assert!(waits_for.contains("jump behind 5"), "{waits_for}");
     // As soon as the server says what it was, it goes on.
     stream.identify(|identity| *identity = known);
     tokio::time::sleep(Duration::from_secs(10)).await;
     has_everything(&reader, &stream).await;
+    assert_eq!(reader.status().waits_for, None);
 }
 
 #[tokio::test(start_paused = true)]

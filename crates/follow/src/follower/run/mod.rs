@@ -440,6 +440,7 @@ impl<F: Fold> Run<F> {
             status.bytes = bytes;
             status.skipped = skipped;
             status.caught_up = tail.is_some();
+            status.waits_for = None;
             status.tail = tail.or(status.tail);
             status.since_snapshot = since;
             status.predicted_replay = predicted;
