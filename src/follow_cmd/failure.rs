@@ -20,9 +20,11 @@ pub fn of(error: &Error, server: &ServerAddress, objects: Option<&Objects>) -> F
                      and why each is of no use",
                     objects.place()
                 ),
-                None => "if it has snapshots beside it, name their place with --snapshot external:URL; \
+                None => {
+                    "if it has snapshots beside it, name their place with --snapshot external:URL; \
                          --inspect lists those that there are"
-                    .to_owned(),
+                        .to_owned()
+                }
             };
             Failure::wrong("history_gone", with(&hint))
         }
@@ -39,7 +41,9 @@ pub fn of(error: &Error, server: &ServerAddress, objects: Option<&Objects>) -> F
         }
         Error::FoldFailed { .. } => Failure::wrong(
             "fold_failed",
-            with("the state before that record is in the newest snapshot; a follower that starts again stops there again"),
+            with(
+                "the state before that record is in the newest snapshot; a follower that starts again stops there again",
+            ),
         ),
         Error::Endpoint {
             why: EndpointError::Unavailable(_),

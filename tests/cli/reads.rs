@@ -49,7 +49,9 @@ fn a_read_remarks_where_sequence_numbers_jump() {
     let server = Server::start();
     server.ok_with(&["append", "my-basin/orders", "--create"], b"a\nb\nc\nd\n");
     server.ok(&["trim", "my-basin/orders", "2"]);
-    eventually("it is trimmed", || server.ok(&["read", "my-basin/orders"]).starts_with("c\n"));
+    eventually("it is trimmed", || {
+        server.ok(&["read", "my-basin/orders"]).starts_with("c\n")
+    });
     let read = |arguments: &[&str]| {
         let all = [&["read", "my-basin/orders"], arguments].concat();
         let output = run(server.stream(&all), b"");

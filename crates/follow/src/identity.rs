@@ -74,9 +74,8 @@ impl Identity {
         if let Some(gap) = gap.filter(|gap| gap.resumes_at > position) {
             return Some(gap.resumes_at);
         }
-        let is_here = |fork: &Fork| {
-            fork.seq_num == position || fork.parent_resumed_at == Some(position)
-        };
+        let is_here =
+            |fork: &Fork| fork.seq_num == position || fork.parent_resumed_at == Some(position);
         let at = self.forks.iter().rposition(is_here)?;
         let resumes_at = self.forks[at].resumes_at.filter(|to| *to > position)?;
         // Unless a later fork has cut off this one. Those of the same gap have not.
@@ -170,11 +169,7 @@ mod tests {
         };
         let mut identity = Identity {
             lineage: Some("d".to_owned()),
-            forks: vec![
-                fork("a", None),
-                fork("b", Some(105)),
-                fork("c", Some(205)),
-            ],
+            forks: vec![fork("a", None), fork("b", Some(105)), fork("c", Some(205))],
             ..Identity::default()
         };
         let included = |identity: &Identity, lineage: &str| -> Vec<u64> {

@@ -271,7 +271,10 @@ mod tests {
         let inside = [None, Some(third + GAP), Some(third + 2 * GAP)];
         assert_eq!(resumed(&it)[2..], inside);
         let listed = it.listed(&it.state);
-        let numbers: Vec<_> = listed[2..].iter().map(|(_, from, to)| (*from, *to)).collect();
+        let numbers: Vec<_> = listed[2..]
+            .iter()
+            .map(|(_, from, to)| (*from, *to))
+            .collect();
         assert_eq!(numbers, [(third, third + 3 * GAP); 3]);
         // A stream that nobody used meanwhile sees all of them at once.
         let mut still = History::new();

@@ -317,13 +317,17 @@ impl<F: Fold> Scan<'_, F> {
         if self.identity.lineage.is_none() {
             return Ok(false);
         }
-        let is_gap = unlisted_gap::find(self.endpoint, next).await? == Some(found);
-        Ok(is_gap && self.endpoint.identity().await?.is_same_history(self.identity))
+        if unlisted_gap::find(self.endpoint, next).await? != Some(found) {
+            return Ok(false);
+        }
+        let now = self.endpoint.identity().await?;
+        Ok(now.is_same_history(self.identity))
     }
 
     fn gone(&mut self, head: u64) -> Stopped {
         if let Some((position, cursor)) = self.short {
-            let why = format!("the one at {position}: it goes to {cursor}, which is before the head");
+            let why =
+                format!("the one at {position}: it goes to {cursor}, which is before the head");
             self.tried.push(why);
         }
         Stopped::Error(Error::HistoryGone {

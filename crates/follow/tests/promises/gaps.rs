@@ -294,7 +294,9 @@ async fn gaps_that_are_no_longer_listed_are_passed_while_a_record_before_them_is
         // On the way to a snapshot in the stream.
         let (meta, bytes, totals) = describe(&stream, 1, &state(&stream, 1));
         let single = record::single_record(Uuid::new_v4(), &meta, &totals, bytes).unwrap();
-        stream.land(&[record::trim_record(1), single], None).unwrap();
+        stream
+            .land(&[record::trim_record(1), single], None)
+            .unwrap();
         assert_eq!(stream.now_head(), 1);
         let reader = in_stream(&stream).open().await.unwrap();
         assert_eq!(reader.restored().unwrap().cursor, 1);
@@ -333,7 +335,9 @@ async fn a_snapshot_in_front_of_a_gap_that_is_not_listed_and_of_trimmed_records_
     let reader = beside(&stream, place(&store)).open().await.unwrap();
     let ended = timeout(Duration::from_secs(600), reader.ended()).await;
     match ended.expect("it has to end") {
-        Error::HistoryGone { head: 15, tried, .. } => {
+        Error::HistoryGone {
+            head: 15, tried, ..
+        } => {
             assert!(tried[0].contains("goes to 5"), "{tried:?}");
         }
         other => panic!("{other:?}"),
@@ -363,7 +367,10 @@ async fn a_snapshot_of_a_lineage_that_is_not_remembered_is_passed_over_and_named
     stream.land(&[record::trim_record(1)], None).unwrap();
     match beside(&stream, place(&store)).open().await {
         Err(Error::HistoryGone { head: 1, tried, .. }) => {
-            assert!(tried[0].contains("which the server does not list"), "{tried:?}");
+            assert!(
+                tried[0].contains("which the server does not list"),
+                "{tried:?}"
+            );
         }
         other => panic!("{other:?}"),
     }

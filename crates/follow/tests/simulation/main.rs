@@ -14,6 +14,7 @@ mod by_hand;
 mod fold;
 #[allow(dead_code)]
 mod model;
+#[allow(dead_code)]
 mod store;
 mod world;
 

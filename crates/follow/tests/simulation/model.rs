@@ -438,7 +438,8 @@ impl Inner {
     /// Lists the gaps as a server does, which remembers the last ones only.
     fn list_gaps(&mut self) {
         // A fork further back has undone gaps, and not the forks that left them.
-        let of_forks = |gaps: &[PassedOver]| gaps.iter().map(|gap| gap.parents.len()).sum::<usize>();
+        let of_forks =
+            |gaps: &[PassedOver]| gaps.iter().map(|gap| gap.parents.len()).sum::<usize>();
         let all = of_forks(&self.gaps);
         let mut before = all - of_forks(self.remembered());
         let (mut forks, mut gaps) = (Vec::new(), Vec::new());
@@ -509,7 +510,10 @@ impl Inner {
             return Err(AppendFailed::Elsewhere { tail: first });
         }
         let cut_off = batch.iter().filter_map(trims_to).find(|to| {
-            let mut forks = self.remembered().iter().filter(|gap| !gap.parents.is_empty());
+            let mut forks = self
+                .remembered()
+                .iter()
+                .filter(|gap| !gap.parents.is_empty());
             forks.any(|gap| gap.from < *to && *to < gap.end)
         });
         if let Some(to) = cut_off {

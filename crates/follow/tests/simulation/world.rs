@@ -369,7 +369,8 @@ impl World {
             sleep(Duration::from_millis(rng.random_range(0..400))).await;
             self.stream.recreate();
             let records = rng.random_range(0..=records as usize);
-            self.stream.data((0..records).map(|i| format!("once more {i}")));
+            self.stream
+                .data((0..records).map(|i| format!("once more {i}")));
         }
     }
 
@@ -385,7 +386,8 @@ impl World {
         while Instant::now() < until && !self.store.has_cursor(begins_at).await {
             sleep(Duration::from_millis(1)).await;
         }
-        self.tally.lock().between += u64::from(self.store.has_cursor(begins_at).await);
+        let is_between = self.store.has_cursor(begins_at).await;
+        self.tally.lock().between += u64::from(is_between);
         sleep(Duration::from_millis(rng.random_range(0..400))).await;
         // What a snapshotter has appended may be lost with it.
         let at = match rng.random_bool(0.5) || self.plan.loses_nothing {

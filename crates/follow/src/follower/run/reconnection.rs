@@ -125,9 +125,9 @@ impl<F: Fold> Run<F> {
         let (parts, next) = (self.parts.clone(), self.next);
         let asked = async move {
             let found = unlisted_gap::find(&*parts.endpoint, next).await?;
-            Ok((found, parts.endpoint.identity().await?))
+            Ok::<_, EndpointError>((found, parts.endpoint.identity().await?))
         };
-        let answer: Result<_, EndpointError> = self.meanwhile(asked).await?;
+        let answer = self.meanwhile(asked).await?;
         let (found, now) = answer.map_err(Stop::Disconnected)?;
         match found {
             Some(resumes_at) if now.is_same_history(&self.identity) => {
