@@ -54,6 +54,18 @@ impl Identity {
             && self.created_at == other.created_at
     }
 
+    /// Whether it has what another one lacks. A server that has no such stream at the moment lists nothing of
+    /// it; the next one of that name could not be told from it.
+    pub fn knows_more_than(&self, other: &Identity) -> bool {
+        self.created_at.is_some() && other.created_at.is_none()
+            || self.lineage.is_some() && other.lineage.is_none()
+    }
+
+    /// Whether nothing is known of it.
+    pub fn is_unknown(&self) -> bool {
+        self.created_at.is_none() && self.lineage.is_none()
+    }
+
     /// Whether it is known to be another stream of the same name.
     pub fn is_another_stream(&self, other: &Identity) -> bool {
         match (&self.created_at, &other.created_at) {

@@ -182,8 +182,14 @@ async fn in_stream<F: Fold>(
 
 async fn identity<F>(parts: &Parts<F>) -> Result<Identity, Error> {
     let mut backoff = Backoff::new(parts.reading.restore_timeout);
+    let mut is_there = false;
     loop {
         match parts.endpoint.identity().await {
+            // There may be no such stream. Then nothing shows later of which one a snapshot is.
+            Ok(identity) if identity.is_unknown() && !is_there => {
+                tail(parts).await?;
+                is_there = true;
+            }
             Ok(identity) => return Ok(identity),
             Err(why) => backoff.wait(&*parts.endpoint, why).await?,
         }

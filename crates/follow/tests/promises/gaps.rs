@@ -223,6 +223,13 @@ async fn a_snapshot_from_between_two_forks_is_used_if_nothing_was_appended_in_be
     // The one that ran all the time has not read anything again.
     catches_up(&follower, &stream).await;
     assert_eq!(follower.status().applied, 3 + 2);
+    // A trim to its cursor is one to the end of the gap, since a server takes none to a number within one.
+    let trims = beside(&stream, place(&store).keep(2).trim(TrimTo::Oldest));
+    let trims = trims.open().await.unwrap();
+    stream.data(some(1));
+    catches_up(&trims, &stream).await;
+    trims.snapshot().await.unwrap();
+    assert_eq!(stream.now_head(), taken.cursor + GAP);
 }
 
 #[tokio::test(start_paused = true)]

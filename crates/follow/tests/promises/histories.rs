@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use esker_follow::endpoint::Identity;
 use esker_follow::in_stream::others::Guard;
 use esker_follow::in_stream::write::take;
 use esker_follow::snapshot::record;
@@ -349,4 +350,26 @@ async fn a_stream_that_is_recreated_with_as_many_records_is_not_trimmed_for_a_sn
     let taken = take(&stream, &nothing_else(), chain, &meta, false).await;
     assert!(taken.is_err(), "{taken:?}");
     assert_eq!((stream.now_head(), stream.now_tail()), (0, 10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_was_not_there_when_it_was_identified_is_not_the_one_before() {
+    let stream = Stream::new(1);
+    stream.data(some(5));
+    let reader = in_stream(&stream).open().await.unwrap();
+    has_everything(&reader, &stream).await;
+    // It is deleted, so nothing is listed of it; created again before the read that follows.
+    stream.identify(|identity| *identity = Identity::default());
+    stream.before_read(|stream| {
+        stream.set_faults(Faults::none());
+        stream.recreate();
+        stream.data(["another"; 9]);
+    });
+    stream.set_faults(Faults {
+        broken_read: 1.0,
+        ..Faults::none()
+    });
+    stream.data(some(1));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    has_everything(&reader, &stream).await;
 }

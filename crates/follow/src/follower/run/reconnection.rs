@@ -8,6 +8,13 @@ use crate::unlisted_gap;
 /// what is missing.
 const LIST_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The error of a server that identified the stream before.
+fn unidentified() -> EndpointError {
+    EndpointError::Unavailable(
+        "the server does not identify the stream, which it did before".to_owned(),
+    )
+}
+
 impl<F: Fold> Run<F> {
     /// Waits for the server, and checks whether it still has the same stream.
     pub(super) async fn reconnect(
@@ -46,6 +53,9 @@ impl<F: Fold> Run<F> {
         let parts = self.parts.clone();
         let identity = self.meanwhile(parts.endpoint.identity()).await?;
         let identity = identity.map_err(Stop::Disconnected)?;
+        if self.identity.knows_more_than(&identity) {
+            return Err(Stop::Disconnected(unidentified()));
+        }
         let was = std::mem::replace(&mut self.identity, identity);
         if self.is_left(&was) {
             return Err(Stop::Left);
@@ -54,11 +64,15 @@ impl<F: Fold> Run<F> {
         Ok(())
     }
 
-    /// Asks which stream it is now; returns which it was before.
+    /// Asks which stream it is now; returns which it was before. If there is none at the moment, what is known
+    /// is kept: the next one is compared with it.
     pub(super) async fn ask_identity(&mut self, backoff: &mut Backoff) -> Result<Identity, Stop> {
         let parts = self.parts.clone();
         loop {
             match self.meanwhile(parts.endpoint.identity()).await? {
+                Ok(identity) if self.identity.knows_more_than(&identity) => {
+                    return Ok(self.identity.clone());
+                }
                 Ok(identity) => return Ok(std::mem::replace(&mut self.identity, identity)),
                 Err(why) => self.wait(why, backoff).await?,
             }
@@ -165,6 +179,9 @@ impl<F: Fold> Run<F> {
                 .meanwhile(recover::recover_again(parts.clone(), stuck))
                 .await?
             {
+                Ok(recovered) if self.identity.knows_more_than(&recovered.identity) => {
+                    unidentified()
+                }
                 Ok(recovered) => break recovered,
                 // The store worked before, so the wait for it has no limit.
                 Err(Error::Store { why, .. }) => EndpointError::Unavailable(why),
