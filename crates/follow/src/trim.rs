@@ -124,6 +124,13 @@ pub async fn check(endpoint: &dyn Endpoint, meta: &Meta) -> Result<Identity, App
             "the stream has another history than the snapshot".to_owned(),
         ));
     }
+    // It may have been deleted. An append may create the next one.
+    let lacks = |then: &Option<String>, now: &Option<String>| then.is_some() && now.is_none();
+    if lacks(&meta.created_at, &identity.created_at) || lacks(&meta.lineage, &identity.lineage) {
+        return Err(AppendFailed::Unknown(
+            "the server does not identify the stream, which it did before".to_owned(),
+        ));
+    }
     Ok(identity)
 }
 

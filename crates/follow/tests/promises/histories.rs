@@ -373,3 +373,17 @@ async fn a_stream_that_was_not_there_when_it_was_identified_is_not_the_one_befor
     tokio::time::sleep(Duration::from_secs(5)).await;
     has_everything(&reader, &stream).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_not_identified_gets_no_snapshot_of_one_that_was() {
+    for anchored in [false, true] {
+        let stream = Stream::new(1);
+        stream.data(some(10));
+        let chain = state(&stream, 10);
+        let (meta, ..) = describe(&stream, 10, &chain);
+        stream.identify(|identity| *identity = Identity::default());
+        let taken = take(&stream, &nothing_else(), chain, &meta, anchored).await;
+        assert!(taken.is_err(), "{taken:?}");
+        assert_eq!((stream.now_head(), stream.now_tail()), (0, 10));
+    }
+}
