@@ -358,18 +358,12 @@ async fn a_stream_that_was_not_there_when_it_was_identified_is_not_the_one_befor
     stream.data(some(5));
     let reader = in_stream(&stream).open().await.unwrap();
     has_everything(&reader, &stream).await;
-    // It is deleted, so nothing is listed of it; created again before the read that follows.
-    stream.identify(|identity| *identity = Identity::default());
+    // It is deleted, so nothing is listed of it, and created again before the read that follows.
     stream.before_read(|stream| {
-        stream.set_faults(Faults::none());
         stream.recreate();
         stream.data(["another"; 9]);
     });
-    stream.set_faults(Faults {
-        broken_read: 1.0,
-        ..Faults::none()
-    });
-    stream.data(some(1));
+    stream.delete();
     tokio::time::sleep(Duration::from_secs(5)).await;
     has_everything(&reader, &stream).await;
 }

@@ -132,6 +132,8 @@ struct Inner {
     left: Vec<Vec<SequencedRecord>>,
     /// How often it was created again: readers of another one break off.
     incarnation: u64,
+    /// Whether there is such a stream.
+    is_there: bool,
     down_until: Instant,
     script: VecDeque<Scripted>,
     appends: u64,
@@ -184,6 +186,7 @@ impl Stream {
                 identity,
                 left: Vec::new(),
                 incarnation: 0,
+                is_there: true,
                 down_until: Instant::now(),
                 script: VecDeque::new(),
                 appends: 0,
@@ -342,9 +345,19 @@ impl Stream {
         self.inner.lock().before_read = Some(Box::new(act));
     }
 
-    /// Deletes it, and makes one of the same name.
+    /// Deletes it. Until it is created again, nothing is listed of it.
+    pub fn delete(&self) {
+        let mut inner = self.inner.lock();
+        inner.is_there = false;
+        inner.incarnation += 1;
+        drop(inner);
+        self.wake();
+    }
+
+    /// Deletes it, unless it is, and makes one of the same name.
     pub fn recreate(&self) {
         let mut inner = self.inner.lock();
+        inner.is_there = true;
         let old = std::mem::take(&mut inner.records);
         inner.left.push(old);
         inner.batches.clear();
@@ -385,6 +398,11 @@ impl Stream {
             false => Ok(()),
         }
     }
+}
+
+/// The answer where there is no such stream.
+fn not_there() -> EndpointError {
+    EndpointError::Refused("there is no such stream".to_owned())
 }
 
 async fn wait(pause: Duration) {
@@ -505,6 +523,9 @@ impl Inner {
     }
 
     fn land(&mut self, batch: &[AppendRecord], at: Option<u64>) -> Result<u64, AppendFailed> {
+        if !self.is_there {
+            return Err(AppendFailed::Refused(not_there().to_string()));
+        }
         let first = self.tail;
         if at.is_some_and(|at| at != first) {
             return Err(AppendFailed::Elsewhere { tail: first });
@@ -551,12 +572,20 @@ impl Endpoint for Stream {
 
     async fn identity(&self) -> Result<Identity, EndpointError> {
         self.answer().await?;
-        Ok(self.now_identity())
+        let inner = self.inner.lock();
+        Ok(match inner.is_there {
+            true => inner.identity.clone(),
+            false => Identity::default(),
+        })
     }
 
     async fn tail(&self) -> Result<u64, EndpointError> {
         self.answer().await?;
-        Ok(self.now_tail())
+        let inner = self.inner.lock();
+        match inner.is_there {
+            true => Ok(inner.tail),
+            false => Err(not_there()),
+        }
     }
 
     async fn append(&self, batch: Vec<AppendRecord>, at: Option<u64>) -> Result<u64, AppendFailed> {
@@ -675,10 +704,14 @@ impl Endpoint for Stream {
                 yield Err(error);
                 return;
             }
-            let (incarnation, tail) = {
+            let (incarnation, tail, is_there) = {
                 let inner = stream.inner.lock();
-                (inner.incarnation, inner.tail)
+                (inner.incarnation, inner.tail, inner.is_there)
             };
+            if !is_there {
+                yield Err(not_there());
+                return;
+            }
             if from > tail {
                 yield Err(EndpointError::BeyondTail { tail });
                 return;

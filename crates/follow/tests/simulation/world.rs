@@ -361,6 +361,10 @@ impl World {
     async fn recreate(&self, rng: &mut StdRng) {
         self.tally.lock().forks += 1;
         let records = self.stream.now_tail().min(500);
+        if rng.random_bool(0.5) {
+            self.stream.delete();
+            sleep(Duration::from_millis(rng.random_range(0..2000))).await;
+        }
         self.stream.recreate();
         if rng.random_bool(0.5) {
             self.stream.data((0..records).map(|i| format!("again {i}")));
@@ -565,6 +569,11 @@ impl World {
                 ..
             }
             | Error::Store { .. } => !was_open && self.plan.faults.broken_read > 0.0,
+            // There was no stream.
+            Error::Endpoint {
+                why: EndpointError::Refused(_),
+                ..
+            } => self.plan.is_recreated,
             // The list lacks the snapshot for which the stream was trimmed, again and again.
             Error::HistoryGone { .. } if is_behind => true,
             Error::HistoryGone { .. } | Error::Unusable { .. } => self.plan.is_recreated,
