@@ -388,7 +388,7 @@ impl World {
         let begins_at = self.stream.now_tail();
         let until = Instant::now() + Duration::from_millis(rng.random_range(0..8000));
         while Instant::now() < until && !self.store.has_cursor(begins_at).await {
-            sleep(Duration::from_millis(1)).await;
+            sleep(Duration::from_millis(5)).await;
         }
         let is_between = self.store.has_cursor(begins_at).await;
         self.tally.lock().between += u64::from(is_between);
