@@ -242,16 +242,14 @@ impl Meta {
                 ours: ours.clone(),
             });
         }
-        if let (Some(theirs), Some(ours)) = (&self.lineage, &identity.lineage)
-            && theirs != ours
+        if let (Some(theirs), Some(_)) = (&self.lineage, &identity.lineage)
+            && !identity.includes(theirs, self.cursor)
         {
-            if !identity.includes(theirs, self.cursor) {
-                return Err(Unusable::StaleLineage {
-                    cursor: self.cursor,
-                    theirs: theirs.clone(),
-                    shared: identity.shares(theirs),
-                });
-            }
+            return Err(Unusable::StaleLineage {
+                cursor: self.cursor,
+                theirs: theirs.clone(),
+                shared: identity.shares(theirs),
+            });
         }
         Ok(())
     }

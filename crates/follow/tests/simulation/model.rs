@@ -78,16 +78,19 @@ impl Faults {
     }
 }
 
+/// Something that is done to a stream at a certain moment.
+pub type Act = Box<dyn FnOnce(&Stream) + Send>;
+
 /// What becomes of the next append, by a script.
 pub struct Scripted {
     /// Before it.
-    pub before: Box<dyn FnOnce(&Stream) + Send>,
+    pub before: Act,
     /// Whether it is tried at all.
     pub lands: bool,
     /// Whether its answer comes.
     pub answers: bool,
     /// After it, and before its answer.
-    pub after: Box<dyn FnOnce(&Stream) + Send>,
+    pub after: Act,
 }
 
 impl Default for Scripted {
@@ -139,7 +142,7 @@ struct Inner {
     appends: u64,
     reads: u64,
     /// Done once, when the next read has been sent and has not arrived.
-    before_read: Option<Box<dyn FnOnce(&Stream) + Send>>,
+    before_read: Option<Act>,
 }
 
 /// A stream; clones are handles to the same one.
