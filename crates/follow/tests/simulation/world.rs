@@ -322,7 +322,7 @@ impl World {
     async fn upset(self, mut rng: StdRng) {
         while !self.is_over() {
             let pause = match self.plan.loses_nothing {
-                true => 300..5000,
+                true => 1000..6000,
                 false => 3000..25_000,
             };
             sleep(Duration::from_millis(rng.random_range(pause))).await;
@@ -576,6 +576,10 @@ impl World {
             } => self.plan.is_recreated,
             // The list lacks the snapshot for which the stream was trimmed, again and again.
             Error::HistoryGone { .. } if is_behind => true,
+            // No snapshot was taken while more gaps came than are remembered.
+            Error::HistoryGone { tried, .. } if self.plan.loses_nothing && is_unlisted(tried) => {
+                true
+            }
             Error::HistoryGone { .. } | Error::Unusable { .. } => self.plan.is_recreated,
             _ => false,
         };
@@ -620,4 +624,10 @@ impl World {
             Err(error) => self.refused(&error, true),
         }
     }
+}
+
+/// Whether a snapshot was passed over because its lineage is not listed.
+fn is_unlisted(tried: &[String]) -> bool {
+    let mut tried = tried.iter();
+    tried.any(|why| why.contains("which the server does not list"))
 }
