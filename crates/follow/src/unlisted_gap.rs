@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 
-use crate::endpoint::{Endpoint, EndpointError};
+use crate::endpoint::{Endpoint, EndpointError, Identity};
 
 /// Longest wait for the next records.
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
@@ -36,6 +36,28 @@ pub async fn find(endpoint: &dyn Endpoint, next: u64) -> Result<Option<u64>, End
     }
     let head = first(endpoint, 0).await?;
     Ok((head < next).then_some(resumes_at))
+}
+
+/// Whether nothing is missing where numbers jump from `next` to `found`, in a stream of this identity: a gap is
+/// there, listed or not.
+///
+/// # Errors
+///
+/// [`EndpointError`].
+pub async fn continues(
+    endpoint: &dyn Endpoint,
+    identity: &Identity,
+    next: u64,
+    found: u64,
+) -> Result<bool, EndpointError> {
+    if identity.goes_on_at(next) == Some(found) {
+        return Ok(true);
+    }
+    // Without a lineage, nobody reports that a history was cut off.
+    if identity.lineage.is_none() || find(endpoint, next).await? != Some(found) {
+        return Ok(false);
+    }
+    Ok(endpoint.identity().await?.is_same_history(identity))
 }
 
 /// The first record from a position on; the tail if there is none.

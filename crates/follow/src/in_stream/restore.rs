@@ -310,18 +310,8 @@ impl<F: Fold> Scan<'_, F> {
 
     /// Whether nothing is missing where `found` comes next.
     async fn continues(&self, next: u64, found: u64) -> Result<bool, EndpointError> {
-        if found == next || self.identity.goes_on_at(next) == Some(found) {
-            return Ok(true);
-        }
-        // Without a lineage, nobody reports that a history was cut off.
-        if self.identity.lineage.is_none() {
-            return Ok(false);
-        }
-        if unlisted_gap::find(self.endpoint, next).await? != Some(found) {
-            return Ok(false);
-        }
-        let now = self.endpoint.identity().await?;
-        Ok(now.is_same_history(self.identity))
+        let (endpoint, identity) = (self.endpoint, self.identity);
+        Ok(next == found || unlisted_gap::continues(endpoint, identity, next, found).await?)
     }
 
     fn gone(&mut self, head: u64) -> Stopped {
