@@ -216,6 +216,8 @@ fn many_forks_are_remembered_in_bounded_space() {
             assert_eq!(first, seq_of(gap + 1), "from {from}");
         }
     }
+    let counted = partition.reader().record_counts(&partition.stream("s"), 0);
+    assert_eq!(counted.unwrap(), (20, 20));
     // Numbers of forgotten gaps count as records: the read gets fewer than it asked for.
     let offset = |n| start(&partition, ReadFrom::TailOffset(n), true).unwrap();
     assert_eq!((offset(1), offset(8)), (seq_of(19), seq_of(12)));
