@@ -11,11 +11,15 @@ use super::snapshot_args::SnapshotPlace;
 use super::stop::Stop;
 use super::{failure, report};
 use crate::failure::Failure;
+use crate::output;
 use crate::stream_cmd::target::StreamTarget;
 use crate::term::{count, plain};
 
 /// A remark is printed about what takes longer than this.
 const NOTICEABLE: Duration = Duration::from_millis(500);
+
+/// A wait that is longer than this is remarked on: a restart of the server takes less.
+const LONG: Duration = Duration::from_secs(5);
 
 /// Further options of a follower.
 pub struct Options {
@@ -103,6 +107,7 @@ impl<'a> Following<'a> {
         let mut ticks = tokio::time::interval(TICK);
         let caught_up = self.follower.caught_up();
         let mut caught_up = std::pin::pin!(caught_up);
+        let mut waiting = Waiting::default();
         let result = loop {
             tokio::select! {
                 result = &mut caught_up => break result.map(|()| true).map_err(|e| self.failure(&e)),
@@ -110,6 +115,9 @@ impl<'a> Following<'a> {
                 _ = ticks.tick() => {
                     let cursor = status.borrow().cursor;
                     bar.at(cursor);
+                    if !output::draws_progress() {
+                        waiting.look(&status.borrow());
+                    }
                     if cursor != moved.0 {
                         moved = (cursor, Instant::now());
                     }
@@ -127,10 +135,14 @@ impl<'a> Following<'a> {
     }
 
     fn silent(&self, cursor: u64, silence: Duration) -> Failure {
+        let why = match self.follower.status().waits_for {
+            Some(why) => format!("; last: {}", plain(&why)),
+            None => String::new(),
+        };
         Failure::unreachable(
             "unreachable",
             format!(
-                "{} has sent nothing of {} for {} s; the state was at {cursor} of {}",
+                "{} has sent nothing of {} for {} s; the state was at {cursor} of {}{why}",
                 self.server.address(),
                 self.stream,
                 silence.as_secs(),
@@ -176,6 +188,31 @@ impl<'a> Following<'a> {
         };
         remark(&stands(self.stream, &status.borrow(), self.tail));
         closed
+    }
+}
+
+/// What a follower waits for, remarked on once it takes long.
+#[derive(Default)]
+pub struct Waiting {
+    since: Option<Instant>,
+    is_remarked: bool,
+}
+
+impl Waiting {
+    /// Remarks that it waits, or that it goes on.
+    pub fn look(&mut self, status: &Status) {
+        let Some(why) = &status.waits_for else {
+            if self.is_remarked {
+                remark("The server answers again, and the stream is followed on.");
+            }
+            *self = Waiting::default();
+            return;
+        };
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if !self.is_remarked && since.elapsed() >= LONG {
+            self.is_remarked = true;
+            remark(&format!("waiting, and trying again: {}", plain(why)));
+        }
     }
 }
 

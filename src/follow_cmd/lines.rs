@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::following::{Following, remark};
+use super::following::{Following, Waiting, remark};
 use super::render::{ChangedJson, Output};
 use super::report::{self, Document};
 use super::stop::Stop;
@@ -24,6 +24,9 @@ use crate::term::plain;
 /// Time for which changes are gathered, so that a thousand records that arrive together do not become a
 /// thousand lines.
 const GATHER: Duration = Duration::from_millis(100);
+
+/// Interval of the looks whether the follower waits for something.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What changed.
 #[derive(Serialize)]
@@ -55,6 +58,8 @@ async fn follow(following: &Following<'_>, json: bool, stop: &mut Stop) -> Resul
     };
     following.fold.remember();
     let mut updates = following.follower.updates();
+    let mut waiting = Waiting::default();
+    let mut looks = tokio::time::interval(LOOK_INTERVAL);
     if lines.state().await? == Written::NobodyReads {
         return Ok(());
     }
@@ -71,6 +76,10 @@ async fn follow(following: &Following<'_>, json: bool, stop: &mut Stop) -> Resul
         let written = tokio::select! {
             () = stop.asked() => return Ok(()),
             () = &mut unread => return Ok(()),
+            _ = looks.tick() => {
+                waiting.look(&following.follower.status());
+                Written::Yes
+            }
             () = flush => {
                 flush_at = None;
                 lines.changed().await?

@@ -184,6 +184,9 @@ fn header(following: &Following<'_>, status: &Status, tail: &Tail, rates: &Rate)
         None => "not measured yet".to_owned(),
     };
     facts.push(("replay", replay));
+    if let Some(why) = &status.waits_for {
+        facts.push(("waits", format!("trying again: {}", plain(why))));
+    }
     if let Some(why) = &status.last_failure {
         facts.push(("trouble", format!("no snapshot was taken: {}", plain(why))));
     }

@@ -96,6 +96,11 @@ pub struct Objects {
 }
 
 impl Objects {
+    /// The place, for messages.
+    pub fn place(&self) -> String {
+        self.destination.to_string()
+    }
+
     /// Advice for a store that does not answer.
     pub fn where_to_look(&self) -> String {
         match self.destination.local() {

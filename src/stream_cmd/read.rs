@@ -35,7 +35,8 @@ const OUTPUT_BUFFER: usize = 256 * 1024;
 /// Without further options it prints what is there and ends. As text, a line is the body of a
 /// record, byte for byte; on a terminal, control characters are escaped, and what is no text is not
 /// shown. Command records (trim, fence) and snapshots of `esker follow` are shown in brackets; where
-/// standard output is no terminal they go to standard error, so that a pipe gets bodies only.
+/// standard output is no terminal they go to standard error, so that a pipe gets bodies only. So do
+/// remarks where sequence numbers jump: those in between were trimmed, or are not there after a loss.
 ///
 /// As JSON, a line is an object with seq_num, timestamp, time, headers and body; what is not UTF-8 comes
 /// as headers_base64 and body_base64, and a command record has command instead. `esker stream append
@@ -154,16 +155,19 @@ async fn read(connection: &Connection, args: &Args, out: &mut Output) -> Result<
     }
     let mut rest = args.count.unwrap_or(u64::MAX);
     let mut start = args.start();
+    // What the next record is, if that is known.
+    let mut expected = args.from;
     if args.follow {
         let remark = format!("Following {target}; Ctrl-C ends.");
         if io::stdout().is_terminal() {
             remark!("{remark}");
         }
         loop {
-            match session(connection, target, start, None, &mut rest, out).await {
+            match session(connection, target, (start, expected), None, &mut rest, out).await {
                 Ok(Pause::Over) => return Ok(()),
                 Ok(Pause::LostAt(next, _)) => {
                     start = next.map_or(start, ReadFrom::SeqNum);
+                    expected = next.or(expected);
                     let address = connection.address();
                     out.say(&format!("[lost {address}; waiting for it]"));
                     reconnect(connection, target).await?;
@@ -174,7 +178,16 @@ async fn read(connection: &Connection, args: &Args, out: &mut Output) -> Result<
         }
     }
     if tail.seq_num > 0 {
-        match session(connection, target, start, Some(tail), &mut rest, out).await? {
+        match session(
+            connection,
+            target,
+            (start, expected),
+            Some(tail),
+            &mut rest,
+            out,
+        )
+        .await?
+        {
             Pause::Over => {}
             Pause::LostAt(_, reason) => return Err(reason),
         }
@@ -197,11 +210,12 @@ enum Pause {
     LostAt(Option<u64>, Failure),
 }
 
-/// Prints from `start` until `end`, or without end, at most `rest` records.
+/// Prints from `start` until `end`, or without end, at most `rest` records; and a remark where sequence
+/// numbers jump, also between the expected number and the first record.
 async fn session(
     connection: &Connection,
     target: &StreamTarget,
-    start: ReadFrom,
+    (start, mut expected): (ReadFrom, Option<u64>),
     end: Option<StreamPosition>,
     rest: &mut u64,
     out: &mut Output,
@@ -241,11 +255,17 @@ async fn session(
             if *rest == 0 || end.is_some_and(|end| record.seq_num >= end.seq_num) {
                 break;
             }
+            if let Some(expected) = expected.filter(|expected| record.seq_num > *expected)
+                && let Written::NobodyReads = out.jump(expected, record.seq_num)?
+            {
+                return Ok(Pause::Over);
+            }
             if let Written::NobodyReads = out.print(record)? {
                 return Ok(Pause::Over);
             }
             *rest -= 1;
             next = Some(record.seq_num + 1);
+            expected = next;
         }
         if let Written::NobodyReads = out.flush()? {
             return Ok(Pause::Over);
@@ -297,6 +317,23 @@ impl Output {
             (Format::Text, None) => self.body(&record.body),
             (Format::Text, Some(remark)) => self.remark(&remark),
         })
+    }
+
+    /// Remarks that sequence numbers go on at `to` and not at `from`. In JSON, each record has its number.
+    fn jump(&mut self, from: u64, to: u64) -> Result<Written, Failure> {
+        match self.format {
+            Format::Json => Ok(Written::Yes),
+            Format::Text => {
+                let last = to - 1;
+                let numbers = match from == last {
+                    true => format!("{from} is"),
+                    false => format!("{from} to {last} are"),
+                };
+                written(self.remark(&format!(
+                    "[{numbers} not there: trimmed, or passed over after a loss or an import]"
+                )))
+            }
+        }
     }
 
     fn json(&mut self, record: &SequencedRecord) -> io::Result<()> {

@@ -45,6 +45,33 @@ fn a_read_begins_and_ends_where_it_is_told() {
 }
 
 #[test]
+fn a_read_remarks_where_sequence_numbers_jump() {
+    let server = Server::start();
+    server.ok_with(&["append", "my-basin/orders", "--create"], b"a\nb\nc\nd\n");
+    server.ok(&["trim", "my-basin/orders", "2"]);
+    eventually("it is trimmed", || {
+        server.ok(&["read", "my-basin/orders"]).starts_with("c\n")
+    });
+    let read = |arguments: &[&str]| {
+        let all = [&["read", "my-basin/orders"], arguments].concat();
+        let output = run(server.stream(&all), b"");
+        assert!(output.status.success(), "{}", stderr(&output));
+        (stdout(&output), stderr(&output))
+    };
+    let remark = |numbers: &str| format!("[{numbers} not there: trimmed, ");
+    let (printed, remarks) = read(&["--from", "0", "--count", "1"]);
+    assert_eq!(printed, "c\n");
+    assert!(remarks.contains(&remark("0 to 1 are")), "{remarks}");
+    let (_, remarks) = read(&["--from", "1", "--count", "1"]);
+    assert!(remarks.contains(&remark("1 is")), "{remarks}");
+    // One who asks for what is there gets no remark, nor does one who gets the numbers anyway.
+    for arguments in [&[][..], &["--from", "2"], &["--from", "0", "--json"]] {
+        let (_, remarks) = read(arguments);
+        assert!(!remarks.contains("not there"), "{arguments:?}: {remarks}");
+    }
+}
+
+#[test]
 fn a_read_without_follow_ends_although_others_go_on_appending() {
     let server = Server::start();
     let mut append = Running::start(server.stream(["append", "my-basin/busy", "--create"]));

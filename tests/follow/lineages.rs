@@ -123,6 +123,38 @@ async fn a_follower_that_had_read_what_was_lost_goes_back_and_one_that_had_not_g
 }
 
 #[tokio::test]
+async fn a_snapshot_from_between_two_losses_without_an_append_in_between_is_restored() {
+    let Some(mut place) = past().await else {
+        return;
+    };
+    lose(&mut place).await;
+    let follower = place
+        .latest()
+        .external(place.objects())
+        .open()
+        .await
+        .unwrap();
+    assert_eq!(settled(&place, &follower).await, expected(100, 10));
+    let between = follower.snapshot().await.unwrap();
+    assert_eq!(between.cursor, 100 + (1 << 40));
+
+    lose(&mut place).await;
+    let reader = place
+        .latest()
+        .external(place.objects())
+        .open()
+        .await
+        .unwrap();
+    assert_eq!(reader.restored(), Some(&between));
+    place.append(100..110, 10).await;
+    assert_eq!(settled(&place, &reader).await, expected(110, 10));
+    assert_eq!(reader.status().applied, 10);
+    // The one that ran all the time has not read anything again.
+    assert_eq!(settled(&place, &follower).await, expected(110, 10));
+    assert_eq!(follower.status().applied, 100 + 10);
+}
+
+#[tokio::test]
 async fn without_a_snapshot_from_before_the_whole_history_that_is_left_is_read() {
     let Some(mut place) = past().await else {
         return;

@@ -72,6 +72,7 @@ pub mod inspection;
 pub mod options;
 pub mod snapshot;
 mod trim;
+mod unlisted_gap;
 
 pub use endpoint::Endpoint;
 pub use endpoint::s2::S2Endpoint;

@@ -23,6 +23,7 @@ use s2_sdk::types::AppendRecord;
 use crate::endpoint::{AppendFailed, Endpoint, EndpointError, Identity};
 use crate::in_stream::others::{Denied, Guard};
 use crate::snapshot::Meta;
+use crate::unlisted_gap;
 
 /// Attempts in all.
 const ATTEMPTS: u32 = 8;
@@ -42,8 +43,19 @@ pub async fn append(
     batch: Vec<AppendRecord>,
 ) -> Result<u64, AppendFailed> {
     let mut attempt = 0;
+    let mut is_checked = false;
     loop {
         attempt += 1;
+        if !is_checked {
+            match no_unlisted_gap(endpoint, to).await {
+                Ok(()) => is_checked = true,
+                Err(AppendFailed::Unknown(_)) if attempt < ATTEMPTS => {
+                    tokio::time::sleep(PAUSE * attempt).await;
+                    continue;
+                }
+                Err(failed) => return Err(failed),
+            }
+        }
         let failed = match once(endpoint, guard, meta, to, &batch, attempt <= CONDITIONAL).await {
             Ok(position) => return Ok(position),
             Err(failed) => failed,
@@ -55,6 +67,23 @@ pub async fn append(
             }
             failed => return Err(failed),
         }
+    }
+}
+
+/// Checks that no gap begins at a position that the server lists no more: nobody could learn later that the
+/// trim reaches no further than a snapshot of this cursor. A newer gap is listed, and is looked for before
+/// each attempt.
+async fn no_unlisted_gap(endpoint: &dyn Endpoint, to: u64) -> Result<(), AppendFailed> {
+    let resumes_at = unlisted_gap::find(endpoint, to).await.map_err(unsaid)?;
+    let Some(resumes_at) = resumes_at else {
+        return Ok(());
+    };
+    let identity = endpoint.identity().await.map_err(unsaid)?;
+    match identity.goes_on_at(to) {
+        Some(_) => Ok(()),
+        None => Err(AppendFailed::Refused(format!(
+            "sequence numbers go on at {resumes_at} right behind {to}, and the server no longer lists that"
+        ))),
     }
 }
 
@@ -93,6 +122,13 @@ pub async fn check(endpoint: &dyn Endpoint, meta: &Meta) -> Result<Identity, App
     if differ(&meta.created_at, &identity.created_at) || differ(&meta.lineage, &identity.lineage) {
         return Err(AppendFailed::Refused(
             "the stream has another history than the snapshot".to_owned(),
+        ));
+    }
+    // It may have been deleted. An append may create the next one.
+    let lacks = |then: &Option<String>, now: &Option<String>| then.is_some() && now.is_none();
+    if lacks(&meta.created_at, &identity.created_at) || lacks(&meta.lineage, &identity.lineage) {
+        return Err(AppendFailed::Unknown(
+            "the server does not identify the stream, which it did before".to_owned(),
         ));
     }
     Ok(identity)

@@ -12,7 +12,7 @@
 use s2_common::record::SeqNum;
 
 use crate::ids::LineageId;
-use crate::lineage::Lineage;
+use crate::lineage::{GAP, Lineage};
 use crate::stream::StreamState;
 
 /// A fork, as one stream has seen it.
@@ -25,11 +25,21 @@ pub struct Fork {
     pub seq_num: SeqNum,
     /// Where the present history continues.
     pub resumes_at: SeqNum,
+    /// Where the parent's own numbers continued after the fork before it, if that fork belongs to the same
+    /// gap. Nothing that the parent appended is left then, so what is below this number is what is below
+    /// `seq_num`: a snapshot of the parent with exactly this cursor has nothing that is lost.
+    pub parent_resumed_at: Option<SeqNum>,
 }
 
 impl StreamState {
     /// The forks that the stream has seen, as far as they are remembered, oldest first. Forks without an
-    /// append between them share one gap, so they have the same sequence numbers.
+    /// append between them share one gap, so they have the same sequence numbers, and are told apart by
+    /// where their parents continued.
+    ///
+    /// Each fork passed over [`GAP`] numbers, so the parent of the n-th fork of a gap continued n - 1 times
+    /// that behind its beginning, unless records that are lost were appended between the forks. A parent
+    /// that had such records continued further up, because a lineage gives out fewer than [`GAP`] numbers,
+    /// and has no cursor at exactly this number.
     pub fn forks_seen(&self, lineage: &Lineage) -> Vec<Fork> {
         let ancestry = lineage.ancestry();
         let mut newest_first = Vec::new();
@@ -37,13 +47,14 @@ impl StreamState {
         // be one of forks.
         let mut forks = Some(self.forks);
         for gap in self.gaps.iter().rev().filter(|gap| gap.forks != Some(0)) {
-            let fork = |parent| Fork {
+            let fork = |parent, parent_resumed_at| Fork {
                 parent,
                 seq_num: gap.from,
                 resumes_at: gap.end,
+                parent_resumed_at,
             };
             let Some((up_to, of_gap)) = forks.zip(gap.forks) else {
-                newest_first.push(fork(None));
+                newest_first.push(fork(None, None));
                 forks = None;
                 continue;
             };
@@ -53,9 +64,13 @@ impl StreamState {
                 .rev()
                 .filter(|(_, seen)| (before..up_to).contains(seen));
             let known = newest_first.len();
-            newest_first.extend(cut_off.map(|(id, _)| fork(Some(*id))));
+            newest_first.extend(cut_off.map(|(id, seen)| {
+                let resumed_at = gap.from.saturating_add((seen - before).saturating_mul(GAP));
+                let is_inside = gap.from < resumed_at && resumed_at < gap.end;
+                fork(Some(*id), is_inside.then_some(resumed_at))
+            }));
             if ((newest_first.len() - known) as u64) < of_gap {
-                newest_first.push(fork(None));
+                newest_first.push(fork(None, None));
             }
             forks = Some(before);
         }
@@ -75,7 +90,6 @@ impl StreamState {
 mod tests {
     use super::*;
     use crate::ids::PartitionId;
-    use crate::lineage::GAP;
     use crate::stream::{Gap, Imports};
 
     /// A stream and the lineage of its partition.
@@ -239,6 +253,74 @@ mod tests {
         let mut earlier = it.earlier();
         earlier.separate_gaps(Some(Imports::default()));
         assert_eq!(earlier, it.state);
+    }
+
+    /// Where the parents of the listed forks continued within the gap of their fork.
+    fn resumed(it: &History) -> Vec<Option<SeqNum>> {
+        let forks = it.state.forks_seen(&it.lineage).into_iter();
+        forks.map(|fork| fork.parent_resumed_at).collect()
+    }
+
+    #[test]
+    fn of_forks_without_an_append_in_between_it_is_listed_where_each_parent_continued() {
+        let mut it = mixed();
+        assert_eq!(resumed(&it), [None, None, None]);
+        let third = 6 + 3 * GAP;
+        it.fork(4);
+        it.fork(5);
+        let inside = [None, Some(third + GAP), Some(third + 2 * GAP)];
+        assert_eq!(resumed(&it)[2..], inside);
+        let listed = it.listed(&it.state);
+        let numbers: Vec<_> = listed[2..]
+            .iter()
+            .map(|(_, from, to)| (*from, *to))
+            .collect();
+        assert_eq!(numbers, [(third, third + 3 * GAP); 3]);
+        // A stream that nobody used meanwhile sees all of them at once.
+        let mut still = History::new();
+        still.append(3);
+        let first = still.lineage.id();
+        for id in 1..4 {
+            still.lineage = still.lineage.fork(LineageId(id), 1);
+        }
+        still.state.see_forks(3);
+        assert_eq!(resumed(&still), [None, Some(3 + GAP), Some(3 + 2 * GAP)]);
+        assert_eq!(still.listed(&still.state)[0].0, Some(first.0));
+    }
+
+    #[test]
+    fn an_import_leaves_a_gap_in_an_empty_stream_too() {
+        let mut it = History::new();
+        it.import();
+        assert_eq!(it.state.passed_over(), [(0, GAP)]);
+        it.append(3);
+        let tail = GAP + 3;
+        it.state.trim_to(tail);
+        assert!(it.state.is_empty());
+        it.import();
+        let end = tail + GAP;
+        assert_eq!(it.state.passed_over(), [(0, GAP), (tail, end)]);
+        assert!(it.state.is_empty());
+        assert_eq!((it.state.head(), it.state.tail_seq), (end, end));
+        // What it leaves is not taken for a fork's.
+        it.fork(1);
+        let first = LineageId::first("a cluster", PartitionId(1)).0;
+        assert_eq!(it.listed(&it.state), [(Some(first), end, end + GAP)]);
+        assert!(it.state.is_empty());
+    }
+
+    #[test]
+    fn of_forks_that_are_not_remembered_nothing_is_listed_inside_the_gap() {
+        let mut it = History::new();
+        it.append(1);
+        for id in 1..=20 {
+            it.fork(id);
+        }
+        let resumed = resumed(&it);
+        // Sixteen parents are remembered, the oldest of which was cut off by the fifth fork.
+        assert_eq!((resumed.len(), resumed[0]), (17, None));
+        let known = (4..20).map(|before| Some(1 + before * GAP));
+        assert!(resumed.into_iter().skip(1).eq(known));
     }
 
     #[test]

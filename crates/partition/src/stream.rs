@@ -158,13 +158,10 @@ impl StreamState {
         self.leave_gap();
     }
 
-    /// Moves the tail to `seq` for an import: no record gets a sequence number in between.
+    /// Moves the tail to `seq` for an import: no record gets a sequence number in between. An empty stream
+    /// has the gap as well: readers that have read all of it by then have missed nothing.
     pub(crate) fn skip_to(&mut self, seq: SeqNum) {
-        if self.is_empty() {
-            self.tail_seq = self.tail_seq.max(seq);
-            self.trim_point = self.tail_seq;
-            return;
-        }
+        let was_empty = self.is_empty();
         if seq > self.tail_seq {
             self.gaps.push(Gap {
                 from: self.tail_seq,
@@ -173,6 +170,9 @@ impl StreamState {
             });
             self.tail_seq = seq;
             self.forget_old_gaps();
+        }
+        if was_empty {
+            self.trim_point = self.tail_seq;
         }
     }
 

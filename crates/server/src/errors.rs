@@ -331,13 +331,13 @@ const FOLLOW_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "history_gone",
-        "What was before the stream's head is gone, and no snapshot covers it; the message says which were tried.",
+        "What was before the stream's head is gone, and no snapshot covers it; the message says which were tried, and why each is of no use. Or numbers jump behind the newest snapshot, and it is no longer known whether records are missing there.",
         "Name the place of its snapshots with `--snapshot`; `--inspect` lists those that there are.",
     ),
     (
         "snapshot_unusable",
-        "The newest snapshot is of another fold, a newer version, or another stream of the same name.",
-        "Follow with the fold that took it, or use a place for each stream and fold; `--pass-over` uses an older one.",
+        "The newest snapshot is of another fold, a newer version, or another stream of the same name, or goes beyond the stream's tail.",
+        "The message says which. Follow with the fold or the version that took it, or use a place for each stream and fold; `--pass-over` uses an older one.",
     ),
     (
         "other_fold",
@@ -372,7 +372,7 @@ const FOLLOW_CODES: &[(&str, &str, &str)] = &[
     (
         "refused",
         "The server refuses what following needs, and retries do not help.",
-        "The message says what.",
+        "The message says what. Look at the permissions of the token, and whether the stream is there.",
     ),
 ];
 

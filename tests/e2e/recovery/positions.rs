@@ -116,11 +116,10 @@ async fn a_fork_is_listed_with_where_it_cut_a_history_off_and_where_numbers_go_o
     }
     let thrice = position(&server, BASIN, ENCODED).await;
     let (cut, end) = (27 + GAP, 27 + 3 * GAP);
-    let forks = [
-        first_fork,
-        fork(&lines[0], cut, end),
-        fork(&lines[1], cut, end),
-    ];
+    // The second one had nothing of its own: its numbers continued one gap further up.
+    let mut second_of_two = fork(&lines[1], cut, end);
+    second_of_two["parent_resumed_at"] = json!(cut + GAP);
+    let forks = [first_fork, fork(&lines[0], cut, end), second_of_two];
     assert_eq!(thrice["forks"], json!(forks));
     assert_eq!(thrice["tail"], json!(end));
     assert_eq!(lineage(&thrice), lines[2]);

@@ -181,7 +181,8 @@ async fn a_second_loss_before_the_new_line_has_a_snapshot_is_recovered_from() {
     let now = position(&server, BASIN, "orders-0").await;
     let cut = history.phases[2].0[&kept(0)].tail;
     let lines = [&lost["forks"][0]["parent"], &lost["lineage"]];
-    let forks = lines.map(|line| fork(line.as_str().unwrap(), cut, cut + 2 * GAP));
+    let mut forks = lines.map(|line| fork(line.as_str().unwrap(), cut, cut + 2 * GAP));
+    forks[1]["parent_resumed_at"] = (cut + GAP).into();
     assert_eq!(now["forks"], serde_json::json!(forks));
 }
 

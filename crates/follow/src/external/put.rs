@@ -68,8 +68,15 @@ impl External {
         parts: Vec<Bytes>,
     ) -> Result<Path, Error> {
         let payload: PutPayload = parts.into_iter().collect();
-        let name = format!("{}.{extension}", meta.cursor);
-        let mut path = self.prefix.clone().join(name);
+        // Where snapshots of a former stream are deleted, none gets a name that one of them may have had: a
+        // store may delete an object late, or twice.
+        let mut path = match self.delete_former {
+            true => self.apart(meta.cursor, extension),
+            false => {
+                let name = format!("{}.{extension}", meta.cursor);
+                self.prefix.clone().join(name)
+            }
+        };
         loop {
             let options = PutOptions {
                 mode: PutMode::Create,

@@ -3,27 +3,37 @@
 use super::*;
 
 impl External {
-    /// Deletes snapshots that are no longer kept. Returns up to where the stream may be trimmed, if it is
-    /// to be. Of those that are there, only the one at `place` is known to be whole: it stays, and the
-    /// stream is never trimmed beyond it.
-    pub(crate) async fn retain(
-        &self,
-        newest: &Meta,
-        place: &str,
-        identity: &Identity,
-    ) -> Result<Option<u64>, Error> {
+    /// The snapshots that are there, for [`retain`](Self::retain). A store may take long for it, so the
+    /// stream is identified after this.
+    pub(crate) async fn list_to_retain(&self) -> Result<Vec<(Listed, Meta)>, Error> {
         let listed = self.list().await?;
         {
             let paths: HashSet<&Path> = listed.iter().map(|one| &one.path).collect();
             let mut known = self.known.lock();
             known.retain(|path, _| paths.contains(path));
         }
+        let mut described = Vec::new();
+        for one in listed {
+            if let Known::Described(meta) = self.known(&one.path).await? {
+                described.push((one, *meta));
+            }
+        }
+        Ok(described)
+    }
+
+    /// Deletes snapshots that are no longer kept. Returns up to where the stream may be trimmed, if it is
+    /// to be. Of those that are there, only the one at `place` is known to be whole: it stays, and the
+    /// stream is never trimmed beyond it.
+    pub(crate) async fn retain(
+        &self,
+        listed: Vec<(Listed, Meta)>,
+        newest: &Meta,
+        place: &str,
+        identity: &Identity,
+    ) -> Result<Option<u64>, Error> {
         let mut kept: Vec<u64> = Vec::new();
         let mut former = Vec::new();
-        for one in listed {
-            let Known::Described(meta) = self.known(&one.path).await? else {
-                continue;
-            };
+        for (one, meta) in listed {
             match self.relation(&meta, newest, identity) {
                 Relation::Ours if kept.len() < self.keep || one.path.as_ref() == place => {
                     kept.push(one.cursor);

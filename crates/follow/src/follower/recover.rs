@@ -41,14 +41,17 @@ pub(super) struct Recovered<F> {
 }
 
 /// Restores the newest usable snapshot for the first time. A store that fails is retried for a while:
-/// every store refuses a request now and then.
+/// every store refuses a request now and then, and some list an object later than they have it.
 pub(super) async fn first<F: Fold>(parts: &Parts<F>) -> Result<Recovered<F>, Error> {
     let limit = parts.reading.restore_timeout;
     let limit = limit.map_or(STORE_TIMEOUT, |limit| limit.min(STORE_TIMEOUT));
     let mut backoff = Backoff::new(Some(limit));
+    let is_external = matches!(parts.snapshots, Snapshots::External(_));
     loop {
         let failed = match recover(parts).await {
             Err(error @ Error::Store { .. }) => error,
+            // A list that is behind does not name the snapshot for which the stream was trimmed.
+            Err(error @ Error::HistoryGone { .. }) if is_external => error,
             other => return other,
         };
         let why = EndpointError::Unavailable(failed.to_string());
@@ -179,8 +182,14 @@ async fn in_stream<F: Fold>(
 
 async fn identity<F>(parts: &Parts<F>) -> Result<Identity, Error> {
     let mut backoff = Backoff::new(parts.reading.restore_timeout);
+    let mut is_there = false;
     loop {
         match parts.endpoint.identity().await {
+            // There may be no such stream. Then nothing shows later of which one a snapshot is.
+            Ok(identity) if identity.is_unknown() && !is_there => {
+                tail(parts).await?;
+                is_there = true;
+            }
             Ok(identity) => return Ok(identity),
             Err(why) => backoff.wait(&*parts.endpoint, why).await?,
         }

@@ -287,7 +287,15 @@ async fn external<F: Fold>(parts: &Parts<F>, guard: &Guard, fold: F, meta: &Meta
         Err(error) => return Outcome::Failed(error),
     };
     // The snapshot is there. If what follows fails, it is done again after the next one. Of another
-    // history, neither snapshots nor records are removed.
+    // history, neither snapshots nor records are removed: it is asked for after the list, for which a store
+    // may take so long that a history is cut off meanwhile.
+    let listed = match external.list_to_retain().await {
+        Ok(listed) => listed,
+        Err(error) => {
+            tracing::warn!(%error, "older snapshots are not deleted now");
+            return Outcome::Taken(info);
+        }
+    };
     let identity = match trim::check(&*parts.endpoint, meta).await {
         Ok(identity) => identity,
         Err(error) => {
@@ -295,8 +303,10 @@ async fn external<F: Fold>(parts: &Parts<F>, guard: &Guard, fold: F, meta: &Meta
             return Outcome::Taken(info);
         }
     };
-    match external.retain(meta, &info.place, &identity).await {
+    match external.retain(listed, meta, &info.place, &identity).await {
         Ok(Some(to)) => {
+            // A server refuses a position within a gap, where an earlier lineage may have begun.
+            let to = identity.behind_gap(to);
             let to = harmless(parts, guard, meta, to).await;
             let trim = vec![trim_record(to)];
             let trimmed = trim::append(&*parts.endpoint, guard, meta, to, trim).await;

@@ -75,6 +75,9 @@ pub struct Status {
     pub last_failure: Option<String>,
     /// How often it reconnected.
     pub reconnects: u64,
+    /// What it waits for and tries again, since the last answer: a server, a store, or an explanation of a
+    /// jump of the sequence numbers.
+    pub waits_for: Option<String>,
     /// Why it ended, if it has.
     pub ended: Option<Option<Error>>,
 }

@@ -22,6 +22,7 @@ use crate::snapshot::assembly::{Assembly, Fed, Whole};
 use crate::snapshot::pipe::{Restoring, Sum};
 use crate::snapshot::record::{self, Seen};
 use crate::snapshot::{Kind, Meta, SnapshotInfo, Totals};
+use crate::unlisted_gap;
 
 /// Most bytes of records between fragments that are kept for the fold.
 pub const KEPT: usize = 8 << 20;
@@ -80,6 +81,7 @@ pub async fn find<F: Fold>(
             identity,
             reading,
             tried: Vec::new(),
+            short: None,
         };
         match scan.run().await {
             Ok(Scanned::Beginning(beginning)) => return Ok(beginning),
@@ -107,6 +109,11 @@ pub async fn find<F: Fold>(
                 *identity = now;
             }
             Err(Stopped::Error(error)) => return Err(error),
+            // The stream was created again, or a history was cut off, while a part was read again.
+            Err(Stopped::Endpoint(EndpointError::BeyondTail { .. })) if moves < MAX_MOVES => {
+                moves += 1;
+                *identity = ask(endpoint, &mut backoff).await?;
+            }
             Err(Stopped::Endpoint(why)) => backoff.wait(endpoint, why).await?,
         }
     }
@@ -139,6 +146,8 @@ struct Scan<'a, F> {
     reading: &'a Reading,
     /// Snapshots that are not usable, and why.
     tried: Vec<String>,
+    /// The position and the cursor of the last snapshot of the fold that does not reach back to the head.
+    short: Option<(u64, u64)>,
 }
 
 /// Records that were read, if they are not too many.
@@ -199,7 +208,7 @@ impl<F: Fold> Scan<'_, F> {
                 if head == self.identity.begins_at() || head == 0 {
                     return Ok(Scanned::Beginning(Beginning::AtZero));
                 }
-                if position != next && next != 0 && !self.goes_on(next, position) {
+                if position != next && next != 0 && !self.continues(next, position).await? {
                     return Ok(Scanned::Moved);
                 }
                 next = position + 1;
@@ -273,11 +282,13 @@ impl<F: Fold> Scan<'_, F> {
                     return Ok(Scanned::Beginning(Beginning::AtZero));
                 }
                 (Some(tail), None) => return Err(self.gone(tail)),
-                (Some(tail), Some(head)) if tail == next || self.goes_on(next, tail) => {
-                    return Err(self.gone(head));
+                (Some(tail), Some(head)) => {
+                    return match self.continues(next, tail).await? {
+                        true => Err(self.gone(head)),
+                        // Everything was trimmed while it was being read, or a history was cut off.
+                        false => Ok(Scanned::Moved),
+                    };
                 }
-                // Everything was trimmed while it was being read, or a history was cut off.
-                (Some(_), Some(_)) => return Ok(Scanned::Moved),
                 (None, _) => {}
             }
         }
@@ -289,12 +300,26 @@ impl<F: Fold> Scan<'_, F> {
         self.identity.behind_gap(meta.cursor) >= head
     }
 
-    /// Whether a fork explains that `found` comes next.
-    fn goes_on(&self, next: u64, found: u64) -> bool {
-        self.identity.goes_on_at(next) == Some(found)
+    /// Notes a snapshot that does not reach up to the head. Where there is a newer one, that is nothing
+    /// unusual.
+    fn falls_short(&mut self, position: u64, meta: &Meta) {
+        if meta.fold == self.initial.name() {
+            self.short = Some((position, meta.cursor));
+        }
+    }
+
+    /// Whether nothing is missing where `found` comes next.
+    async fn continues(&self, next: u64, found: u64) -> Result<bool, EndpointError> {
+        let (endpoint, identity) = (self.endpoint, self.identity);
+        Ok(next == found || unlisted_gap::continues(endpoint, identity, next, found).await?)
     }
 
     fn gone(&mut self, head: u64) -> Stopped {
+        if let Some((position, cursor)) = self.short {
+            let why =
+                format!("the one at {position}: it goes to {cursor}, which is before the head");
+            self.tried.push(why);
+        }
         Stopped::Error(Error::HistoryGone {
             stream: self.endpoint.shown(),
             head,
@@ -351,6 +376,7 @@ impl<F: Fold> Scan<'_, F> {
         // Between the cursor and the snapshot is the trim command that was appended with it.
         let is_head = position == head && meta.cursor + 1 == position;
         if !self.reaches(meta, head) && !is_head {
+            self.falls_short(position, meta);
             return Ok(None);
         }
         let mut sum = Sum::of(meta);
@@ -382,6 +408,7 @@ impl<F: Fold> Scan<'_, F> {
         restoring: Option<Restoring<F>>,
     ) -> Result<Framed<F>, Stopped> {
         if !self.reaches(&whole.meta, head) {
+            self.falls_short(whole.first, &whole.meta);
             return Ok(Framed::Not);
         }
         match self.usable(whole.first, &whole.meta) {
@@ -417,7 +444,7 @@ impl<F: Fold> Scan<'_, F> {
             };
             let piece = piece?;
             for record in piece.records {
-                if record.seq_num != next && !self.goes_on(next, record.seq_num) {
+                if !self.continues(next, record.seq_num).await? {
                     return Ok(None);
                 }
                 next = record.seq_num + 1;

@@ -202,8 +202,7 @@ impl SnapshotTask<'_> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let at = condition.map(|(at, _)| at);
-            let failed = match self.endpoint.append(batch.clone(), at).await {
+            let failed = match self.append_once(batch.clone(), condition).await {
                 Ok(start) => return Ok(start),
                 Err(failed) => failed,
             };
@@ -230,6 +229,20 @@ impl SnapshotTask<'_> {
                 (AppendFailed::Unknown(_), _) => tokio::time::sleep(PAUSE * attempt).await,
             }
         }
+    }
+
+    /// Makes one attempt. With a condition, the stream is checked first: one that was created again may have
+    /// as many records as the one of the snapshot, and the trim in the batch would remove them.
+    async fn append_once(
+        &self,
+        batch: Vec<AppendRecord>,
+        condition: Option<(u64, u64)>,
+    ) -> Result<u64, AppendFailed> {
+        if condition.is_some() {
+            trim::check(self.endpoint, self.meta).await?;
+        }
+        let at = condition.map(|(at, _)| at);
+        self.endpoint.append(batch, at).await
     }
 
     /// Whether a record of this snapshot is at a position.

@@ -153,7 +153,7 @@ pub enum Unusable {
         ours: String,
     },
     /// Of a history that was lost in part.
-    #[error("it ends at {cursor} of lineage {theirs}, and of that only what is {} is left", left(.shared))]
+    #[error("it ends at {cursor} of lineage {theirs}, {}", left(.shared))]
     StaleLineage {
         /// Its cursor.
         cursor: u64,
@@ -179,7 +179,10 @@ pub enum Unusable {
 }
 
 fn left(shared: &Option<u64>) -> String {
-    shared.map_or("known to be shared".to_owned(), |at| format!("below {at}"))
+    match shared {
+        Some(at) => format!("which a loss cut off at {at}: what is from there on is lost"),
+        None => "which the server does not list: it is not known how much of it is left".to_owned(),
+    }
 }
 
 impl Unusable {
@@ -239,17 +242,14 @@ impl Meta {
                 ours: ours.clone(),
             });
         }
-        if let (Some(theirs), Some(ours)) = (&self.lineage, &identity.lineage)
-            && theirs != ours
+        if let (Some(theirs), Some(_)) = (&self.lineage, &identity.lineage)
+            && !identity.includes(theirs, self.cursor)
         {
-            let shared = identity.shares(theirs);
-            if shared.is_none_or(|shared| self.cursor > shared) {
-                return Err(Unusable::StaleLineage {
-                    cursor: self.cursor,
-                    theirs: theirs.clone(),
-                    shared,
-                });
-            }
+            return Err(Unusable::StaleLineage {
+                cursor: self.cursor,
+                theirs: theirs.clone(),
+                shared: identity.shares(theirs),
+            });
         }
         Ok(())
     }

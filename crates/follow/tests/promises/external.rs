@@ -215,7 +215,7 @@ async fn foreign_objects_do_not_count_however_many_there_are() {
 }
 
 fn cursors(names: &[String]) -> Vec<u64> {
-    let number = |name: &String| name.split(['/', '.']).nth(2)?.parse().ok();
+    let number = |name: &String| name.split(['/', '.', '-']).nth(2)?.parse().ok();
     let mut cursors: Vec<u64> = names.iter().filter_map(number).collect();
     cursors.sort_unstable();
     cursors
@@ -329,4 +329,78 @@ async fn a_stream_is_never_trimmed_beyond_the_snapshot_that_was_put() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(stream.now_head() <= 25, "{}", stream.now_head());
     assert!(names(&store).await.contains(&taken.place), "it is kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_lacks_the_snapshot_for_which_the_stream_was_trimmed_is_waited_for() {
+    for seed in 0..10 {
+        let (stream, store) = (Stream::new(seed), Store::new(seed, 0.0, 0));
+        let external = || place(&store).keep(1).trim(TrimTo::Newest);
+        let follower = beside(&stream, external()).open().await.unwrap();
+        take(&stream, &follower, 2).await;
+        drop(follower);
+        let head = stream.now_head();
+        assert!(head > 0);
+        store.lag(1.0, 3000);
+        let reader = beside(&stream, external()).open().await.unwrap();
+        assert!(reader.restored().unwrap().cursor >= head);
+        has_everything(&reader, &stream).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_follower_waits_for_a_list_that_is_behind() {
+    for seed in 0..10 {
+        let (stream, store) = (Stream::new(seed), Store::new(seed, 0.0, 0));
+        let external = || place(&store).keep(2).trim(TrimTo::Newest);
+        let follower = beside(&stream, external()).open().await.unwrap();
+        take(&stream, &follower, 2).await;
+        drop(follower);
+        // It may begin with the older one, which is still there, and for which nothing is left.
+        store.lag(1.0, 3000);
+        let reader = beside(&stream, external()).open().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(reader.status().ended.is_none(), "{:?}", reader.status());
+        has_everything(&reader, &stream).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_loss_makes_the_newest_while_the_store_lists_is_not_deleted() {
+    let (stream, store) = (Stream::new(1), Store::new(1, 0.0, 0));
+    let follower = beside(&stream, place(&store).keep(2)).open().await.unwrap();
+    take(&stream, &follower, 2).await;
+    stream.data(some(10));
+    has_everything(&follower, &stream).await;
+    let cut_off = stream.clone();
+    store.before_list(move || cut_off.fork(15));
+    // It may be taken once more, of what is left.
+    follower.snapshot().await.unwrap();
+    drop(follower);
+    let left = names(&store).await;
+    let wanted = "snapshots/stream/10.bin.zst".to_owned();
+    assert!(left.contains(&wanted), "{left:?}");
+    let reader = beside(&stream, place(&store)).open().await.unwrap();
+    assert!(reader.restored().is_some());
+    has_everything(&reader, &stream).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_delete_of_a_former_stream_s_snapshot_takes_none_of_the_present_one() {
+    let (stream, store) = (Stream::new(1), Store::new(1, 0.0, 0));
+    let external = || place(&store).keep(1).delete_former_streams();
+    let follower = beside(&stream, place(&store)).open().await.unwrap();
+    take(&stream, &follower, 1).await;
+    drop(follower);
+    let former = Path::from("snapshots/stream/10.bin.zst");
+    stream.recreate();
+    store.delete(&former).await.unwrap();
+    stream.data(some(10));
+    let follower = beside(&stream, external()).open().await.unwrap();
+    has_everything(&follower, &stream).await;
+    let taken = follower.snapshot().await.unwrap();
+    // The answer to the request was lost, and the store gets it again.
+    let _ = store.delete(&former).await;
+    let reader = beside(&stream, external()).open().await.unwrap();
+    assert_eq!(reader.restored(), Some(&taken));
 }

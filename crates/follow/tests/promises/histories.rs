@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use esker_follow::endpoint::Identity;
 use esker_follow::in_stream::others::Guard;
 use esker_follow::in_stream::write::take;
 use esker_follow::snapshot::record;
@@ -197,10 +198,13 @@ async fn a_jump_that_nothing_explains_is_not_read_over_and_over() {
     tokio::time::sleep(Duration::from_secs(100)).await;
     assert!(stream.reads() < 500, "{} reads in 100 s", stream.reads());
     assert!(reader.status().ended.is_none());
+    let waits_for = reader.status().waits_for.unwrap();
+    assert!(waits_for.contains("jump behind 5"), "{waits_for}");
     // As soon as the server says what it was, it goes on.
     stream.identify(|identity| *identity = known);
     tokio::time::sleep(Duration::from_secs(10)).await;
     has_everything(&reader, &stream).await;
+    assert_eq!(reader.status().waits_for, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -302,4 +306,78 @@ async fn a_cursor_beyond_the_tail_is_refused() {
     }
     let builder = beside(&shorter, &store).pass_over_unusable();
     has_everything(&builder.open().await.unwrap(), &shorter).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_recreated_after_it_was_identified_and_before_it_is_read_is_noticed() {
+    let stream = Stream::new(1);
+    stream.data(some(5));
+    let reader = in_stream(&stream).open().await.unwrap();
+    has_everything(&reader, &stream).await;
+    stream.before_read(|stream| {
+        stream.set_faults(Faults::none());
+        stream.recreate();
+        stream.data(["another"; 9]);
+    });
+    stream.set_faults(Faults {
+        broken_read: 1.0,
+        ..Faults::none()
+    });
+    stream.data(some(1));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    has_everything(&reader, &stream).await;
+    // And its snapshots are of the stream that it follows.
+    reader.snapshot().await.unwrap();
+    has_everything(&in_stream(&stream).open().await.unwrap(), &stream).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_recreated_with_as_many_records_is_not_trimmed_for_a_snapshot() {
+    let stream = Stream::new(1);
+    stream.data(some(10));
+    let chain = state(&stream, 10);
+    let (meta, ..) = describe(&stream, 10, &chain);
+    // The first attempt is lost. The second one has the right condition, and would find the wrong stream.
+    stream.script([Scripted {
+        lands: false,
+        answers: false,
+        after: Box::new(|stream| {
+            stream.recreate();
+            stream.data(["another"; 10]);
+        }),
+        ..Scripted::default()
+    }]);
+    let taken = take(&stream, &nothing_else(), chain, &meta, false).await;
+    assert!(taken.is_err(), "{taken:?}");
+    assert_eq!((stream.now_head(), stream.now_tail()), (0, 10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_was_not_there_when_it_was_identified_is_not_the_one_before() {
+    let stream = Stream::new(1);
+    stream.data(some(5));
+    let reader = in_stream(&stream).open().await.unwrap();
+    has_everything(&reader, &stream).await;
+    // It is deleted, so nothing is listed of it, and created again before the read that follows.
+    stream.before_read(|stream| {
+        stream.recreate();
+        stream.data(["another"; 9]);
+    });
+    stream.delete();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    has_everything(&reader, &stream).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_not_identified_gets_no_snapshot_of_one_that_was() {
+    for anchored in [false, true] {
+        let stream = Stream::new(1);
+        stream.data(some(10));
+        let chain = state(&stream, 10);
+        let (meta, ..) = describe(&stream, 10, &chain);
+        stream.identify(|identity| *identity = Identity::default());
+        let taken = take(&stream, &nothing_else(), chain, &meta, anchored).await;
+        assert!(taken.is_err(), "{taken:?}");
+        assert_eq!((stream.now_head(), stream.now_tail()), (0, 10));
+    }
 }

@@ -14,6 +14,7 @@ mod by_hand;
 mod fold;
 #[allow(dead_code)]
 mod model;
+#[allow(dead_code)]
 mod store;
 mod world;
 
@@ -60,10 +61,14 @@ fn whatever_goes_wrong_a_state_is_the_fold_of_all_records_before_its_cursor() {
         restored,
         forks,
         gaps,
+        twice,
+        between,
+        unlisted,
         ..
     } = all;
     let happened = [
-        anchored, framed, single, external, lost, failed, restored, forks, gaps,
+        anchored, framed, single, external, lost, failed, restored, forks, gaps, twice, between,
+        unlisted,
     ];
     assert!(
         !is_many || happened.iter().all(|times| *times > 0),

@@ -3,7 +3,9 @@
 //! What it keeps to: sequence numbers; appends on a condition; trims that take effect late, and never
 //! beyond the command's own place; reads that begin at the head if they were to begin below it, and
 //! say nothing of it; a fork leaves a gap in the numbers, which trim points leap over, and trims to
-//! numbers within it are refused; an import leaves a gap, too, and cuts nothing off.
+//! numbers within it are refused; an import leaves a gap, too, and cuts nothing off. Forks without an append
+//! between them leave one gap, in which each is listed. Eight gaps and sixteen lineages are remembered: of
+//! older gaps nothing is listed, and no trim leaps over them.
 //!
 //! All records that were ever appended are kept, whatever was trimmed: what a fold has to be is told by
 //! [`Stream::history`].
@@ -27,6 +29,11 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// Sequence numbers that a fork passes over.
 pub const GAP: u64 = 1 << 40;
+
+/// Most gaps that are remembered.
+pub const MAX_GAPS: usize = 8;
+/// Most lineages that are remembered.
+pub const MAX_LINEAGES: usize = 16;
 
 /// What goes wrong, in chances between 0 and 1.
 #[derive(Clone, Debug)]
@@ -71,16 +78,19 @@ impl Faults {
     }
 }
 
+/// Something that is done to a stream at a certain moment.
+pub type Act = Box<dyn FnOnce(&Stream) + Send>;
+
 /// What becomes of the next append, by a script.
 pub struct Scripted {
     /// Before it.
-    pub before: Box<dyn FnOnce(&Stream) + Send>,
+    pub before: Act,
     /// Whether it is tried at all.
     pub lands: bool,
     /// Whether its answer comes.
     pub answers: bool,
     /// After it, and before its answer.
-    pub after: Box<dyn FnOnce(&Stream) + Send>,
+    pub after: Act,
 }
 
 impl Default for Scripted {
@@ -100,6 +110,14 @@ struct Trim {
     due: Instant,
 }
 
+/// Numbers that no record has.
+struct PassedOver {
+    from: u64,
+    end: u64,
+    /// The lineages that the forks cut off which left it, oldest first; none if an import left it.
+    parents: Vec<Option<String>>,
+}
+
 struct Inner {
     rng: StdRng,
     faults: Faults,
@@ -108,15 +126,23 @@ struct Inner {
     batches: Vec<u64>,
     tail: u64,
     trims: Vec<Trim>,
+    /// All gaps, oldest first.
+    gaps: Vec<PassedOver>,
+    /// How many forks there were.
+    forks: usize,
     identity: Identity,
     /// Histories that were left, up to their tails.
     left: Vec<Vec<SequencedRecord>>,
     /// How often it was created again: readers of another one break off.
     incarnation: u64,
+    /// Whether there is such a stream.
+    is_there: bool,
     down_until: Instant,
     script: VecDeque<Scripted>,
     appends: u64,
     reads: u64,
+    /// Done once, when the next read has been sent and has not arrived.
+    before_read: Option<Act>,
 }
 
 /// A stream; clones are handles to the same one.
@@ -158,13 +184,17 @@ impl Stream {
                 batches: Vec::new(),
                 tail: 0,
                 trims: Vec::new(),
+                gaps: Vec::new(),
+                forks: 0,
                 identity,
                 left: Vec::new(),
                 incarnation: 0,
+                is_there: true,
                 down_until: Instant::now(),
                 script: VecDeque::new(),
                 appends: 0,
                 reads: 0,
+                before_read: None,
             })),
             changed: Arc::default(),
         }
@@ -254,52 +284,88 @@ impl Stream {
         inner.batches.retain(|first| *first < at);
         inner.trims.retain(|trim| trim.position < at);
         let is_empty = inner.is_empty();
-        inner.identity.gaps.retain(|gap| gap.seq_num < at);
-        // A fork further back undoes the gaps behind it; what they gave out stays given out.
-        let undone = inner.identity.forks.iter().filter(|f| f.seq_num >= at);
-        let resumes_at = at + GAP * (1 + undone.count() as u64);
-        inner.tail = resumes_at;
+        // A fork further back undoes the gaps behind it; what they gave out stays given out. One right
+        // behind a gap of forks makes that larger.
+        let undone = inner.gaps.iter().position(|gap| gap.from >= at);
+        let kept = undone.unwrap_or(inner.gaps.len());
+        let mut from = at;
+        let mut parents = Vec::new();
+        let is_right_behind = |gap: &PassedOver| gap.end == at && !gap.parents.is_empty();
+        let kept = match kept.checked_sub(1) {
+            Some(last) if is_right_behind(&inner.gaps[last]) => {
+                from = inner.gaps[last].from;
+                last
+            }
+            _ => kept,
+        };
+        for gap in inner.gaps.drain(kept..) {
+            parents.extend(gap.parents);
+        }
+        parents.push(inner.identity.lineage.take());
+        let end = from + GAP * parents.len() as u64;
+        inner.tail = end;
+        inner.gaps.push(PassedOver { from, end, parents });
+        inner.forks += 1;
+        inner.identity.lineage = Some((inner.forks + 1).to_string());
+        inner.list_gaps();
         if is_empty {
             let due = Instant::now();
-            let (position, to) = (0, resumes_at);
+            let (position, to) = (0, end);
             inner.trims.push(Trim { position, to, due });
         }
-        let parent = inner.identity.lineage.take();
-        let lineage = inner.identity.forks.len() + 2;
-        inner.identity.lineage = Some(lineage.to_string());
-        inner.identity.forks.push(Fork {
-            parent,
-            seq_num: at,
-            resumes_at: Some(resumes_at),
-        });
         drop(inner);
         self.wake();
     }
 
-    /// Passes numbers over, as an import does. An empty stream has no gap: it begins behind it.
+    /// Passes numbers over, as an import does.
     pub fn pass_over(&self, numbers: u64) {
         let mut inner = self.inner.lock();
-        if inner.is_empty() {
-            return;
-        }
-        let seq_num = inner.tail;
-        inner.tail += numbers;
-        let resumes_at = inner.tail;
-        inner.identity.gaps.push(Gap {
-            seq_num,
-            resumes_at,
+        let is_empty = inner.is_empty();
+        let (from, end) = (inner.tail, inner.tail + numbers);
+        inner.tail = end;
+        inner.gaps.push(PassedOver {
+            from,
+            end,
+            parents: Vec::new(),
         });
+        inner.list_gaps();
+        if is_empty {
+            let due = Instant::now();
+            let (position, to) = (0, end);
+            inner.trims.push(Trim { position, to, due });
+        }
         drop(inner);
         self.wake();
     }
 
-    /// Deletes it, and makes one of the same name.
+    /// How many gaps are not remembered.
+    pub fn unlisted(&self) -> usize {
+        self.inner.lock().gaps.len().saturating_sub(MAX_GAPS)
+    }
+
+    /// Does this when the next read has been sent and has not arrived.
+    pub fn before_read(&self, act: impl FnOnce(&Stream) + Send + 'static) {
+        self.inner.lock().before_read = Some(Box::new(act));
+    }
+
+    /// Deletes it. Until it is created again, nothing is listed of it.
+    pub fn delete(&self) {
+        let mut inner = self.inner.lock();
+        inner.is_there = false;
+        inner.incarnation += 1;
+        drop(inner);
+        self.wake();
+    }
+
+    /// Deletes it, unless it is, and makes one of the same name.
     pub fn recreate(&self) {
         let mut inner = self.inner.lock();
+        inner.is_there = true;
         let old = std::mem::take(&mut inner.records);
         inner.left.push(old);
         inner.batches.clear();
         inner.trims.clear();
+        inner.gaps.clear();
         inner.tail = 0;
         inner.incarnation += 1;
         let incarnation = inner.incarnation;
@@ -335,6 +401,11 @@ impl Stream {
             false => Ok(()),
         }
     }
+}
+
+/// The answer where there is no such stream.
+fn not_there() -> EndpointError {
+    EndpointError::Refused("there is no such stream".to_owned())
 }
 
 async fn wait(pause: Duration) {
@@ -377,7 +448,47 @@ impl Inner {
     }
 
     fn generation(&self) -> (u64, usize) {
-        (self.incarnation, self.identity.forks.len())
+        (self.incarnation, self.forks)
+    }
+
+    /// The gaps that are remembered.
+    fn remembered(&self) -> &[PassedOver] {
+        &self.gaps[self.gaps.len().saturating_sub(MAX_GAPS)..]
+    }
+
+    /// Lists the gaps as a server does, which remembers the last ones only.
+    fn list_gaps(&mut self) {
+        // A fork further back has undone gaps, and not the forks that left them.
+        let of_forks =
+            |gaps: &[PassedOver]| gaps.iter().map(|gap| gap.parents.len()).sum::<usize>();
+        let all = of_forks(&self.gaps);
+        let mut before = all - of_forks(self.remembered());
+        let (mut forks, mut gaps) = (Vec::new(), Vec::new());
+        for gap in self.remembered() {
+            if gap.parents.is_empty() {
+                let (seq_num, resumes_at) = (gap.from, gap.end);
+                gaps.push(Gap {
+                    seq_num,
+                    resumes_at,
+                });
+            }
+            let fork = |parent, parent_resumed_at| Fork {
+                parent,
+                seq_num: gap.from,
+                resumes_at: Some(gap.end),
+                parent_resumed_at,
+            };
+            let forgotten = all.saturating_sub(MAX_LINEAGES).saturating_sub(before);
+            if forgotten > 0 && !gap.parents.is_empty() {
+                forks.push(fork(None, None));
+            }
+            for (index, parent) in gap.parents.iter().enumerate().skip(forgotten) {
+                let began_at = (index > 0).then_some(gap.from + GAP * index as u64);
+                forks.push(fork(parent.clone(), began_at));
+            }
+            before += gap.parents.len();
+        }
+        (self.identity.forks, self.identity.gaps) = (forks, gaps);
     }
 
     fn head(&self) -> u64 {
@@ -386,13 +497,10 @@ impl Inner {
         let head = due.map(|trim| trim.to).max().unwrap_or(0);
         // A trim point in a gap is one at its end.
         let gap = |head: u64| {
-            let forks = self.identity.forks.iter();
-            let forks = forks.filter_map(|fork| Some((fork.seq_num, fork.resumes_at?)));
-            let gaps = self.identity.gaps.iter();
-            let mut gaps = forks.chain(gaps.map(|gap| (gap.seq_num, gap.resumes_at)));
-            let (_, end) = gaps.find(|(from, end)| (*from..*end).contains(&head))?;
+            let mut gaps = self.remembered().iter();
+            let gap = gaps.find(|gap| (gap.from..gap.end).contains(&head))?;
             // Not where the numbers simply go on, if nothing was trimmed up to there.
-            (head > 0).then_some(end)
+            (head > 0).then_some(gap.end)
         };
         let mut head = head;
         while let Some(end) = gap(head) {
@@ -418,13 +526,19 @@ impl Inner {
     }
 
     fn land(&mut self, batch: &[AppendRecord], at: Option<u64>) -> Result<u64, AppendFailed> {
+        if !self.is_there {
+            return Err(AppendFailed::Refused(not_there().to_string()));
+        }
         let first = self.tail;
         if at.is_some_and(|at| at != first) {
             return Err(AppendFailed::Elsewhere { tail: first });
         }
         let cut_off = batch.iter().filter_map(trims_to).find(|to| {
-            let mut forks = self.identity.forks.iter();
-            forks.any(|fork| fork.seq_num < *to && Some(*to) < fork.resumes_at)
+            let mut forks = self
+                .remembered()
+                .iter()
+                .filter(|gap| !gap.parents.is_empty());
+            forks.any(|gap| gap.from < *to && *to < gap.end)
         });
         if let Some(to) = cut_off {
             return Err(AppendFailed::Refused(format!("{to} was cut off")));
@@ -461,12 +575,20 @@ impl Endpoint for Stream {
 
     async fn identity(&self) -> Result<Identity, EndpointError> {
         self.answer().await?;
-        Ok(self.now_identity())
+        let inner = self.inner.lock();
+        Ok(match inner.is_there {
+            true => inner.identity.clone(),
+            false => Identity::default(),
+        })
     }
 
     async fn tail(&self) -> Result<u64, EndpointError> {
         self.answer().await?;
-        Ok(self.now_tail())
+        let inner = self.inner.lock();
+        match inner.is_there {
+            true => Ok(inner.tail),
+            false => Err(not_there()),
+        }
     }
 
     async fn append(&self, batch: Vec<AppendRecord>, at: Option<u64>) -> Result<u64, AppendFailed> {
@@ -577,14 +699,22 @@ impl Endpoint for Stream {
         stream.inner.lock().reads += 1;
         Box::pin(async_stream::stream! {
             let mut changed = stream.changed.subscribe();
+            let act = stream.inner.lock().before_read.take();
+            if let Some(act) = act {
+                act(&stream);
+            }
             if let Err(error) = stream.answer().await {
                 yield Err(error);
                 return;
             }
-            let (incarnation, tail) = {
+            let (incarnation, tail, is_there) = {
                 let inner = stream.inner.lock();
-                (inner.incarnation, inner.tail)
+                (inner.incarnation, inner.tail, inner.is_there)
             };
+            if !is_there {
+                yield Err(not_there());
+                return;
+            }
             if from > tail {
                 yield Err(EndpointError::BeyondTail { tail });
                 return;

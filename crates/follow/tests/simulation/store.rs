@@ -1,5 +1,7 @@
-//! An object store in memory that fails by chance, before or after it did what it was asked for.
+//! An object store in memory that fails by chance, before or after it did what it was asked for, and whose list
+//! may be behind.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +18,14 @@ use object_store::{
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+use tokio::time::Instant;
 
 /// A store; clones are handles to the same one.
 #[derive(Clone, Debug)]
 pub struct Store {
     inner: Arc<InMemory>,
     luck: Arc<Mutex<Luck>>,
+    lists: Arc<Mutex<Lists>>,
 }
 
 #[derive(Debug)]
@@ -29,6 +33,27 @@ struct Luck {
     rng: StdRng,
     fails: f64,
     delay: u64,
+}
+
+/// Lists that are as of an earlier moment.
+#[derive(Default)]
+struct Lists {
+    /// How often a list is behind, and by how many milliseconds at most.
+    chance: f64,
+    lag: u64,
+    /// What there was from each moment on, the newest last.
+    past: VecDeque<(Instant, Vec<ObjectMeta>)>,
+    /// Done once, before the next list is made.
+    before: Option<Box<dyn FnOnce() + Send>>,
+}
+
+/// Most moments that are remembered.
+const MAX_PAST: usize = 1000;
+
+impl fmt::Debug for Lists {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "lists, {} ms behind", self.lag)
+    }
 }
 
 impl fmt::Display for Store {
@@ -47,7 +72,53 @@ impl Store {
                 fails,
                 delay,
             })),
+            lists: Arc::default(),
         }
+    }
+
+    /// From now on, this share of the lists is as of up to so many milliseconds ago.
+    pub fn lag(&self, chance: f64, lag: u64) {
+        let mut lists = self.lists.lock();
+        (lists.chance, lists.lag) = (chance, lag);
+    }
+
+    /// Whether there is an object whose name begins with a cursor.
+    pub async fn has_cursor(&self, cursor: u64) -> bool {
+        let all: Vec<ObjectMeta> = self.inner.list(None).try_collect().await.unwrap();
+        let begins = |object: &ObjectMeta| {
+            let name = object.location.filename()?;
+            name.split(['.', '-']).next()?.parse().ok()
+        };
+        all.iter().any(|object| begins(object) == Some(cursor))
+    }
+
+    /// Does this before the next list is made.
+    pub fn before_list(&self, act: impl FnOnce() + Send + 'static) {
+        self.lists.lock().before = Some(Box::new(act));
+    }
+
+    /// Remembers what there is from now on.
+    async fn remember(&self) -> Result<()> {
+        let now: Vec<ObjectMeta> = self.inner.list(None).try_collect().await?;
+        let mut lists = self.lists.lock();
+        lists.past.push_back((Instant::now(), now));
+        if lists.past.len() > MAX_PAST {
+            lists.past.pop_front();
+        }
+        Ok(())
+    }
+
+    /// A list that is behind, if this one is.
+    fn earlier(&self) -> Option<Vec<ObjectMeta>> {
+        let lists = self.lists.lock();
+        let mut luck = self.luck.lock();
+        if lists.chance == 0.0 || !luck.rng.random_bool(lists.chance) {
+            return None;
+        }
+        let lag = Duration::from_millis(luck.rng.random_range(0..=lists.lag));
+        let mut past = lists.past.iter().rev();
+        let then = past.find(|(at, _)| at.elapsed() >= lag);
+        Some(then.map(|(_, list)| list.clone()).unwrap_or_default())
     }
 
     pub fn fail(&self, fails: f64) {
@@ -84,6 +155,7 @@ impl ObjectStore for Store {
     ) -> Result<PutResult> {
         self.answer().await?;
         let put = self.inner.put_opts(location, payload, options).await;
+        self.remember().await?;
         self.answer().await?;
         put
     }
@@ -113,6 +185,7 @@ impl ObjectStore for Store {
                 store.answer().await?;
                 let one = futures::stream::iter([Ok(path.clone())]).boxed();
                 let _: Vec<_> = store.inner.delete_stream(one).try_collect().await?;
+                store.remember().await?;
                 store.answer().await?;
                 Ok(path)
             }
@@ -125,7 +198,17 @@ impl ObjectStore for Store {
         let prefix = prefix.cloned();
         let listed = async move {
             store.answer().await?;
-            Ok::<_, Error>(store.inner.list(prefix.as_ref()))
+            let act = store.lists.lock().before.take();
+            if let Some(act) = act {
+                act();
+            }
+            let Some(mut earlier) = store.earlier() else {
+                return Ok::<_, Error>(store.inner.list(prefix.as_ref()));
+            };
+            if let Some(prefix) = &prefix {
+                earlier.retain(|object| object.location.prefix_match(prefix).is_some());
+            }
+            Ok(futures::stream::iter(earlier.into_iter().map(Ok)).boxed())
         };
         futures::stream::once(listed).try_flatten().boxed()
     }

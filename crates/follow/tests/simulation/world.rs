@@ -2,6 +2,7 @@
 //! and when all faults have stopped.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use esker_follow::endpoint::EndpointError;
@@ -18,6 +19,9 @@ use crate::fold::{Busy, Chain};
 use crate::model::{Faults, Seen, Stream};
 use crate::store::Store;
 
+/// The share of lists that are behind, where lists are.
+const LATE_LISTS: f64 = 0.3;
+
 /// What kind of a world it is.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -30,6 +34,10 @@ pub struct Plan {
     pub lasts: Duration,
     /// Histories are cut off, and numbers are passed over.
     pub forks: bool,
+    /// Nothing is lost when histories are cut off, and that happens so often that gaps are forgotten.
+    pub loses_nothing: bool,
+    /// How many milliseconds the list of the store is behind at most.
+    pub list_lag: u64,
     /// The stream is created again.
     pub is_recreated: bool,
     /// Followers pass over snapshots of the one before.
@@ -55,11 +63,15 @@ impl Plan {
         let forks = rng.random_bool(0.3);
         let is_recreated = !forks && rng.random_bool(0.1);
         let is_external = rng.random_bool(0.4);
+        let loses_nothing = forks && rng.random_bool(0.4);
         let place = match is_external {
             false => Place::InStream,
             // A fork may go back to before what a few snapshots cover, and they are gone then.
             true => Place::External {
-                keep: if forks { 1000 } else { rng.random_range(1..=3) },
+                keep: match forks && !loses_nothing {
+                    true => 1000,
+                    false => rng.random_range(1..=3),
+                },
                 trim: match rng.random_range(0..3) {
                     0 => None,
                     1 => Some(TrimTo::Oldest),
@@ -102,6 +114,11 @@ impl Plan {
             writers: rng.random_range(1..=3),
             lasts: Duration::from_secs(if is_large { 8 } else { 60 }),
             forks,
+            loses_nothing,
+            list_lag: match is_calm {
+                true => 0,
+                false => [0, 0, 500, 3000][rng.random_range(0..4)],
+            },
             is_recreated,
             passes_over: is_recreated && rng.random_bool(0.7),
             by_hand: by_hand.then_some(Mistake::None),
@@ -125,6 +142,7 @@ impl Plan {
         plan.encoding = Encoding::None;
         plan.padding = 0;
         plan.forks = false;
+        plan.loses_nothing = false;
         plan.is_recreated = false;
         plan.by_hand = Some(if reads { Mistake::None } else { mistake });
         plan.reads_by_hand = reads.then_some(mistake);
@@ -148,6 +166,11 @@ pub struct Tally {
     pub refused: u64,
     pub forks: u64,
     pub gaps: u64,
+    /// Histories that were cut off twice with nothing in between, and snapshots of those in between.
+    pub twice: u64,
+    pub between: u64,
+    /// Gaps that are not listed at the end.
+    pub unlisted: u64,
 }
 
 impl Tally {
@@ -165,6 +188,9 @@ impl Tally {
         self.refused += other.refused;
         self.forks += other.forks;
         self.gaps += other.gaps;
+        self.twice += other.twice;
+        self.between += other.between;
+        self.unlisted += other.unlisted;
     }
 }
 
@@ -176,6 +202,8 @@ struct World {
     busy: Busy,
     tally: Arc<Mutex<Tally>>,
     broken: Arc<Mutex<Option<String>>>,
+    /// Whether writers pause.
+    is_silent: Arc<AtomicBool>,
     ends: Instant,
 }
 
@@ -207,10 +235,12 @@ async fn live(plan: Plan) -> Result<Tally, String> {
         busy: Busy::default(),
         tally: Arc::default(),
         broken: Arc::default(),
+        is_silent: Arc::default(),
         ends: Instant::now() + plan.lasts,
         plan: Arc::new(plan),
     };
     let plan = world.plan.clone();
+    world.store.lag(LATE_LISTS, plan.list_lag);
     // Only a snapshot of several fragments is written or restored by a thread that waits for the stream.
     let has_fragments = plan.padding > 0 || plan.by_hand.is_some();
     let patience = match has_fragments {
@@ -277,6 +307,9 @@ impl World {
                     _ => record,
                 });
             }
+            if self.is_silent.load(Ordering::Relaxed) {
+                continue;
+            }
             self.tally.lock().records += batch.len() as u64;
             let _ = self.stream.land(&batch, None);
             // Now and then it is silent for long enough that a snapshot wins its race.
@@ -288,16 +321,23 @@ impl World {
 
     async fn upset(self, mut rng: StdRng) {
         while !self.is_over() {
-            sleep(Duration::from_millis(rng.random_range(3000..25_000))).await;
+            let pause = match self.plan.loses_nothing {
+                true => 1000..6000,
+                false => 3000..25_000,
+            };
+            sleep(Duration::from_millis(rng.random_range(pause))).await;
             if self.is_over() {
                 return;
             }
             if self.plan.is_recreated {
-                self.tally.lock().forks += 1;
-                self.stream.recreate();
+                self.recreate(&mut rng).await;
                 continue;
             }
-            if rng.random_bool(0.25) {
+            if rng.random_bool(0.2) {
+                self.fork_twice(&mut rng).await;
+                continue;
+            }
+            if rng.random_bool(if self.plan.loses_nothing { 0.8 } else { 0.25 }) {
                 self.tally.lock().gaps += 1;
                 self.stream.pass_over(rng.random_range(1..1000));
                 continue;
@@ -305,13 +345,61 @@ impl World {
             self.tally.lock().forks += 1;
             // Batches are lost as a whole. What comes last is lost most often.
             let batches = self.stream.batches();
-            let back = rng.random_range(0..=batches.len().min(12));
+            let back = match self.plan.loses_nothing {
+                true => 0,
+                false => rng.random_range(0..=batches.len().min(12)),
+            };
             let at = match back {
                 0 => self.stream.now_tail(),
                 back => batches[batches.len() - back],
             };
             self.stream.fork(at);
         }
+    }
+
+    /// Creates the stream again, now and then with as many records as before, or once more soon after.
+    async fn recreate(&self, rng: &mut StdRng) {
+        self.tally.lock().forks += 1;
+        let records = self.stream.now_tail().min(500);
+        if rng.random_bool(0.5) {
+            self.stream.delete();
+            sleep(Duration::from_millis(rng.random_range(0..2000))).await;
+        }
+        self.stream.recreate();
+        if rng.random_bool(0.5) {
+            self.stream.data((0..records).map(|i| format!("again {i}")));
+        }
+        if rng.random_bool(0.5) {
+            sleep(Duration::from_millis(rng.random_range(0..400))).await;
+            self.stream.recreate();
+            let records = rng.random_range(0..=records as usize);
+            self.stream
+                .data((0..records).map(|i| format!("once more {i}")));
+        }
+    }
+
+    /// Cuts a history off, and the next one too before anything is appended to it. If snapshots are beside the
+    /// stream, there may be one of the history in between, and none from before any more: the stream is
+    /// trimmed for it only after that.
+    async fn fork_twice(&self, rng: &mut StdRng) {
+        self.tally.lock().twice += 1;
+        self.is_silent.store(true, Ordering::Relaxed);
+        self.stream.fork(self.stream.now_tail());
+        let begins_at = self.stream.now_tail();
+        let until = Instant::now() + Duration::from_millis(rng.random_range(0..8000));
+        while Instant::now() < until && !self.store.has_cursor(begins_at).await {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let is_between = self.store.has_cursor(begins_at).await;
+        self.tally.lock().between += u64::from(is_between);
+        sleep(Duration::from_millis(rng.random_range(0..400))).await;
+        // What a snapshotter has appended may be lost with it.
+        let at = match rng.random_bool(0.5) || self.plan.loses_nothing {
+            true => self.stream.now_tail(),
+            false => begins_at,
+        };
+        self.stream.fork(at);
+        self.is_silent.store(false, Ordering::Relaxed);
     }
 
     async fn snapshot_by_hand(self, mut rng: StdRng, mistake: Mistake) {
@@ -473,6 +561,7 @@ impl World {
     /// An error that a follower did not open or ended with.
     fn refused(&self, error: &Error, was_open: bool) {
         self.tally.lock().refused += 1;
+        let is_behind = self.plan.list_lag > 0 && !was_open;
         let is_allowed = match error {
             // Its restore timed out.
             Error::Endpoint {
@@ -480,6 +569,17 @@ impl World {
                 ..
             }
             | Error::Store { .. } => !was_open && self.plan.faults.broken_read > 0.0,
+            // There was no stream.
+            Error::Endpoint {
+                why: EndpointError::Refused(_),
+                ..
+            } => self.plan.is_recreated,
+            // The list lacks the snapshot for which the stream was trimmed, again and again.
+            Error::HistoryGone { .. } if is_behind => true,
+            // No snapshot was taken while more gaps came than are remembered.
+            Error::HistoryGone { tried, .. } if self.plan.loses_nothing && is_unlisted(tried) => {
+                true
+            }
             Error::HistoryGone { .. } | Error::Unusable { .. } => self.plan.is_recreated,
             _ => false,
         };
@@ -495,6 +595,8 @@ impl World {
         }
         self.stream.set_faults(Faults::none());
         self.store.fail(0.0);
+        self.store.lag(0.0, 0);
+        self.tally.lock().unlisted += self.stream.unlisted() as u64;
         sleep(Duration::from_secs(30)).await;
         let mut builder = Follower::builder(self.stream.clone(), self.chain());
         if self.plan.passes_over {
@@ -522,4 +624,10 @@ impl World {
             Err(error) => self.refused(&error, true),
         }
     }
+}
+
+/// Whether a snapshot was passed over because its lineage is not listed.
+fn is_unlisted(tried: &[String]) -> bool {
+    let mut tried = tried.iter();
+    tried.any(|why| why.contains("which the server does not list"))
 }

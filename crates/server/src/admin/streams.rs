@@ -55,6 +55,11 @@ pub struct StreamFork {
     pub seq_num: u64,
     /// Sequence numbers continue here.
     pub resumes_at: u64,
+    /// Where the parent's own sequence numbers continued, if nothing that it appended is left. What it had
+    /// below exactly this number is what is below `seq_num`. Absent for the first of the forks that have the
+    /// same two numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_resumed_at: Option<u64>,
 }
 
 /// Sequence numbers that no record has, and that no history was cut off for.
@@ -72,6 +77,7 @@ impl From<Fork> for StreamFork {
             parent: fork.parent.map(|parent| parent.to_string()),
             seq_num: fork.seq_num,
             resumes_at: fork.resumes_at,
+            parent_resumed_at: fork.parent_resumed_at,
         }
     }
 }

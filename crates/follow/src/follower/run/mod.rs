@@ -41,6 +41,8 @@ enum Stop {
     Disconnected(EndpointError),
     /// Records were removed before they were read, or a history was cut off.
     Moved,
+    /// The state is of a history or a stream that the present one does not continue.
+    Left,
 }
 
 impl From<Error> for Stop {
@@ -68,6 +70,8 @@ pub(super) struct Run<F> {
     met_until: u64,
     /// Whether nothing was applied since a snapshot was restored.
     is_fresh: bool,
+    /// Whether the present read is known to be of the stream that the identity names.
+    is_identified: bool,
     /// Where sequence numbers jumped last, and the back-off for that jump.
     moved_at: Option<u64>,
     moving: Backoff,
@@ -119,6 +123,7 @@ impl<F: Fold> Run<F> {
             met,
             met_until: next,
             is_fresh: true,
+            is_identified: false,
             moved_at: None,
             moving: Backoff::new(None),
             snapshot_task: SnapshotTask::new(snapshot, Default::default()),
@@ -179,13 +184,14 @@ impl<F: Fold> Run<F> {
                 Stop::Disconnected(EndpointError::BeyondTail { .. }) => self.reopen().await,
                 Stop::Disconnected(why) => self.reconnect(why, &mut backoff).await,
                 Stop::Moved => self.moved().await,
+                Stop::Left => self.reopen().await,
             };
             match went_on {
                 Ok(()) => {}
                 Err(Stop::Closed) => return None,
                 Err(Stop::Error(error)) => return Some(error),
                 // These are retried.
-                Err(Stop::Disconnected(_) | Stop::Moved) => {}
+                Err(Stop::Disconnected(_) | Stop::Moved | Stop::Left) => {}
             }
         }
     }
@@ -202,6 +208,7 @@ impl<F: Fold> Run<F> {
             self.guard.update(|others| others.read_to(until));
         }
         self.pass_gap();
+        self.is_identified = false;
         let mut pieces = self.parts.endpoint.read(self.next);
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -243,6 +250,9 @@ impl<F: Fold> Run<F> {
     }
 
     async fn piece(&mut self, piece: Piece) -> Result<(), Stop> {
+        if !self.is_identified {
+            self.identify().await?;
+        }
         let from = self.next;
         let begun = Instant::now();
         self.apply_all(&piece.records, false)?;
@@ -430,6 +440,7 @@ impl<F: Fold> Run<F> {
             status.bytes = bytes;
             status.skipped = skipped;
             status.caught_up = tail.is_some();
+            status.waits_for = None;
             status.tail = tail.or(status.tail);
             status.since_snapshot = since;
             status.predicted_replay = predicted;

@@ -1,6 +1,19 @@
 //! Continues after a lost connection, a jump of the sequence numbers, or with another stream.
 
 use super::*;
+use crate::unlisted_gap;
+
+/// How long a follower waits for a store whose list is behind: the list may lack the snapshot for which the
+/// stream was trimmed. Shorter than the 30 s after which `esker follow --once` gives up, so that it reports
+/// what is missing.
+const LIST_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The error of a server that identified the stream before.
+fn unidentified() -> EndpointError {
+    EndpointError::Unavailable(
+        "the server does not identify the stream, which it did before".to_owned(),
+    )
+}
 
 impl<F: Fold> Run<F> {
     /// Waits for the server, and checks whether it still has the same stream.
@@ -16,30 +29,50 @@ impl<F: Fold> Run<F> {
         self.piece_at = None;
         self.wait(why, backoff).await?;
         let was = self.ask_identity(backoff).await?;
-        let now = &self.identity;
-        // This is another stream: the state was not built from it.
-        let is_another = match (&was.created_at, &now.created_at) {
-            (Some(then), Some(now)) => then != now,
-            _ => false,
-        };
-        // What was applied last may be what was lost: no snapshot of it may count as one of this lineage.
-        let is_stale = match (&was.lineage, &now.lineage) {
-            (Some(then), Some(lineage)) if then != lineage => {
-                now.shares(then).is_none_or(|shared| self.next > shared)
-            }
-            _ => false,
-        };
-        match is_another || is_stale {
+        match self.is_left(&was) {
             true => self.reopen().await,
             false => Ok(()),
         }
     }
 
-    /// Asks which stream it is now; returns which it was before.
+    /// Whether the state, which was built from the stream that this identity named, is not of the present one.
+    fn is_left(&self, was: &Identity) -> bool {
+        let now = &self.identity;
+        // What was applied last may be what was lost: no snapshot of it may count as one of this lineage.
+        let is_stale = match (&was.lineage, &now.lineage) {
+            (Some(then), Some(_)) => !now.includes(then, self.next),
+            _ => false,
+        };
+        is_stale || now.is_another_stream(was)
+    }
+
+    /// Asks again which stream it is, now that a read of it has begun. A read stays with one stream. If it
+    /// was created again after it was identified and before the read began, its numbers may continue those
+    /// of the one before.
+    pub(super) async fn identify(&mut self) -> Result<(), Stop> {
+        let parts = self.parts.clone();
+        let identity = self.meanwhile(parts.endpoint.identity()).await?;
+        let identity = identity.map_err(Stop::Disconnected)?;
+        if self.identity.knows_more_than(&identity) {
+            return Err(Stop::Disconnected(unidentified()));
+        }
+        let was = std::mem::replace(&mut self.identity, identity);
+        if self.is_left(&was) {
+            return Err(Stop::Left);
+        }
+        self.is_identified = true;
+        Ok(())
+    }
+
+    /// Asks which stream it is now; returns which it was before. If there is none at the moment, what is known
+    /// is kept: the next one is compared with it.
     pub(super) async fn ask_identity(&mut self, backoff: &mut Backoff) -> Result<Identity, Stop> {
         let parts = self.parts.clone();
         loop {
             match self.meanwhile(parts.endpoint.identity()).await? {
+                Ok(identity) if self.identity.knows_more_than(&identity) => {
+                    return Ok(self.identity.clone());
+                }
                 Ok(identity) => return Ok(std::mem::replace(&mut self.identity, identity)),
                 Err(why) => self.wait(why, backoff).await?,
             }
@@ -53,6 +86,9 @@ impl<F: Fold> Run<F> {
         backoff: &mut Backoff,
     ) -> Result<(), Stop> {
         let parts = self.parts.clone();
+        let waits_for = Some(why.to_string());
+        self.status
+            .send_modify(|status| status.waits_for = waits_for);
         let waited = self.meanwhile(backoff.wait(&*parts.endpoint, why)).await?;
         waited.map_err(Stop::Error)
     }
@@ -61,8 +97,11 @@ impl<F: Fold> Run<F> {
     pub(super) async fn moved(&mut self) -> Result<(), Stop> {
         self.status.send_modify(|status| status.caught_up = false);
         let mut backoff = Backoff::new(None);
-        self.ask_identity(&mut backoff).await?;
-        if self.pass_gap() {
+        let was = self.ask_identity(&mut backoff).await?;
+        if self.is_left(&was) {
+            return self.reopen().await;
+        }
+        if self.pass_gap() || self.pass_unlisted_gap(&was).await? {
             return Ok(());
         }
         if self.moved_at.replace(self.next) == Some(self.next) {
@@ -87,6 +126,33 @@ impl<F: Fold> Run<F> {
         let Some(resumes_at) = self.identity.goes_on_at(self.next) else {
             return false;
         };
+        self.pass_to(resumes_at);
+        true
+    }
+
+    /// The same of numbers that the server does not list any more. `was` is the identity before the last
+    /// one, which the state is known to be of: without a lineage, nobody reports that a history was cut off.
+    async fn pass_unlisted_gap(&mut self, was: &Identity) -> Result<bool, Stop> {
+        if was.lineage.is_none() || self.identity.lineage.is_none() {
+            return Ok(false);
+        }
+        let (parts, next) = (self.parts.clone(), self.next);
+        let asked = async move {
+            let found = unlisted_gap::find(&*parts.endpoint, next).await?;
+            Ok::<_, EndpointError>((found, parts.endpoint.identity().await?))
+        };
+        let answer = self.meanwhile(asked).await?;
+        let (found, now) = answer.map_err(Stop::Disconnected)?;
+        match found {
+            Some(resumes_at) if now.is_same_history(&self.identity) => {
+                self.pass_to(resumes_at);
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn pass_to(&mut self, resumes_at: u64) {
         tracing::info!(
             stream = self.parts.endpoint.shown(),
             from = self.next,
@@ -95,7 +161,6 @@ impl<F: Fold> Run<F> {
         );
         self.next = resumes_at;
         self.guard.update(|others| others.read_to(resumes_at));
-        true
     }
 
     /// Restores a snapshot in place of a state from which the stream does not continue.
@@ -107,15 +172,26 @@ impl<F: Fold> Run<F> {
             .filter(|_| self.is_fresh)
             .map(|restored| restored.cursor);
         let mut backoff = Backoff::new(None);
+        let began = Instant::now();
+        let is_external = matches!(parts.snapshots, Snapshots::External(_));
         let recovered = loop {
             let why = match self
                 .meanwhile(recover::recover_again(parts.clone(), stuck))
                 .await?
             {
+                Ok(recovered) if self.identity.knows_more_than(&recovered.identity) => {
+                    unidentified()
+                }
                 Ok(recovered) => break recovered,
                 // The store worked before, so the wait for it has no limit.
                 Err(Error::Store { why, .. }) => EndpointError::Unavailable(why),
                 Err(Error::Endpoint { why, .. }) => why,
+                // The list may be behind.
+                Err(error @ Error::HistoryGone { .. })
+                    if is_external && began.elapsed() < LIST_TIMEOUT =>
+                {
+                    EndpointError::Unavailable(error.to_string())
+                }
                 Err(error) => return Err(error.into()),
             };
             self.wait(why, &mut backoff).await?;

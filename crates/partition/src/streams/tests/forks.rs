@@ -205,6 +205,24 @@ fn many_forks_are_remembered_in_bounded_space() {
     assert!(state.gaps.len() <= 8);
     let texts: Vec<String> = (0..20).map(|i: u32| i.to_string()).collect();
     assert_eq!(partition.texts("s"), texts);
+    // Whoever reads from within a gap gets the records after it, also where the gap is forgotten.
+    let seq_of = |record: u64| record * (1 + GAP);
+    for gap in 0..19 {
+        for inside in [1, 2, GAP / 2, GAP] {
+            let from = seq_of(gap) + inside;
+            let begun = start(&partition, ReadFrom::SeqNum(from), false).unwrap();
+            let scanned = scan(&partition.reader(), &partition.stream("s"), begun);
+            let first = seen_seqs(&scanned)[0];
+            assert_eq!(first, seq_of(gap + 1), "from {from}");
+        }
+    }
+    let counted = partition.reader().record_counts(&partition.stream("s"), 0);
+    assert_eq!(counted.unwrap(), (20, 20));
+    // Numbers of forgotten gaps count as records: the read gets fewer than it asked for.
+    let offset = |n| start(&partition, ReadFrom::TailOffset(n), true).unwrap();
+    assert_eq!((offset(1), offset(8)), (seq_of(19), seq_of(12)));
+    let scanned = scan(&partition.reader(), &partition.stream("s"), offset(12));
+    assert_eq!(seen_seqs(&scanned).len(), 8);
 }
 
 #[test]
