@@ -52,7 +52,7 @@ use crate::answers::Answers;
 use crate::auth::Guarded;
 use crate::config::LimitsConfig;
 use crate::forward::{Forwarder, forward};
-use crate::identification::gate;
+use crate::identification::{gate, read_while_valid};
 use crate::sample_history::History;
 use crate::shared_service::ShareLayer;
 use crate::traces::{self, Traces};
@@ -273,7 +273,12 @@ pub fn router(app: App) -> Router {
     let coded = CodedBodies::new(app.limits.bodies.clone(), app.limits.request_body);
     let v1 = v1_routes()
         .router
-        .route_layer((middleware::from_fn(hidden_prefix::hide), ShareLayer))
+        .route_layer((
+            middleware::from_fn(hidden_prefix::hide),
+            ShareLayer,
+            middleware::from_fn(read_while_valid),
+            ShareLayer,
+        ))
         .route_layer((
             CompressionLayer::new().compress_when(compress),
             DefaultBodyLimit::max(app.limits.request_body),
@@ -303,7 +308,11 @@ pub fn router(app: App) -> Router {
                 app.partitions,
                 (app.history.clone(), app.usage.clone()),
             )
-            .route_layer(admitted.clone()),
+            .route_layer((
+                admitted.clone(),
+                middleware::from_fn(read_while_valid),
+                ShareLayer,
+            )),
         )
         .merge(crate::state::router(&app.state, &answers, &app.keys).route_layer(admitted));
     finished(router, app)
