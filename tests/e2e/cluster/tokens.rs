@@ -1,9 +1,11 @@
 //! Access tokens in a cluster: issued by one node, used by way of another, revoked by way of a third.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use testkit::process::{program, without_configuration};
 
 use crate::support::{Cluster, Http, Setup, events, eventually, in_time};
 
@@ -227,4 +229,66 @@ async fn a_token_is_valid_and_revoked_on_all_nodes_within_two_seconds() {
         })
         .await;
     }
+}
+
+/// A revocation may be among what the lost nodes had acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_majority_was_lost_issued_tokens_are_suspended_until_root_confirms_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = dir.path().join("repository");
+    let setup = setup(dir.path()).set(&format!("snapshots.destination={}", repository.display()));
+    let mut cluster = Cluster::empty(&setup).with_token(ROOT).with_three().await;
+    let root = |at: usize, cluster: &Cluster| cluster.server(at).http1().with_token(ROOT);
+    let basin = root(0, &cluster);
+    let basin = basin.post("/v1/basins").json(&json!({"basin": "test-basin"}));
+    basin.send().await.expect(201);
+    let scope = json!({
+        "basins": {"exact": "test-basin"},
+        "op_groups": {"basin": {"read": true}},
+    });
+    let mut texts = Vec::new();
+    for id in ["app", "leaked"] {
+        let issued = root(0, &cluster);
+        let issued = issued.post("/v1/access-tokens");
+        let issued = issued.json(&json!({"id": id, "scope": scope}));
+        let issued = issued.send().await.expect(201).json();
+        texts.push(issued["access_token"].as_str().unwrap().to_owned());
+    }
+    let (app, leaked) = (&texts[0], &texts[1]);
+    eventually("the survivor has the tokens", async || {
+        let both = (status(&cluster, 1, app).await, status(&cluster, 1, leaked).await);
+        (both == (200, 200)).then_some(())
+    })
+    .await;
+    for at in cluster.all() {
+        cluster.kill(at);
+    }
+    let mut recover = without_configuration(Command::new(program()));
+    recover.args(["cluster", "recover", "--yes"]);
+    let recovered = recover.arg(cluster.directory().join("n1")).output().unwrap();
+    assert!(recovered.status.success(), "{recovered:?}");
+    let said = String::from_utf8_lossy(&recovered.stdout);
+    assert!(said.contains("`esker token confirm`"), "{said}");
+
+    cluster.restart(1).await;
+    let refused = eventually("the survivor answers", async || {
+        let http = cluster.server(1).http1().with_token(app);
+        let asked = http.get("/v1/streams").basin("test-basin");
+        let answer = asked.try_send().await.ok()?;
+        (answer.status != 503).then_some(answer)
+    })
+    .await;
+    let refused = refused.expect(403);
+    assert_eq!(refused.code(), "permission_denied");
+    let text = refused.text();
+    for what in ["suspended", "`esker cluster recover`", "`esker token confirm`"] {
+        assert!(text.contains(what), "{text}");
+    }
+    let survivor = root(1, &cluster);
+    let revoked = survivor.delete("/v1/access-tokens/leaked").send().await;
+    revoked.expect(204);
+    let confirmed = survivor.post("/esker/v1/access-tokens/confirm").send();
+    confirmed.await.expect(200);
+    assert_eq!(status(&cluster, 1, app).await, 200);
+    assert_eq!(status(&cluster, 1, leaked).await, 401);
 }
