@@ -252,7 +252,10 @@ fn finished(router: Router<App>, app: App) -> Router {
     ));
     let router = match app.traces.is_on() {
         true => router.route_layer((
-            middleware::from_fn_with_state(app.traces.clone(), traces::trace),
+            middleware::from_fn_with_state(
+                (app.traces.clone(), app.forwarder.is_some()),
+                traces::trace,
+            ),
             ShareLayer,
         )),
         false => router,
