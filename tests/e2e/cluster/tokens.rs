@@ -1,4 +1,5 @@
-//! Access tokens in a cluster: issued by one node, used by way of another, revoked by way of a third.
+//! Access tokens in a cluster: issued by one node, used by way of another, revoked by way of a third; and after
+//! a majority was lost.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
@@ -7,9 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use testkit::process::{program, without_configuration};
 
-use crate::support::{Cluster, Http, Setup, events, eventually, in_time};
+use crate::support::{Cluster, Http, Setup, events, eventually, frames, in_time, within};
 
-const ROOT: &str = "root-token-of-the-end-to-end-tests-0123456789";
+pub(super) const ROOT: &str = "root-token-of-the-end-to-end-tests-0123456789";
 /// What one node has answered about tokens holds on all others within this time.
 const EVERYWHERE: Duration = Duration::from_secs(2);
 
@@ -39,7 +40,7 @@ async fn everywhere(cluster: &Cluster, token: &str, wanted: u16) -> Result<(), S
 }
 
 /// What all nodes have, with files in the directory: a root token and a secret.
-fn setup(dir: &std::path::Path) -> Setup {
+pub(super) fn setup(dir: &std::path::Path) -> Setup {
     let private = |name: &str, text: &str| {
         let file = dir.join(name);
         std::fs::write(&file, format!("{text}\n")).unwrap();
@@ -291,4 +292,98 @@ async fn after_a_majority_was_lost_issued_tokens_are_suspended_until_root_confir
     confirmed.await.expect(200);
     assert_eq!(status(&cluster, 1, app).await, 200);
     assert_eq!(status(&cluster, 1, leaked).await, 401);
+}
+
+/// Issues a token by way of node 0, and waits until all nodes take it.
+pub(super) async fn issued(cluster: &Cluster, id: &str, more: serde_json::Value) -> String {
+    let mut asked = json!({
+        "id": id,
+        "scope": {
+            "basins": {"exact": "test-basin"}, "streams": {"prefix": "tenant-1/"},
+            "op_groups": {
+                "basin": {"read": true, "write": true}, "stream": {"read": true, "write": true},
+            },
+        },
+    });
+    for (key, value) in more.as_object().unwrap() {
+        asked[key] = value.clone();
+    }
+    let root = cluster.server(0).http1().with_token(ROOT);
+    let answer = root.post("/v1/access-tokens").json(&asked).send().await;
+    let answer = answer.expect(201).json();
+    let token = answer["access_token"].as_str().unwrap().to_owned();
+    for at in cluster.all() {
+        eventually(&format!("n{at} takes the token"), async || {
+            (status(cluster, at, &token).await == 200).then_some(())
+        })
+        .await;
+    }
+    token
+}
+
+/// Three nodes with a basin.
+pub(super) async fn with_a_basin(setup: &Setup) -> Cluster {
+    let cluster = Cluster::empty(setup).with_token(ROOT).with_three().await;
+    let root = cluster.server(0).http1().with_token(ROOT);
+    let basin = root.post("/v1/basins");
+    let basin = basin.json(&json!({"basin": "test-basin"}));
+    basin.send().await.expect(201);
+    cluster
+}
+
+/// One node answers the sessions of its clients, and the others pass them on or answer from their own replicas.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revocation_ends_sessions_by_way_of_every_node_within_two_seconds() {
+    const STREAM: &str = "tenant-1%2Forders";
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = with_a_basin(&setup(dir.path())).await;
+    let root = cluster.server(1).http1().with_token(ROOT);
+    let made = root.post("/v1/streams").basin("test-basin");
+    let made = made.json(&json!({"stream": "tenant-1/orders"}));
+    made.send().await.expect(201);
+    in_time("sessions end by way of every node", async |attempt| {
+        let id = format!("sessions-{attempt}");
+        let token = issued(&cluster, &id, json!({})).await;
+        let mut sessions = Vec::new();
+        for at in cluster.all() {
+            let http = cluster.server(at).http2().with_token(&token);
+            let appends = frames::append_session(&http, "test-basin", STREAM).await;
+            assert!(appends.send(frames::frame(&frames::input(["x"]))).await);
+            sessions.push((at, http, appends));
+        }
+        let mut reads = Vec::new();
+        for (at, http, appends) in &mut sessions {
+            appends.next().await.message();
+            let mut events =
+                events::Events::open(http, "test-basin", STREAM, "seq_num=0", None).await;
+            events.batch().await;
+            let mut batches =
+                frames::read_session(http, "test-basin", STREAM, "seq_num=0").await;
+            batches.batch().await;
+            reads.push((*at, events, batches));
+        }
+        let revoked = root.delete(&format!("/v1/access-tokens/{id}"));
+        revoked.send().await.expect(204);
+        let began = Instant::now();
+        let is_refused = |status: u16, body: &serde_json::Value| {
+            assert_eq!((status, &body["code"]), (401, &json!("authn")));
+        };
+        for (at, mut events, mut batches) in reads {
+            let end = events.rest().await.pop().unwrap();
+            assert_eq!(end.event, "error", "n{at}: {end:?}");
+            assert_eq!(end.json()["code"], "authn", "n{at}");
+            match batches.rest().await.pop().unwrap() {
+                frames::Output::Error(status, body) => is_refused(status, &body),
+                other => panic!("n{at}: {other:?}"),
+            }
+        }
+        for (at, _http, mut appends) in sessions {
+            match appends.rest().await.pop().unwrap() {
+                frames::Output::Error(status, body) => is_refused(status, &body),
+                other => panic!("n{at}: {other:?}"),
+            }
+        }
+        within(began.elapsed(), EVERYWHERE)
+    })
+    .await;
 }

@@ -82,7 +82,7 @@ async fn a_request_that_is_forwarded_has_the_span_of_this_node_as_its_parent_sam
         let parent = headers.get("traceparent");
         parent.map_or_else(String::new, |it| it.to_str().unwrap().to_owned())
     });
-    let ask = async |share: u16, forwards: bool, parent: &str| {
+    let ask = async |share: u32, forwards: bool, parent: &str| {
         let config = TracesConfig {
             sampled_per_thousand: share,
             ..config("127.0.0.1:1".parse().unwrap())
