@@ -316,7 +316,9 @@ async fn a_request_that_another_node_answers_is_one_trace_down_to_its_sync_there
         let spans = collector.spans();
         let appends: Vec<_> = spans.iter().filter(|it| it.name == NAME).collect();
         let outer = |inner: &&Span| {
-            let of = appends.iter().find(|it| it.span_id == inner.parent_span_id)?;
+            let of = appends
+                .iter()
+                .find(|it| it.span_id == inner.parent_span_id)?;
             Some((Span::clone(of), Span::clone(inner)))
         };
         appends.iter().find_map(outer)

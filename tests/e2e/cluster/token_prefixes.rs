@@ -48,7 +48,9 @@ async fn an_auto_prefix_holds_for_every_operation_by_way_of_every_node() {
             shown(twice.text());
             let same = http.put(&path).json(&json!({})).basin("test-basin");
             assert_eq!(same.send().await.expect(200).json()["name"], name);
-            let changed = http.patch(&path).json(&json!({"retention_policy": {"age": 3600}}));
+            let changed = http
+                .patch(&path)
+                .json(&json!({"retention_policy": {"age": 3600}}));
             changed.basin("test-basin").send().await.expect(200);
             let config = http.get(&path).basin("test-basin").send().await.expect(200);
             assert_eq!(config.json()["retention_policy"]["age"], 3600, "{context}");
@@ -57,14 +59,15 @@ async fn an_auto_prefix_holds_for_every_operation_by_way_of_every_node() {
             let append = append.json(&json!({"records": [{"body": context}]}));
             append.send().await.expect(200);
             let mut appends = frames::append_session(&http, "test-basin", &name).await;
-            appends.send(frames::frame(&frames::input(["second"]))).await;
+            appends
+                .send(frames::frame(&frames::input(["second"])))
+                .await;
             assert_eq!(appends.next().await.message().tail.unwrap().seq_num, 2);
             let read = format!("{records}?seq_num=0&count=1");
             let read = http.get(&read).basin("test-basin").send().await.expect(200);
             assert_eq!(read.json()["records"][0]["body"], context);
             let query = "seq_num=0";
-            let mut events =
-                events::Events::open(&http, "test-basin", &name, query, None).await;
+            let mut events = events::Events::open(&http, "test-basin", &name, query, None).await;
             let event = events.batch().await;
             assert_eq!(event.json()["records"][0]["body"], context);
             let mut batches = frames::read_session(&http, "test-basin", &name, query).await;
@@ -77,14 +80,22 @@ async fn an_auto_prefix_holds_for_every_operation_by_way_of_every_node() {
                 asked.basin("test-basin").send().await.expect(200);
             }
             let usage = format!("/v1/metrics/test-basin/{name}?set=storage&end={now}");
-            let usage = http.get(&format!("{usage}&start={}", now - 60)).send().await;
+            let usage = http
+                .get(&format!("{usage}&start={}", now - 60))
+                .send()
+                .await;
             shown(usage.expect(200).text());
 
             // It is the one stream of the whole name, for root by way of another node.
             let other = root((at + 1) % cluster.count());
             let read = whole_name.replace('/', "%2F");
             let read = format!("/v1/streams/{read}/records?seq_num=0&count=1");
-            let read = other.get(&read).basin("test-basin").send().await.expect(200);
+            let read = other
+                .get(&read)
+                .basin("test-basin")
+                .send()
+                .await
+                .expect(200);
             assert_eq!(read.json()["records"][0]["body"], context);
 
             if number < 4 {

@@ -241,7 +241,9 @@ async fn after_a_majority_was_lost_issued_tokens_are_suspended_until_root_confir
     let mut cluster = Cluster::empty(&setup).with_token(ROOT).with_three().await;
     let root = |at: usize, cluster: &Cluster| cluster.server(at).http1().with_token(ROOT);
     let basin = root(0, &cluster);
-    let basin = basin.post("/v1/basins").json(&json!({"basin": "test-basin"}));
+    let basin = basin
+        .post("/v1/basins")
+        .json(&json!({"basin": "test-basin"}));
     basin.send().await.expect(201);
     let scope = json!({
         "basins": {"exact": "test-basin"},
@@ -257,7 +259,10 @@ async fn after_a_majority_was_lost_issued_tokens_are_suspended_until_root_confir
     }
     let (app, leaked) = (&texts[0], &texts[1]);
     eventually("the survivor has the tokens", async || {
-        let both = (status(&cluster, 1, app).await, status(&cluster, 1, leaked).await);
+        let both = (
+            status(&cluster, 1, app).await,
+            status(&cluster, 1, leaked).await,
+        );
         (both == (200, 200)).then_some(())
     })
     .await;
@@ -266,7 +271,10 @@ async fn after_a_majority_was_lost_issued_tokens_are_suspended_until_root_confir
     }
     let mut recover = without_configuration(Command::new(program()));
     recover.args(["cluster", "recover", "--yes"]);
-    let recovered = recover.arg(cluster.directory().join("n1")).output().unwrap();
+    let recovered = recover
+        .arg(cluster.directory().join("n1"))
+        .output()
+        .unwrap();
     assert!(recovered.status.success(), "{recovered:?}");
     let said = String::from_utf8_lossy(&recovered.stdout);
     assert!(said.contains("`esker token confirm`"), "{said}");
@@ -282,7 +290,11 @@ async fn after_a_majority_was_lost_issued_tokens_are_suspended_until_root_confir
     let refused = refused.expect(403);
     assert_eq!(refused.code(), "permission_denied");
     let text = refused.text();
-    for what in ["suspended", "`esker cluster recover`", "`esker token confirm`"] {
+    for what in [
+        "suspended",
+        "`esker cluster recover`",
+        "`esker token confirm`",
+    ] {
         assert!(text.contains(what), "{text}");
     }
     let survivor = root(1, &cluster);
@@ -357,8 +369,7 @@ async fn a_revocation_ends_sessions_by_way_of_every_node_within_two_seconds() {
             let mut events =
                 events::Events::open(http, "test-basin", STREAM, "seq_num=0", None).await;
             events.batch().await;
-            let mut batches =
-                frames::read_session(http, "test-basin", STREAM, "seq_num=0").await;
+            let mut batches = frames::read_session(http, "test-basin", STREAM, "seq_num=0").await;
             batches.batch().await;
             reads.push((*at, events, batches));
         }
