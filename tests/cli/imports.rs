@@ -356,7 +356,8 @@ fn an_encrypted_stream_is_copied_with_its_key_and_is_encrypted_with_it_here() {
     for options in [&["--encryption-key-file", &*wrong][..], &[]] {
         let mut command = esker();
         let read = ["stream", "read", name, "--server", &target.url];
-        let output = run(command.args(read).args(options), b"");
+        command.args(read).args(options);
+        let output = run(command, b"");
         assert!(!output.status.success(), "{}", stdout(&output));
     }
     // It goes on where it ended.
