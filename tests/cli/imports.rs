@@ -332,12 +332,10 @@ fn an_encrypted_stream_is_copied_with_its_key_and_is_encrypted_with_it_here() {
     stream(&source.url, &["create", name], "");
     let append = [&["append", name][..], &key].concat();
     stream(&source.url, &append, &numbered(0, 1500));
-    // Without the key nothing can be read, and nothing is written.
+    // Without the key nothing can be read.
     for options in [&["--encryption-key-file", &*wrong][..], &[]] {
         let output = import(&source.url, &target, options);
         assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
-        let shown = [stdout(&output), stderr(&output)].concat();
-        assert!(!shown.contains("record 0"), "{shown}");
     }
 
     let done = imported(&source.url, &target, &key);
