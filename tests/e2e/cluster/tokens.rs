@@ -398,3 +398,26 @@ async fn a_revocation_ends_sessions_by_way_of_every_node_within_two_seconds() {
     })
     .await;
 }
+
+/// Each node counts the failures of the clients that talk to it, before it asks the catalog for an unknown token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guesses_are_limited_on_every_node_and_valid_tokens_are_not() {
+    // More than an address may send at once, and than are allowed again meanwhile.
+    const ATTEMPTS: usize = 60;
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = with_a_basin(&setup(dir.path())).await;
+    let token = issued(&cluster, "app", json!({})).await;
+    for at in cluster.all() {
+        let mut statuses = Vec::new();
+        for number in 0..ATTEMPTS {
+            statuses.push(status(&cluster, at, &format!("esk_guess-{number}")).await);
+        }
+        assert!(statuses.contains(&429), "n{at}: {statuses:?}");
+        // An election may come in between.
+        let is_refused = |status: &u16| [401, 429, 503].contains(status);
+        assert!(statuses.iter().all(is_refused), "n{at}: {statuses:?}");
+        for token in [&*token, ROOT] {
+            assert_eq!(status(&cluster, at, token).await, 200, "n{at}");
+        }
+    }
+}
