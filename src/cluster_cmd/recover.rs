@@ -53,7 +53,8 @@ pub async fn run(args: &Args) -> Result<(), Failure> {
         true => print(json!({ "node": node, "data_dir": dir })),
         false => print(format!(
             "Node {node} goes on alone: start it as before. The others must not run again; their machines can join \
-             with empty data directories.",
+             with empty data directories. Issued access tokens are suspended from then on: revoke those that must not \
+             be valid, then run `esker token confirm` with the root token.",
         )),
     }
 }

@@ -315,6 +315,57 @@ fn records_of_an_encrypted_stream_are_not_stored_as_plain_text() {
 }
 
 #[test]
+fn an_encrypted_stream_is_copied_with_its_key_and_is_encrypted_with_it_here() {
+    let (source, target) = (Server::start(), Server::start());
+    let name = "my-basin/secret";
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, key: &str| {
+        let file = directory.path().join(name);
+        std::fs::write(&file, key).unwrap();
+        file.display().to_string()
+    };
+    let right = file("right", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=");
+    let wrong = file("wrong", "ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA=");
+    let key = ["--encryption-key-file", &*right];
+    let create = ["create", "my-basin", "--stream-cipher", "aegis-256"];
+    stream(&source.url, &create, "");
+    stream(&source.url, &["create", name], "");
+    let append = [&["append", name][..], &key].concat();
+    stream(&source.url, &append, &numbered(0, 1500));
+    // Without the key nothing can be read.
+    for options in [&["--encryption-key-file", &*wrong][..], &[]] {
+        let output = import(&source.url, &target, options);
+        assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+    }
+
+    let done = imported(&source.url, &target, &key);
+    assert!(
+        done.contains("my-basin/secret: 1,500 records copied, 1,500 records compared"),
+        "{done}"
+    );
+    let read = [&["read", name, "--json"][..], &key].concat();
+    let (theirs, ours) = (
+        stream(&source.url, &read, ""),
+        stream(&target.url, &read, ""),
+    );
+    assert!(theirs == ours, "the records differ");
+    let info = stream(&target.url, &["info", name, "--json"], "");
+    assert!(info.contains("aegis-256"), "{info}");
+    for options in [&["--encryption-key-file", &*wrong][..], &[]] {
+        let mut command = esker();
+        let read = ["stream", "read", name, "--server", &target.url];
+        command.args(read).args(options);
+        let output = run(command, b"");
+        assert!(!output.status.success(), "{}", stdout(&output));
+    }
+    // It goes on where it ended.
+    stream(&source.url, &append, &numbered(1500, 1600));
+    let next = imported(&source.url, &target, &key);
+    assert!(next.contains("100 records copied"), "{next}");
+    imported(&source.url, &target, &["--verify", key[0], key[1]]);
+}
+
+#[test]
 fn a_front_that_is_too_long_is_refused_before_anything_is_written_to_it() {
     let (source, target) = (Server::start(), Server::start());
     fill(&source.url);

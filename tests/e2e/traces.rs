@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{Http, Server, Setup, eventually, sdk};
+use crate::support::{Cluster, Http, Server, Setup, eventually, sdk};
 
 const RECORDS: &str = "/v1/streams/orders/records";
 /// A body and a name that no trace may contain.
@@ -299,4 +299,46 @@ async fn a_stop_sends_the_spans_that_have_ended() {
         names.contains(&"POST /v1/streams/{stream}/records".to_owned()),
         "{names:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_another_node_answers_is_one_trace_down_to_its_sync_there() {
+    const NAME: &str = "POST /v1/streams/{stream}/records";
+    let collector = Collector::start(Answers::Ok).await;
+    let cluster = Cluster::start(&collector.setup().partitions(1)).await;
+    let leader = cluster.keeper_of(1, 0).await;
+    let gateway = (leader + 1) % cluster.count();
+    let basin = sdk::basin(&cluster.client(gateway), "test-basin").await;
+    sdk::stream(&basin, "orders").await;
+    // The client traces nothing. An append that came just before the leadership moved is another one.
+    let (outer, inner) = eventually("an append is a span of two nodes", async || {
+        append(&cluster.server(gateway).http1()).await;
+        let spans = collector.spans();
+        let appends: Vec<_> = spans.iter().filter(|it| it.name == NAME).collect();
+        let outer = |inner: &&Span| {
+            let of = appends
+                .iter()
+                .find(|it| it.span_id == inner.parent_span_id)?;
+            Some((Span::clone(of), Span::clone(inner)))
+        };
+        appends.iter().find_map(outer)
+    })
+    .await;
+    assert!(outer.parent_span_id.is_empty(), "{outer:?}");
+    assert_eq!(outer.trace_id, inner.trace_id);
+    let mut below = eventually("what it passed there", async || {
+        let spans = collector.spans().into_iter();
+        let below = spans.filter(|it| it.parent_span_id == inner.span_id);
+        let below: Vec<_> = below.collect();
+        (below.len() == 3).then_some(below)
+    })
+    .await;
+    below.sort_by(|a, b| a.name.cmp(&b.name));
+    let names: Vec<_> = below.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!(names, ["admission", "apply", "log"]);
+    assert!(below.iter().all(|it| it.trace_id == outer.trace_id));
+    // It is the only one of its trace that nobody has sent on.
+    let spans = collector.spans().into_iter();
+    let whole: Vec<_> = spans.filter(|it| it.trace_id == outer.trace_id).collect();
+    assert_eq!(whole.len(), 5, "{whole:?}");
 }

@@ -6,7 +6,10 @@ use std::time::Duration;
 use esker_follow::folds::Latest;
 use esker_follow::{Builder, External, Follower, S2Endpoint};
 use esker_repository::destination::{Destination, DestinationOptions};
-use s2_sdk::types::AppendInput;
+use s2_sdk::types::{
+    AppendInput, BasinReconfiguration, DeleteStreamInput, EncryptionAlgorithm,
+    ReconfigureBasinInput,
+};
 use s2_sdk::{S2, S2Stream};
 use url::Url;
 
@@ -58,6 +61,18 @@ impl Place {
         let basin = sdk::basin(&place.s2(), &place.basin).await;
         sdk::stream(&basin, "orders").await;
         place
+    }
+
+    /// Makes the stream again, as one whose records are encrypted.
+    pub async fn encrypt(&self) {
+        let encrypted =
+            BasinReconfiguration::new().with_stream_cipher(EncryptionAlgorithm::Aegis256);
+        let encrypted = ReconfigureBasinInput::new(basin_name(&self.basin), encrypted);
+        self.s2().reconfigure_basin(encrypted).await.unwrap();
+        let basin = self.s2().basin(basin_name(&self.basin));
+        let delete = DeleteStreamInput::new(stream_name("orders"));
+        basin.delete_stream(delete).await.unwrap();
+        sdk::stream(&basin, "orders").await;
     }
 
     pub fn s2(&self) -> S2 {

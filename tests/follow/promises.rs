@@ -9,10 +9,7 @@ use esker_follow::{Encoding, Error, Follower, Kind, TrimTo};
 use futures::StreamExt as _;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
-use s2_sdk::types::{
-    AppendInput, AppendRecord, AppendRecordBatch, BasinReconfiguration, CommandRecord,
-    DeleteStreamInput, EncryptionAlgorithm, EncryptionKey, ReconfigureBasinInput,
-};
+use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord, EncryptionKey};
 
 use super::place::{Place, SOON, append_one, expected, is_elsewhere, numbers, order, settled};
 use crate::support::{eventually, sdk};
@@ -60,15 +57,7 @@ async fn after_a_restart_only_what_came_since_the_snapshot_is_read() {
 #[tokio::test]
 async fn a_follower_of_an_encrypted_stream_has_its_snapshots_in_it_with_the_streams_key() {
     let place = Place::new().await;
-    let basin = place.s2().basin(sdk::basin_name(place.basin()));
-    let encrypted = BasinReconfiguration::new().with_stream_cipher(EncryptionAlgorithm::Aegis256);
-    let name = sdk::basin_name(place.basin());
-    let encrypted = ReconfigureBasinInput::new(name, encrypted);
-    place.s2().reconfigure_basin(encrypted).await.unwrap();
-    let orders = sdk::stream_name("orders");
-    let delete = DeleteStreamInput::new(orders);
-    basin.delete_stream(delete).await.unwrap();
-    sdk::stream(&basin, "orders").await;
+    place.encrypt().await;
     let key = EncryptionKey::new([7; 32]);
     let stream = place.stream().with_encryption_key(key.clone());
     sdk::append(&stream, (0..500).map(|n| order(n, 50))).await;

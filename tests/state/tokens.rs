@@ -12,6 +12,8 @@ use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 
+use testkit::ports::free_port;
+
 use crate::client::channel;
 use crate::support::{Server, Setup, soon};
 
@@ -181,4 +183,42 @@ async fn a_token_that_may_only_read_writes_nothing_and_a_revoked_one_reads_nothi
         }
     };
     assert_eq!(refused.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn calls_without_a_valid_token_are_limited_on_both_listeners_and_those_with_one_are_not() {
+    // More than an address may send at once, and fewer than are allowed again meanwhile.
+    const ATTEMPTS: usize = 60;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let listen = format!("127.0.0.1:{}", free_port().unwrap());
+    let setup = Setup::default().set(&format!("state.listen={listen}"));
+    let (server, of_all) = server_with(setup, &file).await;
+    let of_state = StatehouseServiceClient::new(channel(&format!("http://{listen}")));
+    let everything = json!({"prefix": ""});
+    let scope = json!({"namespaces": everything, "agents": everything, "read": true});
+    let token = issue(&server, "reader", scope).await;
+    for mut client in [of_all, of_state] {
+        let mut codes = Vec::new();
+        for number in 0..ATTEMPTS {
+            let guess = with(&format!("esk_guess-{number}"), read("team", "bot"));
+            codes.push(client.get_state(guess).await.unwrap_err().code());
+        }
+        let is_expected =
+            |code: &Code| [Code::Unauthenticated, Code::ResourceExhausted].contains(code);
+        assert!(codes.iter().all(is_expected), "{codes:?}");
+        assert!(codes.contains(&Code::ResourceExhausted), "{codes:?}");
+        // The address is that of a client with a valid token as well.
+        for token in [&*token, ROOT] {
+            let found = client.get_state(with(token, read("team", "bot"))).await;
+            found.unwrap();
+        }
+    }
+    // It is one limit for all that the server takes: the other API counts the same failures.
+    let http = server.http1().with_token("esk_guess");
+    let mut statuses = Vec::new();
+    for _ in 0..3 {
+        let answer = http.get("/v1/basins").send().await;
+        statuses.push(answer.status.as_u16());
+    }
+    assert!(statuses.contains(&429), "{statuses:?}");
 }

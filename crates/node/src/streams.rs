@@ -215,16 +215,19 @@ impl Node {
         size.map_err(|e| read_error(e, basin, name))
     }
 
-    /// Changes settings of a stream; returns the new settings.
-    pub async fn reconfigure_stream(
+    /// Changes settings of a stream; returns the new settings. `may_go_on` is asked each time that the stream has been
+    /// looked up, which may have waited for its turn.
+    pub async fn reconfigure_stream<E: From<Error>>(
         &self,
         client: Client,
-        basin: &str,
-        name: &str,
+        (basin, name): (&str, &str),
         changes: &StreamReconfiguration,
-    ) -> Result<StreamConfig, Error> {
+        may_go_on: impl Fn() -> Result<(), E>,
+    ) -> Result<StreamConfig, E> {
         for _ in 0..CHANGE_ATTEMPTS {
-            let (found, handle) = self.current(client, basin, name).await?;
+            let looked_up = self.current(client, basin, name).await;
+            may_go_on()?;
+            let (found, handle) = looked_up?;
             changeable(&found)?;
             let handle = handle?;
             let view = handle.stream.view();
@@ -244,10 +247,10 @@ impl Node {
             match outcome {
                 Outcome::SettingsSet(SettingsSet::Done) => return Ok(config),
                 Outcome::SettingsSet(SettingsSet::Conflict | SettingsSet::Gone) => {}
-                other => return Err(unexpected(&other)),
+                other => return Err(unexpected(&other).into()),
             }
         }
-        Err(Error::Conflict)
+        Err(Error::Conflict.into())
     }
 
     /// Deletes a stream; its name is free at once.

@@ -122,6 +122,22 @@ pub(crate) async fn gate(request: Request, next: Next) -> Response {
     }
 }
 
+/// Around the handlers: a request that changes nothing is not answered once the token of its sender has been revoked or
+/// has expired, however long it waits for its turn. Handlers of changes look at the token when their turn has come.
+pub(crate) async fn read_while_valid(request: Request, next: Next) -> Response {
+    let lease = match Access::of(request.extensions()) {
+        Ok(access) if request.method().is_safe() && !needs_admin_read(&request) => access.lease(),
+        _ => return next.run(request).await,
+    };
+    match lease.while_valid(next.run(request)).await {
+        Ok(response) => response,
+        Err(refusal) => {
+            error::count_refusal(&refusal);
+            refusal.into_response()
+        }
+    }
+}
+
 fn check(request: &Request) -> Result<(), AccessError> {
     let access = Access::of(request.extensions())?;
     let path = request.uri().path();
@@ -165,9 +181,7 @@ fn needs_admin_read(request: &Request) -> bool {
 }
 
 fn refused(request: Request, refusal: AccessError) -> Response {
-    if let Some(reason) = refusal.reason() {
-        error::count(reason);
-    }
+    error::count_refusal(&refusal);
     match is_grpc(request.uri().path()) {
         true => state::status::no_access(&refusal).into_http(),
         false => refusal.into_response(),

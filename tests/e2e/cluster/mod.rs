@@ -8,7 +8,7 @@
 //! | [`disks`] | a full disk and one that hangs, on one node |
 //! | [`clocks`] | clocks that jump |
 //! | [`names`] | names of nodes that cannot be resolved, or that change |
-//! | [`tokens`] | access tokens on all nodes |
+//! | [`tokens`], [`token_prefixes`] | access tokens on all nodes |
 //! | [`addresses`] | nodes that are where another one was |
 //! | [`moves`] | leaderships that move as planned cost no append |
 //! | [`clients`] | the official clients by way of any node |
@@ -29,6 +29,7 @@ mod moves;
 mod names;
 mod partitions;
 mod sources;
+mod token_prefixes;
 mod tokens;
 mod transfers;
 mod undecided;

@@ -1,13 +1,16 @@
-//! Access tokens in a cluster: issued by one node, used by way of another, revoked by way of a third.
+//! Access tokens in a cluster: issued by one node, used by way of another, revoked by way of a third; and after
+//! a majority was lost.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use testkit::process::{program, without_configuration};
 
-use crate::support::{Cluster, Http, Setup, events, eventually, in_time};
+use crate::support::{Cluster, Http, Setup, events, eventually, frames, in_time, within};
 
-const ROOT: &str = "root-token-of-the-end-to-end-tests-0123456789";
+pub(super) const ROOT: &str = "root-token-of-the-end-to-end-tests-0123456789";
 /// What one node has answered about tokens holds on all others within this time.
 const EVERYWHERE: Duration = Duration::from_secs(2);
 
@@ -37,7 +40,7 @@ async fn everywhere(cluster: &Cluster, token: &str, wanted: u16) -> Result<(), S
 }
 
 /// What all nodes have, with files in the directory: a root token and a secret.
-fn setup(dir: &std::path::Path) -> Setup {
+pub(super) fn setup(dir: &std::path::Path) -> Setup {
     let private = |name: &str, text: &str| {
         let file = dir.join(name);
         std::fs::write(&file, format!("{text}\n")).unwrap();
@@ -226,5 +229,195 @@ async fn a_token_is_valid_and_revoked_on_all_nodes_within_two_seconds() {
             (status == 401).then_some(())
         })
         .await;
+    }
+}
+
+/// A revocation may be among what the lost nodes had acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_majority_was_lost_issued_tokens_are_suspended_until_root_confirms_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = dir.path().join("repository");
+    let setup = setup(dir.path()).set(&format!("snapshots.destination={}", repository.display()));
+    let mut cluster = Cluster::empty(&setup).with_token(ROOT).with_three().await;
+    let root = |at: usize, cluster: &Cluster| cluster.server(at).http1().with_token(ROOT);
+    let basin = root(0, &cluster);
+    let basin = basin
+        .post("/v1/basins")
+        .json(&json!({"basin": "test-basin"}));
+    basin.send().await.expect(201);
+    let scope = json!({
+        "basins": {"exact": "test-basin"},
+        "op_groups": {"basin": {"read": true}},
+    });
+    let mut texts = Vec::new();
+    for id in ["app", "leaked"] {
+        let issued = root(0, &cluster);
+        let issued = issued.post("/v1/access-tokens");
+        let issued = issued.json(&json!({"id": id, "scope": scope}));
+        let issued = issued.send().await.expect(201).json();
+        texts.push(issued["access_token"].as_str().unwrap().to_owned());
+    }
+    let (app, leaked) = (&texts[0], &texts[1]);
+    eventually("the survivor has the tokens", async || {
+        let both = (
+            status(&cluster, 1, app).await,
+            status(&cluster, 1, leaked).await,
+        );
+        (both == (200, 200)).then_some(())
+    })
+    .await;
+    for at in cluster.all() {
+        cluster.kill(at);
+    }
+    let mut recover = without_configuration(Command::new(program()));
+    recover.args(["cluster", "recover", "--yes"]);
+    let recovered = recover
+        .arg(cluster.directory().join("n1"))
+        .output()
+        .unwrap();
+    assert!(recovered.status.success(), "{recovered:?}");
+    let said = String::from_utf8_lossy(&recovered.stdout);
+    assert!(said.contains("`esker token confirm`"), "{said}");
+
+    cluster.restart(1).await;
+    let refused = eventually("the survivor answers", async || {
+        let http = cluster.server(1).http1().with_token(app);
+        let asked = http.get("/v1/streams").basin("test-basin");
+        let answer = asked.try_send().await.ok()?;
+        (answer.status != 503).then_some(answer)
+    })
+    .await;
+    let refused = refused.expect(403);
+    assert_eq!(refused.code(), "permission_denied");
+    let text = refused.text();
+    for what in [
+        "suspended",
+        "`esker cluster recover`",
+        "`esker token confirm`",
+    ] {
+        assert!(text.contains(what), "{text}");
+    }
+    let survivor = root(1, &cluster);
+    let revoked = survivor.delete("/v1/access-tokens/leaked").send().await;
+    revoked.expect(204);
+    let confirmed = survivor.post("/esker/v1/access-tokens/confirm").send();
+    confirmed.await.expect(200);
+    assert_eq!(status(&cluster, 1, app).await, 200);
+    assert_eq!(status(&cluster, 1, leaked).await, 401);
+}
+
+/// Issues a token by way of node 0, and waits until all nodes take it.
+pub(super) async fn issued(cluster: &Cluster, id: &str, more: serde_json::Value) -> String {
+    let mut asked = json!({
+        "id": id,
+        "scope": {
+            "basins": {"exact": "test-basin"}, "streams": {"prefix": "tenant-1/"},
+            "op_groups": {
+                "basin": {"read": true, "write": true}, "stream": {"read": true, "write": true},
+            },
+        },
+    });
+    for (key, value) in more.as_object().unwrap() {
+        asked[key] = value.clone();
+    }
+    let root = cluster.server(0).http1().with_token(ROOT);
+    let answer = root.post("/v1/access-tokens").json(&asked).send().await;
+    let answer = answer.expect(201).json();
+    let token = answer["access_token"].as_str().unwrap().to_owned();
+    for at in cluster.all() {
+        eventually(&format!("n{at} takes the token"), async || {
+            (status(cluster, at, &token).await == 200).then_some(())
+        })
+        .await;
+    }
+    token
+}
+
+/// Three nodes with a basin.
+pub(super) async fn with_a_basin(setup: &Setup) -> Cluster {
+    let cluster = Cluster::empty(setup).with_token(ROOT).with_three().await;
+    let root = cluster.server(0).http1().with_token(ROOT);
+    let basin = root.post("/v1/basins");
+    let basin = basin.json(&json!({"basin": "test-basin"}));
+    basin.send().await.expect(201);
+    cluster
+}
+
+/// One node answers the sessions of its clients, and the others pass them on or answer from their own replicas.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revocation_ends_sessions_by_way_of_every_node_within_two_seconds() {
+    const STREAM: &str = "tenant-1%2Forders";
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = with_a_basin(&setup(dir.path())).await;
+    let root = cluster.server(1).http1().with_token(ROOT);
+    let made = root.post("/v1/streams").basin("test-basin");
+    let made = made.json(&json!({"stream": "tenant-1/orders"}));
+    made.send().await.expect(201);
+    in_time("sessions end by way of every node", async |attempt| {
+        let id = format!("sessions-{attempt}");
+        let token = issued(&cluster, &id, json!({})).await;
+        let mut sessions = Vec::new();
+        for at in cluster.all() {
+            let http = cluster.server(at).http2().with_token(&token);
+            let appends = frames::append_session(&http, "test-basin", STREAM).await;
+            assert!(appends.send(frames::frame(&frames::input(["x"]))).await);
+            sessions.push((at, http, appends));
+        }
+        let mut reads = Vec::new();
+        for (at, http, appends) in &mut sessions {
+            appends.next().await.message();
+            let mut events =
+                events::Events::open(http, "test-basin", STREAM, "seq_num=0", None).await;
+            events.batch().await;
+            let mut batches = frames::read_session(http, "test-basin", STREAM, "seq_num=0").await;
+            batches.batch().await;
+            reads.push((*at, events, batches));
+        }
+        let revoked = root.delete(&format!("/v1/access-tokens/{id}"));
+        revoked.send().await.expect(204);
+        let began = Instant::now();
+        let is_refused = |status: u16, body: &serde_json::Value| {
+            assert_eq!((status, &body["code"]), (401, &json!("authn")));
+        };
+        for (at, mut events, mut batches) in reads {
+            let end = events.rest().await.pop().unwrap();
+            assert_eq!(end.event, "error", "n{at}: {end:?}");
+            assert_eq!(end.json()["code"], "authn", "n{at}");
+            match batches.rest().await.pop().unwrap() {
+                frames::Output::Error(status, body) => is_refused(status, &body),
+                other => panic!("n{at}: {other:?}"),
+            }
+        }
+        for (at, _http, mut appends) in sessions {
+            match appends.rest().await.pop().unwrap() {
+                frames::Output::Error(status, body) => is_refused(status, &body),
+                other => panic!("n{at}: {other:?}"),
+            }
+        }
+        within(began.elapsed(), EVERYWHERE)
+    })
+    .await;
+}
+
+/// Each node counts the failures of the clients that talk to it, before it asks the catalog for an unknown token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guesses_are_limited_on_every_node_and_valid_tokens_are_not() {
+    // More than an address may send at once, and than are allowed again meanwhile.
+    const ATTEMPTS: usize = 60;
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = with_a_basin(&setup(dir.path())).await;
+    let token = issued(&cluster, "app", json!({})).await;
+    for at in cluster.all() {
+        let mut statuses = Vec::new();
+        for number in 0..ATTEMPTS {
+            statuses.push(status(&cluster, at, &format!("esk_guess-{number}")).await);
+        }
+        assert!(statuses.contains(&429), "n{at}: {statuses:?}");
+        // An election may come in between.
+        let is_refused = |status: &u16| [401, 429, 503].contains(status);
+        assert!(statuses.iter().all(is_refused), "n{at}: {statuses:?}");
+        for token in [&*token, ROOT] {
+            assert_eq!(status(&cluster, at, token).await, 200, "n{at}");
+        }
     }
 }

@@ -5,9 +5,11 @@
 //! | [`output`] | the output of one run |
 //! | [`snapshots`] | snapshots that runs write, restore and pass over |
 //! | [`pipes`] | runs that continue until they are interrupted, and readers of their output |
+//! | [`encryption`] | streams whose records are encrypted |
 //! | [`errors`] | refusals and their messages |
 //! | [`inspect`] | `--inspect` |
 
+mod encryption;
 mod errors;
 mod inspect;
 mod output;

@@ -183,7 +183,7 @@ impl StateStore {
     /// Commits a transaction; returns when it is durable and visible. `expected` has further expected
     /// versions, of keys that the transaction need not write, and that the caller has checked. `client` is whose
     /// turn it is where many commit. What is staged has to be `permitted`: it is checked in one step with taking
-    /// it, so that nothing is staged in between.
+    /// it, so that nothing is staged in between, and once more when its turn has come.
     ///
     /// # Errors
     ///
@@ -249,6 +249,8 @@ impl StateStore {
             })?;
         stages::note(Stage::Admitted);
         self.takes_changes()?;
+        // It may have waited for seconds.
+        committing.check(permitted)?;
         // If the client disconnects from here on, the transaction is not opened again.
         committing.proposed();
         let group = self.inner.state_group();

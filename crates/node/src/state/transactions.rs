@@ -341,13 +341,8 @@ pub(crate) fn is_of_node(id: &str, cluster_id: &str, node_id: u64) -> bool {
 }
 
 impl Staged {
-    /// Namespace and agent of what is staged, without repetition: most is of one agent.
     fn distinct_agents(&self) -> HashSet<(&str, &str)> {
-        let operations = self.operations.iter();
-        let operations = operations.map(|it| (&*it.namespace, &*it.agent_id));
-        let expected = self.expected.iter();
-        let expected = expected.map(|it| (&*it.namespace, &*it.agent_id));
-        operations.chain(expected).collect()
+        distinct_agents(&self.operations, &self.expected)
     }
 
     fn agents(&self) -> Vec<(String, String)> {
@@ -364,6 +359,18 @@ impl Staged {
             Some(_) => check_agents(self.distinct_agents().into_iter(), permitted),
         }
     }
+}
+
+/// Namespace and agent of what is staged, without repetition: most is of one agent.
+fn distinct_agents<'a>(
+    operations: &'a [StagedOperation],
+    expected: &'a [ExpectedVersion],
+) -> HashSet<(&'a str, &'a str)> {
+    let operations = operations.iter();
+    let operations = operations.map(|it| (&*it.namespace, &*it.agent_id));
+    let expected = expected.iter();
+    let expected = expected.map(|it| (&*it.namespace, &*it.agent_id));
+    operations.chain(expected).collect()
 }
 
 fn check_agents<'a>(
@@ -443,6 +450,21 @@ impl<'a> Committing<'a> {
     /// The command to propose.
     pub fn command(&self) -> &Kind {
         &self.command
+    }
+
+    /// Fails unless all of it is of agents that are permitted now.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::NotPermitted`].
+    pub fn check(&self, permitted: Permitted<'_>) -> Result<(), StateError> {
+        match (&self.command, permitted) {
+            (Kind::StateCommit(commit), Some(_)) => {
+                let agents = distinct_agents(&commit.operations, &commit.expected);
+                check_agents(agents.into_iter(), permitted)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Sets the time of the commit, in milliseconds since the epoch.

@@ -23,6 +23,8 @@ use crate::config::LimitsConfig;
 use crate::identification::identify;
 use crate::telemetry;
 
+mod late_revocations;
+
 const BASIN: &str = "test-basin";
 const STREAM: &str = "team/stream";
 const TOKEN: &str = "team-token";

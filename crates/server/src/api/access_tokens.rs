@@ -5,7 +5,7 @@
 //! (`api/token_scope.rs`).
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, State};
-use esker_node::{Expiry, Issuer, NameSet, Names, NewToken, Node, StoredToken, TokenError};
+use esker_node::{Expiry, Issuer, NameSet, Names, NewToken, Node, StoredToken};
 use http::StatusCode;
 use http::request::Parts;
 use s2_api::data::Json;
@@ -121,9 +121,10 @@ pub(crate) async fn issue(
     let id = new.id.to_string();
     let node = app.node.open(&granted);
     let issue = |node: Node| async move {
+        access.lease().check()?;
         node.tokens().issue(new).await?;
         tracing::info!(?id, by = ?access.principal().name(), "Issued an access token");
-        Ok::<_, TokenError>(())
+        Ok::<_, ServiceError>(())
     };
     node.change(client, issue).await?;
     let access_token = text.expose().to_owned();
@@ -149,9 +150,10 @@ pub(crate) async fn revoke(
     let granted = access.token(Operation::RevokeAccessToken, &id)?;
     let node = app.node.open(&granted);
     let revoke = |node: Node| async move {
+        access.lease().check()?;
         node.tokens().revoke(&id).await?;
         tracing::info!(id = ?id.to_string(), by = ?access.principal().name(), "Revoked an access token");
-        Ok::<_, TokenError>(())
+        Ok::<_, ServiceError>(())
     };
     node.change(client, revoke).await?;
     Ok(StatusCode::NO_CONTENT)

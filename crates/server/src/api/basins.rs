@@ -77,9 +77,11 @@ pub async fn create(
         token: token.map(|t| t.to_string()),
     };
     let node = app.node.open(&granted);
+    let lease = access.lease();
     let create = |node: Node| async move {
+        lease.check()?;
         let created = node.provision_basin(&request.basin, &config, &create);
-        created.await
+        Ok::<_, ServiceError>(created.await?)
     };
     let (change, info) = node.change(client, create).await?;
     Ok((
@@ -113,9 +115,11 @@ pub async fn ensure(
     locations::check(&app, location.as_ref())?;
     let config = checked_config(config)?;
     let node = app.node.open(&granted);
+    let lease = access.lease();
     let ensure = |node: Node| async move {
+        lease.check()?;
         let ensured = node.provision_basin(&basin, &config, &Create::Ensure);
-        ensured.await
+        Ok::<_, ServiceError>(ensured.await?)
     };
     let (change, info) = node.change(client, ensure).await?;
     Ok((
@@ -162,7 +166,12 @@ pub async fn reconfigure(
     let granted = access.basin(Operation::ReconfigureBasin, &basin)?;
     let changes: BasinReconfiguration = reconfiguration.try_into()?;
     let node = app.node.open(&granted);
-    let reconfigure = |node: Node| async move { node.reconfigure_basin(&basin, &changes).await };
+    let lease = access.lease();
+    let reconfigure = |node: Node| async move {
+        lease.check()?;
+        let reconfigured = node.reconfigure_basin(&basin, &changes);
+        Ok::<_, ServiceError>(reconfigured.await?)
+    };
     Ok(Json(node.change(client, reconfigure).await?.into()))
 }
 
@@ -174,7 +183,11 @@ pub async fn delete(
 ) -> Result<StatusCode, ServiceError> {
     let granted = access.basin(Operation::DeleteBasin, &basin)?;
     let node = app.node.open(&granted);
-    let delete = |node: Node| async move { node.delete_basin(&basin).await };
+    let lease = access.lease();
+    let delete = |node: Node| async move {
+        lease.check()?;
+        Ok::<_, ServiceError>(node.delete_basin(&basin).await?)
+    };
     node.change(client, delete).await?;
     Ok(StatusCode::ACCEPTED)
 }

@@ -52,7 +52,7 @@ use crate::answers::Answers;
 use crate::auth::Guarded;
 use crate::config::LimitsConfig;
 use crate::forward::{Forwarder, forward};
-use crate::identification::gate;
+use crate::identification::{gate, read_while_valid};
 use crate::sample_history::History;
 use crate::shared_service::ShareLayer;
 use crate::state::StateTurns;
@@ -253,7 +253,10 @@ fn finished(router: Router<App>, app: App) -> Router {
     ));
     let router = match app.traces.is_on() {
         true => router.route_layer((
-            middleware::from_fn_with_state(app.traces.clone(), traces::trace),
+            middleware::from_fn_with_state(
+                (app.traces.clone(), app.forwarder.is_some()),
+                traces::trace,
+            ),
             ShareLayer,
         )),
         false => router,
@@ -274,7 +277,12 @@ pub fn router(app: App) -> Router {
     let coded = CodedBodies::new(app.limits.bodies.clone(), app.limits.request_body);
     let v1 = v1_routes()
         .router
-        .route_layer((middleware::from_fn(hidden_prefix::hide), ShareLayer))
+        .route_layer((
+            middleware::from_fn(hidden_prefix::hide),
+            ShareLayer,
+            middleware::from_fn(read_while_valid),
+            ShareLayer,
+        ))
         .route_layer((
             CompressionLayer::new().compress_when(compress),
             DefaultBodyLimit::max(app.limits.request_body),
@@ -304,7 +312,11 @@ pub fn router(app: App) -> Router {
                 app.partitions,
                 (app.history.clone(), app.usage.clone()),
             )
-            .route_layer(admitted.clone()),
+            .route_layer((
+                admitted.clone(),
+                middleware::from_fn(read_while_valid),
+                ShareLayer,
+            )),
         )
         .merge(crate::state::router(&app.state, &answers, &app.state_turns).route_layer(admitted));
     finished(router, app)

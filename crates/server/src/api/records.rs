@@ -138,7 +138,7 @@ pub async fn read(
                 .read(start, end)
                 .await?;
             // The encoded batch counts among the answers.
-            let (batch, _permit) = access.lease().unless_ended(first_batch(session)).await??;
+            let (batch, _permit) = first_batch(session).await?;
             meter.read(batch.records.metered_size());
             Ok(match response_mime {
                 JsonOrProto::Json => {
@@ -327,18 +327,15 @@ pub async fn append(
             body,
         } => {
             check_settings(&access, &basin, &stream, &create_stream_config_patch)?;
-            let handle = app
-                .node
-                .open(&stream.granted)
-                .open_stream(
-                    client,
-                    &basin,
-                    &stream.name,
-                    CreateOn::Append,
-                    &create_stream_config_patch,
-                )
-                .await?
-                .with_key(encryption_key)?;
+            let opened = app.node.open(&stream.granted).open_stream(
+                client,
+                &basin,
+                &stream.name,
+                CreateOn::Append,
+                &create_stream_config_patch,
+            );
+            let opened = access.lease().while_valid(opened).await?;
+            let handle = opened?.with_key(encryption_key)?;
             let class = handle.storage_class();
             let meter = move |bytes| meter.appended(class.as_deref(), bytes);
             let session = handle.session(app.limits.append_session_inflight);
@@ -387,21 +384,19 @@ impl AppendTo<'_> {
         access.append(&input)?;
         read_frames::check_fits(&input.records)?;
         check_settings(access, basin, stream, &create_stream_config_patch)?;
-        let handle = app
-            .node
-            .open(&stream.granted)
-            .open_stream(
-                client,
-                basin,
-                &stream.name,
-                CreateOn::Append,
-                &create_stream_config_patch,
-            )
-            .await?
-            .with_key(encryption_key)?;
+        let lease = access.lease();
+        let opened = app.node.open(&stream.granted).open_stream(
+            client,
+            basin,
+            &stream.name,
+            CreateOn::Append,
+            &create_stream_config_patch,
+        );
+        // It may wait long for the stream to be looked up or created, and for admission.
+        let opened = lease.while_valid(opened).await?;
+        let handle = opened?.with_key(encryption_key)?;
         let bytes = input.records.metered_size();
-        // It may wait long for admission.
-        let admitted = access.lease().unless_ended(handle.append(input)).await??;
+        let admitted = lease.unless_ended(handle.append(input)).await??;
         let ack = sessions::wire_ack(admitted.done().await?);
         meter.appended(handle.storage_class().as_deref(), bytes);
         Ok(match response_mime {

@@ -121,9 +121,11 @@ pub async fn create(
     };
     let node = app.node.open(&stream.granted);
     let name = stream.name.clone();
+    let lease = access.lease();
     let create = |node: Node| async move {
+        lease.check()?;
         let created = node.provision_stream(&basin, &name, &config, &create);
-        created.await
+        Ok::<_, ServiceError>(created.await?)
     };
     let (change, info) = node.change(client, create).await?;
     Ok((
@@ -181,9 +183,11 @@ pub async fn ensure(
     let config = checked_config(config)?;
     let node = app.node.open(&stream.granted);
     let name = stream.name.clone();
+    let lease = access.lease();
     let ensure = |node: Node| async move {
+        lease.check()?;
         let ensured = node.provision_stream(&basin, &name, &config, &Create::Ensure);
-        ensured.await
+        Ok::<_, ServiceError>(ensured.await?)
     };
     let (change, info) = node.change(client, ensure).await?;
     Ok((
@@ -217,8 +221,12 @@ pub async fn reconfigure(
     let stream = access.stream(Operation::ReconfigureStream, &basin, stream)?;
     let changes: StreamReconfiguration = reconfiguration.try_into()?;
     let node = app.node.open(&stream.granted);
+    let lease = access.lease();
     let reconfigure = |node: Node| async move {
-        let reconfigured = node.reconfigure_stream(client, &basin, &stream.name, &changes);
+        // A stream that is not open is looked up in a turn of its own, so it is checked again after that.
+        let check = || Ok(lease.check()?);
+        let of = (&*basin, &*stream.name);
+        let reconfigured = node.reconfigure_stream::<ServiceError>(client, of, &changes, check);
         reconfigured.await
     };
     Ok(Json(wire_config(node.change(client, reconfigure).await?)))
@@ -232,7 +240,11 @@ pub async fn delete(
 ) -> Result<StatusCode, ServiceError> {
     let stream = access.stream(Operation::DeleteStream, &basin, stream)?;
     let node = app.node.open(&stream.granted);
-    let delete = |node: Node| async move { node.delete_stream(&basin, &stream.name).await };
+    let lease = access.lease();
+    let delete = |node: Node| async move {
+        lease.check()?;
+        Ok::<_, ServiceError>(node.delete_stream(&basin, &stream.name).await?)
+    };
     node.change(client, delete).await?;
     Ok(StatusCode::ACCEPTED)
 }

@@ -115,9 +115,9 @@ impl Access {
         access.ok_or(AccessError::Unauthenticated)
     }
 
-    /// Whether there is anything that it may not do.
-    pub(crate) fn is_restricted(&self) -> bool {
-        self.principal.scope().is_some()
+    /// Whether it is by a token, which may end.
+    pub(crate) fn has_token(&self) -> bool {
+        matches!(self.principal, Principal::Token(_) | Principal::Root(_))
     }
 
     /// Who it is.

@@ -288,6 +288,7 @@ pub(crate) fn now_ms() -> u64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     use esker_node::{Expiry, TokenScope};
     use futures::FutureExt as _;
@@ -336,6 +337,20 @@ pub(crate) mod tests {
             Ok(issued.into_iter().find(|it| it.hash == *hash).map(Arc::new))
         };
         Authority::with(root.map(token::hash), Box::new(find))
+    }
+
+    /// The same, in which every issued token is revoked once tokens have been looked up so often.
+    pub(crate) fn authority_for_looks(issued: &Issued, looks: usize) -> Authority {
+        let (issued, left) = (issued.clone(), AtomicUsize::new(looks));
+        let find = move |hash: &TokenHash| {
+            let less = |left: usize| left.checked_sub(1);
+            if left.fetch_update(Relaxed, Relaxed, less).is_err() {
+                return Ok(None);
+            }
+            let issued = issued.0.lock().unwrap().clone()?;
+            Ok(issued.into_iter().find(|it| it.hash == *hash).map(Arc::new))
+        };
+        Authority::with(Some(token::hash(ROOT)), Box::new(find))
     }
 
     pub(crate) fn request(

@@ -21,8 +21,9 @@ pub enum AccessError {
     Forbidden(String),
     /// Tokens are suspended.
     #[error(
-        "issued access tokens are suspended, because the catalog was restored as of an earlier time and may \
-         lack revocations: the holder of the root token lifts that with POST /esker/v1/access-tokens/confirm, \
+        "issued access tokens are suspended, because the catalog was restored as of an earlier time, or goes on \
+         without the majority of a cluster that was lost (`esker cluster recover`), and may lack revocations: the \
+         holder of the root token lifts that with `esker token confirm` (POST /esker/v1/access-tokens/confirm), \
          after revoking those that must not be valid"
     )]
     Suspended,

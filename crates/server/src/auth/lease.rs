@@ -80,4 +80,15 @@ impl Lease {
             error = self.ended() => Err(error),
         }
     }
+
+    /// The same for work that ends with an answer, or with what is done next: it may have waited long, so whether it
+    /// may go on is looked at once more when it is done.
+    pub(crate) async fn while_valid<T>(
+        &self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, AccessError> {
+        let done = self.unless_ended(work).await?;
+        self.check()?;
+        Ok(done)
+    }
 }

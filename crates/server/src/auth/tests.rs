@@ -1,4 +1,5 @@
-//! Issued tokens on a node of a cluster that has lost contact with the leader of the catalog.
+//! What is under way when its token ends, also on a node of a cluster that has lost contact with the leader of the
+//! catalog.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,10 +7,44 @@ use std::time::Duration;
 
 use esker_node::TokenScope;
 use futures::FutureExt as _;
+use tokio::time::Instant;
 
 use super::authority::tests::{Issued, ROOT, authority, request, stored};
 use super::operation::Effect;
 use super::{Access, AccessError, CatalogCheck};
+
+#[tokio::test(start_paused = true)]
+async fn what_is_under_way_ends_within_a_second_of_the_revocation() {
+    let issued = Issued::new(vec![stored("good", TokenScope::default())]);
+    let on = Arc::new(authority(Some(ROOT), &issued));
+    let lease_of = |text: &str| {
+        let principal = request(&on, Some(&format!("Bearer {text}"))).unwrap();
+        Access::new(on.clone(), principal).lease()
+    };
+    let (good, root) = (lease_of("good"), lease_of(ROOT));
+    let mut ended = std::pin::pin!(good.ended());
+    for _ in 0..10 {
+        let waited = tokio::time::timeout(Duration::from_millis(950), ended.as_mut()).await;
+        assert!(waited.is_err(), "it is valid");
+    }
+    let waits = good.unless_ended(std::future::pending::<()>());
+    let mut waits = std::pin::pin!(waits);
+    assert!(waits.as_mut().now_or_never().is_none());
+
+    issued.set(Ok(Vec::new()));
+    let since = Instant::now();
+    assert_eq!(ended.await, AccessError::Unauthenticated);
+    assert!(since.elapsed() <= Duration::from_secs(1));
+    assert_eq!(waits.await.unwrap_err(), AccessError::Unauthenticated);
+    assert!(since.elapsed() <= Duration::from_secs(1));
+    // Work that was done all the same is of no use any more.
+    let done = good.while_valid(async {}).await;
+    assert_eq!(done.unwrap_err(), AccessError::Unauthenticated);
+    assert_eq!(good.unless_ended(async {}).await, Ok(()));
+    // The root token is no issued one.
+    assert!(root.ended().now_or_never().is_none());
+    root.while_valid(async {}).await.unwrap();
+}
 
 #[tokio::test(start_paused = true)]
 async fn without_contact_with_the_catalog_the_root_token_goes_on_and_no_other() {

@@ -22,7 +22,9 @@ use tonic::{Code, Status};
 
 use super::status::{no_access, refused, too_large};
 use crate::answers::{Answers, AtStall, EndFrame, Exhausted, Scanned};
-use crate::auth::{Access, AccessError};
+use crate::auth::operation::Effect;
+use crate::auth::rules::Rule;
+use crate::auth::{Access, AccessError, error};
 use crate::client::client;
 
 /// The beginning of the message of `tonic` for a request that is too large. Its code means something
@@ -30,7 +32,8 @@ use crate::client::client;
 const TOO_LARGE: &str = "Error, decoded message length too large";
 
 /// Counts the call, corrects the code of a request that is too large, and holds the answer to a read as
-/// bytes.
+/// bytes. What changes nothing is not answered once the token of its sender has been revoked or has expired, however
+/// long it waits for its turn.
 pub(super) async fn watched(
     State(answers): State<Answers>,
     request: Request,
@@ -40,15 +43,26 @@ pub(super) async fn watched(
     let client = client(request.extensions());
     let mut call = Call::of(request.uri().path());
     let lease = Access::of(request.extensions()).ok().map(|it| it.lease());
-    let response = next.run(request).await;
-    let response = match refusal(response.headers()) {
-        Some(refusal) => refusal.into_http(),
-        None => response,
+    let changes_nothing = Rule::of_call(request.uri().path()) == Some(Rule::State(Effect::Read));
+    let answer = async {
+        let response = next.run(request).await;
+        let response = match refusal(response.headers()) {
+            Some(refusal) => refusal.into_http(),
+            None => response,
+        };
+        match is_read && code(response.headers()).is_none() {
+            true => held(response, &answers, client).await,
+            false => response,
+        }
     };
-    let mut response = match is_read && code(response.headers()).is_none() {
-        true => held(response, &answers, client).await,
-        false => response,
+    let answered = match &lease {
+        Some(lease) if changes_nothing => lease.while_valid(answer).await,
+        _ => Ok(answer.await),
     };
+    let mut response = answered.unwrap_or_else(|refusal| {
+        error::count_refusal(&refusal);
+        no_access(&refusal).into_http()
+    });
     // An answer without a body has its status in its head.
     if let Some(code) = code(response.headers()) {
         call.end(code);

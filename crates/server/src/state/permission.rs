@@ -15,9 +15,7 @@ pub(super) fn access<T>(request: &Request<T>) -> Result<Access, Status> {
 }
 
 fn refused(refusal: AccessError) -> Status {
-    if let Some(reason) = refusal.reason() {
-        error::count(reason);
-    }
+    error::count_refusal(&refusal);
     no_access(&refusal)
 }
 
@@ -72,7 +70,7 @@ impl Calls {
         }
         let writes = |namespace: &str, agent: &str| writes(access, namespace, agent);
         let committed = store.commit(transaction, expected, client, permitted(access, &writes));
-        committed.await.map_err(not_ended)
+        committed.await.map_err(|error| not_ended(access, error))
     }
 
     /// Drops a transaction, with the same permission: whoever knows the id of another's transaction can neither
@@ -81,7 +79,7 @@ impl Calls {
         let store = self.of_transactions(access)?;
         let writes = |namespace: &str, agent: &str| writes(access, namespace, agent);
         let aborted = store.abort(transaction, permitted(access, &writes));
-        aborted.map_err(not_ended)
+        aborted.map_err(|error| not_ended(access, error))
     }
 }
 
@@ -89,18 +87,21 @@ fn writes(access: &Access, namespace: &str, agent: &str) -> bool {
     access.agent(Effect::Write, namespace, agent).is_ok()
 }
 
-/// The check of what is staged, for those who are restricted.
+/// The check of what is staged, for those whose permission is restricted or may end.
 fn permitted<'a>(
     access: &Access,
     writes: &'a (dyn Fn(&str, &str) -> bool + Sync),
 ) -> Permitted<'a> {
-    access.is_restricted().then_some(writes)
+    access.has_token().then_some(writes)
 }
 
-fn not_ended(error: StateError) -> Status {
+fn not_ended(access: &Access, error: StateError) -> Status {
     match error {
-        // As if something of that agent was to be written.
-        StateError::NotPermitted => refused(AccessError::Forbidden("state.write here".into())),
+        // As if something of that agent was to be written, or the token has ended.
+        StateError::NotPermitted => refused(match access.lease().check() {
+            Ok(()) => AccessError::Forbidden("state.write here".into()),
+            Err(ended) => ended,
+        }),
         other => status(&other),
     }
 }

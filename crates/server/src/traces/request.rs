@@ -3,7 +3,8 @@
 //! A request is a span of the kind *server*, named by its method and route, a child of the span that a
 //! `traceparent` header names. Its children are what a command of it passed: `admission` (from the beginning
 //! of the request until it had its part of the budgets), `log` (until it was durable and committed) and
-//! `apply` (until it was applied and answered). The span ends with the head of the answer: a session is as
+//! `apply` (until it was applied and answered). In a cluster, a request that another node answers is a span of that
+//! node, too, below the one of the node that forwards it. The span ends with the head of the answer: a session is as
 //! long as its beginning.
 
 use std::time::SystemTime;
@@ -12,16 +13,23 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use esker_node::{Stage, Stages};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
-use opentelemetry::trace::{Span as _, SpanKind, Status, TraceContextExt as _, Tracer as _};
+use opentelemetry::trace::{
+    Span as _, SpanContext, SpanKind, Status, TraceContextExt as _, Tracer as _,
+};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 
 use super::Traces;
 
-/// Makes the spans of a request, if it is sampled.
-pub(crate) async fn trace(State(traces): State<Traces>, request: Request, next: Next) -> Response {
+/// Makes the spans of a request, if it is sampled. If the node `forwards` requests, this one has the span as its parent
+/// from then on, also if it is not sampled: the node that answers it neither begins another trace nor samples by itself.
+pub(crate) async fn trace(
+    State((traces, forwards)): State<(Traces, bool)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let Some(running) = traces.running() else {
         return next.run(request).await;
     };
@@ -43,6 +51,9 @@ pub(crate) async fn trace(State(traces): State<Traces>, request: Request, next: 
         .with_kind(SpanKind::Server)
         .with_start_time(begun)
         .start_with_context(tracer, &parent);
+    if forwards && let Some(parent) = traceparent(span.span_context()) {
+        request.headers_mut().insert(TRACEPARENT, parent);
+    }
     if !span.is_recording() {
         return next.run(request).await;
     }
@@ -104,6 +115,14 @@ pub(crate) async fn trace(State(traces): State<Traces>, request: Request, next: 
 struct Headers<'a>(&'a HeaderMap);
 
 const TRACEPARENT: &str = "traceparent";
+
+/// The header that names a span as the parent; `None` if it is none.
+fn traceparent(of: &SpanContext) -> Option<HeaderValue> {
+    let (trace, span, flags) = (of.trace_id(), of.span_id(), of.trace_flags().to_u8());
+    let value = format!("00-{trace}-{span}-{flags:02x}");
+    let value = HeaderValue::try_from(value).ok();
+    value.filter(|_| of.is_valid())
+}
 
 impl Extractor for Headers<'_> {
     fn get(&self, name: &str) -> Option<&str> {
