@@ -2,6 +2,8 @@
 //!
 //! The routes are those of the routers, so that a new one without a rule fails here.
 
+mod names;
+
 use std::sync::Arc;
 
 use axum::body::Body;
