@@ -108,7 +108,7 @@ follow-lite: setup ## follow streams of another server (s2 lite), for a second o
 moto: setup ## ask another S3 server (moto) for a second opinion on the snapshot repository
 	@scripts/moto
 
-sdk-tests: setup ## run the tests of the official Rust SDK against an Esker
+sdk-tests: setup ## run the tests of official clients against an Esker: Rust; ARGS="--cli" or "--python DIR"
 	@scripts/sdk-tests $(ARGS)
 
 fuzz: setup ## feed broken input to everything that parses

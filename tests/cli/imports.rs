@@ -386,16 +386,30 @@ impl Drop for Lite {
     }
 }
 
+/// The program `s2`: `ESKER_TEST_S2`, or the one that `make follow-lite` installs. `None` if that was never done.
+fn s2_program() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("ESKER_TEST_S2") {
+        // Whoever names one wants it tried.
+        return Some(named.into());
+    }
+    let of_home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let program = cache.or_else(of_home)?.join("esker/peers/bin/s2");
+    if program.exists() {
+        return Some(program);
+    }
+    testkit::skipped(&format!(
+        "the import of what s2-lite holds: there is no {}; `make follow-lite` installs it",
+        program.display()
+    ));
+    None
+}
+
 #[test]
 fn what_s2_lite_holds_is_imported() {
-    let home = std::env::var_os("HOME")
-        .map(PathBuf::from)
-        .unwrap_or_default();
-    let program = home.join(".cache/esker/peers/bin/s2");
-    if !program.exists() {
-        eprintln!("not tested: there is no s2-lite at {}", program.display());
+    let Some(program) = s2_program() else {
         return;
-    }
+    };
     let port = testkit::ports::free_port().unwrap().to_string();
     let lite = Command::new(&program)
         .args(["lite", "--port", &port, "--no-dashboard"])
