@@ -1,6 +1,6 @@
 //! `esker import s2`, from a server to another: real servers of this program, and s2-lite where it is installed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::support::{Server, esker, eventually, run, stderr, stdout};
@@ -286,6 +286,71 @@ fn a_stream_whose_records_have_expired_here_is_not_continued() {
     );
     let tail = stream(&target.url, &["check-tail", name, "--json"], "");
     assert!(tail.contains("\"seq_num\":5"), "{tail}");
+}
+
+/// A server with a root token of its own, and the file that has it.
+fn guarded(dir: &Path, name: &str) -> (Server, PathBuf) {
+    let token = dir.join(format!("{name}.token"));
+    let settings = [
+        "--partitions",
+        "2",
+        "--create-root-token",
+        "--root-token-file",
+        token.to_str().unwrap(),
+    ];
+    let server = Server::start_with(&dir.join(name), "127.0.0.1:0", &settings);
+    (server, token)
+}
+
+#[test]
+fn each_server_of_an_import_gets_its_own_token_and_not_that_of_the_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, source_token) = guarded(dir.path(), "source");
+    let (target, target_token) = guarded(dir.path(), "target");
+    let command = |arguments: &[&str], token: &Path, input: &str| {
+        let mut command = esker();
+        command.args(arguments).arg("--token-file").arg(token);
+        let output = run(command, input.as_bytes());
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let at = |url: &str, action: &str| {
+        let arguments = ["stream", action, "my-basin/orders", "--server", url];
+        arguments.map(str::to_owned)
+    };
+    let records = numbered(0, 20);
+    for (action, input) in [("create", ""), ("append", &*records)] {
+        let arguments = at(&source.url, action);
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        command(&arguments, &source_token, input);
+    }
+    let import = |of_source: &Path, of_target: &Path| {
+        let mut command = esker();
+        command
+            .args(["import", "s2", &source.url, "--server", &target.url])
+            .arg("--source-token-file")
+            .arg(of_source)
+            .arg("--token-file")
+            .arg(of_target)
+            .env_remove("ESKER_TOKEN")
+            .env_remove("S2_ACCESS_TOKEN");
+        run(command, b"")
+    };
+    for (of_source, of_target) in [
+        (&target_token, &target_token),
+        (&source_token, &source_token),
+        (&target_token, &source_token),
+    ] {
+        let refused = import(of_source, of_target);
+        let said = format!("{}{}", stdout(&refused), stderr(&refused));
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert!(said.contains("[authn]"), "{said}");
+    }
+    let done = import(&source_token, &target_token);
+    assert!(done.status.success(), "{}{}", stdout(&done), stderr(&done));
+    let read = at(&target.url, "read");
+    let read: Vec<_> = read.iter().map(String::as_str).collect();
+    assert_eq!(command(&read, &target_token, ""), records);
 }
 
 #[test]
