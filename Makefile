@@ -40,7 +40,7 @@ deb: setup ## the Debian package; compiles cargo-deb into the cache directory, o
 test-deb: ## install, start, upgrade, remove and purge the package, below a systemd of its own; needs root
 	@packaging/test-deb $(ARGS)
 
-tarball: setup ## an archive for machines without dpkg, which needs the C library alone
+tarball: setup ## an archive for machines without dpkg: a statically linked program
 	@scripts/tarball $(ARGS)
 
 check: setup ## format, lints, layers, licences, spelling
