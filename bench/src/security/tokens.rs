@@ -149,12 +149,16 @@ pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Section> {
             let before = server.processor_seconds()?;
             let found = appends(&url, BASIN, &access, bench.time()).await?;
             sessions.add(at, &found, server.processor_seconds()? - before);
-            bench.run.note(format!("{what}: {:.0} records/s", found.rate));
+            bench
+                .run
+                .note(format!("{what}: {:.0} records/s", found.rate));
             server.settle(SETTLE).await;
             let before = server.processor_seconds()?;
             let found = single_appends(&url, &access, bench.time()).await?;
             single.add(at, &found, server.processor_seconds()? - before);
-            bench.run.note(format!("{what}: {:.0} appends/s", found.rate));
+            bench
+                .run
+                .note(format!("{what}: {:.0} appends/s", found.rate));
             server.kill();
             remove(&bench.run.scratch.join(&name))?;
         }

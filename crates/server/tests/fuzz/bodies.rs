@@ -232,10 +232,7 @@ pub async fn case(lane: &mut Lane) {
         lane.count("no valid token");
         return;
     }
-    assert!(
-        !matches!(answer.status, 401 | 403),
-        "{what}: {answer:?}"
-    );
+    assert!(!matches!(answer.status, 401 | 403), "{what}: {answer:?}");
     lane.count(parsed(operation, !is_of_parser(&answer)));
     match answer.status {
         200 | 201 | 202 | 204 => lane.count("body taken"),
@@ -336,7 +333,9 @@ fn token(rng: &mut impl Rng) -> (HeaderValue, bool) {
     let is_valid = once_in(rng, 6);
     let value = match rng.random_range(0..11) {
         _ if is_valid => {
-            let scheme = ["Bearer", "bearer", "BEARER", "bEARER"].choose(rng).unwrap();
+            let scheme = ["Bearer", "bearer", "BEARER", "bEARER"]
+                .choose(rng)
+                .unwrap();
             let space = " ".repeat(rng.random_range(1..4));
             format!("{scheme}{space}{ROOT_TOKEN}{}", &space[1..]).into_bytes()
         }
