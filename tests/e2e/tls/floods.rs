@@ -92,8 +92,8 @@ async fn whole_handshakes_in_great_number_leave_nothing_behind_and_others_are_se
 async fn a_client_that_renegotiates_gets_no_second_handshake_and_its_connection_alone_ends() {
     let files = TlsFiles::new();
     let server = Setup::with_tls(&files)
-        .set("limits.header-timeout=1s")
-        .set("limits.idle-timeout=1s")
+        .set("limits.header-timeout=3s")
+        .set("limits.idle-timeout=3s")
         .start_fresh()
         .await;
     let mut command = tokio::process::Command::new("openssl");
