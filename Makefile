@@ -40,7 +40,7 @@ deb: setup ## the Debian package; compiles cargo-deb into the cache directory, o
 test-deb: ## install, start, upgrade, remove and purge the package, below a systemd of its own; needs root
 	@packaging/test-deb $(ARGS)
 
-tarball: setup ## an archive for machines without dpkg, which needs the C library alone
+tarball: setup ## an archive for machines without dpkg: a statically linked program
 	@scripts/tarball $(ARGS)
 
 check: setup ## format, lints, layers, licences, spelling
@@ -108,7 +108,7 @@ follow-lite: setup ## follow streams of another server (s2 lite), for a second o
 moto: setup ## ask another S3 server (moto) for a second opinion on the snapshot repository
 	@scripts/moto
 
-sdk-tests: setup ## run the tests of the official Rust SDK against an Esker
+sdk-tests: setup ## run the tests of official clients against an Esker: Rust; ARGS="--cli" or "--python DIR"
 	@scripts/sdk-tests $(ARGS)
 
 fuzz: setup ## feed broken input to everything that parses

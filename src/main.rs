@@ -23,6 +23,7 @@ mod input;
 mod interrupts;
 mod json;
 mod man_cmd;
+mod name_lookup;
 mod output_file;
 mod refusal;
 mod relay;
@@ -160,6 +161,7 @@ fn hidden(command: clap::Command, option: &'static str) -> clap::Command {
 
 fn main() -> std::process::ExitCode {
     exit::install_panic_hook();
+    name_lookup::set_up();
     let arguments: Vec<_> = std::env::args_os().collect();
     let wants_json = json::is_wanted(&arguments);
     interrupts::report_as_json(wants_json);

@@ -1,13 +1,14 @@
 //! What encryption of records, access tokens and TLS cost: appends with each, beside appends without.
 //!
 //! The load is that of the row `batches` of the streams: append sessions of small records in batches, each with
-//! a connection and a stream of its own. What is compared takes turns within a run. Where that is two servers, each
+//! a connection and a stream of its own. With tokens it is also single appends, each of which is identified and
+//! checked; a session is so once. What is compared takes turns within a run. Where that is two servers, each
 //! is first and last, and second and third, so that neither has the better places; and the data of each is removed
 //! before the next begins, which would otherwise share the disk with what is left to be written of it.
 
+mod tokens;
+
 use std::cell::Cell;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -44,8 +45,6 @@ const WARM_UP: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_secs(10);
 /// The seed of the contents of records.
 const SEED: u64 = 0xe5_4e13;
-/// The root token of the servers that ask for one.
-const TOKEN: &str = "esk_bench-bench-bench-bench-bench-bench-bench-benc";
 
 /// Arguments of `security`.
 #[derive(Debug, clap::Args)]
@@ -103,7 +102,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         let begun = bench.run.part(part, quiet().await?);
         let section = match part {
             Part::Encryption => encryption(&bench).await,
-            Part::Tokens => tokens(&bench).await,
+            Part::Tokens => tokens::measure(&bench).await,
             Part::Tls => tls(&bench).await,
         };
         figures.add(part, begun.end(section)?)?;
@@ -122,7 +121,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// How clients present themselves.
 #[derive(Clone, Default)]
 struct Access {
-    token: Option<&'static str>,
+    token: Option<String>,
     key: Option<EncryptionKey>,
     /// The authority of the server's certificate, if it speaks TLS.
     ca: Option<PathBuf>,
@@ -134,7 +133,7 @@ impl Access {
             None => wire::Connection::open(url, basin).await?,
             Some(ca) => wire::Connection::open_tls(url, basin, ca).await?,
         };
-        if let Some(token) = self.token {
+        if let Some(token) = &self.token {
             connection = connection.with_token(token);
         }
         if let Some(key) = &self.key {
@@ -256,16 +255,6 @@ fn how(bench: &Bench, beside: &str) -> String {
     )
 }
 
-/// Writes a file that its owner alone may read.
-fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let written = options
-        .open(path)
-        .and_then(|mut file| writeln!(file, "{text}"));
-    written.with_context(|| format!("cannot write {}", path.display()))
-}
-
 /// The turns of two servers within a run. The first one of a program is often the fastest.
 const TURNS: [usize; 4] = [0, 1, 1, 0];
 
@@ -283,62 +272,6 @@ fn ratio(rates: &[Vec<f64>; 2]) -> f64 {
 /// Removes the data of a server that has ended.
 fn remove(data: &Path) -> anyhow::Result<()> {
     std::fs::remove_dir_all(data).with_context(|| format!("cannot remove {}", data.display()))
-}
-
-async fn tokens(bench: &Bench) -> anyhow::Result<Section> {
-    let file = bench.run.scratch.join("root-token");
-    write_secret(&file, TOKEN)?;
-    let file = file.to_str().context("a path that is not UTF-8")?;
-    let with_token = ["--root-token-file", file];
-    // Without and with.
-    let mut rates = [Vec::new(), Vec::new()];
-    let mut times = [Vec::new(), Vec::new()];
-    for run in 0..bench.run.runs {
-        for (turn, at) in TURNS.into_iter().enumerate() {
-            let (arguments, access): (&[&str], _) = match at {
-                0 => (&[], Access::default()),
-                _ => (
-                    &with_token,
-                    Access {
-                        token: Some(TOKEN),
-                        ..Access::default()
-                    },
-                ),
-            };
-            let name = format!("tokens-{run}-{turn}");
-            let server = bench.serve(&name, arguments).await?;
-            let url = server.url();
-            let connection = access.connect(&url, "bench-basin").await?;
-            connection.create_basin().await?;
-            server.settle(SETTLE).await;
-            let before = server.processor_seconds()?;
-            let found = appends(&url, "bench-basin", &access, bench.time()).await?;
-            rates[at].push(found.rate);
-            let time = server.processor_seconds()? - before;
-            times[at].push(time * 1e6 / found.records as f64);
-            let what = ["without tokens", "with a token"][at];
-            bench.run.note(format!("{what}: {:.0}/s", found.rate));
-            server.kill();
-            remove(&bench.run.scratch.join(&name))?;
-        }
-    }
-    let ratio = ratio(&rates);
-    let rate = |at: usize| format!("{:.0}/s", median(&rates[at]));
-    Ok(Section {
-        title: "Access tokens".to_owned(),
-        how: how(bench, "a server without tokens"),
-        figures: vec![
-            Figure::plain("records appended with a token", rate(1))
-                .beside(format!("{} ({ratio:.2}x)", rate(0)))
-                .target("at least 0.95x", ratio >= 0.95),
-            Figure::plain(
-                "processor time of the server for each record, with a token",
-                format!("{:.2} µs", median(&times[1])),
-            )
-            .beside(format!("{:.2} µs", median(&times[0]))),
-        ],
-        ..Section::default()
-    })
 }
 
 /// Both servers are those of the test kit, because the other one is asked for its health without TLS.

@@ -1,6 +1,6 @@
 //! `esker import s2`, from a server to another: real servers of this program, and s2-lite where it is installed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::support::{Server, esker, eventually, run, stderr, stdout};
@@ -288,6 +288,71 @@ fn a_stream_whose_records_have_expired_here_is_not_continued() {
     assert!(tail.contains("\"seq_num\":5"), "{tail}");
 }
 
+/// A server with a root token of its own, and the file that has it.
+fn guarded(dir: &Path, name: &str) -> (Server, PathBuf) {
+    let token = dir.join(format!("{name}.token"));
+    let settings = [
+        "--partitions",
+        "2",
+        "--create-root-token",
+        "--root-token-file",
+        token.to_str().unwrap(),
+    ];
+    let server = Server::start_with(&dir.join(name), "127.0.0.1:0", &settings);
+    (server, token)
+}
+
+#[test]
+fn each_server_of_an_import_gets_its_own_token_and_not_that_of_the_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, source_token) = guarded(dir.path(), "source");
+    let (target, target_token) = guarded(dir.path(), "target");
+    let command = |arguments: &[&str], token: &Path, input: &str| {
+        let mut command = esker();
+        command.args(arguments).arg("--token-file").arg(token);
+        let output = run(command, input.as_bytes());
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let at = |url: &str, action: &str| {
+        let arguments = ["stream", action, "my-basin/orders", "--server", url];
+        arguments.map(str::to_owned)
+    };
+    let records = numbered(0, 20);
+    for (action, input) in [("create", ""), ("append", &*records)] {
+        let arguments = at(&source.url, action);
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        command(&arguments, &source_token, input);
+    }
+    let import = |of_source: &Path, of_target: &Path| {
+        let mut command = esker();
+        command
+            .args(["import", "s2", &source.url, "--server", &target.url])
+            .arg("--source-token-file")
+            .arg(of_source)
+            .arg("--token-file")
+            .arg(of_target)
+            .env_remove("ESKER_TOKEN")
+            .env_remove("S2_ACCESS_TOKEN");
+        run(command, b"")
+    };
+    for (of_source, of_target) in [
+        (&target_token, &target_token),
+        (&source_token, &source_token),
+        (&target_token, &source_token),
+    ] {
+        let refused = import(of_source, of_target);
+        let said = format!("{}{}", stdout(&refused), stderr(&refused));
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert!(said.contains("[authn]"), "{said}");
+    }
+    let done = import(&source_token, &target_token);
+    assert!(done.status.success(), "{}{}", stdout(&done), stderr(&done));
+    let read = at(&target.url, "read");
+    let read: Vec<_> = read.iter().map(String::as_str).collect();
+    assert_eq!(command(&read, &target_token, ""), records);
+}
+
 #[test]
 fn records_of_an_encrypted_stream_are_not_stored_as_plain_text() {
     let (source, target) = (Server::start(), Server::start());
@@ -437,16 +502,30 @@ impl Drop for Lite {
     }
 }
 
+/// The program `s2`: `ESKER_TEST_S2`, or the one that `make follow-lite` installs. `None` if that was never done.
+fn s2_program() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("ESKER_TEST_S2") {
+        // Whoever names one wants it tried.
+        return Some(named.into());
+    }
+    let of_home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let program = cache.or_else(of_home)?.join("esker/peers/bin/s2");
+    if program.exists() {
+        return Some(program);
+    }
+    testkit::skipped(&format!(
+        "the import of what s2-lite holds: there is no {}; `make follow-lite` installs it",
+        program.display()
+    ));
+    None
+}
+
 #[test]
 fn what_s2_lite_holds_is_imported() {
-    let home = std::env::var_os("HOME")
-        .map(PathBuf::from)
-        .unwrap_or_default();
-    let program = home.join(".cache/esker/peers/bin/s2");
-    if !program.exists() {
-        eprintln!("not tested: there is no s2-lite at {}", program.display());
+    let Some(program) = s2_program() else {
         return;
-    }
+    };
     let port = testkit::ports::free_port().unwrap().to_string();
     let lite = Command::new(&program)
         .args(["lite", "--port", &port, "--no-dashboard"])

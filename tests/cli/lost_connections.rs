@@ -426,7 +426,7 @@ impl Drop for LoopDisk {
 #[test]
 fn an_append_goes_on_after_a_disk_that_hangs_and_loses_and_repeats_no_line() {
     let Some(mut disk) = LoopDisk::mount() else {
-        eprintln!("SKIPPED: a loop device cannot be mounted here");
+        testkit::skipped("a loop device cannot be mounted here");
         return;
     };
     let data = disk.dir.path().join("mounted/data");

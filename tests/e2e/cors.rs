@@ -78,7 +78,12 @@ async fn a_page_of_an_allowed_origin_is_a_client() {
             let answer = request.header("origin", PAGE).send().await;
             assert_eq!(answer.status, status, "{path}: {}", answer.text());
             allows(&answer, Some(PAGE));
-            assert!(answer.header("access-control-expose-headers").is_some());
+            let exposed = answer.header("access-control-expose-headers").unwrap();
+            // What the official clients read of an answer that asks for patience.
+            for header in ["retry-after", "retry-after-ms"] {
+                let is_exposed = exposed.split(", ").any(|it| it == header);
+                assert!(is_exposed, "{path}: {exposed}");
+            }
         }
         let refused = http
             .post("/v1/streams/orders/records")

@@ -59,7 +59,7 @@ impl LoopDisk {
         match made {
             Ok(()) => Some(LoopDisk { dir }),
             Err(why) => {
-                eprintln!("SKIPPED: a loop device cannot be mounted here: {why}");
+                testkit::skipped(&format!("a loop device cannot be mounted here: {why}"));
                 None
             }
         }

@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::small_disk::{Filled, append, append_at_last, complete, fill, small};
 use crate::support::{SOON, Server, Setup, eventually, sdk};
 
-fn run(program: &str, arguments: &[&Path]) -> Result<(), String> {
+pub fn run(program: &str, arguments: &[&Path]) -> Result<(), String> {
     let mut command = Command::new(program);
     command.args(arguments);
     match command.output() {
@@ -25,7 +25,7 @@ impl Immutable {
         match run("chattr", &[Path::new("+i"), &directory]) {
             Ok(()) => Some(Immutable(directory)),
             Err(why) => {
-                eprintln!("SKIPPED: no directory can be made immutable here: {why}");
+                testkit::skipped(&format!("no directory can be made immutable here: {why}"));
                 None
             }
         }
@@ -54,7 +54,7 @@ impl Mount {
         match mount.attach() {
             Ok(()) => Some(mount),
             Err(why) => {
-                eprintln!("SKIPPED: nothing can be mounted here: {why}");
+                testkit::skipped(&format!("nothing can be mounted here: {why}"));
                 None
             }
         }
@@ -77,7 +77,7 @@ impl Drop for Mount {
 }
 
 /// The server has been refusing appends, and the cause is gone.
-async fn goes_on(server: &mut Server, setup: &Setup, filled: Filled) {
+pub async fn goes_on(server: &mut Server, setup: &Setup, filled: Filled) {
     let http = server.http2();
     eventually("it is ready again", async || {
         let ready = http.get("/health/ready").send().await;
@@ -97,14 +97,14 @@ async fn goes_on(server: &mut Server, setup: &Setup, filled: Filled) {
     complete(&stream, &acked, &unknown).await;
 }
 
-async fn with_a_stream(setup: &Setup, data_dir: &Path) -> Server {
+pub async fn with_a_stream(setup: &Setup, data_dir: &Path) -> Server {
     let server = setup.start(data_dir).await;
     let basin = sdk::basin(&server.sdk(), "test-basin").await;
     sdk::stream(&basin, "orders").await;
     server
 }
 
-async fn is_live_and_not_ready(server: &Server) {
+pub async fn is_live_and_not_ready(server: &Server) {
     let http = server.http1();
     // A flush or an upload that fails in between may be named first for a moment.
     eventually("it is not ready, because of its disk", async || {

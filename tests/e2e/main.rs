@@ -18,7 +18,7 @@
 //! | [`bad_input`] | every limit and every rule |
 //! | [`retention`] | records past their age, empty streams |
 //! | [`disk`], [`full_disk`], [`hanging_disk`], [`disk_space`] | a full or hanging disk; space that is freed |
-//! | [`lost_disk`] | a disk that takes no more files, or disappears and comes back |
+//! | [`lost_disk`], [`read_only_disk`] | a disk that takes no more files, disappears and comes back, or is read-only |
 //! | [`runbook`] | the runbook's answers of a disk that is full or hangs |
 //! | [`open_files`] | too many open files, while serving |
 //! | [`floods`] | appends, tiny requests, connections and followers in great number |
@@ -69,6 +69,7 @@ mod open_files;
 mod peer_port;
 mod read_costs;
 mod read_memory;
+mod read_only_disk;
 mod read_sessions;
 mod reads;
 mod recovery;

@@ -123,6 +123,19 @@ impl Connection {
         Ok(())
     }
 
+    /// Has an access token issued, and returns its text.
+    pub async fn issue_token(&self, request: &serde_json::Value) -> anyhow::Result<String> {
+        let request = self
+            .request(Method::POST, "/v1/access-tokens")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Either::Left(Full::new(request.to_string().into())))?;
+        let answer = unary(&self.sender, request).await;
+        let answer = answer.context("cannot issue an access token")?;
+        let answer: serde_json::Value = serde_json::from_slice(&answer)?;
+        let text = answer["access_token"].as_str();
+        Ok(text.context("no token in the answer")?.to_owned())
+    }
+
     pub async fn create_stream(&self, name: &str) -> anyhow::Result<()> {
         let body = format!("{{\"stream\":\"{name}\"}}");
         let request = self

@@ -30,7 +30,7 @@ const HEADERS: HeaderValue = HeaderValue::from_static(
 );
 /// Headers of an answer that a page may read.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
-    "content-encoding, date, retry-after, s2-provision-result, traceparent, www-authenticate",
+    "content-encoding, date, retry-after, retry-after-ms, s2-provision-result, traceparent, www-authenticate",
 );
 /// Seconds for which a browser remembers a preflight answer: two hours, the most that browsers take.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");

@@ -11,7 +11,7 @@ use esker_node::{Client, FairBudget, Node, SharePolicy};
 
 use crate::auth::operation::Effect;
 use crate::auth::rules::Rule;
-use crate::auth::{Access, AccessError, Authority, PeerAddress, Principal, error};
+use crate::auth::{Access, AccessError, Authority, PeerAddress, Principal, error, token};
 use crate::client::{client, of_address};
 use crate::forward::Forwarder;
 use crate::request_guard::is_grpc;
@@ -27,6 +27,12 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 pub fn without_authentication(router: Router, node: &Node) -> Router {
     let authority = Arc::new(Authority::new(None, node.tokens()));
     router.layer(from_fn_with_state(authority, identify))
+}
+
+/// A router that answers those with a valid token, as a server does that has this root token.
+pub fn with_root_token(router: Router, node: &Node, text: &str) -> Router {
+    let authority = Authority::new(Some(token::hash(text)), node.tokens());
+    router.layer(from_fn_with_state(Arc::new(authority), identify))
 }
 
 /// Puts [`Principal`] and [`Access`] of the sender into the request's extensions. Without a valid token, only

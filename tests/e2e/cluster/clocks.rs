@@ -30,7 +30,7 @@ fn file(dir: &tempfile::TempDir, at: usize) -> PathBuf {
 async fn with_clocks(clocks: &tempfile::TempDir) -> Option<Cluster> {
     let library = LIBRARIES.iter().find(|path| Path::new(path).exists());
     let Some(library) = library else {
-        eprintln!("SKIPPED: libfaketime is not installed");
+        testkit::skipped("libfaketime is not installed");
         return None;
     };
     let mut cluster = Cluster::empty(&Setup::default().partitions(1));

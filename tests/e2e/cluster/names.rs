@@ -56,7 +56,7 @@ fn at_address(setup: Setup, address: &str) -> Setup {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_that_fail_for_a_while_or_lead_elsewhere_cost_the_node_that_they_name_alone() {
     if !can_unshare() {
-        eprintln!("SKIPPED: no mount namespace can be made here");
+        testkit::skipped("no mount namespace can be made here");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -263,30 +263,57 @@ async fn a_list_of_headers_without_end_ends_the_connection() {
     bomb.extend([b'y'; 4000]);
     bomb.extend([0xbe; 12_000]);
     for block in [large, bomb] {
-        let mut connection = Connection::open(&server).await;
-        let mut pieces = block.chunks(16_000).peekable();
-        let mut kind = HEADERS;
-        while let Some(piece) = pieces.next() {
-            let end = if pieces.peek().is_none() {
-                END_HEADERS
-            } else {
-                0
-            };
-            let flags = if kind == HEADERS {
-                end | END_STREAM
-            } else {
-                end
-            };
-            connection.send(&frame(kind, flags, 1, piece)).await;
-            kind = CONTINUATION;
-        }
-        let outcome = connection.outcome().await;
+        let outcome = outcome_of(&server, &block).await;
         assert!(
             !matches!(outcome, Outcome::Status(200..=399)),
             "{outcome:?}"
         );
     }
     assert_bounded(&server, before);
+    polite_client_is_served(&server).await;
+}
+
+/// What the server answers to a request with these headers, in as many frames as they need.
+async fn outcome_of(server: &Server, block: &[u8]) -> Outcome {
+    let mut connection = Connection::open(server).await;
+    let mut pieces = block.chunks(16_000).peekable();
+    let mut kind = HEADERS;
+    while let Some(piece) = pieces.next() {
+        let end = if pieces.peek().is_none() {
+            END_HEADERS
+        } else {
+            0
+        };
+        let flags = if kind == HEADERS {
+            end | END_STREAM
+        } else {
+            end
+        };
+        connection.send(&frame(kind, flags, 1, piece)).await;
+        kind = CONTINUATION;
+    }
+    connection.outcome().await
+}
+
+#[tokio::test]
+async fn a_head_may_be_as_long_as_the_page_of_limits_has_it() {
+    let server = Server::fresh().await;
+    // Each header counts for 32 bytes beside its name and value; one may be long, or there may be many.
+    let long = |bytes: usize| [get("/health"), header("x-long", &"y".repeat(bytes))].concat();
+    let many = |count: usize| {
+        let one = |number| header(&format!("x-{number:03}"), "y");
+        [get("/health"), (0..count).flat_map(one).collect()].concat()
+    };
+    for (block, expected) in [
+        (long(15_900), Outcome::Status(200)),
+        (many(400), Outcome::Status(200)),
+        // 431.
+        (long(16_400), Outcome::Status(4)),
+        (many(450), Outcome::Status(4)),
+    ] {
+        let outcome = outcome_of(&server, &block).await;
+        assert_eq!(outcome, expected, "{} bytes", block.len());
+    }
     polite_client_is_served(&server).await;
 }
 

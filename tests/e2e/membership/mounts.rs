@@ -47,7 +47,7 @@ impl Unmounted {
         fs::create_dir_all(&log).unwrap();
         fs::create_dir(&disk).unwrap();
         let Some(mounted) = Mounted::bind(&disk, &log) else {
-            eprintln!("skipped: this process may not mount anything");
+            testkit::skipped("this process may not mount anything");
             return None;
         };
         nodes.join().await;

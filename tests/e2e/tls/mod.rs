@@ -1,5 +1,6 @@
 //! TLS: every client over it, new files while the server runs, and clients that do not get in.
 
+mod floods;
 mod handshakes;
 mod reload;
 

@@ -16,8 +16,18 @@
     reason = "a panic fails the test"
 )]
 
+use std::io::Write as _;
+
 pub mod corruption;
 pub mod ports;
 pub mod process;
 pub mod seeds;
 pub mod wait;
+
+/// Reports that a test has tried nothing, and why. It is written past the harness, which captures what tests print
+/// until they fail: whoever reads the output of a run sees what was not tried on this machine.
+pub fn skipped(why: &str) {
+    // One write, so that lines of tests that run at once do not mix.
+    let line = format!("SKIPPED: {why}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}

@@ -14,7 +14,7 @@ use crate::api_client::{ApiError, Caller};
 use crate::layout::document;
 
 /// Most bytes of a token that are tried; the API takes no longer ones.
-const MAX_TOKEN_BYTES: usize = 1024;
+const MAX_TOKEN_BYTES: usize = 256;
 /// Most bytes of a form: a token and the address of a page, percent-encoded. Nobody is known who sends one, and what
 /// has arrived of it counts nowhere, so it is about as small as the head of a request.
 pub const MAX_FORM_BYTES: usize = 8 * 1024;

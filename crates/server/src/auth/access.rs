@@ -265,9 +265,10 @@ impl Access {
         if let Some(scope) = self.principal.scope()
             && scope::has_admin(scope, Effect::Read)
         {
+            let granted = self.admin(Effect::Read)?;
             let (name, prefix) = self.whole_name(stream)?;
             return Ok(StreamAccess {
-                granted: Granted(()),
+                granted,
                 name,
                 prefix,
             });

@@ -30,6 +30,14 @@ use crate::windows::{Window, Windows};
 
 /// Requests that one HTTP/2 connection may have open.
 const H2_STREAMS: u32 = 1024;
+/// Bytes of a request's head over HTTP/2, with 32 for each header beside its name and value.
+const H2_HEAD: u32 = 16 * 1024;
+/// Streams of an HTTP/2 connection that its client may reset before the server has begun to answer them. One more
+/// ends the connection: whoever opens streams only to reset them costs a server more than itself.
+const H2_EARLY_RESETS: usize = 20;
+/// Streams of an HTTP/2 connection that the server may reset because of what the client sent in them. One more ends
+/// the connection, for the same reason.
+const H2_FAULTS: usize = 1024;
 /// Bytes that a connection of HTTP/1.1 reads or writes at a time, and of a request's head.
 const H1_BUFFER: usize = 128 * 1024;
 /// A silent HTTP/2 connection is sent a ping after this long.
@@ -78,6 +86,9 @@ impl Connections {
         http.http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(H2_STREAMS)
+            .max_header_list_size(H2_HEAD)
+            .max_pending_accept_reset_streams(H2_EARLY_RESETS)
+            .max_local_error_reset_streams(H2_FAULTS)
             .keep_alive_interval(H2_KEEP_ALIVE);
         Connections {
             http,

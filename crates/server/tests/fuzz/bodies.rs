@@ -2,7 +2,7 @@
 //!
 //! A body is changed in its structure (types, missing and unknown fields, nesting, numbers beyond every type)
 //! or in its bytes. The server has to take it or to refuse it with an error of the API's form: nothing else may
-//! fail, and nothing may panic.
+//! fail, and nothing may panic. A request whose header has no valid token is refused before its body is read.
 
 use axum::body::Body;
 use http::{HeaderValue, Method};
@@ -13,10 +13,20 @@ use serde_json::{Value, json};
 use crate::generate::{self, once_in};
 use crate::mutate;
 use crate::run::Lane;
-use crate::world::Answer;
+use crate::world::{Answer, ROOT_TOKEN};
 
-/// What the cases must have brought about.
-pub const MUST_HAPPEN: &[&str] = &["body taken", "body refused", "admin body refused"];
+/// What the cases must have brought about, beside what [`must_happen`] adds for each operation.
+const MUST_HAPPEN: &[&str] = &[
+    "body taken",
+    "body refused",
+    "admin body refused",
+    "token issued",
+    "no valid token",
+    "root token in another form",
+];
+
+/// One case of so many has a random `authorization` header: most of these reach no parser of bodies.
+const TOKEN_CASES: u32 = 6;
 
 /// Levels of a body that is too deep for any parser.
 const DEPTH: usize = 300;
@@ -56,6 +66,19 @@ const OPERATIONS: &[Operation] = &[
     Operation::TransferLeader,
     Operation::Trust,
 ];
+
+/// What the cases must have brought about: each operation's parser has taken a body, and refused one.
+pub fn must_happen() -> Vec<String> {
+    let fixed = MUST_HAPPEN.iter().map(|outcome| (*outcome).to_owned());
+    let both = |operation: &Operation| [parsed(*operation, true), parsed(*operation, false)];
+    fixed.chain(OPERATIONS.iter().flat_map(both)).collect()
+}
+
+/// The outcome of a body at its operation's parser.
+fn parsed(operation: Operation, is_taken: bool) -> String {
+    let outcome = if is_taken { "parsed" } else { "not parsed" };
+    format!("{operation:?} {outcome}")
+}
 
 impl Operation {
     fn is_admin(self) -> bool {
@@ -128,7 +151,7 @@ impl Operation {
             }),
             Operation::IssueToken => json!({
                 "id": format!("{basin}-token"),
-                "expires_at": "2030-01-01T00:00:00Z",
+                "expires_at": "2199-01-01T00:00:00Z",
                 "auto_prefix_streams": true,
                 "scope": {
                     "basins": {"prefix": basin},
@@ -140,7 +163,10 @@ impl Operation {
                     "admin": {"read": true, "write": false},
                 },
             }),
-            Operation::SetLocation => json!("aws:us-east-1"),
+            Operation::SetLocation => match rng.random() {
+                true => json!("aws:us-east-1"),
+                false => json!("fuzz:local"),
+            },
             Operation::Verify => json!({"data": rng.random::<bool>()}),
             Operation::Prune => json!({
                 "apply": false,
@@ -182,18 +208,32 @@ pub async fn case(lane: &mut Lane) {
         .replace("{basin}", &basin)
         .replace("{stream}", &stream.replace('/', "%2F"))
         .replace("{partition}", ["0", "1", "3", "4"].choose(rng).unwrap());
-    let token = once_in(rng, 2).then(|| token(rng));
-    let what = format!("{method} {path} {}", bytes.escape_ascii());
+    let token = once_in(rng, TOKEN_CASES).then(|| token(rng));
+    let what = format!("{method} {path} {token:?} {}", bytes.escape_ascii());
     let mut request = lane
         .request(method, &path)
         .header("content-type", "application/json");
-    if let Some(token) = token {
-        request = request.header("authorization", token);
+    let is_valid = token.as_ref().is_none_or(|(_, is_valid)| *is_valid);
+    if let Some((header, _)) = token {
+        request = request.header("authorization", header);
+        if is_valid {
+            lane.count("root token in another form");
+        }
     }
+    let issued = issued_id(operation, &bytes);
     let answer = lane
         .world
         .send(request.body(Body::from(bytes)).unwrap())
         .await;
+    if !is_valid {
+        // Failed attempts are limited.
+        assert!(matches!(answer.status, 401 | 429), "{what}: {answer:?}");
+        check_refusal(&answer, &what);
+        lane.count("no valid token");
+        return;
+    }
+    assert!(!matches!(answer.status, 401 | 403), "{what}: {answer:?}");
+    lane.count(parsed(operation, !is_of_parser(&answer)));
     match answer.status {
         200 | 201 | 202 | 204 => lane.count("body taken"),
         400..=499 | 501 => {
@@ -205,7 +245,39 @@ pub async fn case(lane: &mut Lane) {
         }
         other => panic!("{other} to {what}: {answer:?}"),
     }
-    remove(lane, operation, &answer, [&basin, &stream]).await;
+    match issued.filter(|_| answer.status == 201) {
+        Some(id) => revoke(lane, &id).await,
+        None => remove(lane, operation, &answer, [&basin, &stream]).await,
+    }
+}
+
+/// Whether an answer is a refusal of whatever reads the body, before any handler.
+fn is_of_parser(answer: &Answer) -> bool {
+    answer.status == 400 && answer.json()["code"] == "bad_json"
+}
+
+/// The id of the token that a body asks for.
+fn issued_id(operation: Operation, body: &[u8]) -> Option<String> {
+    let json: Value = serde_json::from_slice(body).ok()?;
+    let id = json["id"].as_str().map(str::to_owned);
+    id.filter(|_| operation == Operation::IssueToken)
+}
+
+/// A token that was issued is listed, with whatever scope it has, and revoked.
+async fn revoke(lane: &mut Lane, id: &str) {
+    let in_path = crate::wire::percent_encoded(id.as_bytes());
+    let path = format!("/v1/access-tokens?prefix={in_path}");
+    let request = lane.request(Method::GET, &path).body(Body::empty());
+    let answer = lane.world.send(request.unwrap()).await;
+    assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    let listed = &answer.json()["access_tokens"];
+    let listed = listed.as_array().unwrap();
+    assert!(listed.iter().any(|one| one["id"] == id), "{id}: {listed:?}");
+    let path = format!("/v1/access-tokens/{in_path}");
+    let request = lane.request(Method::DELETE, &path).body(Body::empty());
+    let answer = lane.world.send(request.unwrap()).await;
+    assert_eq!(answer.status, 204, "DELETE {path}: {answer:?}");
+    lane.count("token issued");
 }
 
 /// Deletes what a case has made; its name may have changed on the way.
@@ -232,7 +304,6 @@ async fn remove(lane: &Lane, operation: Operation, answer: &Answer, names: [&str
         }
         // The basin creates a stream that is appended to.
         Operation::Append => format!("/v1/streams/{}", stream.replace('/', "%2F")),
-        Operation::IssueToken if is_made => format!("/v1/access-tokens/{basin}-token"),
         _ => return,
     };
     let request = lane.request(Method::DELETE, &path).body(Body::empty());
@@ -251,14 +322,23 @@ fn check_refusal(answer: &Answer, what: &str) {
     assert!(has("code") && has("message"), "{what}: {json}");
 }
 
-/// An `authorization` header that is no token, or looks like one.
-fn token(rng: &mut impl Rng) -> HeaderValue {
+/// An `authorization` header that has no token, or one that looks like one, or the root token in another form; and
+/// whether it is valid.
+fn token(rng: &mut impl Rng) -> (HeaderValue, bool) {
     let text = |rng: &mut _, count: usize| -> String {
         const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
         let digits = (0..count).map(|_| *DIGITS.choose(rng).unwrap() as char);
         digits.collect()
     };
-    let value = match rng.random_range(0..8) {
+    let is_valid = once_in(rng, 6);
+    let value = match rng.random_range(0..11) {
+        _ if is_valid => {
+            let scheme = ["Bearer", "bearer", "BEARER", "bEARER"]
+                .choose(rng)
+                .unwrap();
+            let space = " ".repeat(rng.random_range(1..4));
+            format!("{scheme}{space}{ROOT_TOKEN}{}", &space[1..]).into_bytes()
+        }
         0 => Vec::new(),
         1 => b"Bearer".to_vec(),
         2 => b"Bearer \xff\xfe\x80".to_vec(),
@@ -266,9 +346,12 @@ fn token(rng: &mut impl Rng) -> HeaderValue {
         4 => format!("Bearer  esk_{}", text(rng, 42)).into_bytes(),
         5 => format!("Bearer esk_{}", text(rng, 8000)).into_bytes(),
         6 => format!("Basic {}", text(rng, 12)).into_bytes(),
+        7 => format!("Bearer {}", &ROOT_TOKEN[1..]).into_bytes(),
+        8 => format!("Bearer {ROOT_TOKEN}{}", text(rng, 1)).into_bytes(),
+        9 => format!("Bearer {ROOT_TOKEN} {ROOT_TOKEN}").into_bytes(),
         _ => format!("Bearer esk_{}", text(rng, 43)).into_bytes(),
     };
-    HeaderValue::from_bytes(&value).unwrap()
+    (HeaderValue::from_bytes(&value).unwrap(), is_valid)
 }
 
 /// Changes one place in the structure.

@@ -13,7 +13,7 @@ use esker_node::{Node, NodeOptions, StoreOptions};
 use esker_server::api::{self, AppParts, Limits};
 use esker_server::config::Config;
 use esker_server::{identification, telemetry};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body_util::BodyExt as _;
 use tempfile::TempDir;
 use tower::ServiceExt as _;
@@ -25,6 +25,9 @@ const MIB: u64 = 1024 * 1024;
 /// An answer takes this long at most. It is far more than any needs: a busy machine must not look
 /// like a fault.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The root token. A request without a token is sent with it.
+pub const ROOT_TOKEN: &str = "fuzz-0123456789abcdef0123456789abcdef";
 
 /// Most bytes of a request's body, decompressed: the default.
 pub const REQUEST_BODY: usize = 4 * MIB as usize;
@@ -72,7 +75,7 @@ impl World {
         let node = Node::start(options(directory.path())).await.unwrap();
         let location = "fuzz:local".parse().unwrap();
         let app = AppParts::new(node.clone(), telemetry::metrics(), limits(), location);
-        let router = identification::without_authentication(api::router(app.into()), &node);
+        let router = identification::with_root_token(api::router(app.into()), &node, ROOT_TOKEN);
         World {
             node,
             router,
@@ -81,7 +84,11 @@ impl World {
     }
 
     /// The answer's head, and its body as it comes.
-    pub async fn open_request(&self, request: Request<Body>) -> Response<Body> {
+    pub async fn open_request(&self, mut request: Request<Body>) -> Response<Body> {
+        let headers = request.headers_mut();
+        headers
+            .entry(header::AUTHORIZATION)
+            .or_insert_with(|| HeaderValue::try_from(format!("Bearer {ROOT_TOKEN}")).unwrap());
         let what = format!("{} {}", request.method(), request.uri());
         let answer = tokio::time::timeout(WAIT_TIMEOUT, self.router.clone().oneshot(request)).await;
         match answer {
