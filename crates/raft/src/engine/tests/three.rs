@@ -51,6 +51,50 @@ fn a_follower_rejects_proposals_and_names_the_leader() {
 }
 
 #[test]
+fn commands_that_have_waited_together_go_to_each_member_in_one_message_of_bounded_size() {
+    use super::cluster::Cluster;
+    use crate::engine::MAX_MESSAGE_BYTES;
+
+    let mut cluster = Cluster::new(&THREE);
+    cluster.write(1);
+    let leader = cluster.leader();
+    let engine = &mut cluster.host_mut(leader).engine;
+    let mut appends = |commands: Vec<Vec<u8>>| {
+        let before = engine.last().0;
+        let count = commands.len() as u64;
+        let batch = (0..).map(Ticket).zip(commands).collect();
+        let actions = engine.step(Event::ProposeBatch(batch));
+        let accepted = actions.iter().filter_map(|action| match action {
+            Action::Accepted { ticket, lsn, .. } => Some((ticket.0, lsn.0)),
+            _ => None,
+        });
+        let expected = (0..count).map(|n| (n, before + 1 + n));
+        assert_eq!(accepted.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+        let mut messages = Vec::new();
+        for PeerMessage(message) in raft_messages(&actions) {
+            if message.get_msg_type() == MessageType::MsgAppend {
+                let bytes: usize = message.entries.iter().map(|it| it.data.len()).sum();
+                messages.push((message.to, message.entries.len(), bytes as u64));
+            }
+        }
+        messages.sort_unstable();
+        messages
+    };
+    let others = THREE.into_iter().filter(|id| *id != leader);
+    let one_each: Vec<_> = others.map(|to| (to, 60, 60 * 100)).collect();
+    assert_eq!(appends(vec![vec![7; 100]; 60]), one_each);
+    // Of entries that together are larger, a message has no more than it may have, and none waits for an answer.
+    let large = appends(vec![vec![7; 300_000]; 10]);
+    assert!(
+        large
+            .iter()
+            .all(|(_, _, bytes)| *bytes <= MAX_MESSAGE_BYTES)
+    );
+    let sent: usize = large.iter().map(|(_, entries, _)| entries).sum();
+    assert_eq!(sent, 2 * 10, "{large:?}");
+}
+
+#[test]
 fn a_vote_is_sent_when_it_is_durable_and_not_before() {
     let disk = Disk::default();
     let mut engine = open(1, &THREE, &disk, 0).unwrap();
