@@ -5,8 +5,9 @@ use std::convert::Infallible;
 use tower::{ServiceExt as _, service_fn};
 
 use super::super::grpc::{
-    Admission, Answering, CallAnswer, CallError, Calls, CertificateDer, Claim, Gatekeeper,
-    GrpcConfig, GrpcTransport, PeerBody, PeerRequests, Refusal, call_at, identify,
+    Admission, Admitted, Answering, CallAnswer, CallError, Calls, CertificateDer, Claim,
+    EarlierProcesses, Gatekeeper, GrpcConfig, GrpcTransport, PeerBody, PeerRequests, Refusal,
+    call_at, identify,
 };
 use super::grpc::ANY;
 use super::*;
@@ -18,6 +19,7 @@ pub fn claim(node: u64) -> Claim {
         cluster: ClusterId([3; 16]),
         node: NodeId(node),
         process: 77,
+        earlier: EarlierProcesses::default(),
     }
 }
 
@@ -28,6 +30,8 @@ pub struct Door {
 }
 
 struct Inside(Arc<Mutex<Vec<Admission>>>);
+
+impl Admitted for Inside {}
 
 impl Drop for Inside {
     fn drop(&mut self) {
@@ -42,7 +46,7 @@ impl Gatekeeper for Door {
         what: Admission,
         _: &str,
         _: Option<&CertificateDer<'_>>,
-    ) -> Result<Box<dyn Send + Sync>, Refusal> {
+    ) -> Result<Box<dyn Admitted>, Refusal> {
         match claim.node.0 {
             9 => Err(Refusal("node 9 was removed".to_owned())),
             _ => {
@@ -144,7 +148,7 @@ impl Gatekeeper for Shut {
         _: Admission,
         _: &str,
         _: Option<&CertificateDer<'_>>,
-    ) -> Result<Box<dyn Send + Sync>, Refusal> {
+    ) -> Result<Box<dyn Admitted>, Refusal> {
         Err(Refusal("not here".to_owned()))
     }
 }
@@ -175,7 +179,10 @@ fn only_a_node_of_the_same_cluster_refuses_in_its_name() {
             let asks = config(1, "s", None);
             let called = call_at(&address, &asks, "hello", Bytes::new(), LONG).await;
             assert_eq!(called, Err(expected));
-            assert_eq!(identify(&address, &asks).await, Answering::Node(*shown));
+            assert_eq!(
+                identify(&address, &asks).await,
+                Answering::Node(Box::new(*shown))
+            );
             // Who joins belongs to no cluster yet, and is refused by that which it asks.
             let joins = GrpcConfig {
                 claim: Some(Claim {
