@@ -113,7 +113,8 @@ impl Gate {
         match is_for_host(certificate, host) {
             true => Ok(()),
             false => Err(Refusal(format!(
-                "the certificate is not for {host}, which is the host of node {} in the catalog",
+                "the certificate is not for {host}, which is the host of node {} in the catalog: to move a node to another \
+                 host, give it a certificate for both hosts, and replace that once the catalog has the new address",
                 node.id
             ))),
         }

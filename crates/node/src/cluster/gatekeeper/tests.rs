@@ -277,6 +277,45 @@ fn only_nodes_of_the_catalog_are_remembered_once_they_are_away() {
     assert_eq!(gate.connected.lock().len(), 1);
 }
 
+/// A certificate of a host, as the other end of a connection presents it.
+fn certificate(host: &str) -> CertificateDer<'static> {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new([host.to_owned()]).unwrap();
+    params.self_signed(&key).unwrap().der().clone()
+}
+
+#[test]
+fn a_node_of_the_catalog_is_admitted_with_a_certificate_of_its_own_host_alone() {
+    let gate = gate(&[(2, NodeState::Active), (3, NodeState::Active)]);
+    let (second, third) = (certificate("host-2"), certificate("host-3"));
+    let admit = |node, what, path: &str, with: &CertificateDer<'_>| {
+        let admitted = gate.admit(&claim(node, 20), what, path, Some(with));
+        admitted.map_err(|refusal| refusal.0)
+    };
+    for (what, path) in [
+        (Admission::Messages, String::new()),
+        (Admission::Request, "/v1/basins".to_owned()),
+        (Admission::Request, path_of(JOIN)),
+    ] {
+        admit(2, what, &path, &second).unwrap();
+        admit(3, what, &path, &third).unwrap();
+        let why = "the certificate is not for host-2";
+        refused(admit(2, what, &path, &third), why);
+        refused(
+            admit(2, what, &path, &third),
+            "a certificate for both hosts",
+        );
+        refused(admit(3, what, &path, &second), "not for host-3");
+    }
+    // Of a node that is not registered yet, no host is known.
+    admit(4, Admission::Request, &path_of(JOIN), &second).unwrap();
+    let nothing = CertificateDer::from(vec![1, 2, 3]);
+    refused(
+        admit(2, Admission::Messages, "", &nothing),
+        "not for host-2",
+    );
+}
+
 #[test]
 fn the_host_of_an_address_is_found() {
     for (address, host) in [
