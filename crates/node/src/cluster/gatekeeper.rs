@@ -80,7 +80,7 @@ impl Drop for Stream {
         let mut connected = connected.lock();
         let of_node = connected.get_mut(&self.node);
         if let Some(of_node) = of_node.filter(|it| it.process == self.process) {
-            of_node.streams -= 1;
+            of_node.streams = of_node.streams.saturating_sub(1);
             of_node.ended = Some(Instant::now());
             // It is remembered for as long as the catalog has the node, so that they are no more than its nodes.
             if of_node.streams == 0 && !self.directory.all().contains_key(&self.node.0) {

@@ -352,3 +352,59 @@ async fn read(mut body: PeerBody) -> Vec<u8> {
         }
     }
 }
+
+/// Admits everybody until it is over, and then nobody.
+#[derive(Clone, Default)]
+struct Until(Arc<std::sync::atomic::AtomicBool>);
+
+impl Admitted for Until {
+    fn is_over(&self) -> Option<Refusal> {
+        let is_over = self.0.load(std::sync::atomic::Ordering::SeqCst);
+        is_over.then(|| Refusal("it is over".to_owned()))
+    }
+}
+
+impl Gatekeeper for Until {
+    fn admit(
+        &self,
+        _: &Claim,
+        _: Admission,
+        _: &str,
+        _: Option<&CertificateDer<'_>>,
+    ) -> Result<Box<dyn Admitted>, Refusal> {
+        match self.is_over() {
+            Some(refusal) => Err(refusal),
+            None => Ok(Box::new(self.clone())),
+        }
+    }
+}
+
+#[test]
+fn a_stream_ends_before_the_next_message_once_what_admitted_it_does_not_hold() {
+    let until = Until::default();
+    let config_of_two = GrpcConfig {
+        gatekeeper: Some(Arc::new(until.clone())),
+        ..config(2, "s", None)
+    };
+    let (one, two) = (
+        node(1, "s", Arc::default()),
+        GrpcTransport::bind(ANY, config_of_two).unwrap(),
+    );
+    let said = started(&one);
+    let heard = started(&two);
+    one.set_peer(NodeId(2), two.address().to_string());
+    super::grpc::send_until(&heard, &one, 2);
+    until.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    let ended = |times: usize| {
+        let before = said.unreachable.lock().len();
+        wait_for("the stream ends", || {
+            one.send(numbered(2, 9));
+            std::thread::sleep(Duration::from_millis(5));
+            said.unreachable.lock().len() >= before + times
+        });
+    };
+    ended(1);
+    let so_far = heard.messages.lock().len();
+    ended(2);
+    assert_eq!(heard.messages.lock().len(), so_far);
+}
