@@ -1,7 +1,7 @@
 //! `esker cluster try`: nodes on this machine, as child processes.
 
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::formation::{LOOK_INTERVAL, ended, formed, start};
@@ -11,6 +11,8 @@ use crate::failure::Failure;
 use crate::interrupts::Interrupts;
 use crate::output::print;
 
+/// Most nodes of a trial.
+const MAX_NODES: u16 = 9;
 /// How long nodes may take to stop before they are killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long killed nodes may take to end.
@@ -28,7 +30,7 @@ Examples:
   esker cluster try --dir ./trial --base-port 8071")]
 pub struct Args {
     /// Number of nodes
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_NODES)))]
     nodes: u16,
 
     /// Keep the nodes' data here, and go on with what is there [default: a scratch directory, removed at the end]
@@ -63,6 +65,7 @@ async fn perform(args: &Args) -> Result<(), Failure> {
         }
     };
     let left = format!("the directory {} may be left", dir.display());
+    check_dir(&dir, args.nodes)?;
     let mut interrupts = Interrupts::listen(&left)?;
     let mut nodes = Vec::new();
     let started = start(&mut nodes, &dir, args.nodes, args.base_port, &[]);
@@ -76,25 +79,30 @@ async fn perform(args: &Args) -> Result<(), Failure> {
     remark!("Stopping the nodes; Ctrl-C once more kills them.");
     let stopped = stop(&mut nodes, &mut interrupts).await;
     let result = result.and(stopped);
-    if let Some(scratch) = scratch {
-        // A node that was brought back by hand still uses it.
-        let in_use = nodes.iter().find(|node| answers(node.client_port));
-        if let Some(node) = in_use {
-            let kept = scratch.keep();
+    // A node that was brought back by hand still uses the directory.
+    let in_use = nodes.iter().find(|node| answers(node.client_port));
+    match (scratch, in_use) {
+        (scratch, Some(node)) => {
+            let kept = scratch.map_or(dir, tempfile::TempDir::keep);
             remark!(
-                "Node {} was started by hand and still runs: its data in {} is kept.",
+                "Node {} was started by hand and still runs: stop it where it was started. Its data in {} is kept.",
                 node.name,
                 kept.display()
             );
-        } else if let Err(failure) = &result {
-            let kept = scratch.keep();
-            remark!("{}: the logs are kept in {}.", failure.code, kept.display());
-        } else {
-            let path = dir.display().to_string();
-            scratch
-                .close()
-                .map_err(|e| Failure::wrong("io", format!("cannot remove {path}: {e}")))?;
         }
+        (Some(scratch), None) => match &result {
+            Err(failure) => {
+                let kept = scratch.keep();
+                remark!("{}: the logs are kept in {}.", failure.code, kept.display());
+            }
+            Ok(()) => {
+                let path = dir.display().to_string();
+                scratch
+                    .close()
+                    .map_err(|e| Failure::wrong("io", format!("cannot remove {path}: {e}")))?;
+            }
+        },
+        (None, None) => {}
     }
     result
 }
@@ -106,6 +114,19 @@ fn check_ports(args: &Args) -> Result<(), Failure> {
             "choose other ports with --base-port; {} from it on and {0} from {PEER_PORTS} above it are used",
             args.nodes
         ))
+    })
+}
+
+/// Fails if the directory has data of more nodes than are to be started: the partitions count on all of them.
+fn check_dir(dir: &Path, nodes: u16) -> Result<(), Failure> {
+    let there = (nodes + 1..=MAX_NODES).rev();
+    let mut there = there.filter(|number| dir.join(format!("n{number}")).exists());
+    there.next().map_or(Ok(()), |last| {
+        let dir = dir.display();
+        let more = format!("{dir} has the data of {last} nodes, and {nodes} are to be started");
+        Err(Failure::usage(FAILED, more).advise(format!(
+            "the cluster counts on all of its nodes: start it with --nodes {last}, or choose another --dir"
+        )))
     })
 }
 
@@ -144,16 +165,23 @@ fn hints(nodes: &[TrialNode]) -> String {
 Try it in another terminal:
   {program} stream create my-basin/orders --server {first}
   echo hello | {program} stream append my-basin/orders --server {other}
-  kill -9 {}
+"
+    );
+    // A single node has no other that goes on without it.
+    if nodes.len() > 1 {
+        text += &format!(
+            "  kill -9 {}
   {program} cluster status --server {first}
   echo again | {program} stream append my-basin/orders --server {first}
 Then bring {} back:
   {}
-Ctrl-C stops all nodes that were started here.",
-        last.pid,
-        last.name,
-        last.command()
-    );
+",
+            last.pid,
+            last.name,
+            last.command()
+        );
+    }
+    text += "Ctrl-C stops all nodes that were started here; one that was brought back is stopped in its own terminal.";
     text
 }
 
@@ -182,4 +210,27 @@ async fn stop(nodes: &mut [TrialNode], interrupts: &mut Interrupts) -> Result<()
 fn answers(port: u16) -> bool {
     let address = (Ipv4Addr::LOCALHOST, port).into();
     TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_more_nodes_is_refused_with_their_number() {
+        let dir = tempfile::tempdir().unwrap();
+        check_dir(dir.path(), 1).unwrap();
+        for number in 1..=5 {
+            std::fs::create_dir(dir.path().join(format!("n{number}"))).unwrap();
+        }
+        for nodes in 5..=MAX_NODES {
+            check_dir(dir.path(), nodes).unwrap();
+        }
+        let refused = check_dir(dir.path(), 3).unwrap_err();
+        let said = format!("{refused:?}");
+        assert!(
+            said.contains("data of 5 nodes") && said.contains("--nodes 5"),
+            "{said}"
+        );
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::http::{Http, Transport};
-use crate::support::tls::{Authority, replace};
+use crate::support::tls::{Authority, Issued, replace};
 use crate::support::{Server, Setup, eventually, sdk};
 use testkit::ports::free_port;
 use testkit_server::Cluster;
@@ -244,7 +244,15 @@ impl Files {
     }
 
     fn write(&self, of: &Authority, validity: Duration) {
-        let issued = of.issue(validity);
+        self.write_issued(of, &of.issue(validity));
+    }
+
+    /// A certificate of these hosts alone.
+    fn write_for(&self, of: &Authority, hosts: &[&str]) {
+        self.write_issued(of, &of.issue_for(hosts, YEAR));
+    }
+
+    fn write_issued(&self, of: &Authority, issued: &Issued) {
         replace(&self.0.join("certificate"), &issued.certificate);
         replace(&self.0.join("key"), &issued.key);
         replace(&self.0.join("ca"), of.certificate());
@@ -297,6 +305,71 @@ async fn new_certificates_of_nodes_are_used_without_a_restart() {
     let basin = sdk::basin(&second.persistent_sdk(), "test-basin").await;
     let stream = sdk::stream(&basin, "orders").await;
     sdk::append(&stream, ["by way of the second"]).await;
+}
+
+/// Waits until the cluster refuses a node. Returns why.
+async fn refused(server: &Server) -> String {
+    eventually("the cluster refuses the node", async || {
+        let health = server.http1().get("/health/ready").try_send().await.ok()?;
+        let text = health.text();
+        (health.status == 503 && text.contains("refused_by_cluster")).then_some(text)
+    })
+    .await
+}
+
+/// Of two nodes with certificates for hosts of their own, neither can take the other's place; and the way to move.
+#[tokio::test]
+async fn a_node_moves_to_another_host_with_a_certificate_for_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let (of_first, of_second) = (
+        Files::new(dir.path(), "files0"),
+        Files::new(dir.path(), "files1"),
+    );
+    of_first.write_for(&authority, &["127.0.0.1"]);
+    of_second.write_for(&authority, &["127.0.0.2"]);
+    let (port, port_of_second) = (free_port().unwrap(), free_port().unwrap());
+    let data = dir.path().join("n1");
+    let at = |host: &str| {
+        let listen = format!("127.0.0.1:{}", free_port().unwrap());
+        let setup = Setup::default()
+            .listen(&listen)
+            .set("cluster.name=n1")
+            .set(&format!("cluster.peer-listen={host}:{port_of_second}"));
+        of_second.of(joins(setup, port))
+    };
+    let first = of_first.of(node("n0", port));
+    let first = first.start(&dir.path().join("n0")).await;
+    let mut second = at("127.0.0.2").start(&data).await;
+    ready(&second).await;
+    let basin = sdk::basin(&first.persistent_sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    sdk::append(&stream, ["before"]).await;
+
+    // The certificate of another host is that of another node, wherever the node is.
+    of_second.write_for(&authority, &["127.0.0.3"]);
+    second.stop().await;
+    second.restart(&at("127.0.0.3")).await;
+    let why = refused(&second).await;
+    assert!(why.contains("not for 127.0.0.2"), "{why}");
+    assert!(why.contains("a certificate for both hosts"), "{why}");
+
+    of_second.write_for(&authority, &["127.0.0.2", "127.0.0.3"]);
+    second.stop().await;
+    second.restart(&at("127.0.0.3")).await;
+    ready(&second).await;
+    // The catalog has the new address: the old host is not needed any more.
+    of_second.write_for(&authority, &["127.0.0.3"]);
+    second.stop().await;
+    second.restart(&at("127.0.0.3")).await;
+    ready(&second).await;
+    let basin = sdk::basin(&second.persistent_sdk(), "test-basin").await;
+    let stream = sdk::stream(&basin, "orders").await;
+    sdk::append(&stream, ["after"]).await;
+    assert_eq!(
+        sdk::bodies(&sdk::read_all(&stream).await),
+        ["before", "after"]
+    );
 }
 
 #[tokio::test]

@@ -80,6 +80,7 @@ pub mod snapshots;
 mod space;
 mod space_account;
 mod stages;
+mod starts;
 pub mod state;
 mod stream_list;
 pub mod streams;

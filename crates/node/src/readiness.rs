@@ -72,7 +72,7 @@ pub const NOT_READY: &[(&str, &str)] = &[
     ),
     (
         "refused_by_cluster",
-        "The other nodes of the cluster do not take this one: it was removed, or another process runs with a copy of its data directory.",
+        "The other nodes of the cluster do not take this one: it was removed, its data directory is a copy or an older state of that of a node that was started since, or another process runs with a copy of it.",
     ),
     (
         "ticker_stopped",

@@ -98,7 +98,9 @@ async fn of_a_data_directory_and_its_copy_only_one_belongs_to_the_cluster() {
     nodes.setups.push(setup);
     nodes.servers.push(twin);
     // Its partitions may have halted before: the others count on what only the directory in use has.
-    nodes.servers[3].logged("another process").await;
+    nodes.servers[3]
+        .logged("is a copy, or an older state")
+        .await;
     nodes.not_ready(3, "not_ready").await;
     // The cluster goes on with the one that was there, and the copy serves nothing.
     assert_eq!(nodes.have_voters(0, 3).await, numbers);
@@ -107,6 +109,46 @@ async fn of_a_data_directory_and_its_copy_only_one_belongs_to_the_cluster() {
     let read = nodes.servers[3].http1();
     let read = read.get("/v1/basins").send().await;
     assert!(read.status.is_server_error(), "{}", read.text());
+    // Nor does it take the other's place while that is away, also with a node that has restarted since: it lacks what
+    // the other has acknowledged.
+    nodes.servers[2].kill();
+    nodes.append(0, "c").await;
+    nodes.restart(0).await;
+    nodes.append(0, "d").await;
+    let why = nodes.not_ready(3, "refused_by_cluster").await;
+    assert!(why.contains("is a copy, or an older state"), "{why}");
+    nodes.restart(3).await;
+    let why = nodes.not_ready(3, "refused_by_cluster").await;
+    assert!(why.contains("is a copy, or an older state"), "{why}");
+    nodes.restart(2).await;
+    nodes.servers[3].kill();
+    assert_eq!(nodes.have_voters(0, 3).await, numbers);
+    nodes.have(2, &["a", "b", "c", "d"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_of_a_data_directory_is_not_the_node_any_more() {
+    let mut nodes = Nodes::three().await;
+    nodes.create(0).await;
+    let backup = nodes.directory.path().join("backup");
+    nodes.servers[2].kill();
+    copy(&nodes.data(2), &backup);
+    nodes.restart(2).await;
+    nodes.have_voters(0, 3).await;
+    nodes.append(2, "a").await;
+    nodes.servers[2].kill();
+    // The disk is lost, and the backup is all that there is of it.
+    fs::remove_dir_all(nodes.data(2)).unwrap();
+    fs::rename(&backup, nodes.data(2)).unwrap();
+    nodes.restart(2).await;
+    let why = nodes.not_ready(2, "refused_by_cluster").await;
+    assert!(why.contains("is a copy, or an older state"), "{why}");
+    // What to do is what it was told.
+    nodes.servers[2].kill();
+    fs::remove_dir_all(nodes.data(2)).unwrap();
+    nodes.restart(2).await;
+    nodes.have_voters(0, 3).await;
+    nodes.have(2, &["a"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

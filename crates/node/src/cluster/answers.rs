@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
 use super::directory::Nodes;
+use super::join_checks::{check, check_format, check_start, start_of};
 use super::kept_log::KeptFor;
 use super::peers::{Peers, cluster_number};
 use super::wire::{
@@ -29,8 +30,6 @@ const PASS_TIMEOUT: Duration = Duration::from_secs(4);
 const MAX_HOPS: u32 = 1;
 /// How long a node may take that is to lead a partition.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest name or address of a node, in bytes.
-const MAX_TEXT: usize = 255;
 
 /// Answers calls for as long as the node lives.
 pub(crate) struct Answers {
@@ -127,32 +126,6 @@ fn refused(refusal: NodeRefusal, nodes: &Nodes) -> CallError {
     })
 }
 
-fn check(join: &Join, cluster_name: &str) -> Result<(), CallError> {
-    let refuse = |why: String| Err(CallError::Refused(why));
-    if join.cluster_name != cluster_name {
-        return refuse(format!(
-            "this cluster is `{cluster_name}`, and `cluster-name` is `{}` there",
-            join.cluster_name
-        ));
-    }
-    let texts = [
-        ("name", &join.name),
-        ("peer address", &join.peer_address),
-        ("client address", &join.client_address),
-    ];
-    for (what, text) in texts {
-        if text.is_empty() || text.len() > MAX_TEXT || text.chars().any(char::is_control) {
-            return refuse(format!(
-                "the {what} of a node has 1 to {MAX_TEXT} bytes, and no control characters"
-            ));
-        }
-    }
-    match join.zone.len() > MAX_TEXT || join.id == 0 {
-        true => refuse("the node's number is 0, or its zone is too long".to_owned()),
-        false => Ok(()),
-    }
-}
-
 /// An address without the scheme.
 fn bare(address: &str) -> &str {
     address.split_once("://").map_or(address, |(_, rest)| rest)
@@ -184,7 +157,15 @@ impl Inner {
             self.note_address(peers, &join, from);
             return self.pass_on(&join).await;
         }
-        let is_new = !self.catalog_reader.nodes().contains_key(&join.id);
+        let nodes = self.catalog_reader.nodes();
+        let is_new = !nodes.contains_key(&join.id);
+        check_format(&join, &nodes)?;
+        let start = start_of(&join)?;
+        // Who leads the catalog is a member of it, whatever state its own directory was restored to.
+        let is_other = peers.me() != join.id;
+        if let Some(start) = start.as_ref().filter(|_| is_other) {
+            check_start(join.id, start, &nodes)?;
+        }
         if let Some(clock_ms) = join.clock_ms.filter(|_| is_new) {
             self.clock_of_joining(clock_ms)?;
         }
@@ -194,17 +175,7 @@ impl Inner {
             true => NodeState::Active,
             false => NodeState::Joining,
         };
-        let incarnation = match &join.incarnation {
-            None => Vec::new(),
-            Some(digits) => match u128::from_str_radix(digits, 16) {
-                Ok(incarnation) => incarnation.to_be_bytes().to_vec(),
-                Err(_) => {
-                    return Err(CallError::Refused(
-                        "the incarnation is no number".to_owned(),
-                    ));
-                }
-            },
-        };
+        let incarnation = start.map(|start| start.id.to_be_bytes().to_vec());
         let command = RegisterNode {
             id: join.id,
             name: join.name,
@@ -215,7 +186,7 @@ impl Inner {
             at_ms: now_ms(),
             reads_format: join.reads_format,
             max_nodes: MAX_NODES as u64,
-            incarnation,
+            incarnation: incarnation.unwrap_or_default(),
             // Only where it is needed, so that the log has no command of this version otherwise.
             may_forget: self.catalog_reader.nodes().len() >= MAX_REMEMBERED_NODES
                 && self.member_not_reading(0, READS_FORGETTING).is_none(),

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use esker_partition::command::NodeState;
 use esker_raft::NodeId;
-use esker_raft::transport::grpc::{Claim, call_at};
+use esker_raft::transport::grpc::{Claim, EarlierProcesses, call_at};
 
 use super::departure::{Told, decide, merge};
 use super::peers::{Peers, cluster_number};
@@ -232,6 +232,7 @@ async fn ask_all(inner: &Inner, peers: &Peers, asked: &[KeptReplica]) -> Vec<Rem
         cluster: cluster_number(&inner.identity.cluster_id),
         node: NodeId(peers.me()),
         process: 0,
+        earlier: EarlierProcesses::default(),
     });
     let config = peers.credentials(claim);
     let named = peers.configured().iter();

@@ -51,6 +51,12 @@ impl Directory {
         true
     }
 
+    /// The start of a node that the catalog has taken last.
+    pub fn last_start(&self, node: u64) -> Option<u128> {
+        let nodes = self.nodes.read();
+        nodes.get(&node)?.incarnations.last().copied()
+    }
+
     /// Takes the members of the groups here. Returns whether anything has changed.
     pub fn set_members(&self, members: BTreeSet<u64>) -> bool {
         let mut known = self.members.write();

@@ -1,19 +1,35 @@
 //! Who may connect to this node: nodes of its cluster that were not removed, each as one process.
 //!
-//! Two processes with one number are a data directory that was copied. The one that is connected stays; the other
-//! is refused for as long as that is so.
+//! Two processes with one number are a data directory that was copied, or one that was restored from a backup while the
+//! other was still in use. Of them
+//!
+//! - one that is no start after the last one that the catalog has of the node ([`starts`](crate::starts)) is never
+//!   admitted: it lacks what the node has acknowledged since, and votes that it gave. The catalog keeps that over all
+//!   restarts of this node. Until a start is registered, the last one that was admitted here counts;
+//! - the one that is connected stays. One that was refused for long beside it is its copy, and is not admitted in its
+//!   place once it is away.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use esker_raft::transport::grpc::is_for_host;
-use esker_raft::transport::grpc::{Admission, CertificateDer, Claim, Gatekeeper, Refusal};
+use esker_raft::transport::grpc::{
+    Admission, Admitted, CertificateDer, Claim, EarlierProcesses, Gatekeeper, Refusal,
+};
 use esker_raft::{ClusterId, NodeId};
 use parking_lot::Mutex;
 
 use super::directory::Directory;
 use super::wire::{JOIN, REMOVAL, is_call, path_of};
 use crate::clock::rfc3339_of;
+use crate::starts;
+
+/// A process that was refused for so long beside one that is connected is no restart of it: what has stopped is found to
+/// be gone within two intervals of the connection's keep-alive, 10 s, and this is three times as long.
+const TWIN_AFTER: Duration = Duration::from_secs(30);
+/// Most copies of one node that are remembered. Each is a process that somebody has started.
+const MAX_TWINS: usize = 8;
 
 /// See the [module's head](self).
 pub(crate) struct Gate {
@@ -21,19 +37,39 @@ pub(crate) struct Gate {
     me: NodeId,
     process: u128,
     directory: Arc<Directory>,
-    /// The process of each node that has streams of messages here, and how many.
+    /// The process of each node that was admitted last, and how many streams of messages it has here.
     connected: Arc<Mutex<HashMap<NodeId, Connected>>>,
+    /// [`TWIN_AFTER`].
+    twin_after: Duration,
 }
 
+/// The process of a node that was admitted last.
 struct Connected {
     process: u128,
+    earlier: EarlierProcesses,
     streams: usize,
+    /// When its last stream ended.
+    ended: Option<Instant>,
+    /// Other processes that were refused beside it, and since when. At most [`MAX_TWINS`].
+    twins: Vec<(u128, Instant)>,
 }
 
 /// One stream of messages of a node.
 struct Stream {
     node: NodeId,
+    process: u128,
+    earlier: EarlierProcesses,
+    directory: Arc<Directory>,
     connected: Weak<Mutex<HashMap<NodeId, Connected>>>,
+}
+
+impl Admitted for Stream {
+    fn is_over(&self) -> Option<Refusal> {
+        // This node may have had no catalog yet when it admitted the stream.
+        let last = self.directory.last_start(self.node.0)?;
+        let stands = starts::follows(self.process, self.earlier.as_slice(), last);
+        (!stands).then(|| outdated(self.node))
+    }
 }
 
 impl Drop for Stream {
@@ -42,9 +78,12 @@ impl Drop for Stream {
             return;
         };
         let mut connected = connected.lock();
-        if let Some(of_node) = connected.get_mut(&self.node) {
-            of_node.streams -= 1;
-            if of_node.streams == 0 {
+        let of_node = connected.get_mut(&self.node);
+        if let Some(of_node) = of_node.filter(|it| it.process == self.process) {
+            of_node.streams = of_node.streams.saturating_sub(1);
+            of_node.ended = Some(Instant::now());
+            // It is remembered for as long as the catalog has the node, so that they are no more than its nodes.
+            if of_node.streams == 0 && !self.directory.all().contains_key(&self.node.0) {
                 connected.remove(&self.node);
             }
         }
@@ -59,6 +98,7 @@ impl Gate {
             process: claim.process,
             directory,
             connected: Arc::default(),
+            twin_after: TWIN_AFTER,
         }
     }
 
@@ -73,19 +113,42 @@ impl Gate {
         match is_for_host(certificate, host) {
             true => Ok(()),
             false => Err(Refusal(format!(
-                "the certificate is not for {host}, which is the host of node {} in the catalog",
+                "the certificate is not for {host}, which is the host of node {} in the catalog: to move a node to another \
+                 host, give it a certificate for both hosts, and replace that once the catalog has the new address",
                 node.id
             ))),
         }
     }
 
-    /// Whether no other process has streams of messages under the node's number.
-    fn is_one_process(&self, claim: &Claim) -> Result<(), Refusal> {
-        let connected = self.connected.lock();
-        match connected.get(&claim.node) {
-            Some(other) if other.process != claim.process => Err(another(claim.node)),
-            _ => Ok(()),
+    /// Whether the process may be the node's, as far as is known of others under the node's number.
+    fn is_one_process(
+        &self,
+        connected: &mut HashMap<NodeId, Connected>,
+        claim: &Claim,
+    ) -> Result<(), Refusal> {
+        let follows = |known| starts::follows(claim.process, claim.earlier.as_slice(), known);
+        let last = self.directory.last_start(claim.node.0);
+        if !last.is_none_or(follows) {
+            return Err(outdated(claim.node));
         }
+        let other = connected.get_mut(&claim.node);
+        let Some(other) = other.filter(|other| other.process != claim.process) else {
+            return Ok(());
+        };
+        // Another one was registered meanwhile: the catalog decides, and ends its streams.
+        let stands = |last| starts::follows(other.process, other.earlier.as_slice(), last);
+        if !last.is_none_or(stands) {
+            connected.remove(&claim.node);
+            return Ok(());
+        }
+        if other.streams > 0 {
+            other.note_twin(claim.process);
+            return Err(another(claim.node));
+        }
+        if other.is_twin(claim.process, self.twin_after) || !follows(other.process) {
+            return Err(outdated(claim.node));
+        }
+        Ok(())
     }
 
     /// The refusal of a removed node: why nobody takes it, and what to do.
@@ -107,19 +170,59 @@ impl Gate {
 
     fn connect(&self, claim: &Claim) -> Result<Stream, Refusal> {
         let mut connected = self.connected.lock();
-        let of_node = connected.entry(claim.node).or_insert(Connected {
+        self.is_one_process(&mut connected, claim)?;
+        let new = || Connected {
             process: claim.process,
+            earlier: claim.earlier,
             streams: 0,
-        });
+            ended: None,
+            twins: Vec::new(),
+        };
+        let of_node = connected.entry(claim.node).or_insert_with(new);
         if of_node.process != claim.process {
-            return Err(another(claim.node));
+            *of_node = new();
         }
         of_node.streams += 1;
         Ok(Stream {
             node: claim.node,
+            process: claim.process,
+            earlier: claim.earlier,
+            directory: self.directory.clone(),
             connected: Arc::downgrade(&self.connected),
         })
     }
+}
+
+impl Connected {
+    /// Notes that another process was refused beside this one. One that has stopped is no longer connected within
+    /// [`TWIN_AFTER`], so whoever is refused for longer is no start after it.
+    fn note_twin(&mut self, process: u128) {
+        if self.twins.iter().any(|(twin, _)| *twin == process) {
+            return;
+        }
+        if self.twins.len() == MAX_TWINS {
+            self.twins.remove(0);
+        }
+        self.twins.push((process, Instant::now()));
+    }
+
+    /// Whether a process was refused beside this one for so long that it is that of a copy.
+    fn is_twin(&self, process: u128, after: Duration) -> bool {
+        let twin = self.twins.iter().find(|(twin, _)| *twin == process);
+        let (Some((_, since)), Some(ended)) = (twin, self.ended) else {
+            return false;
+        };
+        ended.saturating_duration_since(*since) >= after
+    }
+}
+
+/// The refusal of a start that lacks what the node has done since.
+pub(super) fn outdated(node: NodeId) -> Refusal {
+    Refusal(format!(
+        "this data directory is a copy, or an older state, of that of node {node}, which was started elsewhere since: it \
+         may lack what the node has acknowledged. Use the other one. If that is lost, move this data directory away, and \
+         start with an empty one and `cluster.join`: it takes the node's place"
+    ))
 }
 
 fn another(node: NodeId) -> Refusal {
@@ -142,7 +245,7 @@ impl Gatekeeper for Gate {
         what: Admission,
         path: &str,
         certificate: Option<&CertificateDer<'_>>,
-    ) -> Result<Box<dyn Send + Sync>, Refusal> {
+    ) -> Result<Box<dyn Admitted>, Refusal> {
         let joins = claim.cluster == ClusterId::default() && path == path_of(JOIN);
         if claim.cluster != self.cluster && !joins {
             return Err(Refusal(format!(
@@ -172,7 +275,7 @@ impl Gatekeeper for Gate {
                         claim.node
                     )));
                 }
-                self.is_one_process(claim)?;
+                self.is_one_process(&mut self.connected.lock(), claim)?;
                 Ok(Box::new(()))
             }
         }
@@ -180,187 +283,4 @@ impl Gatekeeper for Gate {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use esker_partition::ClusterNode;
-    use esker_partition::command::NodeState;
-
-    use super::*;
-
-    fn claim(node: u64, process: u128) -> Claim {
-        Claim {
-            cluster: ClusterId([1; 16]),
-            node: NodeId(node),
-            process,
-        }
-    }
-
-    fn gate(nodes: &[(u64, NodeState)]) -> Gate {
-        let directory = Arc::new(Directory::default());
-        let node = |(id, state): &(u64, NodeState)| {
-            let node = ClusterNode {
-                id: *id,
-                name: format!("n{id}"),
-                peer_address: format!("host-{id}:1"),
-                client_address: String::new(),
-                zone: String::new(),
-                state: *state,
-                registered_at_ms: 0,
-                reads_format: 1,
-                incarnations: Vec::new(),
-                removed_at_ms: None,
-                given_up: false,
-            };
-            (*id, node)
-        };
-        directory.set(Arc::new(nodes.iter().map(node).collect::<BTreeMap<_, _>>()));
-        Gate::new(claim(1, 10), directory)
-    }
-
-    fn messages(gate: &Gate, claim: Claim) -> Result<Box<dyn Send + Sync>, String> {
-        let admitted = gate.admit(&claim, Admission::Messages, "", None);
-        admitted.map_err(|refusal| refusal.0)
-    }
-
-    #[track_caller]
-    fn refused(admitted: Result<Box<dyn Send + Sync>, String>, why: &str) {
-        match admitted {
-            Ok(_) => panic!("admitted, and should be refused: {why}"),
-            Err(said) => assert!(said.contains(why), "{said}"),
-        }
-    }
-
-    #[test]
-    fn nodes_of_another_cluster_are_refused() {
-        let gate = gate(&[]);
-        let other = Claim {
-            cluster: ClusterId([2; 16]),
-            ..claim(2, 20)
-        };
-        refused(messages(&gate, other), "belongs to the cluster");
-        messages(&gate, claim(2, 20)).unwrap();
-    }
-
-    #[test]
-    fn a_node_without_a_cluster_may_ask_to_join_and_nothing_else() {
-        let gate = gate(&[]);
-        let stranger = Claim {
-            cluster: ClusterId::default(),
-            ..claim(2, 20)
-        };
-        let ask = |what, path: &str| {
-            let admitted = gate.admit(&stranger, what, path, None);
-            admitted.map_err(|refusal| refusal.0)
-        };
-        ask(Admission::Request, &path_of(JOIN)).unwrap();
-        refused(
-            ask(Admission::Request, "/v1/basins"),
-            "belongs to the cluster",
-        );
-        refused(ask(Admission::Messages, ""), "belongs to the cluster");
-    }
-
-    #[test]
-    fn requests_of_clients_come_from_nodes_of_the_cluster_alone() {
-        let gate = gate(&[(2, NodeState::Active), (3, NodeState::Joining)]);
-        let ask = |node, path: &str| {
-            let admitted = gate.admit(&claim(node, 20), Admission::Request, path, None);
-            admitted.map_err(|refusal| refusal.0)
-        };
-        for node in [2, 3] {
-            ask(node, "/v1/basins").unwrap();
-        }
-        refused(ask(4, "/v1/basins"), "is not registered");
-        // It may not know of itself yet.
-        ask(4, &path_of(JOIN)).unwrap();
-    }
-
-    #[test]
-    fn removed_nodes_are_refused() {
-        let gate = gate(&[(2, NodeState::Removed), (3, NodeState::Draining)]);
-        refused(messages(&gate, claim(2, 20)), "was removed");
-        messages(&gate, claim(3, 20)).unwrap();
-    }
-
-    #[test]
-    fn a_removed_node_is_told_who_has_taken_its_place_and_what_to_do() {
-        let gate = gate(&[(2, NodeState::Removed), (3, NodeState::Active)]);
-        let mut nodes = (*gate.directory.all()).clone();
-        let why = |gate: &Gate| match messages(gate, claim(2, 20)) {
-            Ok(_) => panic!("it is admitted"),
-            Err(why) => why,
-        };
-        let alone = why(&gate);
-        assert!(alone.contains("node n2 (2) was removed"), "{alone}");
-        assert!(alone.contains("an empty one and `cluster.join`"), "{alone}");
-        assert!(!alone.contains("taken its place"), "{alone}");
-        nodes.get_mut(&3).unwrap().name = "n2".to_owned();
-        nodes.get_mut(&2).unwrap().removed_at_ms = Some(1_500_000_000_123);
-        gate.directory.set(Arc::new(nodes));
-        let replaced = why(&gate);
-        assert!(
-            replaced.contains("was removed from the cluster at 2017-07-14T02:40:00Z, and node 3"),
-            "{replaced}"
-        );
-        assert!(
-            replaced.contains("node 3 has taken its place"),
-            "{replaced}"
-        );
-    }
-
-    #[test]
-    fn a_removed_node_may_ask_what_becomes_of_its_replicas_and_nothing_else() {
-        let gate = gate(&[(2, NodeState::Removed)]);
-        let ask = |of: Claim, path: &str| {
-            let admitted = gate.admit(&of, Admission::Request, path, None);
-            admitted.map_err(|refusal| refusal.0)
-        };
-        ask(claim(2, 20), &path_of(REMOVAL)).unwrap();
-        refused(ask(claim(2, 20), &path_of(JOIN)), "was removed");
-        refused(ask(claim(2, 20), "/v1/basins"), "was removed");
-        let other = Claim {
-            cluster: ClusterId([2; 16]),
-            ..claim(2, 20)
-        };
-        refused(ask(other, &path_of(REMOVAL)), "belongs to the cluster");
-    }
-
-    #[test]
-    fn a_removed_node_is_admitted_until_it_has_left_the_groups() {
-        let gate = gate(&[(2, NodeState::Removed)]);
-        gate.directory.set_members([1, 2].into());
-        messages(&gate, claim(2, 20)).unwrap();
-        gate.directory.set_members([1].into());
-        refused(messages(&gate, claim(2, 20)), "was removed");
-    }
-
-    #[test]
-    fn of_two_processes_with_one_number_the_one_that_is_connected_stays() {
-        let gate = gate(&[(2, NodeState::Active)]);
-        let first = messages(&gate, claim(2, 20)).unwrap();
-        let second = messages(&gate, claim(2, 20)).unwrap();
-        refused(messages(&gate, claim(2, 21)), "another process");
-        let request = gate.admit(&claim(2, 21), Admission::Request, "/", None);
-        refused(request.map_err(|refusal| refusal.0), "another process");
-        drop(first);
-        refused(messages(&gate, claim(2, 21)), "another process");
-        drop(second);
-        messages(&gate, claim(2, 21)).unwrap();
-        assert!(gate.connected.lock().is_empty());
-        refused(messages(&gate, claim(1, 11)), "another process");
-    }
-
-    #[test]
-    fn the_host_of_an_address_is_found() {
-        for (address, host) in [
-            ("a.example:1", "a.example"),
-            ("https://a.example:1", "a.example"),
-            ("127.0.0.1:1", "127.0.0.1"),
-            ("[::1]:1", "::1"),
-            ("a", "a"),
-        ] {
-            assert_eq!(host_of(address), host);
-        }
-    }
-}
+mod tests;

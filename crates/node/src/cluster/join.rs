@@ -7,7 +7,9 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use esker_raft::transport::grpc::{Answering, CallError, Claim, call_at, identify};
+use esker_raft::transport::grpc::{
+    Answering, CallError, Claim, EarlierProcesses, call_at, identify,
+};
 use esker_raft::{ClusterId, NodeId};
 
 use super::options::ClusterOptions;
@@ -38,6 +40,7 @@ pub(crate) async fn join(
         cluster: ClusterId::default(),
         node: NodeId(made.node_id),
         process: rand::random(),
+        earlier: EarlierProcesses::default(),
     };
     let listens = options.listen.map(|listen| listen.to_string());
     let listens = listens.unwrap_or_default();
@@ -136,6 +139,7 @@ pub(crate) async fn running(
         cluster: ClusterId::default(),
         node: NodeId(Identity::new(cluster_name, 1).node_id),
         process: rand::random(),
+        earlier: EarlierProcesses::default(),
     };
     let config = &credentials(options, claim);
     let asking = addresses.iter().map(|address| async move {
@@ -205,11 +209,12 @@ mod tests {
     #[test]
     fn only_a_node_of_the_cluster_shows_that_it_runs_once_the_cluster_is_known() {
         let node = |cluster| {
-            Answering::Node(Claim {
+            Answering::Node(Box::new(Claim {
                 cluster: ClusterId([cluster; 16]),
                 node: NodeId(7),
                 process: 1,
-            })
+                earlier: EarlierProcesses::default(),
+            }))
         };
         let own = Some(ClusterId([1; 16]));
         let stranger = Answering::Stranger("404 Not Found".to_owned());

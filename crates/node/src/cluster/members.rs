@@ -12,7 +12,7 @@ use bytes::Bytes;
 use esker_partition::command::{Kind, NodeState, Outcome, SetNodeState};
 use esker_raft::NodeId;
 use esker_raft::engine::MAX_PROMOTION_LAG;
-use esker_raft::transport::grpc::{CallError, Claim, call_at};
+use esker_raft::transport::grpc::{CallError, Claim, EarlierProcesses, call_at};
 
 use super::changes;
 use super::contact::{LATELY_TICKS, is_heard};
@@ -89,11 +89,12 @@ async fn keep_registered(inner: &Arc<Inner>, peers: &Peers) {
 /// Registers this node: by itself if it leads the catalog, else with a node that it knows. If no node takes it, a
 /// refusal counts for more than nodes that cannot be reached: of a node that was removed, the others may be gone.
 async fn register(inner: &Arc<Inner>, peers: &Peers) -> Result<(), CallError> {
-    let mine = peers.registration(inner.snapshots.archive.incarnation().0);
+    let mine = peers.registration();
     let claim = Claim {
         cluster: cluster_number(&inner.identity.cluster_id),
         node: NodeId(peers.me()),
         process: 0,
+        earlier: EarlierProcesses::default(),
     };
     if inner.catalog.is_serving() {
         return inner.register(mine, claim).await.map(drop);
@@ -170,8 +171,7 @@ impl Inner {
         let Some(peers) = &self.peers else {
             return true;
         };
-        let incarnation = self.snapshots.archive.incarnation().0;
-        peers.is_registered(&self.catalog_reader.nodes(), incarnation)
+        peers.is_registered(&self.catalog_reader.nodes())
     }
 }
 

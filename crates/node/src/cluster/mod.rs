@@ -8,6 +8,7 @@
 //! | `peers` | this node among the others: name, addresses, connections |
 //! | `wire` | what nodes ask of each other |
 //! | `join` | how an empty data directory becomes a node of a cluster |
+//! | `join_checks` | what a node has to be that registers |
 //! | `contact` | which members a leader is in contact with |
 //! | `plan`, `changes`, `waiting` | what the leader of a group changes next; making the change; what it waits for |
 //! | `removal` | whether a node may be removed |
@@ -40,6 +41,7 @@ mod farewell;
 mod gatekeeper;
 mod handle;
 mod join;
+mod join_checks;
 mod kept_log;
 mod members;
 mod options;

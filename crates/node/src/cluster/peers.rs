@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use esker_partition::command::NodeState;
-use esker_raft::transport::grpc::{CallError, Claim, GrpcConfig, GrpcTransport};
+use esker_raft::transport::grpc::{
+    CallError, Claim, EarlierProcesses, GrpcConfig, GrpcTransport, MAX_EARLIER,
+};
 use esker_raft::{ClusterId, NodeId};
 use parking_lot::Mutex;
 
@@ -20,6 +22,7 @@ use super::wire::{Join, Peer, READS_FORMAT};
 use crate::clock::now_ms;
 use crate::data_dir::Identity;
 use crate::error::StartError;
+use crate::starts::Start;
 
 /// This node among the others.
 pub(crate) struct Peers {
@@ -28,6 +31,8 @@ pub(crate) struct Peers {
     secrets: Mutex<(Option<String>, Vec<String>)>,
     cluster_name: String,
     me: u64,
+    /// The process in the claims of this node, and the incarnation as which it puts snapshots.
+    start: Start,
     pub transport: Arc<GrpcTransport>,
     pub directory: Arc<Directory>,
     pub clocks: Clocks,
@@ -64,11 +69,13 @@ impl Peers {
         options: &ClusterOptions,
         listen: SocketAddr,
         identity: &Identity,
+        start: Start,
     ) -> Result<Peers, StartError> {
         let claim = Claim {
             cluster: cluster_number(&identity.cluster_id),
             node: NodeId(identity.node_id),
-            process: rand::random(),
+            process: start.id,
+            earlier: EarlierProcesses::new(start.earlier.iter().copied()),
         };
         let directory = Arc::new(Directory::default());
         let config = GrpcConfig {
@@ -88,6 +95,7 @@ impl Peers {
             secrets: Mutex::new((options.secret.clone(), options.other_secrets.clone())),
             cluster_name: identity.cluster_name.clone(),
             me: identity.node_id,
+            start,
             transport: Arc::new(transport),
             directory,
             clocks: Clocks::default(),
@@ -166,17 +174,19 @@ impl Peers {
     }
 
     /// How this node registers.
-    pub fn registration(&self, incarnation: u128) -> Join {
+    pub fn registration(&self) -> Join {
         let listens = self.transport.address().to_string();
+        let earlier = self.start.earlier.iter().take(MAX_EARLIER);
         Join {
-            incarnation: Some(format!("{incarnation:032x}")),
+            incarnation: Some(format!("{:032x}", self.start.id)),
+            earlier_incarnations: earlier.map(|one| format!("{one:032x}")).collect(),
             ..registration(&self.options, &self.cluster_name, self.me, &listens)
         }
     }
 
-    /// Whether the catalog has this node as it is now.
-    pub fn is_registered(&self, nodes: &Nodes, incarnation: u128) -> bool {
-        let mine = self.registration(incarnation);
+    /// Whether the catalog has this node as it is now, with the incarnation as which it puts snapshots.
+    pub fn is_registered(&self, nodes: &Nodes) -> bool {
+        let mine = self.registration();
         nodes.get(&self.me).is_some_and(|node| {
             node.state != NodeState::Removed
                 && node.peer_address == mine.peer_address
@@ -184,7 +194,7 @@ impl Peers {
                 && node.name == mine.name
                 && node.zone == mine.zone
                 && node.reads_format == mine.reads_format
-                && node.incarnations.last() == Some(&incarnation)
+                && node.incarnations.last() == Some(&self.start.id)
         })
     }
 
@@ -240,6 +250,7 @@ pub(crate) fn registration(
         zone: options.zone.clone(),
         reads_format: READS_FORMAT,
         incarnation: None,
+        earlier_incarnations: Vec::new(),
         hops: 0,
         replaces: None,
         of_cluster: None,

@@ -137,6 +137,7 @@ mod tests {
             zone: String::new(),
             reads_format: 1,
             incarnation: None,
+            earlier_incarnations: Vec::new(),
             hops: 0,
             replaces,
             of_cluster: None,

@@ -74,6 +74,9 @@ pub(crate) struct Join {
     /// The incarnation as which it puts snapshots: 32 hexadecimal digits. A node that has no directory yet has none.
     #[serde(default)]
     pub incarnation: Option<String>,
+    /// The incarnations of the starts before, newest first. Earlier builds did not tell them.
+    #[serde(default)]
+    pub earlier_incarnations: Vec<String>,
     /// How many nodes have passed the call on.
     #[serde(default)]
     pub hops: u32,

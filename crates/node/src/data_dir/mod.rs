@@ -17,7 +17,7 @@
 //! scratch/         restores that are tested; removed at a start
 //! .esker-start/    what a start works in before the directory has an identity; removed
 //! damaged/         what a recovery has put aside, and why databases of partitions must not be used
-//! incarnations.json  which starts of this directory have put snapshots
+//! incarnations.json  the starts of this directory that other nodes or a repository have seen
 //! removed.json     that the cluster has removed this node, and what has become of its replicas
 //! recover.json     that the other nodes of the cluster are given up, until this node serves alone
 //! bootstrap.json   that a start with --bootstrap restore has served

@@ -48,7 +48,10 @@ impl Entered {
                 false => Ok(None),
             };
         };
-        let peers = Peers::bind(&cluster, listen, &self.data_dir.identity)?;
+        // The next start has to know each that the others have seen.
+        self.archive.begin_to_write()?;
+        let start = self.archive.start();
+        let peers = Peers::bind(&cluster, listen, &self.data_dir.identity, start)?;
         if let Some(joined) = &self.joined {
             peers.know(&joined.nodes);
         }

@@ -28,6 +28,7 @@ use super::incarnations::Incarnations;
 use super::options::SnapshotKind;
 use crate::data_dir::Identity;
 use crate::error::StartError;
+use crate::starts::Start;
 
 /// Name of the cluster's id in a snapshot's description; a new node takes its identity from it.
 const CLUSTER_ID: &str = "cluster_id";
@@ -107,9 +108,9 @@ impl Archive {
         ownership::check(&self.destination, &cluster(identity)).await
     }
 
-    /// The incarnation as which this start puts snapshots.
-    pub fn incarnation(&self) -> IncarnationId {
-        self.incarnations.current()
+    /// This start, as other nodes see it.
+    pub fn start(&self) -> Start {
+        self.incarnations.start()
     }
 
     /// Takes over from the incarnations of the other nodes of the cluster.
@@ -117,7 +118,7 @@ impl Archive {
         self.incarnations.take_over_from(others.map(IncarnationId));
     }
 
-    /// Writes down the incarnation of this start. To be called before a root is claimed.
+    /// Writes down the incarnation of this start. To be called before a root is claimed, and before another node sees it.
     pub fn begin_to_write(&self) -> Result<(), StartError> {
         self.incarnations.begin()
     }

@@ -1,10 +1,12 @@
 //! Which start of this data directory writes to the repository.
 //!
-//! Each start draws an incarnation at random. The roots of the repository name the incarnation that writes,
+//! Each start draws an incarnation, with random digits ([`starts`]). The roots of the repository name the incarnation that writes,
 //! and a start may take over from the incarnations before it: `incarnations.json` has them. The file is
 //! written before a new incarnation is used for the first time, so the next start follows whatever
 //! incarnation a crash leaves in a root. A copy of the directory draws other incarnations: of the two
 //! directories, the second that puts a snapshot of a partition is refused.
+//!
+//! A node in a cluster shows its incarnation to the others, and writes it to the file before: see [`starts`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,12 +16,14 @@ use esker_repository::{Incarnation, IncarnationId};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::now_ms;
 use crate::data_dir::write_durably;
 use crate::error::StartError;
+use crate::starts::{self, Start};
 
 const FILE: &str = "incarnations.json";
-/// Incarnations that are remembered beyond those that a root is known to name. Each is a start that began to
-/// put a snapshot and never learned whether it has claimed the root.
+/// Incarnations that are remembered beyond those that a root is known to name. Each is a start in a cluster, or one that
+/// began to put a snapshot and never learned whether it has claimed the root.
 const MAX_DRAWN: usize = 64;
 
 /// The incarnation of this start, and those before it.
@@ -47,21 +51,29 @@ impl Incarnations {
     /// Draws the incarnation of this start. Writes nothing.
     pub fn draw(data_dir: &Path) -> Result<Incarnations, StartError> {
         let path = data_dir.join(FILE);
-        let stored = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(
-                    path = %path.display(),
-                    %error,
-                    "the file is damaged: where this node has put snapshots before, it is refused"
-                );
-                Stored::default()
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Stored::default(),
+        let read = match std::fs::read(&path) {
+            Ok(bytes) => match serde_json::from_slice::<Stored>(&bytes) {
+                Ok(stored) => Some(stored),
+                Err(error) => {
+                    tracing::warn!(
+                        path = %path.display(),
+                        %error,
+                        "the file is damaged: where this node has put snapshots before, it is refused"
+                    );
+                    None
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Stored::default()),
             Err(error) => return Err(StartError::unreadable(path.display().to_string(), &error)),
         };
+        let current = match &read {
+            Some(stored) => starts::draw(stored.drawn.iter().map(|one| one.0)),
+            None => starts::draw_without_earlier(now_ms() / 1000),
+        };
+        let stored = read.unwrap_or_default();
         Ok(Incarnations {
             path,
-            current: IncarnationId(rand::random()),
+            current: IncarnationId(current),
             stored: Mutex::new(stored),
             writing: Mutex::new(()),
             others: Mutex::default(),
@@ -80,9 +92,14 @@ impl Incarnations {
         }
     }
 
-    /// The incarnation of this start.
-    pub fn current(&self) -> IncarnationId {
-        self.current
+    /// This start, as other nodes see it.
+    pub fn start(&self) -> Start {
+        let stored = self.stored.lock();
+        let before = stored.drawn.iter().rev().map(|one| one.0);
+        Start {
+            id: self.current.0,
+            earlier: before.filter(|one| *one != self.current.0).collect(),
+        }
     }
 
     /// Takes over from these incarnations, too: those of the nodes of this cluster. Which of the nodes puts
@@ -91,7 +108,8 @@ impl Incarnations {
         *self.others.lock() = others.filter(|other| *other != self.current).collect();
     }
 
-    /// Writes the incarnation of this start to the file, before it claims a root for the first time.
+    /// Writes the incarnation of this start to the file, before it claims a root for the first time, and before other
+    /// nodes see it.
     pub fn begin(&self) -> Result<(), StartError> {
         let _writing = self.writing.lock();
         let mut next = self.stored.lock().clone();
@@ -195,6 +213,31 @@ mod tests {
         assert!(last.of(3).after.contains(&first.current));
         assert!(!last.of(4).after.contains(&first.current));
         assert_eq!(last.of(4).after.len(), MAX_DRAWN);
+    }
+
+    #[test]
+    fn what_other_nodes_have_seen_of_a_directory_its_next_start_follows_and_its_copy_does_not() {
+        let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let start = |dir: &Path| {
+            let start = Incarnations::draw(dir).unwrap();
+            start.begin().unwrap();
+            start
+        };
+        let follows = |start: &Incarnations, known: &Incarnations| {
+            let Start { id, earlier } = start.start();
+            starts::follows(id, &earlier, known.current.0)
+        };
+        let first = start(dir.path());
+        std::fs::copy(dir.path().join(FILE), copy.path().join(FILE)).unwrap();
+        let second = start(dir.path());
+        let copied = start(copy.path());
+        assert!(follows(&second, &first) && follows(&copied, &first));
+        assert!(follows(&start(dir.path()), &second));
+        assert!(!follows(&start(copy.path()), &second));
+        // The file lost what it had: it proves nothing, and the node is no copy for that.
+        std::fs::write(dir.path().join(FILE), "{").unwrap();
+        let damaged = start(dir.path());
+        assert!(follows(&damaged, &second) && follows(&start(dir.path()), &damaged));
     }
 
     #[test]

@@ -113,7 +113,7 @@ impl Inner {
                 "refused_by_cluster",
                 None,
                 why,
-                "if this node was removed, move its data directory away and start it with an empty one and cluster.join; if another process runs with a copy of the directory, stop one of them",
+                "if this node was removed, move its data directory away and start it with an empty one and cluster.join; if another process runs with a copy of the directory, stop the copy; if the directory is a copy or an older state, use the right one, or an empty one and cluster.join",
             );
         }
         if let Some(peers) = &inner.peers

@@ -330,7 +330,7 @@ pub const PROBLEMS: &[(&str, bool, &str)] = &[
     (
         "refused_by_cluster",
         false,
-        "The other nodes do not take this one: it was removed, or another process runs with a copy of its data directory.",
+        "The other nodes do not take this one: it was removed, its data directory is a copy or an older state of that of a node that was started since, or another process runs with a copy of it.",
     ),
 ];
 

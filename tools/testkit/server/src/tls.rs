@@ -61,9 +61,14 @@ impl Authority {
 
     /// A certificate of `localhost` and the loopback addresses that is valid for `validity`.
     pub fn issue(&self, validity: Duration) -> Issued {
+        self.issue_for(&["localhost", "127.0.0.1", "::1"], validity)
+    }
+
+    /// A certificate of these hosts, names or addresses, that is valid for `validity`.
+    pub fn issue_for(&self, hosts: &[&str], validity: Duration) -> Issued {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
-        let mut params = CertificateParams::new(names).unwrap();
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+        let mut params = CertificateParams::new(hosts).unwrap();
         let now = OffsetDateTime::now_utc();
         params.not_before = now - Duration::from_secs(3600);
         params.not_after = now + validity;

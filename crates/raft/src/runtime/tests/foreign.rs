@@ -11,7 +11,8 @@ use super::*;
 use crate::ids::{ClusterId, Incarnation, Lineage, Term};
 use crate::message::{Envelope, Identity, Payload, PeerMessage};
 use crate::transport::grpc::{
-    Admission, CertificateDer, Claim, Gatekeeper, GrpcConfig, GrpcTransport, Refusal,
+    Admission, Admitted, CertificateDer, Claim, EarlierProcesses, Gatekeeper, GrpcConfig,
+    GrpcTransport, Refusal,
 };
 use crate::transport::{Foreign, Inbox, ProvenSender, Transport};
 
@@ -25,7 +26,7 @@ impl Gatekeeper for Open {
         _: Admission,
         _: &str,
         _: Option<&CertificateDer<'_>>,
-    ) -> Result<Box<dyn Send + Sync>, Refusal> {
+    ) -> Result<Box<dyn Admitted>, Refusal> {
         Ok(Box::new(()))
     }
 }
@@ -35,6 +36,7 @@ fn transport(node: u64) -> Arc<GrpcTransport> {
         cluster: ClusterId::default(),
         node: NodeId(node),
         process: u128::from(node),
+        earlier: EarlierProcesses::default(),
     };
     let config = GrpcConfig {
         claim: Some(claim),

@@ -37,7 +37,7 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum NotTheNode {
     /// Another node, which has this claim.
-    Another(Claim),
+    Another(Box<Claim>),
     /// One that refuses this node.
     Refuses(String),
     /// There was no answer.
@@ -48,7 +48,7 @@ pub(super) enum NotTheNode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answering {
     /// A node, which has this claim.
-    Node(Claim),
+    Node(Box<Claim>),
     /// A node, or what stands in front of one, that refuses this node's secret; with what it answers. Which cluster it
     /// belongs to is not shown to whoever does not have its secret.
     OtherSecret(String),
@@ -70,7 +70,7 @@ pub(super) async fn identify(channel: &mut Channel, credentials: &Credentials) -
         Err(why) => return nobody(why),
     };
     match Claim::take_from(answer.headers_mut()) {
-        Ok(claim) => Answering::Node(claim),
+        Ok(claim) => Answering::Node(Box::new(claim)),
         Err(_) => match Status::from_header_map(answer.headers()) {
             Some(status) if status.code() == Code::Unauthenticated => {
                 Answering::OtherSecret(status.message().to_owned())
@@ -127,7 +127,9 @@ pub(super) async fn ask(
     let refusal = status.filter(|status| status.code() != Code::Ok);
     let refuses = |status: Status| NotTheNode::Refuses(status.message().to_owned());
     match (Claim::take_from(answer.headers_mut()), refusal) {
-        (Ok(claim), _) if !is_it(&claim, node, credentials) => Err(NotTheNode::Another(claim)),
+        (Ok(claim), _) if !is_it(&claim, node, credentials) => {
+            Err(NotTheNode::Another(Box::new(claim)))
+        }
         (Ok(_), None) => Ok(()),
         (Ok(_), Some(refusal)) => Err(refuses(refusal)),
         (Err(_), Some(refusal)) if refusal.code() == Code::Unauthenticated => Err(refuses(refusal)),

@@ -59,7 +59,7 @@ use crate::message::Envelope;
 use crate::priority::shorten_time_slice_once;
 use calls::Answers;
 pub use calls::{CallAnswer, CallError, Calls, MAX_CALL_BYTES};
-pub use claim::{Admission, Claim, Gatekeeper, Refusal};
+pub use claim::{Admission, Admitted, Claim, EarlierProcesses, Gatekeeper, MAX_EARLIER, Refusal};
 use connector::Dial;
 pub use hello::Answering;
 use link::Link;

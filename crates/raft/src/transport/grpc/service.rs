@@ -15,7 +15,7 @@ use tonic::server::{ClientStreamingService, Grpc};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::calls::{Answers, CALL};
-use super::claim::{Admission, Claim, Gatekeeper};
+use super::claim::{Admission, Admitted, Claim, Gatekeeper};
 use super::codec::Incoming;
 use super::hello::{self, HELLO};
 use super::listener::{AcceptedConnection, ConnectionInfo};
@@ -41,7 +41,7 @@ pub(super) struct PeerService {
 }
 
 /// What a gatekeeper keeps for as long as a stream or a request lasts.
-type Kept = Option<Box<dyn Send + Sync>>;
+type Kept = Option<Box<dyn Admitted>>;
 
 impl PeerService {
     /// Asks the gatekeeper, if there is one, about the claim in the head of the request, which becomes an
@@ -126,13 +126,12 @@ impl Service<http::Request<Body>> for PeerService {
                     inbox: self.inbox.clone(),
                     from: from.map(|from| ProvenSender::new(from.cluster, from.node)),
                     connection: info.map(|info| info.connection),
+                    kept,
                 };
                 Box::pin(async move {
                     let mut grpc =
                         Grpc::new(Incoming).max_decoding_message_size(MAX_ENVELOPE_BYTES);
-                    let answer = grpc.client_streaming(receive, request).await;
-                    drop(kept);
-                    Ok(answer)
+                    Ok(grpc.client_streaming(receive, request).await)
                 })
             }
             Admission::Request if request.uri().path().starts_with(CALL) => {
@@ -162,6 +161,7 @@ struct Receive {
     inbox: Weak<dyn Inbox>,
     from: Option<ProvenSender>,
     connection: Option<Arc<AcceptedConnection>>,
+    kept: Kept,
 }
 
 impl ClientStreamingService<Bytes> for Receive {
@@ -171,12 +171,17 @@ impl ClientStreamingService<Bytes> for Receive {
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
         let inbox = self.inbox.clone();
         let (mut from, connection) = (self.from, self.connection.clone());
+        let kept = self.kept.take();
         Box::pin(async move {
             let mut messages = request.into_inner();
             while let Some(message) = messages.message().await? {
                 let Some(inbox) = inbox.upgrade() else {
                     return Err(Status::unavailable("the node has stopped"));
                 };
+                if let Some(refusal) = kept.as_ref().and_then(|kept| kept.is_over()) {
+                    connection.inspect(|connection| connection.close_soon());
+                    return Err(Status::permission_denied(refusal.0));
+                }
                 if let Err(foreign) = inbox.receive(message, from.as_mut()) {
                     connection.inspect(|connection| connection.close_soon());
                     return Err(Status::permission_denied(foreign.to_string()));

@@ -5,8 +5,9 @@ use std::convert::Infallible;
 use tower::{ServiceExt as _, service_fn};
 
 use super::super::grpc::{
-    Admission, Answering, CallAnswer, CallError, Calls, CertificateDer, Claim, Gatekeeper,
-    GrpcConfig, GrpcTransport, PeerBody, PeerRequests, Refusal, call_at, identify,
+    Admission, Admitted, Answering, CallAnswer, CallError, Calls, CertificateDer, Claim,
+    EarlierProcesses, Gatekeeper, GrpcConfig, GrpcTransport, PeerBody, PeerRequests, Refusal,
+    call_at, identify,
 };
 use super::grpc::ANY;
 use super::*;
@@ -18,6 +19,7 @@ pub fn claim(node: u64) -> Claim {
         cluster: ClusterId([3; 16]),
         node: NodeId(node),
         process: 77,
+        earlier: EarlierProcesses::default(),
     }
 }
 
@@ -28,6 +30,8 @@ pub struct Door {
 }
 
 struct Inside(Arc<Mutex<Vec<Admission>>>);
+
+impl Admitted for Inside {}
 
 impl Drop for Inside {
     fn drop(&mut self) {
@@ -42,7 +46,7 @@ impl Gatekeeper for Door {
         what: Admission,
         _: &str,
         _: Option<&CertificateDer<'_>>,
-    ) -> Result<Box<dyn Send + Sync>, Refusal> {
+    ) -> Result<Box<dyn Admitted>, Refusal> {
         match claim.node.0 {
             9 => Err(Refusal("node 9 was removed".to_owned())),
             _ => {
@@ -144,7 +148,7 @@ impl Gatekeeper for Shut {
         _: Admission,
         _: &str,
         _: Option<&CertificateDer<'_>>,
-    ) -> Result<Box<dyn Send + Sync>, Refusal> {
+    ) -> Result<Box<dyn Admitted>, Refusal> {
         Err(Refusal("not here".to_owned()))
     }
 }
@@ -175,7 +179,10 @@ fn only_a_node_of_the_same_cluster_refuses_in_its_name() {
             let asks = config(1, "s", None);
             let called = call_at(&address, &asks, "hello", Bytes::new(), LONG).await;
             assert_eq!(called, Err(expected));
-            assert_eq!(identify(&address, &asks).await, Answering::Node(*shown));
+            assert_eq!(
+                identify(&address, &asks).await,
+                Answering::Node(Box::new(*shown))
+            );
             // Who joins belongs to no cluster yet, and is refused by that which it asks.
             let joins = GrpcConfig {
                 claim: Some(Claim {
@@ -344,4 +351,60 @@ async fn read(mut body: PeerBody) -> Vec<u8> {
             _ => return all,
         }
     }
+}
+
+/// Admits everybody until it is over, and then nobody.
+#[derive(Clone, Default)]
+struct Until(Arc<std::sync::atomic::AtomicBool>);
+
+impl Admitted for Until {
+    fn is_over(&self) -> Option<Refusal> {
+        let is_over = self.0.load(std::sync::atomic::Ordering::SeqCst);
+        is_over.then(|| Refusal("it is over".to_owned()))
+    }
+}
+
+impl Gatekeeper for Until {
+    fn admit(
+        &self,
+        _: &Claim,
+        _: Admission,
+        _: &str,
+        _: Option<&CertificateDer<'_>>,
+    ) -> Result<Box<dyn Admitted>, Refusal> {
+        match self.is_over() {
+            Some(refusal) => Err(refusal),
+            None => Ok(Box::new(self.clone())),
+        }
+    }
+}
+
+#[test]
+fn a_stream_ends_before_the_next_message_once_what_admitted_it_does_not_hold() {
+    let until = Until::default();
+    let config_of_two = GrpcConfig {
+        gatekeeper: Some(Arc::new(until.clone())),
+        ..config(2, "s", None)
+    };
+    let (one, two) = (
+        node(1, "s", Arc::default()),
+        GrpcTransport::bind(ANY, config_of_two).unwrap(),
+    );
+    let said = started(&one);
+    let heard = started(&two);
+    one.set_peer(NodeId(2), two.address().to_string());
+    super::grpc::send_until(&heard, &one, 2);
+    until.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    let ended = |times: usize| {
+        let before = said.unreachable.lock().len();
+        wait_for("the stream ends", || {
+            one.send(numbered(2, 9));
+            std::thread::sleep(Duration::from_millis(5));
+            said.unreachable.lock().len() >= before + times
+        });
+    };
+    ended(1);
+    let so_far = heard.messages.lock().len();
+    ended(2);
+    assert_eq!(heard.messages.lock().len(), so_far);
 }
