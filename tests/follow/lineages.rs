@@ -24,12 +24,17 @@ async fn past() -> Option<Place> {
     }
     let place = Place::with(setup).await;
     place.append(0..100, 10).await;
+    put(&place).await;
+    Some(place)
+}
+
+/// Puts everything into the repository.
+async fn put(place: &Place) {
     let server = place.server.as_ref().unwrap();
     for partition in 0..=2 {
         let path = format!("/esker/v1/partitions/{partition}/snapshots");
         server.http1().post(&path).send().await.expect(200);
     }
-    Some(place)
 }
 
 /// Loses everything but the repository.
@@ -138,6 +143,8 @@ async fn a_snapshot_from_between_two_losses_without_an_append_in_between_is_rest
     let between = follower.snapshot().await.unwrap();
     assert_eq!(between.cursor, 100 + (1 << 40));
 
+    // Another restore is refused as long as the repository has nothing of the lineages that the first one began.
+    put(&place).await;
     lose(&mut place).await;
     let reader = place
         .latest()

@@ -1,5 +1,8 @@
 //! Streams whose records are encrypted.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use s2_sdk::types::EncryptionKey;
@@ -21,6 +24,8 @@ async fn records_and_snapshots_of_an_encrypted_stream_are_read_with_the_key_of_a
     let file = |name: &str, key: [u8; 32]| {
         let file = place.dir.path().join(name);
         std::fs::write(&file, format!("{}\n", BASE64.encode(key))).unwrap();
+        // Otherwise a warning says that others can read it.
+        std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
         file.display().to_string()
     };
     let (right, wrong) = (file("right", [7; 32]), file("wrong", [8; 32]));
