@@ -281,6 +281,7 @@ mod tests {
             memory_gib: 24.0,
             kernel: "6.0".to_owned(),
             file_system: "ext4".to_owned(),
+            returns_memory: false,
         };
         Report::new(machine, Sizes::full())
     }

@@ -28,6 +28,8 @@ pub struct Machine {
     pub kernel: String,
     /// File system under the scratch directory.
     pub file_system: String,
+    /// Whether freed memory is returned to the host of a virtual machine.
+    pub returns_memory: bool,
 }
 
 impl Machine {
@@ -45,6 +47,7 @@ impl Machine {
             memory_gib: kibibytes(&memory) as f64 / f64::from(1 << 20),
             kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             file_system: file_system(scratch)?,
+            returns_memory: returns_memory(),
         })
     }
 }
@@ -55,8 +58,24 @@ impl fmt::Display for Machine {
             f,
             "{}, {} cores, {:.0} GiB memory, Linux {}, {}",
             self.cpu, self.cores, self.memory_gib, self.kernel, self.file_system
-        )
+        )?;
+        match self.returns_memory {
+            true => write!(
+                f,
+                "; a virtual machine that returns freed memory to its host, so the first use of each page afterwards \
+                 takes up to ten times as long as a copy, which is most of what writing a large file costs"
+            ),
+            false => Ok(()),
+        }
     }
+}
+
+/// Whether the kernel returns freed pages to the host of a virtual machine ("free page reporting"). It does not if the
+/// least size that it reports, as a power of two of pages, is larger than any block of free pages: 2^10.
+fn returns_memory() -> bool {
+    const LARGEST: u32 = 10;
+    let order = read("/sys/module/page_reporting/parameters/page_reporting_order");
+    order.is_ok_and(|order| order.trim().parse::<u32>().is_ok_and(|it| it <= LARGEST))
 }
 
 /// Waits, with a time limit, until other programs use little of the machine. Returns the fraction that is in
