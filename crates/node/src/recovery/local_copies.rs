@@ -1,11 +1,13 @@
-//! Copies on this disk: the database, and local snapshots.
+//! Copies on this disk: the database, local snapshots, and those that other members have sent.
 
+use std::cmp::Reverse;
 use std::path::Path;
 
 use esker_partition::{Checkpoint, LineageId, StoreError, checkpoint};
 
 use super::candidates::{Candidate, connects, copy_of};
 use super::inspect::copy_in;
+use super::member_copies;
 use super::plan::PlannedFork;
 use super::search::{RecoverySource, Search, remove};
 use crate::blocking::blocking;
@@ -36,7 +38,8 @@ impl Search<'_> {
         }
     }
 
-    /// Checkpoints on this disk that are whole, newest first.
+    /// Checkpoints on this disk that are whole, newest first; of the same LSN, local snapshots before those of other
+    /// members.
     pub(super) async fn locals(&mut self) -> Result<Vec<Checkpoint>, StartError> {
         let base = self
             .cx
@@ -69,6 +72,53 @@ impl Search<'_> {
                         whole.push(checkpoint);
                     }
                 }
+                Err(error) => self.local_is_not_usable(&at, &error),
+            }
+        }
+        whole.extend(self.of_members().await?);
+        // Stable: the order of copies of the same LSN stays.
+        whole.sort_by_key(|checkpoint| Reverse(checkpoint.meta.lsn));
+        Ok(whole)
+    }
+
+    /// Whole checkpoints that other members have sent, or that were made for them. Those that the log does not reach
+    /// are left out while it can be used: see [`member_copies`].
+    async fn of_members(&mut self) -> Result<Vec<Checkpoint>, StartError> {
+        let (data_dir, partition) = (self.cx.data_dir.clone(), self.facts.partition);
+        let there = match blocking(move || member_copies::all(&data_dir, partition)).await {
+            Ok(there) => there,
+            Err(error) => {
+                let why = format!("snapshots of other members: {error}");
+                self.unreadable.push(why);
+                return Ok(Vec::new());
+            }
+        };
+        let mut whole = Vec::new();
+        for (dir, is_stored) in there {
+            let (at, activity) = (dir.clone(), self.cx.activity.clone());
+            let last = self.log.as_ref().map(|log| log.last);
+            let opened = blocking(move || {
+                let step = format!("comparing the files of {}", dir.display());
+                activity.begin(step.as_str(), 0);
+                let checkpoint = Checkpoint::open(&dir)?;
+                let is_reached = last.is_none_or(|last| checkpoint.meta.lsn <= last);
+                if checkpoint.meta.partition != partition || !is_reached {
+                    return Ok(None);
+                }
+                activity.begin(step, checkpoint.bytes());
+                checkpoint.verify()?;
+                Ok::<_, StoreError>(Some(checkpoint))
+            });
+            match opened.await {
+                Ok(None) => {}
+                Ok(Some(checkpoint)) => {
+                    let copy = copy_of(&checkpoint);
+                    if !self.is_ruled_out(&copy.source) && !self.is_contradicted(&copy).await? {
+                        whole.push(checkpoint);
+                    }
+                }
+                // One that is being fetched lacks files, and no loss follows from that.
+                Err(error) if !is_stored && !error.is_unreadable() => {}
                 Err(error) => self.local_is_not_usable(&at, &error),
             }
         }

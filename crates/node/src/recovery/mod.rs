@@ -50,6 +50,7 @@ mod last_resort;
 mod lineage_after_log;
 mod local_copies;
 mod loss;
+mod member_copies;
 mod members;
 mod new_lineage;
 mod plan;

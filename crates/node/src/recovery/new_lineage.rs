@@ -8,6 +8,7 @@ use esker_repository::Error as RepositoryError;
 
 use super::candidates::Source;
 use super::context::Context;
+use super::member_copies;
 use super::plan::PlannedFork;
 use super::search::RecoverySource;
 use super::uncommitted::replay_rest;
@@ -98,6 +99,7 @@ pub(super) async fn begin_lineage(
     }
     let (leaf, store, fork) = (cx.clone(), store.clone(), fork.clone());
     let is_noted = matches!(source.source, Source::State(_) | Source::Empty);
+    let begins_without = is_noted || fork.empty;
     let replays_log = source.replays_log;
     blocking(move || {
         let node_id = leaf.data_dir.identity.node_id;
@@ -118,8 +120,9 @@ pub(super) async fn begin_lineage(
             lsn: Lsn(applied.lsn),
             term: Term(applied.term),
         };
+        // The database has what this was made of; once the log has begun, nothing leads back here.
+        member_copies::leave(&leaf.data_dir, partition, &lineage, begins_without)?;
         begin_log(&leaf.raft, partition, start, &lineage)?;
-        (leaf.raft.remove_snapshots(GroupId(partition))).map_err(StartError::Raft)?;
         match is_noted {
             true => leaf.data_dir.forget_damage(partition),
             false => Ok(()),

@@ -90,7 +90,13 @@ impl Capture {
         let temporary = Temporary::create(&base)?;
         let exported = temporary.path.join("files");
         let (comparator, files) = part.export(&exported)?;
-        let (applied, lineage) = covered(part, &files, &comparator, &exported, &temporary.path)?;
+        let (applied, lineage) = covered(
+            part.partition(),
+            &files,
+            &comparator,
+            &exported,
+            &temporary.path,
+        )?;
         let to = match apart {
             Some((to, known)) => {
                 let is_same = |there: &Checkpoint| {
@@ -305,10 +311,10 @@ fn without_position(
     }
 }
 
-/// The position and the lineage that the files cover: the files that can have these keys are imported
-/// into a scratch database and read.
-fn covered(
-    part: &PartitionDb,
+/// The position and the lineage that the files in `exported` cover: the files that can have these keys are imported
+/// into a scratch database in `temporary` and read.
+pub(super) fn covered(
+    partition: PartitionId,
     files: &[CheckpointFile],
     comparator: &str,
     exported: &Path,
@@ -320,14 +326,15 @@ fn covered(
         is_rows && file.start_key.as_ref().is_none_or(|k| *k <= last)
     };
     let files = files.iter().filter(with_position).cloned().collect();
-    let whole = without_position(part.partition(), exported, comparator, files);
+    let whole = without_position(partition, exported, comparator, files);
     let linked = whole.link_to(&temporary.join("links"))?;
     let store = Store::open_any(&temporary.join("db"), &StoreOptions::for_inspection())?;
-    store.import(part.partition(), &linked)?;
-    let scratch = store.partition_db(part.partition());
-    let applied = scratch
-        .applied()?
-        .ok_or_else(|| part.malformed("a checkpoint", &"it has no position"))?;
+    store.import(partition, &linked)?;
+    let scratch = store.partition_db(partition);
+    let applied = scratch.applied()?.ok_or_else(|| StoreError::Checkpoint {
+        path: exported.to_owned(),
+        why: "it has no position".to_owned(),
+    })?;
     let lineage = scratch.lineage()?;
     store.close();
     Ok((applied, lineage))

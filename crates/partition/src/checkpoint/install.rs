@@ -4,10 +4,11 @@ use std::fs;
 
 use esker_raft::{Membership, SnapshotData, StoredSnapshot};
 
+use super::capture::covered;
 use super::{Checkpoint, io};
 use crate::store::{NextFamilies, PartitionDb, StoreError};
 
-/// The directory of the links that an import moves into the database. One that is left is removed with
+/// The directory of a scratch database, and then of the links that an import moves into the database. One that is left is removed with
 /// unfinished checkpoints.
 const LINKS: &str = "tmp-install";
 
@@ -53,11 +54,10 @@ impl PartitionDb {
         let ours = self.lineage()?;
         let links = self.store().checkpoints(partition).join(LINKS);
         remove(&links)?;
-        let files = checkpoint.link_to(&links)?.live_files(partition)?;
-        let imported = self.store().import_next(partition, &meta.comparator, files);
+        // Before the import: once the database has the files, the next start takes them for the partition.
+        let found = covered(partition, &meta.files, &meta.comparator, &dir.path, &links);
         remove(&links)?;
-        let next = imported?;
-        let theirs = next.part().lineage()?;
+        let (position, theirs) = found?;
         if (&theirs.cluster_id, theirs.partitions) != (&ours.cluster_id, ours.partitions) {
             return Err(bad(format!(
                 "it is of cluster {} with {} partitions, and this one is of cluster {} with {}",
@@ -71,13 +71,15 @@ impl PartitionDb {
                 ours.log_id()
             )));
         }
-        let position = next.part().applied()?.map(|a| (a.lsn, a.term));
-        if position != Some(offered) {
+        if (position.lsn, position.term) != offered {
             return Err(bad(
                 "its files end elsewhere than its description".to_owned()
             ));
         }
-        Ok(next)
+        let files = checkpoint.link_to(&links)?.live_files(partition)?;
+        let imported = self.store().import_next(partition, &meta.comparator, files);
+        remove(&links)?;
+        imported
     }
 }
 

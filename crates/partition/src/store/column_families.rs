@@ -1,13 +1,15 @@
 //! The column families that a partition has now.
 //!
 //! A partition has two: one of rows, one of segments. A snapshot that is installed replaces both while they
-//! are read ([`super::next_families`]): the new ones have the next *number* in their names. RocksDB's manifest decides what a crash leaves: a number counts from its rows on, which are imported
-//! last and in one record, and the highest number counts. Others are removed by the next open.
+//! are read ([`super::next_families`]): the new ones have the next *number* in their names. An import first creates
+//! a family, empty, and records its files later, so a name proves nothing. The rows are imported last, and
+//! their files, which have the applied position, become part of the database by one record. The highest number
+//! whose rows have the position counts; the next open removes others ([`super::present_families`]).
 //!
 //! Readers that need one state over several reads keep the families that they began with
 //! ([`PartitionDb::pinned`](super::PartitionDb::pinned)). Replaced families are dropped with their last user.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -105,13 +107,12 @@ pub(super) fn parts_of_name(column_family: &str) -> Option<(PartitionId, u64)> {
     Some((PartitionId(partition.parse().ok()?), number))
 }
 
-/// The number that counts of each partition: the highest one with rows.
-pub(super) fn numbers_in_use(names: &[String]) -> BTreeMap<PartitionId, u64> {
-    let mut numbers = BTreeMap::new();
+/// The numbers of each partition's column families of rows.
+pub(super) fn numbers_with_rows(names: &[String]) -> BTreeMap<PartitionId, BTreeSet<u64>> {
+    let mut numbers = BTreeMap::<_, BTreeSet<u64>>::new();
     for name in names.iter().filter(|name| !is_of_segments(name)) {
         if let Some((partition, number)) = parts_of_name(name) {
-            let highest = numbers.entry(partition).or_insert(number);
-            *highest = number.max(*highest);
+            numbers.entry(partition).or_default().insert(number);
         }
     }
     numbers
@@ -122,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_highest_number_with_rows_counts() {
+    fn names_have_the_partition_and_the_number() {
         assert_eq!(rows_name(PartitionId(3), 0), "partition-3");
         assert_eq!(segments_name(PartitionId(3), 12), "partition-3.12-segments");
         for name in ["partition-3.12-segments", "partition-3.12"] {
@@ -139,8 +140,8 @@ mod tests {
             "partition-2.1",
             "partition-2.1-segments",
         ];
-        let numbers = numbers_in_use(&names.map(str::to_owned));
-        let numbers: Vec<_> = numbers.into_iter().map(|(p, n)| (p.0, n)).collect();
-        assert_eq!(numbers, [(1, 0), (2, 1)]);
+        let numbers = numbers_with_rows(&names.map(str::to_owned)).into_iter();
+        let numbers: Vec<_> = numbers.map(|(p, n)| (p.0, Vec::from_iter(n))).collect();
+        assert_eq!(numbers, [(1, vec![0]), (2, vec![0, 1])]);
     }
 }

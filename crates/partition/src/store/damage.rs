@@ -7,7 +7,7 @@
 //! The files of a damaged partition are no longer compacted ([`PartitionDb::stop_merging`]): each attempt
 //! would read up to the damaged block and fail. New appends to it go to files of their own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::{fs, io};
 
@@ -46,9 +46,16 @@ impl Store {
                 store.damage.note(partition, source.to_string());
             }
         }
-        match store.damage.is_empty() {
-            true => Err(why),
-            false => Ok(store),
+        if !store.damage.is_empty() {
+            return Ok(store);
+        }
+        // No partition has the damaged files, if they are what an install has replaced or did not complete.
+        let removed = store.remove_left(&BTreeSet::new())?;
+        store.close();
+        drop(store);
+        match removed {
+            0 => Err(why),
+            _ => Store::open_any(path, options),
         }
     }
 
@@ -66,13 +73,15 @@ impl Store {
         Ok(())
     }
 
-    /// The tables that the database has now.
+    /// The tables that the database's partitions have now.
     fn tables(&self) -> Result<Vec<Table>, StoreError> {
         let files = self.db.live_files().map_err(|source| StoreError::Db {
             path: self.path.to_path_buf(),
             operation: "listing files".to_owned(),
             source,
         })?;
+        let files = files.into_iter();
+        let files = files.filter(|file| self.is_present(&file.column_family_name));
         let table = |file: rust_rocksdb::LiveFile| {
             Some(Table {
                 partition: partition_of(&file.column_family_name)?,
@@ -80,7 +89,7 @@ impl Store {
                 size: file.size as u64,
             })
         };
-        Ok(files.into_iter().filter_map(table).collect())
+        Ok(files.filter_map(table).collect())
     }
 
     /// Reads every block of every file, and compares checksums.
@@ -124,7 +133,7 @@ impl Store {
         }
     }
 
-    /// The partition of the table that an error names, if the database has the table.
+    /// The partition of the table that an error names, if the partition has the table now.
     fn partition_named_in(&self, message: &str) -> Option<PartitionId> {
         let named: Vec<u64> = tables_named_in(message).collect();
         if named.is_empty() {
@@ -133,7 +142,8 @@ impl Store {
         let files = self.db.live_files().ok()?;
         let is_named = |name: &str| table_number(name).is_some_and(|n| named.contains(&n));
         let found = files.iter().find(|file| is_named(&file.name))?;
-        partition_of(&found.column_family_name)
+        let is_present = self.is_present(&found.column_family_name);
+        partition_of(&found.column_family_name).filter(|_| is_present)
     }
 }
 

@@ -18,6 +18,7 @@ mod options;
 mod partition_db;
 pub mod partitions;
 mod positions;
+mod present_families;
 pub(crate) mod segment_steps;
 pub(crate) mod segments;
 mod tuning;
@@ -35,7 +36,7 @@ use rust_rocksdb::{
 
 use crate::ids::PartitionId;
 use background::Background;
-use column_families::{ColumnFamilies, Present, numbers_in_use, parts_of_name, rows_name};
+use column_families::{Present, parts_of_name, rows_name};
 use segments::Segments;
 use tuning::{
     BLOCK_DEVIATION, BLOCK_SIZE, MAX_READAHEAD, NO_SHORTENING, OPEN_FILES_SHARD_BITS,
@@ -191,31 +192,8 @@ impl Store {
         }
         let db = Db::open_cf_descriptors(&db_options, path, descriptors).map_err(fail)?;
         let db = Arc::new(db);
-        let numbers = numbers_in_use(&there);
-        let mut present = HashMap::new();
-        for (partition, number) in &numbers {
-            let families = ColumnFamilies::new(&db, *partition, *number);
-            // Of a database of format 3 or before, or of a creation that did not finish.
-            if !there.contains(&families.segments) {
-                db.create_cf(&families.segments, &segment_options)
-                    .map_err(fail)?;
-            }
-            present.insert(*partition, Arc::new(Present::new(families)));
-        }
-        // What a snapshot that was installed has replaced, and those that were not installed.
-        let is_left = |name: &&String| {
-            let parts = parts_of_name(name);
-            parts.is_some_and(|(partition, number)| {
-                number != numbers.get(&partition).copied().unwrap_or(0)
-            })
-        };
-        if mode == Mode::Sound {
-            for name in there.iter().filter(is_left) {
-                db.drop_cf(name).map_err(fail)?;
-            }
-        }
         let checkpoints = options.checkpoints.clone();
-        Ok(Store {
+        let store = Store {
             db,
             path: Arc::new(path.to_owned()),
             checkpoints: Arc::new(checkpoints.unwrap_or_else(|| path.join("checkpoints"))),
@@ -223,11 +201,13 @@ impl Store {
             segment_options: Arc::new(segment_options),
             write_buffer: options.write_buffer as u64,
             write_buffers_total: options.write_buffers_total as u64,
-            present: Arc::new(Mutex::new(present)),
+            present: Arc::default(),
             segments: Arc::default(),
             damage: options.damage.clone(),
             background,
-        })
+        };
+        store.find_families(&there, mode)?;
+        Ok(store)
     }
 
     /// One partition's part of the database.

@@ -49,6 +49,10 @@ impl Store {
     ) -> Result<NextFamilies, StoreError> {
         let now = self.partition_db(partition);
         let number = now.present.get().number + 1;
+        // Of installs that failed, and whose families could not be removed.
+        for left in self.numbers(partition).range(number..) {
+            self.drop_families(partition, *left)?;
+        }
         let families = ColumnFamilies::new(&self.db, partition, number);
         let next = NextFamilies {
             part: PartitionDb {
@@ -61,7 +65,8 @@ impl Store {
         Ok(next)
     }
 
-    /// Imports files into families that do not exist. After a crash, they exist completely or do not count.
+    /// Imports files into families that do not exist, or are left from an import that did not finish. After a
+    /// crash, they exist completely or do not count.
     pub(super) fn import_into(
         &self,
         part: &PartitionDb,
@@ -71,16 +76,14 @@ impl Store {
         let partition = part.partition;
         let families = part.families();
         let failed = |e| self.failed(partition, "importing a checkpoint into", e);
-        // Of an import that did not finish: without rows there is no partition.
-        if self.db.cf_handle(&families.rows).is_none()
-            && self.db.cf_handle(&families.segments).is_some()
-        {
-            self.db.drop_cf(&families.segments).map_err(failed)?;
+        // Of an import that did not finish: without a position there is no partition.
+        if self.db.cf_handle(&families.rows).is_none() || part.applied()?.is_none() {
+            self.drop_families(partition, families.number)?;
         }
         let (segments, rows): (Vec<_>, Vec<_>) = files
             .into_iter()
             .partition(|file| is_of_segments(&file.column_family_name));
-        // The partition exists once it has rows.
+        // The partition exists once it has a position, which is in the rows.
         let (name, options) = (&families.segments, &self.segment_options);
         match segments.is_empty() {
             true => self.db.create_cf(name, options),

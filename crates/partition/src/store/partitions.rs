@@ -105,15 +105,11 @@ impl Store {
         part.flush()
     }
 
-    /// Removes a partition with all of its data.
+    /// Removes a partition with all of its data. It must not be in use.
     pub fn drop_partition(&self, partition: PartitionId) -> Result<(), StoreError> {
-        let families = self.present(partition).get();
-        for name in [&families.rows, &families.segments] {
-            if self.db.cf_handle(name).is_some() {
-                self.db
-                    .drop_cf(name)
-                    .map_err(|e| self.failed(partition, "dropping", e))?;
-            }
+        // Of every number, the lowest first: after a crash, what an install has replaced must not count again.
+        for number in self.numbers(partition) {
+            self.drop_families(partition, number)?;
         }
         self.forget_families(partition);
         self.damage.forget(partition);

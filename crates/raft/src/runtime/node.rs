@@ -363,25 +363,6 @@ impl Node {
         complete_install(&inner.log, id, &Arc::new(store), applied).map(drop)
     }
 
-    /// Removes the snapshots of a group whose log was begun again, with another lineage: they are of no use, and
-    /// keep files. Before the group is opened. Without effect on a node without a directory of snapshots.
-    ///
-    /// # Errors
-    ///
-    /// They cannot be removed now.
-    pub fn remove_snapshots(&self, id: GroupId) -> Result<(), NodeError> {
-        let Some(dir) = &self.inner.config.dir else {
-            return Ok(());
-        };
-        match std::fs::remove_dir_all(group_dir(dir, id)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(NodeError::Store {
-                group: id,
-                source: error.into(),
-            }),
-            _ => Ok(()),
-        }
-    }
-
     fn identity(&self, others: &Others, group: GroupId, lineage: Lineage) -> Identity {
         Identity {
             cluster: self.inner.config.cluster,

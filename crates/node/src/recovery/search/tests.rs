@@ -421,3 +421,5 @@ async fn a_lineage_without_the_others_begins_after_what_is_known_to_be_committed
     // The partitions refer to the catalog's numbers.
     assert_eq!(begins(25, 20, &[], None, 0), 174);
 }
+
+mod member_copies;

@@ -234,6 +234,94 @@ fn a_crash_in_an_install_leaves_the_old_state_or_the_new_one() {
 }
 
 #[test]
+fn a_kill_at_any_step_of_an_import_leaves_the_state_before_it_or_the_new_one() {
+    let (mut leader, follower, _) = leader_and_follower();
+    let snapshot = snapshot_of(&mut leader);
+    let basins = [BASIN];
+    follower.flush();
+    let before = follower.content(&basins);
+    let part = follower.partition_db();
+    let db = part.store().db();
+    let is_before = |follower: &Fixture, step: &str| {
+        let copy = follower.crashed_copy();
+        assert_eq!(copy.content(&basins), before, "{step}");
+        let left = open_families(&copy);
+        assert_eq!(left, ["partition-1", "partition-1-segments"], "{step}");
+        // What is dropped at one open is not missed by the next.
+        let again = copy.crashed_copy();
+        assert_eq!(again.content(&basins), before, "{step}, opened again");
+    };
+    let no_options = rust_rocksdb::Options::default;
+
+    // RocksDB creates a family, empty, before it links files and records them.
+    db.create_cf("partition-1.1-segments", &no_options())
+        .unwrap();
+    is_before(&follower, "segments are created");
+    db.create_cf("partition-1.1", &no_options()).unwrap();
+    is_before(&follower, "both are created");
+    db.drop_cf("partition-1.1").unwrap();
+    db.drop_cf("partition-1.1-segments").unwrap();
+
+    let next = part.import_snapshot(&snapshot).unwrap();
+    let imported = open_families(&follower);
+    assert_eq!(imported.len(), 4, "{imported:?}");
+    db.drop_cf("partition-1.1").unwrap();
+    is_before(&follower, "segments are imported");
+    db.create_cf("partition-1.1", &no_options()).unwrap();
+    is_before(&follower, "segments are imported, rows are created");
+    let esker_raft::SnapshotData::Files(dir) = &snapshot.data else {
+        unreachable!()
+    };
+    // Names that RocksDB has not used yet. It removes tables that no record has.
+    for (number, file) in std::fs::read_dir(&dir.path).unwrap().enumerate() {
+        let (from, name) = (file.unwrap().path(), format!("{:06}.sst", 900_000 + number));
+        if from.extension().is_some_and(|end| end == "sst") {
+            std::fs::hard_link(from, part.store().path().join(name)).unwrap();
+        }
+    }
+    is_before(&follower, "files of the rows are linked");
+    drop(next);
+    assert_eq!(open_families(&follower).len(), 2);
+
+    let next = part.import_snapshot(&snapshot).unwrap();
+    let is_after = |follower: &Fixture, step: &str| {
+        let copy = follower.crashed_copy();
+        assert_eq!(copy.content(&basins), leader.content(&basins), "{step}");
+        let left = open_families(&copy);
+        assert_eq!(left, ["partition-1.1", "partition-1.1-segments"], "{step}");
+    };
+    is_after(&follower, "rows are recorded");
+    // Another import is killed before the first one's predecessor is removed.
+    db.create_cf("partition-1.2", &no_options()).unwrap();
+    is_after(
+        &follower,
+        "rows are recorded, and the next ones are created",
+    );
+    db.drop_cf("partition-1.2").unwrap();
+    part.switch_to(&next);
+    is_after(&follower, "switched");
+    // What was replaced is removed in two steps.
+    db.create_cf("partition-1-segments", &no_options()).unwrap();
+    is_after(&follower, "the rows before are removed");
+}
+
+#[test]
+fn what_an_install_could_not_remove_does_not_hinder_the_next_one() {
+    let (mut leader, mut follower, _) = leader_and_follower();
+    let snapshot = snapshot_of(&mut leader);
+    let part = follower.partition_db();
+    for name in ["partition-1.1", "partition-1.2-segments", "partition-1.2"] {
+        let options = rust_rocksdb::Options::default();
+        part.store().db().create_cf(name, &options).unwrap();
+    }
+    follower.machine().restore(snapshot).unwrap();
+    let basins = [BASIN];
+    assert_eq!(follower.content(&basins), leader.content(&basins));
+    let copy = follower.crashed_copy();
+    assert_eq!(copy.content(&basins), leader.content(&basins));
+}
+
+#[test]
 fn a_snapshot_that_is_not_what_was_offered_changes_nothing() {
     let (mut leader, mut follower, _) = leader_and_follower();
     let snapshot = snapshot_of(&mut leader);
