@@ -31,6 +31,15 @@ pub(super) struct Facts {
     pub cut: Option<String>,
 }
 
+impl Facts {
+    /// The database, if its catalog can be read.
+    pub fn catalog(&self) -> Option<&Store> {
+        let lacks = |of: &PartitionFacts| of.partition == 0 && of.database.is_err();
+        let store = self.store.as_ref().ok();
+        store.filter(|_| !self.partitions.iter().any(lacks))
+    }
+}
+
 /// What a data directory has of a partition.
 pub(super) struct PartitionFacts {
     pub partition: u64,
