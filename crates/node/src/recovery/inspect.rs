@@ -99,7 +99,8 @@ pub(super) fn open_log(
                 snapshot_hint_threshold_bytes: options.snapshots.local_threshold_bytes,
                 max_log_entries: 0,
                 parallel_snapshots: 1,
-                dir: peers.map(|_| data_dir.raft()),
+                // A node that had others has what an interrupted install needs there.
+                dir: Some(data_dir.raft()).filter(|dir| peers.is_some() || dir.exists()),
                 max_snapshot_bytes_per_second: options
                     .cluster
                     .as_ref()

@@ -141,6 +141,7 @@ async fn recover_once(mut options: NodeOptions) -> Result<Arc<Inner>, StartError
             }
             Err(error) => error,
         };
+        attempts.finish_work().await;
         let (noting, data_dir) = (attempts.clone(), entered.data_dir.clone());
         let may_go_on = blocking(move || {
             // Whatever the attempt has opened is closed before the next one.
