@@ -95,7 +95,7 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     (
         "repository_holds_cluster",
         "The data directory is empty, and the repository holds snapshots.",
-        "`--bootstrap restore` restores them; a new cluster needs another destination.",
+        "If nodes of that cluster run, set `cluster.join` to one of them, and the node joins. If none does, `--bootstrap restore` restores the snapshots. A new cluster needs another destination.",
     ),
     (
         "repository_unreadable",

@@ -55,10 +55,7 @@ impl Attempts {
     }
 
     /// Runs blocking work of a search. It belongs to the attempt also if the search is dropped.
-    pub async fn blocking<T: Send + 'static>(
-        &self,
-        f: impl FnOnce() -> T + Send + 'static,
-    ) -> T {
+    pub async fn blocking<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
         let token = self.work.token();
         blocking(move || {
             // It ends after all that the work has open.

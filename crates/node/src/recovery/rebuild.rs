@@ -101,8 +101,8 @@ pub(super) async fn rebuild(
     let goes_on = sources.iter().filter(|source| source.replays_log);
     let goes_on: Vec<u64> = goes_on.map(|source| source.partition).collect();
     // Until a restored directory serves for the first time, nothing is lost by waiting for an answer.
-    let mut may_be_second = !cx.survives
-        && (cx.data_dir.is_new || sources.iter().any(|source| source.fork.is_some()));
+    let mut may_be_second =
+        !cx.survives && (cx.data_dir.is_new || sources.iter().any(|source| source.fork.is_some()));
     for source in sources {
         let partition = source.partition;
         let (leaf, opened) = (cx.clone(), store.clone());
