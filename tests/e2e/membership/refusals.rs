@@ -2,6 +2,7 @@
 //! nobody has: it is refused, with what to do.
 
 use std::fs;
+use std::net::TcpListener;
 
 use serde_json::json;
 
@@ -199,4 +200,73 @@ async fn nothing_is_restored_beside_a_cluster_that_runs() {
     nodes.setups[2] = setup;
     nodes.restart(2).await;
     nodes.have(2, &["a"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_node_is_not_restored_beside_the_others_that_run() {
+    let mut nodes = Nodes::three().await;
+    nodes.create(0).await;
+    nodes.append(0, "a").await;
+    nodes.put_snapshots().await;
+    nodes.servers[0].kill();
+    let data = nodes.data(0);
+    fs::remove_dir_all(&data).unwrap();
+    nodes.append(1, "b").await;
+    // It has no `cluster.join`: the catalog that it restores has the others.
+    let (code, said) = restore(&nodes.setups[0]).start_refused(&data).await;
+    assert!(code != 0 && said.contains("[cluster_runs]"), "{said}");
+    // No root was taken from the others: they go on, and put snapshots.
+    nodes.append(1, "c").await;
+    nodes.put_snapshots().await;
+    // What to do is what it was told.
+    fs::remove_dir_all(&data).unwrap();
+    nodes.setups[0] = nodes.joining(0, 1);
+    nodes.restart(0).await;
+    nodes.have_voters(1, 3).await;
+    nodes.have(0, &["a", "b", "c"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_restore_does_not_go_on_once_the_cluster_is_back() {
+    let mut nodes = Nodes::three().await;
+    nodes.create(0).await;
+    nodes.append(0, "a").await;
+    nodes.put_snapshots().await;
+    for server in &mut nodes.servers {
+        server.kill();
+    }
+    let in_use = TcpListener::bind("127.0.0.1:0").unwrap();
+    let peer = in_use.local_addr().unwrap();
+    let (listen, _) = nodes.join_ports();
+    let plain = nodes
+        .base
+        .clone()
+        .listen(&listen)
+        .set(&format!("cluster.peer-listen={peer}"))
+        .set(&format!("cluster.join=127.0.0.1:{}", nodes.peers[0]));
+    let data = nodes.directory.path().join("restored");
+    let (code, said) = restore(&plain).start_refused(&data).await;
+    assert!(code != 0 && said.contains("[peer_listen]"), "{said}");
+    assert!(data.join("restore.json").exists(), "it has decided");
+    drop(in_use);
+    for at in 0..3 {
+        nodes.restart(at).await;
+    }
+    nodes.have_voters(0, 3).await;
+    // Without `cluster.join` as well, which names one node of those that the catalog has.
+    let (listen, peer) = nodes.join_ports();
+    let first = nodes.base.clone().listen(&listen).set(&peer);
+    for setup in [&plain, &first, &restore(&plain)] {
+        let (code, said) = setup.start_refused(&data).await;
+        assert!(code != 0 && said.contains("[cluster_runs]"), "{said}");
+    }
+    nodes.append(0, "b").await;
+    nodes.put_snapshots().await;
+    nodes.have(1, &["a", "b"]).await;
+    // Once the cluster is given up, the restore goes on.
+    for server in &mut nodes.servers {
+        server.kill();
+    }
+    nodes.servers[0] = plain.start(&data).await;
+    nodes.have(0, &["a", "b"]).await;
 }

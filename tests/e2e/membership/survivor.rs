@@ -322,6 +322,22 @@ async fn a_survivor_does_not_go_on_alone_while_another_node_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_survivor_does_not_take_itself_for_the_node_that_had_its_address() {
+    let mut nodes = Nodes::three().await;
+    nodes.create(0).await;
+    nodes.append(0, "a").await;
+    nodes.have_voters(0, 3).await;
+    for server in &mut nodes.servers {
+        server.kill();
+    }
+    // Its disk is put into the machine of another node.
+    let data = nodes.data(0);
+    assert!(recover(&data).status.success());
+    nodes.servers[1] = nodes.setups[1].start(&data).await;
+    nodes.have(1, &["a"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_survivor_with_a_replica_that_differs_goes_on_with_what_others_have_put_if_that_is_accepted()
  {
     let mut nodes = Nodes::three().await;

@@ -127,12 +127,14 @@ pub(crate) struct Running {
 
 /// The first of these addresses at which a node of a cluster answers, or, if `of` names a cluster, one of that: then the
 /// cluster runs, or a part of it. A node with another secret counts as well: this cluster's secret may have been
-/// changed. Whoever else answers is logged: it may be there because an address was used again.
+/// changed. This process does not count, which `own` is what it claims to be: it may have the address of another node.
+/// Whoever else answers is logged: it may be there because an address was used again.
 pub(crate) async fn running(
     options: &ClusterOptions,
     addresses: &[String],
     cluster_name: &str,
     of: Option<ClusterId>,
+    own: Option<Claim>,
 ) -> Option<Running> {
     let claim = Claim {
         // Whoever answers refuses that, and shows who it is.
@@ -144,6 +146,9 @@ pub(crate) async fn running(
     let config = &credentials(options, claim);
     let asking = addresses.iter().map(|address| async move {
         let answering = identify(address, config).await;
+        if is_own(&answering, own) {
+            return None;
+        }
         if let Some(why) = is_other(&answering, of) {
             tracing::warn!(
                 address,
@@ -160,6 +165,11 @@ pub(crate) async fn running(
     // One of which more is known is named first.
     let answers = answers.into_iter().flatten();
     answers.min_by_key(|it| it.has_other_secret)
+}
+
+/// Whether this process has answered itself. Another process under the same number is a copy of its data directory.
+fn is_own(answering: &Answering, own: Option<Claim>) -> bool {
+    matches!((answering, own), (Answering::Node(claim), Some(own)) if *claim == own)
 }
 
 /// Whether an answer shows that the cluster runs. Where the cluster is not known, any answer does.
@@ -205,6 +215,26 @@ async fn call(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_at_the_address_of_another_node_does_not_take_itself_for_that() {
+        let own = Claim {
+            cluster: ClusterId([1; 16]),
+            node: NodeId(7),
+            process: 1,
+        };
+        assert!(is_own(&Answering::Node(own), Some(own)));
+        let copied = Claim { process: 2, ..own };
+        let other = Claim {
+            node: NodeId(8),
+            ..own
+        };
+        for claim in [copied, other] {
+            assert!(!is_own(&Answering::Node(claim), Some(own)), "{claim:?}");
+        }
+        assert!(!is_own(&Answering::Node(own), None));
+        assert!(!is_own(&Answering::OtherSecret(String::new()), Some(own)));
+    }
 
     #[test]
     fn only_a_node_of_the_cluster_shows_that_it_runs_once_the_cluster_is_known() {

@@ -30,8 +30,8 @@ pub(crate) struct Peers {
     /// The secrets of now: the one that this node presents, and others that it accepts.
     secrets: Mutex<(Option<String>, Vec<String>)>,
     cluster_name: String,
-    me: u64,
-    /// The process in the claims of this node, and the incarnation as which it puts snapshots.
+    claim: Claim,
+    /// The process in the claim, and the incarnation as which this node puts snapshots.
     start: Start,
     pub transport: Arc<GrpcTransport>,
     pub directory: Arc<Directory>,
@@ -94,7 +94,7 @@ impl Peers {
             options: options.clone(),
             secrets: Mutex::new((options.secret.clone(), options.other_secrets.clone())),
             cluster_name: identity.cluster_name.clone(),
-            me: identity.node_id,
+            claim,
             start,
             transport: Arc::new(transport),
             directory,
@@ -132,7 +132,12 @@ impl Peers {
 
     /// This node's number.
     pub fn me(&self) -> u64 {
-        self.me
+        self.claim.node.0
+    }
+
+    /// What this process claims to be.
+    pub fn claim(&self) -> Claim {
+        self.claim
     }
 
     /// What URLs of peer addresses begin with.
@@ -180,14 +185,14 @@ impl Peers {
         Join {
             incarnation: Some(format!("{:032x}", self.start.id)),
             earlier_incarnations: earlier.map(|one| format!("{one:032x}")).collect(),
-            ..registration(&self.options, &self.cluster_name, self.me, &listens)
+            ..registration(&self.options, &self.cluster_name, self.me(), &listens)
         }
     }
 
     /// Whether the catalog has this node as it is now, with the incarnation as which it puts snapshots.
     pub fn is_registered(&self, nodes: &Nodes) -> bool {
         let mine = self.registration();
-        nodes.get(&self.me).is_some_and(|node| {
+        nodes.get(&self.me()).is_some_and(|node| {
             node.state != NodeState::Removed
                 && node.peer_address == mine.peer_address
                 && node.client_address == mine.client_address
@@ -201,7 +206,7 @@ impl Peers {
     /// Whether the catalog has this node, as it is now or as it was before it started.
     pub fn is_known(&self, nodes: &Nodes) -> bool {
         nodes
-            .get(&self.me)
+            .get(&self.me())
             .is_some_and(|node| node.state != NodeState::Removed)
     }
 
@@ -215,7 +220,7 @@ impl Peers {
         if !members_new && !nodes_new {
             return;
         }
-        for node in nodes.values().filter(|node| node.id != self.me) {
+        for node in nodes.values().filter(|node| node.id != self.me()) {
             match self.directory.is_removed(node.id) {
                 true => self.transport.remove_peer(NodeId(node.id)),
                 false => (self.transport).set_peer(NodeId(node.id), node.peer_address.clone()),
@@ -225,7 +230,7 @@ impl Peers {
 
     /// The addresses of nodes that this node was given when it joined. The catalog's replace them.
     pub fn know(&self, peers: &[Peer]) {
-        for peer in peers.iter().filter(|peer| peer.id != self.me) {
+        for peer in peers.iter().filter(|peer| peer.id != self.me()) {
             (self.transport).set_peer(NodeId(peer.id), peer.peer_address.clone());
         }
     }

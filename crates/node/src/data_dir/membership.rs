@@ -89,6 +89,12 @@ impl LockedDir {
         identity.filter(|identity| identity.may_have_peers())
     }
 
+    /// The identity, if the directory has one and is not complete yet.
+    pub fn unfinished(&self) -> Option<&Identity> {
+        let (identity, is_new) = self.found.as_ref()?;
+        is_new.then_some(identity)
+    }
+
     /// The identity with which the directory joins a cluster: an earlier start that has asked the cluster has used the
     /// same number. `before` is the identity that the directory has. Durable when this returns. Blocking.
     pub fn draw_number(

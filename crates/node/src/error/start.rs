@@ -180,7 +180,8 @@ pub enum StartError {
     /// The data directory is empty, and the repository has a cluster's snapshots.
     #[error(
         "{dir} belongs to no cluster yet, and {repository} holds snapshots of cluster `{cluster}`: \
-         start with --bootstrap restore to restore it, or use another destination for a new cluster"
+         if nodes of it run, join them (`cluster.join`); if none does, start with --bootstrap restore to \
+         restore it; or use another destination for a new cluster"
     )]
     RepositoryHoldsCluster {
         /// The data directory.
@@ -410,6 +411,27 @@ pub enum StartError {
         /// The node that has answered.
         address: String,
     },
+    /// A cluster is being restored from the repository, and a node of it runs.
+    #[error(
+        "{dir} is being restored from the repository, and a node of that cluster answers at {address}. A restore begins another history beside that of the nodes that run. To get a copy of what they have, move {dir} away, set `cluster.join` to {address}, and leave --bootstrap out. If they have lost their majority for good, stop all of them, and start again: the restore goes on. This start has begun no lineage"
+    )]
+    RestoredRuns {
+        /// The data directory.
+        dir: PathBuf,
+        /// The node that has answered.
+        address: String,
+    },
+    /// A cluster is being restored from the repository, and a node that has another secret answers at the address of
+    /// one of its nodes.
+    #[error(
+        "{dir} is being restored from the repository, and a node that refuses the secret of this one answers at {address}, where a node of that cluster was. If it is of that cluster, a restore begins another history beside it: give this node the secret of the cluster (`cluster.secret-file`), and start again. If it is of another cluster, take its address out of `cluster.join`; if that does not name it, an earlier node of the restored cluster had the address: stop what has it now, or keep this node from reaching it, for this one start. This start has begun no lineage"
+    )]
+    RestoredMayRun {
+        /// The data directory.
+        dir: PathBuf,
+        /// Where it has answered.
+        address: String,
+    },
     /// Joining a cluster is not supported: this version runs single nodes.
     #[error("--bootstrap join: this version runs single nodes, there is no cluster to join yet")]
     JoinUnsupported,
@@ -520,7 +542,9 @@ impl StartError {
             StartError::PeersNotHeard { .. } => "peers_not_heard",
             StartError::ClusterRuns { .. }
             | StartError::OthersRun { .. }
-            | StartError::OthersMayRun { .. } => "cluster_runs",
+            | StartError::OthersMayRun { .. }
+            | StartError::RestoredRuns { .. }
+            | StartError::RestoredMayRun { .. } => "cluster_runs",
             StartError::Diverged { .. } => "diverged_replicas",
             StartError::JoinUnsupported => "join_unsupported",
             StartError::PeerListen { .. } => "peer_listen",

@@ -95,7 +95,7 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     (
         "repository_holds_cluster",
         "The data directory is empty, and the repository holds snapshots.",
-        "`--bootstrap restore` restores them; a new cluster needs another destination.",
+        "If nodes of that cluster run, set `cluster.join` to one of them, and the node joins. If none does, `--bootstrap restore` restores the snapshots. A new cluster needs another destination.",
     ),
     (
         "repository_unreadable",
@@ -159,8 +159,8 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "cluster_runs",
-        "`--bootstrap restore` was given with an empty data directory, or `esker cluster recover` was run, and another node of the cluster runs; or one answers in its place that has another secret, and may be of the cluster.",
-        "Leave `--bootstrap` out to join, or remove `recover.json`; or stop all other nodes of the cluster if it is to be given up. A node of another cluster: take its address out of `cluster.join`. Nothing was changed.",
+        "`--bootstrap restore` was given with an empty data directory, or `esker cluster recover` was run, and another node of the cluster runs, at an address that `cluster.join` or the catalog has; or one answers in its place that has another secret, and may be of the cluster. A restore that was interrupted asks again at each start, until it serves.",
+        "To join, set `cluster.join`, leave `--bootstrap` out, and use an empty directory; or remove `recover.json`; or stop all other nodes of the cluster if it is to be given up. A node of another cluster: take its address out of `cluster.join`. No lineage was begun.",
     ),
     (
         "diverged_replicas",

@@ -11,7 +11,6 @@ use esker_repository::{
 use super::activity::Activity;
 use super::candidates::{Candidate, Source};
 use super::search::{Search, remove};
-use crate::blocking::blocking;
 use crate::error::StartError;
 use crate::snapshots::{log_tail, restored};
 
@@ -129,7 +128,8 @@ impl Search<'_> {
         let step = format!("comparing the files of {}", to.display());
         self.cx.activity.begin(step, metadata.bytes());
         let (there, of) = (to.clone(), metadata.clone());
-        if let Some(checkpoint) = blocking(move || fetched_before(&there, &of)).await? {
+        let fetched = (self.cx.attempts).blocking(move || fetched_before(&there, &of));
+        if let Some(checkpoint) = fetched.await? {
             return Ok(Some(checkpoint));
         }
         tracing::info!(partition, snapshot = %dir, "Loading snapshot from {}", self.cx.archive.shown());

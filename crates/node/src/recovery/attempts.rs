@@ -16,8 +16,10 @@ use esker_partition::digest::ReplicaDigests;
 use esker_partition::store::DamageReport;
 use esker_raft::Group;
 use parking_lot::Mutex;
+use tokio_util::task::TaskTracker;
 
 use super::candidates::Source;
+use crate::blocking::blocking;
 use crate::data_dir::DataDir;
 use crate::error::StartError;
 
@@ -27,6 +29,8 @@ pub(super) struct Attempts {
     /// Damage that the database of the current attempt has met.
     pub met: DamageReport,
     known: Mutex<Known>,
+    /// Work on other threads. It goes on if whoever waits for it is dropped, and keeps the database open.
+    work: TaskTracker,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +52,25 @@ impl Attempts {
         let mut known = self.known.lock();
         known.in_use.clear();
         known.has_ruled_out = false;
+    }
+
+    /// Runs blocking work of a search. It belongs to the attempt also if the search is dropped.
+    pub async fn blocking<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
+        let token = self.work.token();
+        blocking(move || {
+            // It ends after all that the work has open.
+            let _until_then = token;
+            f()
+        })
+        .await
+    }
+
+    /// Waits until no work of the attempt is left. The next attempt would find the database in use, and files that
+    /// vanish while it opens them.
+    pub async fn finish_work(&self) {
+        self.work.close();
+        self.work.wait().await;
+        self.work.reopen();
     }
 
     /// Notes that a partition is made from this source.
@@ -133,5 +156,37 @@ impl Drop for Opened {
         if let Some(store) = self.store.take() {
             store.close();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_attempt_lasts_until_the_work_of_searches_that_were_dropped_is_done() {
+        let attempts = Attempts::default();
+        let (go_on, waits) = channel::<()>();
+        // Stands for the open database.
+        let open = Arc::new(AtomicBool::new(true));
+        let closed = open.clone();
+        let mut search = Box::pin(attempts.blocking(move || {
+            waits.recv().unwrap();
+            closed.store(false, Ordering::SeqCst);
+        }));
+        assert!(futures::poll!(&mut search).is_pending());
+        drop(search);
+        let mut finishing = Box::pin(attempts.finish_work());
+        assert!(futures::poll!(&mut finishing).is_pending());
+        go_on.send(()).unwrap();
+        finishing.await;
+        assert!(!open.load(Ordering::SeqCst));
+        // The next attempt has work of its own.
+        assert_eq!(attempts.blocking(|| 7).await, 7);
+        attempts.finish_work().await;
     }
 }

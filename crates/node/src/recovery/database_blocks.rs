@@ -8,7 +8,6 @@
 use esker_partition::{PartitionId, StoreError};
 
 use super::search::{Search, remove};
-use crate::blocking::blocking;
 use crate::error::StartError;
 
 impl Search<'_> {
@@ -21,7 +20,7 @@ impl Search<'_> {
         let partition = self.facts.partition;
         let (files, scratch) = (self.place("database"), self.place("check"));
         remove(&files)?;
-        let verified = blocking({
+        let verified = self.cx.attempts.blocking({
             let files = files.clone();
             move || {
                 let linked = store

@@ -12,6 +12,7 @@ use super::archived_state::{bring_archived_state, newest_state};
 use super::joining::{join_again, join_as_drawn, told_before};
 use super::plan::Plan;
 use super::restored_identity::restored_identity;
+use super::running_cluster::none_answers;
 use super::survivor;
 use crate::blocking::blocking;
 use crate::cluster::{ClusterOptions, Joined, Peers, running};
@@ -218,7 +219,15 @@ async fn begin(options: &Arc<NodeOptions>, locked: &mut LockedDir) -> Result<Beg
             {
                 let member = locked.member();
                 let of = member.map(|member| member.cluster_id.as_str());
-                survivor::none_answers(locked.path(), cluster, &options.cluster_name, of).await?;
+                none_answers(locked.path(), cluster, &options.cluster_name, of).await?;
+            }
+            // The cluster may have come back since the start that has decided.
+            if let Some(cluster) = cluster
+                && let Some(restored) = locked.unfinished()
+                && plan.as_ref().is_some_and(|plan| plan.everything)
+            {
+                let of = Some(restored.cluster_id.as_str());
+                none_answers(locked.path(), cluster, &options.cluster_name, of).await?;
             }
             if let Some(cluster) = cluster
                 && let Some(before) = locked.member_without_log()?.cloned()
@@ -228,10 +237,9 @@ async fn begin(options: &Arc<NodeOptions>, locked: &mut LockedDir) -> Result<Beg
             }
         }
         Some(Bootstrap::Restore) => {
-            if plan.is_none()
-                && let Some(cluster) = cluster
+            if let Some(cluster) = cluster
                 && let Some(found) =
-                    running(cluster, &cluster.join, &options.cluster_name, None).await
+                    running(cluster, &cluster.join, &options.cluster_name, None, None).await
             {
                 return Err(StartError::ClusterRuns {
                     address: found.address,

@@ -31,6 +31,15 @@ pub(super) struct Facts {
     pub cut: Option<String>,
 }
 
+impl Facts {
+    /// The database, if its catalog can be read.
+    pub fn catalog(&self) -> Option<&Store> {
+        let lacks = |of: &PartitionFacts| of.partition == 0 && of.database.is_err();
+        let store = self.store.as_ref().ok();
+        store.filter(|_| !self.partitions.iter().any(lacks))
+    }
+}
+
 /// What a data directory has of a partition.
 pub(super) struct PartitionFacts {
     pub partition: u64,
@@ -90,7 +99,8 @@ pub(super) fn open_log(
                 snapshot_hint_threshold_bytes: options.snapshots.local_threshold_bytes,
                 max_log_entries: 0,
                 parallel_snapshots: 1,
-                dir: peers.map(|_| data_dir.raft()),
+                // A node that had others has what an interrupted install needs there.
+                dir: Some(data_dir.raft()).filter(|dir| peers.is_some() || dir.exists()),
                 max_snapshot_bytes_per_second: options
                     .cluster
                     .as_ref()

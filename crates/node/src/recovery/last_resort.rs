@@ -54,7 +54,7 @@ impl Search<'_> {
             return Ok(None);
         }
         let dir = self.cx.data_dir.snapshots();
-        let opened = blocking(move || {
+        let opened = (self.cx.attempts).blocking(move || {
             let files = Files::open(dir)?;
             let local = files.list()?.iter().map(|one| one.commit_ts).collect();
             Ok::<_, io::Error>((files, local))
@@ -104,7 +104,8 @@ impl Search<'_> {
 
     async fn check(&mut self, files: &Files, commit_ts: u64) -> Option<Header> {
         let files = files.clone();
-        match blocking(move || files.check(commit_ts)).await {
+        let attempts = &self.cx.attempts;
+        match attempts.blocking(move || files.check(commit_ts)).await {
             Ok((written, _)) => Some(written.header),
             Err(why) => {
                 self.not_usable(name_of(commit_ts), &why);
@@ -195,7 +196,8 @@ impl Search<'_> {
             return Ok(None);
         }
         let dir = self.cx.data_dir.snapshots();
-        let looked = blocking(move || inspect(&Files::at(dir))).await;
+        let looked = (self.cx.attempts).blocking(move || inspect(&Files::at(dir)));
+        let looked = looked.await;
         let (local, mut unreadable) = looked;
         let mut local = local.into_iter();
         let local = local.find(|header| self.takes(header, ancestry));

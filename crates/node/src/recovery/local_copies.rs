@@ -10,7 +10,6 @@ use super::inspect::copy_in;
 use super::member_copies;
 use super::plan::PlannedFork;
 use super::search::{RecoverySource, Search, remove};
-use crate::blocking::blocking;
 use crate::error::StartError;
 
 impl Search<'_> {
@@ -49,7 +48,8 @@ impl Search<'_> {
         let mut whole = Vec::new();
         let listed = format!("listing {}", base.display());
         self.cx.activity.begin(listed, 0);
-        let there = blocking(move || checkpoint::all(&base)).await;
+        let attempts = &self.cx.attempts;
+        let there = attempts.blocking(move || checkpoint::all(&base)).await;
         let there = there.unwrap_or_else(|error| {
             self.unreadable.push(format!("local snapshots: {error}"));
             Vec::new()
@@ -57,7 +57,7 @@ impl Search<'_> {
         for dir in there {
             let at = dir.clone();
             let activity = self.cx.activity.clone();
-            let opened = blocking(move || {
+            let opened = attempts.blocking(move || {
                 let step = format!("comparing the files of {}", dir.display());
                 activity.begin(step.as_str(), 0);
                 let checkpoint = Checkpoint::open(&dir)?;
@@ -147,7 +147,8 @@ impl Search<'_> {
         let step = format!("comparing the blocks of {}", checkpoint.dir.display());
         self.cx.activity.begin(step, checkpoint.bytes());
         let (checkpoint, scratch) = (checkpoint.clone(), self.place("check"));
-        blocking(move || checkpoint.verify_blocks(&scratch)).await
+        let attempts = &self.cx.attempts;
+        (attempts.blocking(move || checkpoint.verify_blocks(&scratch))).await
     }
 
     pub(super) async fn local(
@@ -175,10 +176,11 @@ impl Search<'_> {
         let step = format!("linking the files of {}", checkpoint.dir.display());
         self.cx.activity.begin(step, 0);
         let (checkpoint, to) = (checkpoint.clone(), self.place("local"));
-        blocking(move || {
+        let attempts = &self.cx.attempts;
+        (attempts.blocking(move || {
             remove(&to)?;
             Ok(Some(checkpoint.link_to(&to)?))
-        })
+        }))
         .await
     }
 

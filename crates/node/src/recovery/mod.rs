@@ -13,7 +13,8 @@
 //!    ends and reports what was tried; or, if the operator accepts a loss, the copy that loses least is taken
 //!    and a new lineage begins there ([`plan`], [`loss`], [`database_blocks`], [`last_resort`],
 //!    [`empty_partitions`]). On a node of a cluster nothing is given up ([`members`]), unless
-//!    the others are ([`survivor`], [`uncommitted`]).
+//!    the others are ([`survivor`], [`uncommitted`]). No lineage begins while a node of the cluster runs
+//!    ([`running_cluster`]).
 //! 5. Bring database and log into that state ([`rebuild`], [`rebuild_state`], [`new_lineage`]), open the groups ([`groups`]),
 //!    and replay all partitions at once ([`replay`]).
 //! 6. Damage that is met in any of these steps rules out the source that it was met in, and the start
@@ -60,6 +61,7 @@ mod rebuild_state;
 mod replay;
 mod report;
 mod restored_identity;
+mod running_cluster;
 mod search;
 mod survivor;
 mod uncommitted;
@@ -87,6 +89,7 @@ use directory::Entered;
 use plan::Plan;
 pub(crate) use readiness::make_ready;
 pub use report::{PartitionRecovery, RecoveryReport};
+use running_cluster::none_runs;
 pub use survivor::give_up_others;
 
 /// For how long a node that has restarted itself retries a start that cannot read something now, such as the
@@ -139,6 +142,7 @@ async fn recover_once(mut options: NodeOptions) -> Result<Arc<Inner>, StartError
             }
             Err(error) => error,
         };
+        attempts.finish_work().await;
         let (noting, data_dir) = (attempts.clone(), entered.data_dir.clone());
         let may_go_on = blocking(move || {
             // Whatever the attempt has opened is closed before the next one.
@@ -287,7 +291,8 @@ async fn open_database(cx: &Context, plan: &mut Option<Plan>) -> Result<Database
     });
     let facts = inspecting.await?;
     if cx.survives {
-        survivor::none_runs(cx, &facts).await?;
+        // Before copies are looked for, which may take long. They are asked again before a lineage begins.
+        none_runs(cx, facts.catalog()).await?;
     }
     let decided = Instant::now();
     let sources = search::find(cx, &facts, plan.get_or_insert_default()).await?;

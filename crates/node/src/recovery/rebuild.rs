@@ -18,6 +18,7 @@ use super::new_lineage::{begin_in_repository, begin_lineage, begin_log, with_beg
 use super::plan::Plan;
 use super::rebuild_state::from_state;
 use super::report::RecoveryReport;
+use super::running_cluster::none_runs;
 use super::search::RecoverySource;
 use super::survivor::replay_log;
 use crate::blocking::blocking;
@@ -87,6 +88,7 @@ pub(super) async fn rebuild(
 ) -> Result<Rebuilt, StartError> {
     let started = Instant::now();
     if cx.survives {
+        none_runs(cx, facts.catalog()).await?;
         // Of all partitions, before anything here is changed: where a root cannot be swapped, this node is what it was.
         begin_in_repository(cx, &sources).await?;
     }
@@ -98,6 +100,9 @@ pub(super) async fn rebuild(
     let mut forked = Vec::new();
     let goes_on = sources.iter().filter(|source| source.replays_log);
     let goes_on: Vec<u64> = goes_on.map(|source| source.partition).collect();
+    // Until a restored directory serves for the first time, nothing is lost by waiting for an answer.
+    let mut may_be_second =
+        !cx.survives && (cx.data_dir.is_new || sources.iter().any(|source| source.fork.is_some()));
     for source in sources {
         let partition = source.partition;
         let (leaf, opened) = (cx.clone(), store.clone());
@@ -108,6 +113,10 @@ pub(super) async fn rebuild(
         let (source, made) = making.await?;
         report.restored_bytes += made.restored_bytes;
         report.state_commits += made.state_commits;
+        if std::mem::take(&mut may_be_second) {
+            // The catalog is made first.
+            none_runs(cx, Some(&store)).await?;
+        }
         if let Some(fork) = &source.fork {
             let begun = begin_lineage(cx, &store, &source, fork).await;
             begun.map_err(|error| with_begun(error, &forked))?;

@@ -87,6 +87,7 @@ pub(super) async fn find(
             Err(StartError::NoCopy {
                 partitions, tried, ..
             }) => lacking.push((partitions, tried)),
+            // What the other searches have begun on other threads goes on: see `Attempts::finish_work`.
             Err(error) => return Err(error),
         }
     }
@@ -357,7 +358,8 @@ impl<'a> Search<'a> {
         let step = format!("comparing the {} with the log", copy.source);
         self.cx.activity.begin(step, 0);
         let (witness, compared) = (witness.clone(), copy.clone());
-        let why = blocking(move || witness.contradicts(&compared)).await?;
+        let compared = (self.cx.attempts).blocking(move || witness.contradicts(&compared));
+        let why = compared.await?;
         let Some(why) = why else {
             return Ok(false);
         };

@@ -26,12 +26,10 @@ use serde::{Deserialize, Serialize};
 
 use super::candidates::{Candidate, Source, connects, is_whole};
 use super::context::Context;
-use super::inspect::Facts;
 use super::inspect::copy_in;
 use super::lineage_after_log::forked;
 use super::search::{RecoverySource, Search};
-use crate::blocking::blocking;
-use crate::cluster::{ClusterOptions, Diverged, Running, cluster_number, running};
+use crate::cluster::Diverged;
 use crate::data_dir::{LockedDir, Stage, now_rfc3339, sync_dir, write_durably};
 use crate::error::StartError;
 
@@ -132,52 +130,6 @@ pub(super) fn diverged(
             partitions,
         }),
     }
-}
-
-/// Checks that no other node of the cluster runs: asks those that `cluster.join` names. Those that the catalog has are
-/// asked later, by [`none_runs`].
-pub(super) async fn none_answers(
-    data_dir: &Path,
-    cluster: &ClusterOptions,
-    cluster_name: &str,
-    cluster_id: Option<&str>,
-) -> Result<(), StartError> {
-    let of = cluster_id.map(cluster_number);
-    let answering = running(cluster, &cluster.join, cluster_name, of).await;
-    answering.map_or(Ok(()), |found| Err(others_run(data_dir, found)))
-}
-
-fn others_run(data_dir: &Path, found: Running) -> StartError {
-    let (dir, address) = (data_dir.to_owned(), found.address);
-    match found.has_other_secret {
-        true => StartError::OthersMayRun { dir, address },
-        false => StartError::OthersRun { dir, address },
-    }
-}
-
-/// Checks that none of the other nodes runs that the catalog here has. Without a catalog or settings of a cluster,
-/// nobody can be asked.
-pub(super) async fn none_runs(cx: &Context, facts: &Facts) -> Result<(), StartError> {
-    let (Some(cluster), Ok(store)) = (&cx.options.cluster, &facts.store) else {
-        return Ok(());
-    };
-    if facts
-        .partitions
-        .iter()
-        .any(|of| of.partition == 0 && of.database.is_err())
-    {
-        return Ok(());
-    }
-    let (store, me) = (store.clone(), cx.data_dir.identity.node_id);
-    let nodes = blocking(move || Catalog::open(&store).map(|it| it.reader().nodes())).await?;
-    let others = nodes
-        .values()
-        .filter(|node| node.id != me && node.state != esker_partition::command::NodeState::Removed);
-    let addresses: Vec<String> = others.map(|node| node.peer_address.clone()).collect();
-    let identity = &cx.data_dir.identity;
-    let of = Some(cluster_number(&identity.cluster_id));
-    let answering = running(cluster, &addresses, &identity.cluster_name, of).await;
-    answering.map_or(Ok(()), |found| Err(others_run(cx.data_dir.path(), found)))
 }
 
 /// The node serves alone: the decision has had its effect.

@@ -115,17 +115,26 @@ impl StoreError {
     }
 }
 
+/// Whether an answer of the operating system is about a file without data: RocksDB's lock, or one of its text logs,
+/// which another handle of the same database removes while this one opens.
+fn is_about_no_data(answer: &str) -> bool {
+    let name = answer.rsplit('/').next().unwrap_or_default();
+    let name = name.split([':', ' ', ',']).next().unwrap_or_default();
+    name == "LOCK" || name == "LOG" || name.starts_with("LOG.old.")
+}
+
 /// Whether an error of RocksDB comes from the operating system, rather than from bytes that are not what was
-/// written. A missing file is damage, because RocksDB's manifest lists the files that must be there. An error of
+/// written. A missing file is damage, because RocksDB's manifest lists the files that must be there, but for those
+/// that have no data. An error of
 /// kind corruption may come from the operating system: RocksDB reports corruption for every file that it cannot
 /// inspect when it opens.
 pub(super) fn is_refusal(kind: ErrorKind, message: &str) -> bool {
     const ANSWER: &str = "IO error: ";
     const GONE: &str = "No such file or directory";
-    let answers = || message.match_indices(ANSWER);
     match kind {
         ErrorKind::Corruption | ErrorKind::IOError => {
-            answers().any(|(at, _)| !message[at + ANSWER.len()..].starts_with(GONE))
+            let mut answers = message.split(ANSWER).skip(1);
+            answers.any(|answer| !answer.starts_with(GONE) || is_about_no_data(answer))
         }
         // An unknown version, a time-out, options that do not fit.
         _ => true,

@@ -218,6 +218,22 @@ fn what_the_operating_system_refuses_is_told_from_damage() {
             true,
         ),
         (NotSupported, "Not implemented: a newer version", true),
+        // Another handle has the database open, or has just removed an old text log.
+        (
+            IOError,
+            "IO error: lock hold by current process, acquire time 1 acquiring thread 2: /d/LOCK: No locks available",
+            true,
+        ),
+        (
+            IOError,
+            "IO error: No such file or directory: while unlink() file: /d/LOG.old.176: No such file or directory",
+            true,
+        ),
+        (
+            IOError,
+            "IO error: No such file or directory: While open a file for sequential reading: /LOG/000012.log",
+            false,
+        ),
     ] {
         assert_eq!(is_refusal(kind, message), refusal, "{message}");
     }

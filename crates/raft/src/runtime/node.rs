@@ -257,7 +257,7 @@ impl Node {
         let (Some(others), Some(dir)) = (&inner.others, &inner.config.dir) else {
             return Err(NodeError::NoTransport { group: id });
         };
-        let identity = self.identity(others, id, options.lineage);
+        let identity = self.identity(Some(others), id, options.lineage);
         let dir = group_dir(dir, id);
         if inner.log.tag(id).is_none() {
             let ClusterInit::By(founders) = options.cluster_init.clone() else {
@@ -336,8 +336,8 @@ impl Node {
 
     /// Completes an install of a member's snapshot that a crash interrupted after it had replaced the state,
     /// which now is as of `applied`: the log goes on after it. [`Node::open_member`] does so as well; a host
-    /// that compares state and log before that calls this first. Without effect if no install was interrupted,
-    /// and on a node without a transport.
+    /// that compares state and log before that calls this first, also on a node without a transport, which had
+    /// one when the install began. Without effect if no install was interrupted, and without a directory of snapshots.
     ///
     /// # Errors
     ///
@@ -349,7 +349,7 @@ impl Node {
         applied: Lsn,
     ) -> Result<(), NodeError> {
         let inner = &self.inner;
-        let (Some(others), Some(dir)) = (&inner.others, &inner.config.dir) else {
+        let Some(dir) = &inner.config.dir else {
             return Ok(());
         };
         let dir = group_dir(dir, id);
@@ -358,18 +358,19 @@ impl Node {
         if !there || inner.log.tag(id).is_none() {
             return Ok(());
         }
-        let identity = self.identity(others, id, lineage);
+        let identity = self.identity(inner.others.as_ref(), id, lineage);
         let store = SnapshotStore::open(&dir, identity, Default::default()).map_err(of_store)?;
         complete_install(&inner.log, id, &Arc::new(store), applied).map(drop)
     }
 
-    fn identity(&self, others: &Others, group: GroupId, lineage: Lineage) -> Identity {
+    fn identity(&self, others: Option<&Others>, group: GroupId, lineage: Lineage) -> Identity {
         Identity {
             cluster: self.inner.config.cluster,
             group,
             lineage,
             node: self.inner.config.id,
-            incarnation: others.incarnation,
+            // Without others, nothing is sent that has it.
+            incarnation: others.map_or_else(Incarnation::default, |others| others.incarnation),
         }
     }
 

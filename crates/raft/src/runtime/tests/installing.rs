@@ -100,6 +100,41 @@ fn a_fetch_that_cannot_be_read_at_its_install_is_kept_and_not_fetched_again() {
 }
 
 #[test]
+fn an_install_that_was_interrupted_is_completed_on_a_node_that_is_alone_by_now() {
+    let mut members = Members::start(&[1, 2, 3]);
+    members.write(10);
+    members.assert_agreed();
+    let behind = members.follower();
+    let knobs = members.knobs[&behind].clone();
+    knobs.held.store(true, Ordering::SeqCst);
+    knobs.failing_restores.store(1, Ordering::SeqCst);
+    members.write(30);
+    begin_install(&mut members, behind);
+    refuse_offers(&members);
+    knobs.held.store(false, Ordering::SeqCst);
+    wait_for("the install fails", || {
+        members.group(behind).counters().engine.fetches_failed == 1
+    });
+    members.end(behind);
+
+    // The fetch is whole. A database would have the state that it replaces.
+    let config = NodeConfig::new(NodeId(behind), &members.data_dir(behind));
+    let (node, _) = Node::start(config, Faults::default()).unwrap();
+    let options = GroupOptions::reopening(GROUP);
+    let fetched = std::fs::read_dir(members.snapshots_dir(behind)).unwrap();
+    let fetched = fetched.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(fetched.filter(|name| name.starts_with("fetch-")).count(), 1);
+    let leader = members.leader();
+    let after = members.group(leader).status().floor;
+    assert!(node.log().state(GROUP).unwrap().last < after);
+    node.complete_install(GROUP, options.lineage, after)
+        .unwrap();
+    let state = node.log().state(GROUP).unwrap();
+    node.stop();
+    assert_eq!((state.start.lsn, state.last), (after, after));
+}
+
+#[test]
 fn a_group_whose_entries_do_not_follow_each_other_stops_and_applies_none_of_them() {
     let (_keep, dir) = scratch();
     let stores = [Store::default(), Store::default()];
