@@ -1,5 +1,5 @@
 //! Three nodes: one order of commits explains all answers of the state store, while the nodes that lead it are killed
-//! and paused.
+//! and paused, are cut off, have a full disk or a clock that jumps. At last all replicas are equal.
 //!
 //! Clients commit transactions of one key and of two, with and without expected versions, and read keys, each by way
 //! of a node at random; the checker is that of the test kit. `ESKER_CLUSTER_ROUNDS` is the number of faults, for a
@@ -20,8 +20,8 @@ use tonic_types::StatusExt as _;
 
 use crate::client::{Clients, Name, collect, json};
 use crate::support::history::commits::{Answer, Commit, Event, What, Write, check};
-use crate::support::leader_faults::{ClientRun, faults_of_runs};
-use crate::support::{Cluster, Setup, eventually};
+use crate::support::leader_faults::{ClientRun, Faults, faults_of_runs, seed_of_run};
+use crate::support::{Setup, eventually};
 
 const CLIENTS: u64 = 6;
 const KEYS: [&str; 4] = ["a", "b", "c", "d"];
@@ -224,10 +224,10 @@ async fn one_order_of_commits_explains_every_answer_although_leaders_are_lost() 
 }
 
 async fn lose_leaders(part: usize, faults: u64) {
-    let seed: u64 = rand::random();
+    let seed = seed_of_run();
     println!("part {part}, seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut cluster = Cluster::start(&Setup::default().partitions(1)).await;
+    let (lose, mut cluster) = Faults::cluster(&Setup::default().partitions(1)).await;
     let run = Arc::new(ClientRun::default());
     let counts = Arc::new(Counts::default());
     let clients: Vec<_> = (0..CLIENTS)
@@ -239,7 +239,7 @@ async fn lose_leaders(part: usize, faults: u64) {
             tokio::spawn(client(nodes.collect(), run, counts, seed ^ number))
         })
         .collect();
-    cluster.lose_leaders(1, faults, &mut rng).await;
+    lose.happen(&mut cluster, 1, faults, &mut rng).await;
     // Clients of a slow machine go on for a while.
     eventually("enough was committed, and refused", async || {
         counts.are_enough().then_some(())
@@ -284,4 +284,5 @@ async fn lose_leaders(part: usize, faults: u64) {
     if let Err(why) = check(&events, &commits) {
         panic!("part {part}, seed {seed}: {why}");
     }
+    cluster.replicas_are_equal(0).await;
 }
