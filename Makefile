@@ -93,7 +93,7 @@ soak-state: setup ## kill a server under transactions, and scan while they commi
 soak-raft: setup ## search the replication protocol for a loss; ARGS="100000" says how many seeds
 	@scripts/soak-raft $(ARGS)
 
-soak-cluster: setup ## kill and pause nodes of a cluster, again and again; ARGS="600" says how many rounds
+soak-cluster: setup ## kill, pause and cut off nodes of a cluster, fill disks, set clocks off, again and again; ARGS="600" says how many rounds
 	@scripts/soak-cluster $(ARGS)
 
 soak-partition: setup ## try partitions on random histories, beside models; ARGS="10000" says how many

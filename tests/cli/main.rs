@@ -8,6 +8,7 @@
 //! | [`streams`], [`appends`], [`reads`] | `esker stream` against a real server |
 //! | [`lost_connections`] | `esker stream append` over connections that break, and batches still in transit |
 //! | [`demo`] | `esker demo`: what it leaves behind, in every case |
+//! | [`trial`] | `esker cluster try`: what it prints works, and what it leaves behind |
 //! | [`json`] | what every command with `--json` prints when it fails |
 //! | [`outputs`] | files that commands write, and existing files at their paths |
 //! | [`interrupts`] | the end of commands by a signal |
@@ -44,3 +45,5 @@ mod streams;
 mod support;
 mod tokens;
 mod transcripts;
+#[cfg(target_os = "linux")]
+mod trial;

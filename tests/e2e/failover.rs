@@ -2,7 +2,7 @@
 //!
 //! In each round writers and followers of three streams talk to nodes at random, and at a random moment one node is
 //! killed, stopped, or paused, or all are killed at once. Then each stream is read whole, from a node at random,
-//! and compared with every answer that clients got. `ESKER_FAILOVER_ROUNDS` is the number of rounds; `make soak-cluster`
+//! and compared with every answer that clients got; at last the replicas are compared with each other. `ESKER_FAILOVER_ROUNDS` is the number of rounds; `make soak-cluster`
 //! runs hundreds.
 
 use std::time::{Duration, Instant};
@@ -184,6 +184,7 @@ async fn nodes_that_are_killed_or_paused_lose_nothing_that_was_acknowledged_and_
         round += 1;
     }
     acked += streams.acked();
+    nodes.replicas_are_equal(0).await;
     println!(
         "{round} faults in {:?}, {acked} records, seed {seed}",
         began.elapsed()

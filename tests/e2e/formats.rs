@@ -29,7 +29,7 @@ use crate::support::sdk::{self, basin_name, stream_name};
 use crate::support::{Server, Setup};
 
 /// The fixtures, by format.
-fn fixtures() -> Vec<PathBuf> {
+pub fn fixtures() -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let mut found: Vec<_> = fs::read_dir(dir)
         .unwrap()
@@ -44,11 +44,13 @@ fn fixtures() -> Vec<PathBuf> {
     found
 }
 
-fn has_state(fixture: &Path) -> bool {
+/// Whether a fixture has a state store.
+pub fn has_state(fixture: &Path) -> bool {
     !fixture.ends_with("format-2.tar.gz")
 }
 
-fn unpack(fixture: &Path) -> tempfile::TempDir {
+/// The directories of a fixture.
+pub fn unpack(fixture: &Path) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let status = Command::new("tar")
         .arg("-xzf")
@@ -61,7 +63,8 @@ fn unpack(fixture: &Path) -> tempfile::TempDir {
     dir
 }
 
-fn setup(dir: &Path) -> Setup {
+/// A server of a fixture's directories.
+pub fn setup(dir: &Path) -> Setup {
     Setup::default()
         .set("cluster-name=fixture")
         // The records of the fixtures are older than the retention of their streams.
@@ -80,7 +83,7 @@ fn numbers(ranges: &[std::ops::Range<u32>]) -> Vec<String> {
 }
 
 /// Checks the state of the agent through the command line.
-fn check_state(server: &Server) {
+pub fn check_state(server: &Server) {
     let get = |key: &str, more: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_esker"))
             .args([
@@ -111,7 +114,8 @@ fn check_state(server: &Server) {
     assert!(draft.contains(r#""exists":false,"version":2"#), "{draft}");
 }
 
-async fn check(server: &Server, orders: &[std::ops::Range<u32>]) {
+/// Checks the streams: `orders` has these records.
+pub async fn check(server: &Server, orders: &[std::ops::Range<u32>]) {
     let basin = server.sdk().basin(basin_name("fixtures"));
     let records = sdk::read_all(&basin.stream(stream_name("orders"))).await;
     assert_eq!(sdk::bodies(&records), numbers(orders));

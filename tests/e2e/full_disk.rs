@@ -21,16 +21,6 @@ use crate::support::{Http, SOON, Server, eventually, in_time};
 /// How long the official clients wait for an answer.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Writes until nothing more fits.
-pub fn fill_up(disk: &SmallDisk) {
-    let mut ballast = fs::OpenOptions::new();
-    let ballast = ballast.append(true).create(true);
-    let mut ballast = ballast.open(disk.path("ballast")).unwrap();
-    for size in [64 * 1024, 4096, 512, 1] {
-        while ballast.write_all(&vec![1; size]).is_ok() {}
-    }
-}
-
 /// Appends this many batches of 100,000 bytes.
 async fn grow(stream: &S2Stream, batches: usize) {
     for number in 0..batches {
@@ -97,7 +87,7 @@ async fn on_a_full_disk_streams_are_trimmed_and_deleted_and_appends_are_taken_ag
         everything_is_in_files(&http).await;
         reserve_is_there(&http).await;
         let released = metric(&http, "esker_reserve_released_total").await;
-        fill_up(&disk);
+        disk.fill_up();
 
         // More than the log has reserved in its current file.
         let tail = stream.check_tail().await.unwrap().seq_num;
@@ -116,7 +106,7 @@ async fn on_a_full_disk_streams_are_trimmed_and_deleted_and_appends_are_taken_ag
             (health.status == 200).then_some(())
         })
         .await;
-        fs::remove_file(disk.path("ballast")).unwrap();
+        disk.clear();
     }
 }
 
@@ -168,7 +158,7 @@ async fn a_server_that_is_killed_on_a_full_disk_starts_there_and_streams_can_be_
     grow(&stream, 150).await;
     reserve_is_there(&server.http2()).await;
     server.kill();
-    fill_up(&disk);
+    disk.fill_up();
     server.restart(&setup).await;
     server.logged("the reserve is released for the start").await;
     let basin = server.sdk().basin(basin_name("test-basin"));
@@ -238,7 +228,7 @@ async fn appends_are_answered_while_it_becomes_full(
         // The server is stopped meanwhile, so that it finds the disk full and does not observe how it fills
         // up.
         server.signal(Signal::STOP);
-        fill_up(disk);
+        disk.fill_up();
         server.signal(Signal::CONT);
     };
     let (refused, ()) = tokio::join!(futures::future::join_all(appends), full);

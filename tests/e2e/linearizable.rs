@@ -33,9 +33,9 @@ async fn client(stream: S2Stream, began: Instant, client: u64, seed: u64) -> Vec
                 // Mostly at the tail that it assumes.
                 let expected = believed_tail + u64::from(rng.random_ratio(1, 10));
                 let input = sdk::input([id.to_string()]).with_match_seq_num(expected);
-                append(&stream, input, id).await
+                append(&stream, input, id, Some(expected)).await
             }
-            5 => append(&stream, sdk::input([id.to_string()]), id).await,
+            5 => append(&stream, sdk::input([id.to_string()]), id, None).await,
             6..8 => Answer::Tail {
                 tail: stream.check_tail().await.unwrap().seq_num,
             },
@@ -60,15 +60,22 @@ async fn client(stream: S2Stream, began: Instant, client: u64, seed: u64) -> Vec
     events
 }
 
-async fn append(stream: &S2Stream, input: s2_sdk::types::AppendInput, id: u64) -> Answer {
+/// Appends a record, on the condition that it gets the number `expected`, if there is one.
+async fn append(
+    stream: &S2Stream,
+    input: s2_sdk::types::AppendInput,
+    id: u64,
+    expected: Option<u64>,
+) -> Answer {
     match stream.append(input).await {
         Ok(ack) => Answer::Appended {
             id,
             at: ack.start.seq_num,
             tail: ack.tail.seq_num,
+            expected,
         },
         Err(AppendError::ConditionFailed(AppendConditionFailed::SeqNumMismatch(tail))) => {
-            Answer::Refused { id, tail }
+            Answer::Refused { id, tail, expected }
         }
         Err(error) => panic!("{error}"),
     }

@@ -3,7 +3,6 @@
 
 use std::path::Path;
 
-use crate::full_disk::fill_up;
 use crate::small_disk::{SmallDisk, small};
 use crate::support::eventually;
 
@@ -39,7 +38,7 @@ async fn what_the_runbook_shows_of_a_full_disk_is_what_is_answered() {
     let server = small().start(&data_dir).await;
     let health = eventually("health names the disk", async || {
         // The server removes files of its start after the first time.
-        fill_up(&disk);
+        disk.fill_up();
         let health = server.http2().get("/health").send().await;
         (health.status == 503).then(|| health.text())
     })

@@ -1,78 +1,21 @@
-//! A file system of a known size, and what fills it.
-//!
-//! It is a small `tmpfs`, which needs root. Without root, tests that need one print that and pass.
+//! A file system of a known size ([`SmallDisk`]), and what fills it.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use s2_sdk::S2Stream;
 use serde_json::json;
 
 use crate::support::http::Answer;
+pub use crate::support::small_disk::SmallDisk;
+use crate::support::small_disk::with_small_files;
 use crate::support::{Http, SOON, Setup, eventually, sdk};
 
 const RECORDS: &str = "/v1/streams/orders/records";
 
-/// A file system of a known size; it is removed when this is dropped.
-pub struct SmallDisk {
-    dir: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    /// `None` without the permission to mount.
-    pub fn mount(mib: u64) -> Option<SmallDisk> {
-        let dir = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "esker-test"])
-            .arg(dir.path())
-            .output();
-        match mounted {
-            Ok(output) if output.status.success() => Some(SmallDisk { dir }),
-            other => {
-                testkit::skipped(&format!("a small tmpfs cannot be mounted here: {other:?}"));
-                None
-            }
-        }
-    }
-
-    pub fn resize(&self, mib: u64) {
-        let output = Command::new("mount")
-            .args(["-o", &format!("remount,size={mib}m")])
-            .arg(self.dir.path())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(self.dir.path()).output();
-        if !unmounted.is_ok_and(|output| output.status.success()) {
-            // A process that still has it open ends soon.
-            let _ = Command::new("umount")
-                .arg("-l")
-                .arg(self.dir.path())
-                .output();
-        }
-    }
-}
-
 /// Servers with small files, so that a disk of some MiB is filled to the byte and not to a segment.
 pub fn small() -> Setup {
-    Setup::default()
-        .partitions(1)
-        .set("log.segment-size=1MiB")
-        .set("log.purge-threshold=4MiB")
-        .set("log.flush-after=1MiB")
-        .set("store.write-buffer=1MiB")
-        .set("store.write-buffers-total=2MiB")
+    with_small_files(Setup::default().partitions(1))
 }
 
 /// The same without snapshots by time, and with every append of 100,000 bytes flushed within a moment: the rest below
@@ -214,8 +157,7 @@ pub fn durable(status: &serde_json::Value, partition: usize) -> (u64, u64) {
 
 /// Fills a disk except for `left` bytes, if more than `reserve` are free.
 pub fn leave(disk: &SmallDisk, left: u64, reserve: u64) {
-    let stats = rustix::fs::statvfs(disk.dir.path()).unwrap();
-    let free = stats.f_bavail * stats.f_frsize;
+    let free = disk.free();
     if free > reserve {
         let ballast = vec![1; usize::try_from(free - left).unwrap()];
         let mut options = fs::File::options();

@@ -1,5 +1,5 @@
 //! Three nodes: one order of commits explains all answers of the state store, while the nodes that lead it are killed
-//! and paused.
+//! and paused, are cut off, have a full disk or a clock that jumps. At last all replicas are equal.
 //!
 //! Clients commit transactions of one key and of two, with and without expected versions, and read keys, each by way
 //! of a node at random; the checker is that of the test kit. `ESKER_CLUSTER_ROUNDS` is the number of faults, for a
@@ -21,8 +21,8 @@ use tonic_types::StatusExt as _;
 
 use crate::client::{Clients, Name, collect, json};
 use crate::support::history::commits::{Answer, Commit, Event, What, Write, check};
-use crate::support::leader_faults::{ClientRun, faults_of_runs};
-use crate::support::{Cluster, Setup, eventually};
+use crate::support::leader_faults::{ClientRun, Faults, faults_of_runs};
+use crate::support::{Setup, eventually};
 
 const CLIENTS: u64 = 6;
 const KEYS: [&str; 4] = ["a", "b", "c", "d"];
@@ -228,7 +228,7 @@ async fn one_order_of_commits_explains_every_answer_although_leaders_are_lost() 
 async fn lose_leaders(seed: u64, faults: u64) {
     println!("seed {seed}, {faults} faults");
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut cluster = Cluster::start(&Setup::default().partitions(1)).await;
+    let (lose, mut cluster) = Faults::cluster(&Setup::default().partitions(1)).await;
     let run = Arc::new(ClientRun::default());
     let counts = Arc::new(Counts::default());
     let clients: Vec<_> = (0..CLIENTS)
@@ -240,7 +240,7 @@ async fn lose_leaders(seed: u64, faults: u64) {
             tokio::spawn(client(nodes.collect(), run, counts, seed ^ number))
         })
         .collect();
-    cluster.lose_leaders(1, faults, &mut rng).await;
+    lose.happen(&mut cluster, 1, faults, &mut rng).await;
     // Clients of a slow machine go on for a while.
     eventually("enough was committed, and refused", async || {
         counts.are_enough().then_some(())
@@ -285,4 +285,5 @@ async fn lose_leaders(seed: u64, faults: u64) {
     if let Err(why) = check(&events, &commits) {
         panic!("seed {seed}: {why}");
     }
+    cluster.replicas_are_equal(0).await;
 }

@@ -2,59 +2,31 @@
 //! and leases count ticks of a clock that only goes on, timestamps of records never decrease, and what expires goes by
 //! the clocks of a majority.
 //!
-//! The clocks are those of `libfaketime`; where it is not installed, the test prints that and passes.
+//! The clocks are those of [`crate::support::clocks`]; where `libfaketime` is not installed, the tests print that and pass,
+//! but not on CI.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::writer::{Writer, caught_up, create, has_all, stream};
+use super::writer::{Follower, Writer, caught_up, create, has_all, stream};
+use crate::support::clocks::Clocks;
 use crate::support::{Cluster, Setup, eventually, in_time, sdk};
 
-/// Where Debian and others install the library.
-const LIBRARIES: [&str; 3] = [
-    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
-    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
-    "/usr/lib64/faketime/libfaketimeMT.so.1",
-];
-
-/// Sets a node's clock off by this; it is read once a second.
-fn set_off(file: &Path, by: &str) {
-    std::fs::write(file, format!("{by}\n")).unwrap();
-}
-
-fn file(dir: &tempfile::TempDir, at: usize) -> PathBuf {
-    dir.path().join(format!("clock-{at}"))
-}
-
-/// Three nodes whose clocks the files in a directory set; `None` where that is not possible.
-async fn with_clocks(clocks: &tempfile::TempDir) -> Option<Cluster> {
-    let library = LIBRARIES.iter().find(|path| Path::new(path).exists());
-    let Some(library) = library else {
-        testkit::skipped("libfaketime is not installed");
-        return None;
-    };
+/// Three nodes, each with its clock; `None` where that is not possible.
+async fn with_clocks() -> Option<(Clocks, Cluster)> {
+    let clocks = Clocks::new()?;
     let mut cluster = Cluster::empty(&Setup::default().partitions(1));
     for at in 0..3 {
-        let clock = file(clocks, at);
-        set_off(&clock, "+0");
-        let with_clock = |setup: Setup| {
-            setup
-                .variable("LD_PRELOAD", library)
-                .variable("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap())
-                .variable("FAKETIME_CACHE_DURATION", "1")
-                .variable("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-        };
-        cluster.add(with_clock).await;
+        cluster.add(|setup| clocks.give(at, setup)).await;
     }
     cluster.voting().await;
     cluster.settle_leaders().await;
-    Some(cluster)
+    Some((clocks, cluster))
 }
 
 /// Restarts a node with its clock off by so much, and has it lead the partition of the streams.
-async fn leads_with_clock(cluster: &mut Cluster, clocks: &tempfile::TempDir, at: usize, by: &str) {
+async fn leads_with_clock(cluster: &mut Cluster, clocks: &Clocks, at: usize, by: &str) {
     cluster.kill(at);
-    set_off(&file(clocks, at), by);
+    clocks.set_off(at, by);
     cluster.restart(at).await;
     cluster.voting_as_of(at, 3).await;
     cluster.lead(1, at).await;
@@ -70,8 +42,7 @@ async fn count_later(cluster: &Cluster, name: &str) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_whose_clock_is_days_off_makes_no_record_expire_early_here_or_under_another_leader()
  {
-    let clocks = tempfile::tempdir().unwrap();
-    let Some(mut cluster) = with_clocks(&clocks).await else {
+    let Some((clocks, mut cluster)) = with_clocks().await else {
         return;
     };
     create(&cluster, 0, "ahead").await;
@@ -106,8 +77,7 @@ async fn a_leader_whose_clock_is_days_off_makes_no_record_expire_early_here_or_u
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clocks_that_jump_move_no_leader_lose_no_append_and_turn_no_timestamp_back() {
-    let clocks = tempfile::tempdir().unwrap();
-    let Some(mut cluster) = with_clocks(&clocks).await else {
+    let Some((clocks, mut cluster)) = with_clocks().await else {
         return;
     };
     create(&cluster, 0, "orders").await;
@@ -115,23 +85,24 @@ async fn clocks_that_jump_move_no_leader_lose_no_append_and_turn_no_timestamp_ba
     let first_leader = cluster.keeper_of(1, 0).await;
     let other = (first_leader + 1) % 3;
     let writer = Writer::start(&cluster, "orders", other);
+    let follower = Follower::start(&cluster, "orders");
     // A stall of the machine may cause an election, too.
     in_time("nobody campaigns", async |attempt| {
         cluster.lead(1, first_leader).await;
         let first = of_last_record(&cluster, "before").await;
-        let before = terms(&cluster).await;
+        let before = cluster.terms(2).await;
         writer.goes_on(20).await;
         // An hour more each time, so that nothing expires.
         let hours = attempt + 1;
-        set_off(&file(&clocks, first_leader), &format!("+{hours}h"));
-        set_off(&file(&clocks, other), &format!("-{hours}h"));
+        clocks.set_off(first_leader, &format!("+{hours}h"));
+        clocks.set_off(other, &format!("-{hours}h"));
         eventually("the clock of the leader has jumped", async || {
             let now = of_last_record(&cluster, "after").await;
             (now > first + 3_000_000).then_some(())
         })
         .await;
         writer.goes_on(20).await;
-        match terms(&cluster).await {
+        match cluster.terms(2).await {
             after if after == before => Ok(()),
             after => Err(format!("terms {before:?} became {after:?}")),
         }
@@ -146,12 +117,13 @@ async fn clocks_that_jump_move_no_leader_lose_no_append_and_turn_no_timestamp_ba
         (leader != first_leader).then_some(leader)
     })
     .await;
-    set_off(&file(&clocks, first_leader), "-1h");
-    set_off(&file(&clocks, leader), "-2h");
+    clocks.set_off(first_leader, "-1h");
+    clocks.set_off(leader, "-2h");
     cluster.restart(first_leader).await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
     writer.goes_on(20).await;
     let written = writer.finish().await;
+    follower.finish(written.next).await;
     caught_up(&cluster, other).await;
     for at in cluster.all() {
         has_all(&cluster, at, "orders", written.next).await;
@@ -168,21 +140,4 @@ async fn of_last_record(cluster: &Cluster, name: &str) -> u64 {
     let stream = sdk::stream(&basin, &name).await;
     let ack = sdk::append(&stream, ["now"]).await;
     ack.start.timestamp
-}
-
-/// The term of each partition, once all nodes have answered.
-async fn terms(cluster: &Cluster) -> Vec<u64> {
-    eventually("all nodes show their terms", async || {
-        let view = cluster.view(2).await.ok()?;
-        let terms = view["partitions"].as_array()?.iter().map(|of| {
-            let replicas = of["replicas"].as_array()?;
-            let terms: Vec<u64> = replicas
-                .iter()
-                .filter_map(|it| it["term"].as_u64())
-                .collect();
-            (terms.len() == cluster.count()).then(|| terms.into_iter().max())?
-        });
-        terms.collect::<Option<Vec<u64>>>()
-    })
-    .await
 }

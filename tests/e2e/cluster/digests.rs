@@ -13,46 +13,9 @@ use crate::small_disk::noise;
 use crate::support::http::Http;
 use crate::support::{Cluster, Setup, eventually, sdk};
 
-/// Comparisons in a row that may come to no end on a slow machine.
-const MAX_FAILED: usize = 4;
 /// Longer than a leader keeps its log whole after its election, and than a member that is gone counts as one that
 /// answers: two election timeouts.
 const AWAY: Duration = Duration::from_secs(3);
-
-/// The last comparison of a partition, as a node shows it.
-async fn last_check(cluster: &Cluster, at: usize, partition: u64) -> Option<Value> {
-    let view = cluster.view(at).await.ok()?;
-    let of = view["partitions"].as_array()?;
-    let of = of.iter().find(|of| of["partition"] == partition)?;
-    of["check"].is_object().then(|| of["check"].clone())
-}
-
-/// Has a partition compared by way of a node. Returns the result. It comes also if the leadership moves meanwhile. A
-/// comparison that comes to no end, because a replica takes too long, is asked for again.
-pub(super) async fn check(cluster: &Cluster, at: usize, partition: u64) -> Value {
-    let noted = |check: Option<Value>| check.map_or(0, |it| it["noted_at"].as_u64().unwrap());
-    let before = noted(last_check(cluster, at, partition).await);
-    let path = format!("partitions/{partition}/check");
-    eventually("a comparison begins", async || {
-        let answer = cluster.change(at, &path, &json!({})).await;
-        (answer.status == 200).then_some(())
-    })
-    .await;
-    let mut failed = Vec::new();
-    eventually("the comparison is done", async || {
-        let check = last_check(cluster, at, partition).await;
-        if noted(check.clone()) > before {
-            return check;
-        }
-        let why = why_failed(cluster, at, partition).await?;
-        if cluster.change(at, &path, &json!({})).await.status == 200 {
-            failed.push(why);
-            assert!(failed.len() <= MAX_FAILED, "no comparison ends: {failed:?}");
-        }
-        None
-    })
-    .await
-}
 
 /// Puts a snapshot of partition 1 into the repository, by way of the node that leads.
 async fn put_snapshot(cluster: &Cluster, as_of: usize) {
@@ -64,16 +27,6 @@ async fn put_snapshot(cluster: &Cluster, as_of: usize) {
         (answer.status == 200).then_some(())
     })
     .await;
-}
-
-/// Why the last comparison of a partition came to no end, if so, and none is under way.
-async fn why_failed(cluster: &Cluster, at: usize, partition: u64) -> Option<String> {
-    let view = cluster.view(at).await.ok()?;
-    let mut partitions = view["partitions"].as_array()?.iter();
-    let of = partitions.find(|of| of["partition"] == partition)?;
-    let why = of["check_failed"].as_str()?;
-    assert!(!why.is_empty(), "{of:#}");
-    (of["checking"] == false).then(|| why.to_owned())
 }
 
 /// Changes the last byte of a batch of a partition in the database of a node that does not run.
@@ -169,7 +122,7 @@ async fn replicas_are_equal_again_and_again_while_streams_are_written_and_nodes_
         let mut checks: Vec<Value> = Vec::new();
         let what = "a partition is compared three times more, twice with all replicas";
         eventually(what, async || {
-            let check = last_check(&cluster, 0, partition).await?;
+            let check = cluster.last_comparison(0, partition).await?;
             assert_eq!(check["outcome"], "equal", "{check:#}");
             if !checks.contains(&check) {
                 checks.push(check);
@@ -211,7 +164,7 @@ async fn a_replica_with_another_byte_stops_for_good_and_the_others_go_on() {
     writer.goes_on(100).await;
     caught_up(&cluster, 0).await;
     let written = writer.finish().await;
-    assert_eq!(check(&cluster, 0, 1).await["outcome"], "equal");
+    assert_eq!(cluster.compare(0, 1).await["outcome"], "equal");
     cluster.stop(2).await;
     change_a_byte(cluster.server(2).data_dir(), 1);
     cluster.restart(2).await;
@@ -219,7 +172,7 @@ async fn a_replica_with_another_byte_stops_for_good_and_the_others_go_on() {
     // The wrong one leads.
     cluster.lead(1, 2).await;
 
-    let checked = check(&cluster, 0, 1).await;
+    let checked = cluster.compare(0, 1).await;
     assert_eq!(checked["outcome"], "diverged", "{checked:#}");
     assert_eq!(checked["diverged"].as_array().unwrap().len(), 1);
     let wrong = cluster.server(2).http1();
@@ -246,7 +199,7 @@ async fn a_replica_with_another_byte_stops_for_good_and_the_others_go_on() {
     let writer = Writer::start_at(&cluster, "orders", 1, written.next);
     writer.goes_on(50).await;
     // The catalog of the node that has stopped one replica is well, and follows.
-    assert_eq!(check(&cluster, 0, 0).await["outcome"], "equal");
+    assert_eq!(cluster.compare(0, 0).await["outcome"], "equal");
 
     cluster.kill(2);
     cluster.restart(2).await;
@@ -284,7 +237,7 @@ async fn of_two_answers_that_differ_nobody_stops_until_the_third_has_come() {
     caught_up(&cluster, 0).await;
     let written = writer.finish().await;
     // From now on each replica counts, wherever it was copied from when its node joined.
-    assert_eq!(check(&cluster, 0, 1).await["outcome"], "equal");
+    assert_eq!(cluster.compare(0, 1).await["outcome"], "equal");
     cluster.stop(2).await;
     change_a_byte(cluster.server(2).data_dir(), 1);
     cluster.stop(1).await;
@@ -303,7 +256,7 @@ async fn of_two_answers_that_differ_nobody_stops_until_the_third_has_come() {
     }
     put_snapshot(&cluster, 0).await;
     tokio::time::sleep(AWAY).await;
-    let checked = check(&cluster, 0, 1).await;
+    let checked = cluster.compare(0, 1).await;
     assert_eq!(checked["outcome"], "undecided", "{checked:#}");
     for at in [0, 2] {
         let http = cluster.server(at).http1();
@@ -319,7 +272,7 @@ async fn of_two_answers_that_differ_nobody_stops_until_the_third_has_come() {
     cluster.restart(1).await;
     caught_up(&cluster, 0).await;
     assert_eq!(received(&cluster, 1).await, 0.0, "it came back by entries");
-    let checked = check(&cluster, 0, 1).await;
+    let checked = cluster.compare(0, 1).await;
     assert_eq!(checked["outcome"], "diverged", "{checked:#}");
     let wrong = cluster.server(2).http1();
     eventually("the wrong one has stopped", async || {

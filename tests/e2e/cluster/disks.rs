@@ -1,7 +1,6 @@
 //! A disk that is full, and one that hangs, on one node of three: what it leads moves away.
 
-use super::writer::{Writer, caught_up, create, has_all};
-use crate::full_disk::fill_up;
+use super::writer::{Follower, Writer, caught_up, create, has_all};
 use crate::hanging_disk::LoopDisk;
 use crate::small_disk::{SmallDisk, noise, small};
 use crate::support::{Cluster, eventually, sdk};
@@ -33,6 +32,7 @@ async fn a_leader_whose_disk_hangs_gives_its_partitions_away_and_follows_again_w
     };
     let cluster = cluster(&disk.path().join("data")).await;
     let writer = Writer::start(&cluster, "orders", 0);
+    let follower = Follower::start(&cluster, "orders");
     writer.goes_on(20).await;
     // It has just begun to lead, so that it gives the leadership away for no other reason than its disk.
     for leader in [0, 2] {
@@ -53,6 +53,7 @@ async fn a_leader_whose_disk_hangs_gives_its_partitions_away_and_follows_again_w
     drop(frozen);
     let written = writer.finish().await;
     println!("longest pause {:?}", written.longest);
+    follower.finish(written.next).await;
     caught_up(&cluster, 0).await;
     has_all(&cluster, 2, "orders", written.next).await;
 }
@@ -64,8 +65,9 @@ async fn a_leader_whose_disk_is_full_gives_its_partitions_away_and_catches_up_wh
     };
     let cluster = cluster(&disk.path("data")).await;
     let writer = Writer::start(&cluster, "orders", 0);
+    let follower = Follower::start(&cluster, "orders");
     writer.goes_on(20).await;
-    fill_up(&disk);
+    disk.fill_up();
     // More than its log has reserved.
     let basin = cluster.client(1).basin(sdk::basin_name("test-basin"));
     let large = sdk::stream(&basin, "large").await;
@@ -78,8 +80,9 @@ async fn a_leader_whose_disk_is_full_gives_its_partitions_away_and_catches_up_wh
     }
     is_led_by_another(&cluster).await;
     writer.goes_on(20).await;
-    std::fs::remove_file(disk.path("ballast")).unwrap();
+    disk.clear();
     let written = writer.finish().await;
+    follower.finish(written.next).await;
     caught_up(&cluster, 0).await;
     has_all(&cluster, 2, "orders", written.next).await;
 }

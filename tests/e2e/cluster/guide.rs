@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use testkit::ports::free_port;
 use testkit::process::esker;
 
-use super::writer::{Writer, caught_up, create, has_all};
+use super::writer::{Follower, Writer, caught_up, create, has_all};
 use crate::support::{Cluster, SOON, Setup, eventually, sdk};
 
 fn setup() -> Setup {
@@ -211,19 +211,19 @@ async fn nodes_that_come_back_at_other_addresses_are_found_by_the_others() {
 async fn all_nodes_that_restart_at_once_elect_leaders_and_have_everything() {
     let mut cluster = Cluster::start(&setup()).await;
     create(&cluster, 0, "orders").await;
+    let follower = Follower::start(&cluster, "orders");
+    let mut next = 0;
     for _ in 0..2 {
-        let tail = super::writer::stream(&cluster, 0, "orders")
-            .check_tail()
-            .await;
-        let writer = Writer::start_at(&cluster, "orders", 0, tail.unwrap().seq_num);
+        let writer = Writer::start_at(&cluster, "orders", 0, next);
         writer.goes_on(20).await;
-        let written = writer.finish().await;
+        next = writer.finish().await.next;
         cluster.all().for_each(|at| cluster.kill(at));
         cluster.restart_all().await;
         for at in cluster.all() {
-            has_all(&cluster, at, "orders", written.next).await;
+            has_all(&cluster, at, "orders", next).await;
         }
     }
+    follower.finish(next).await;
 }
 
 /// As the guide says it: drain, stop, start, activate, one node after the other.
@@ -232,6 +232,7 @@ async fn a_rolling_restart_leaves_no_append_in_doubt() {
     let mut cluster = Cluster::start(&setup()).await;
     create(&cluster, 0, "orders").await;
     let writer = Writer::start(&cluster, "orders", 0);
+    let follower = Follower::start(&cluster, "orders");
     for at in cluster.all() {
         let other = (at + 1) % 3;
         let name = format!("n{at}");
@@ -254,6 +255,7 @@ async fn a_rolling_restart_leaves_no_append_in_doubt() {
         written.unknown, 0,
         "a planned move leaves no append in doubt"
     );
+    follower.finish(written.next).await;
     has_all(&cluster, 0, "orders", written.next).await;
 }
 

@@ -1,4 +1,5 @@
-//! A stream is one log for all clients at any time, also while the nodes that lead it are killed and paused.
+//! A stream is one log for all clients at any time, also while the nodes that lead it are killed and paused, are cut off,
+//! have a full disk or a clock that jumps. At last all replicas are equal.
 //!
 //! Clients append (with and without conditions), ask for the tail and read, each by way of a node at random, and note
 //! the moments of requests and answers; then a checker searches for an order of events that explains all answers.
@@ -18,9 +19,9 @@ use s2_sdk::error::{AppendConditionFailed, AppendError, ReadError};
 use s2_sdk::types::{AppendInput, AppendRecord, AppendRecordBatch, CommandRecord, FencingToken};
 use testkit::seeds;
 
-use super::writer::{create, stream};
+use super::writer::{caught_up, create, stream};
 use crate::support::history::linearizability::{Answer, Event, check};
-use crate::support::leader_faults::{ClientRun, faults_of_runs};
+use crate::support::leader_faults::{ClientRun, Faults, faults_of_runs};
 use crate::support::{Cluster, Setup, sdk};
 
 const CLIENTS: u64 = 6;
@@ -43,11 +44,12 @@ async fn client(streams: Vec<S2Stream>, run: Arc<ClientRun>, seed: u64) -> Vec<E
             0..5 => {
                 let id = run.id();
                 let input = sdk::input([id.to_string()]).with_match_seq_num(believed_tail);
-                Some(append(stream, input, id).await)
+                Some(append(stream, input, id, Some(believed_tail)).await)
             }
             5 => {
                 let id = run.id();
-                Some(append(stream, sdk::input([id.to_string()]), id).await)
+                let input = sdk::input([id.to_string()]);
+                Some(append(stream, input, id, None).await)
             }
             6..8 => {
                 let tail = stream.check_tail().await.ok();
@@ -82,15 +84,17 @@ async fn client(streams: Vec<S2Stream>, run: Arc<ClientRun>, seed: u64) -> Vec<E
     events
 }
 
-async fn append(stream: &S2Stream, input: AppendInput, id: u64) -> Answer {
+/// Appends a record, on the condition that it gets the number `expected`, if there is one.
+async fn append(stream: &S2Stream, input: AppendInput, id: u64, expected: Option<u64>) -> Answer {
     match stream.append(input).await {
         Ok(ack) => Answer::Appended {
             id,
             at: ack.start.seq_num,
             tail: ack.tail.seq_num,
+            expected,
         },
         Err(AppendError::ConditionFailed(AppendConditionFailed::SeqNumMismatch(tail))) => {
-            Answer::Refused { id, tail }
+            Answer::Refused { id, tail, expected }
         }
         Err(error) if error.has_no_side_effects() => Answer::NotMade { id },
         Err(_) => Answer::Unknown { id },
@@ -206,7 +210,7 @@ async fn one_order_of_events_explains_every_answer_although_leaders_are_lost() {
 async fn lose_leaders(seed: u64, faults: u64) {
     println!("seed {seed}, {faults} faults");
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut cluster = Cluster::start(&Setup::default().partitions(1)).await;
+    let (lose, mut cluster) = Faults::cluster(&Setup::default().partitions(1)).await;
     create(&cluster, 0, "orders").await;
     let basin = cluster.client(0).basin(sdk::basin_name("test-basin"));
     sdk::stream(&basin, "fenced").await;
@@ -223,7 +227,7 @@ async fn lose_leaders(seed: u64, faults: u64) {
             tokio::spawn(fencer(streams, run.clone(), seed ^ (100 + number)))
         })
         .collect();
-    cluster.lose_leaders(1, faults, &mut rng).await;
+    lose.happen(&mut cluster, 1, faults, &mut rng).await;
     run.enough(&ENOUGH).await;
     run.stop();
     let mut events = Vec::new();
@@ -233,8 +237,9 @@ async fn lose_leaders(seed: u64, faults: u64) {
     for fencer in fencers {
         fencer.await.unwrap();
     }
-    let contents = sdk::read_all(&stream(&cluster, 0, "orders")).await;
-    let contents: Vec<u64> = sdk::bodies(&contents)
+    caught_up(&cluster, 0).await;
+    let records = sdk::read_all(&stream(&cluster, 0, "orders")).await;
+    let contents: Vec<u64> = sdk::bodies(&records)
         .iter()
         .map(|body| body.parse().unwrap())
         .collect();
@@ -253,6 +258,9 @@ async fn lose_leaders(seed: u64, faults: u64) {
         Ok(records) => assert!(records > 20, "{records} records under tokens"),
         Err(why) => panic!("seed {seed}: {why}"),
     }
+    let times: Vec<u64> = records.iter().map(|record| record.timestamp).collect();
+    assert!(times.is_sorted(), "timestamps never decrease: {times:?}");
+    cluster.replicas_are_equal(0).await;
 }
 
 #[test]

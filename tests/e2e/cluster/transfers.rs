@@ -7,7 +7,6 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::writer::{Writer, caught_up, create, log_begins_after, log_of_leader, stream};
-use crate::full_disk::fill_up;
 use crate::small_disk::{SmallDisk, noise, small};
 use crate::support::http::Http;
 use crate::support::{Cluster, Setup, eventually, sdk};
@@ -216,7 +215,7 @@ async fn on_a_full_disk_a_transfer_waits_and_goes_on_by_itself_when_there_is_spa
     left_behind(&mut cluster).await;
     cluster.restart(2).await;
     let (_, total) = fetched(&cluster, 0, 8.0 * MIB).await;
-    fill_up(&disk);
+    disk.fill_up();
     let http = cluster.server(2).http1();
     eventually("the node says that it waits", async || {
         let status = http.get("/esker/v1/status").try_send().await.ok()?.json();
@@ -235,7 +234,7 @@ async fn on_a_full_disk_a_transfer_waits_and_goes_on_by_itself_when_there_is_spa
     let writer = Writer::start(&cluster, "others", 1);
     writer.goes_on(50).await;
     writer.finish().await;
-    std::fs::remove_file(disk.path("ballast")).unwrap();
+    disk.clear();
     is_equal(&cluster).await;
     let received = received(&cluster).await;
     assert!(

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 use testkit::process::esker;
 
-use super::digests::{change_a_byte, check, is_ready, notes, ready_code, received, shows_problem};
+use super::digests::{change_a_byte, is_ready, notes, ready_code, received, shows_problem};
 use super::writer::{Writer, caught_up, create, has_all, log_begins_after, log_of_leader};
 use crate::small_disk::{noise, small};
 use crate::support::{Cluster, eventually, sdk};
@@ -34,7 +34,7 @@ async fn one_wrong_of_three() -> OneWrong {
     writer.goes_on(50).await;
     caught_up(&cluster, 0).await;
     let written = writer.finish().await;
-    let checked = check(&cluster, 0, 1).await;
+    let checked = cluster.compare(0, 1).await;
     assert_eq!(checked["outcome"], "equal", "{checked:#}");
     assert_eq!(
         checked["digests"].as_array().unwrap().len(),
@@ -94,7 +94,7 @@ async fn trust(cluster: &Cluster, at: usize, node: usize) {
 /// Compares until a replica has diverged.
 async fn diverged(cluster: &Cluster, at: usize) -> Value {
     eventually("the wrong replica is found", async || {
-        let checked = check(cluster, at, 1).await;
+        let checked = cluster.compare(at, 1).await;
         (checked["outcome"] == "diverged").then_some(checked)
     })
     .await
@@ -133,13 +133,13 @@ async fn while_two_replicas_differ_nobody_gets_their_state_until_an_operator_nam
     leave_third_behind(&mut of).await;
     let (right, wrong, third) = (of.right, of.wrong, of.third);
     let cluster = &mut of.cluster;
-    let checked = check(cluster, right, 1).await;
+    let checked = cluster.compare(right, 1).await;
     assert_eq!(checked["outcome"], "undecided", "{checked:#}");
     assert_eq!(checked["undecided"], true, "{checked:#}");
     cluster.restart(third).await;
     // Every comparison waits for it, and it has applied none.
     for _ in 0..2 {
-        let checked = check(cluster, right, 1).await;
+        let checked = cluster.compare(right, 1).await;
         assert_eq!(checked["outcome"], "undecided", "{checked:#}");
         assert_eq!(
             checked["digests"].as_array().unwrap().len(),
@@ -191,7 +191,7 @@ async fn the_copy_of_a_wrong_replica_and_the_wrong_replica_do_not_stop_the_right
     })
     .await;
     caught_up(cluster, right).await;
-    let checked = check(cluster, right, 1).await;
+    let checked = cluster.compare(right, 1).await;
     assert_eq!(checked["outcome"], "undecided", "{checked:#}");
     let digests = checked["digests"].as_array().unwrap();
     assert_eq!(digests.len(), 3, "{checked:#}");

@@ -277,6 +277,20 @@ impl Cluster {
         .await
     }
 
+    /// The term of each partition, once all nodes have answered, as a node shows it.
+    pub async fn terms(&self, at: usize) -> Vec<u64> {
+        eventually("all nodes show their terms", async || {
+            let view = self.view(at).await.ok()?;
+            let terms = view["partitions"].as_array()?.iter().map(|of| {
+                let replicas = of["replicas"].as_array()?.iter();
+                let terms: Vec<u64> = replicas.filter_map(|it| it["term"].as_u64()).collect();
+                (terms.len() == self.count()).then(|| terms.into_iter().max())?
+            });
+            terms.collect::<Option<Vec<u64>>>()
+        })
+        .await
+    }
+
     /// Asks a node to change the cluster.
     ///
     /// # Panics

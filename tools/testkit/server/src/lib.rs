@@ -4,7 +4,10 @@
 //! |---|---|
 //! | [`server`] | a real `esker server` process: start, kill, stop, its log |
 //! | [`cluster`] | several of them that form a cluster |
+//! | [`comparisons`] | its replicas, compared |
 //! | [`leader_faults`] | clients of a cluster whose leaders are lost |
+//! | [`clocks`] | clocks of nodes that jump |
+//! | [`small_disk`] | a file system of a known size |
 //! | [`peer_links`] | the ways between them, each of which can be cut |
 //! | [`http`] | raw requests over HTTP/1.1 and HTTP/2 with prior knowledge |
 //! | [`frames`] | frames of sessions |
@@ -20,8 +23,10 @@
     reason = "a panic fails the test"
 )]
 
+pub mod clocks;
 pub mod cluster;
 pub mod codec;
+pub mod comparisons;
 pub mod events;
 pub mod frames;
 pub mod history;
@@ -30,6 +35,7 @@ pub mod leader_faults;
 pub mod peer_links;
 pub mod sdk;
 pub mod server;
+pub mod small_disk;
 pub mod tls;
 
 use std::time::{Duration, Instant};

@@ -7,6 +7,7 @@
 //!
 //! - append `p` took effect no earlier than its request and no later than its answer; if its answer was lost, it took
 //!   effect at any moment after its request, or never;
+//! - an append that demanded a position is there, or was refused because the tail was another one;
 //! - tail `v`, requested at `a` and answered at `b`: append `v − 1` took effect no later than `b`,
 //!   append `v` no earlier than `a`;
 //! - a record read at position `p`: append `p` took effect no later than the answer.
@@ -30,6 +31,8 @@ pub enum Answer {
         at: u64,
         /// The tail.
         tail: u64,
+        /// The position that it demanded, if it did.
+        expected: Option<u64>,
     },
     /// Its append of record `id` was refused: the tail is this.
     Refused {
@@ -37,6 +40,8 @@ pub enum Answer {
         id: u64,
         /// The tail.
         tail: u64,
+        /// The position that it demanded, if it did.
+        expected: Option<u64>,
     },
     /// Its append of record `id` was refused for another reason than the tail, such as that nobody leads.
     NotMade {
@@ -136,8 +141,21 @@ fn index(at: u64) -> Option<usize> {
     usize::try_from(at).ok()
 }
 
-/// Checks that appended records are at their acknowledged positions, once; that refused ones are absent; and
-/// that what was read is what the stream holds. Returns where each record is.
+/// Checks what was answered to an append that demanded a position.
+fn check_condition(event: &Event) -> Result<(), String> {
+    let is_right = match event.answer {
+        Answer::Appended { at, expected, .. } => expected.is_none_or(|it| it == at),
+        Answer::Refused { tail, expected, .. } => expected.is_some_and(|it| it != tail),
+        _ => true,
+    };
+    match is_right {
+        true => Ok(()),
+        false => Err(format!("against the condition of the append: {event:?}")),
+    }
+}
+
+/// Checks that appended records are at their acknowledged positions, which are those that they demanded, once; that refused
+/// ones are absent, and had demanded another position than the tail; and that what was read is what the stream holds. Returns where each record is.
 fn check_contents(events: &[Event], contents: &[u64]) -> Result<HashMap<u64, usize>, String> {
     let mut places: HashMap<u64, usize> = HashMap::new();
     for (at, id) in contents.iter().enumerate() {
@@ -147,6 +165,7 @@ fn check_contents(events: &[Event], contents: &[u64]) -> Result<HashMap<u64, usi
     }
     let mut asked_for = 0;
     for event in events {
+        check_condition(event)?;
         match &event.answer {
             Answer::Appended { id, at, .. } => {
                 asked_for += 1;
@@ -198,8 +217,13 @@ mod tests {
     }
 
     fn appended(asked: u64, answered: u64, id: u64, at: u64) -> Event {
-        let tail = at + 1;
-        event(asked, answered, Answer::Appended { id, at, tail })
+        let appended = Answer::Appended {
+            id,
+            at,
+            tail: at + 1,
+            expected: None,
+        };
+        event(asked, answered, appended)
     }
 
     fn tail(asked: u64, answered: u64, tail: u64) -> Event {
@@ -207,7 +231,12 @@ mod tests {
     }
 
     fn refused(asked: u64, answered: u64, id: u64, tail: u64) -> Event {
-        event(asked, answered, Answer::Refused { id, tail })
+        let refused = Answer::Refused {
+            id,
+            tail,
+            expected: Some(tail + 1),
+        };
+        event(asked, answered, refused)
     }
 
     fn read(asked: u64, answered: u64, from: u64, ids: &[u64], reached: Option<u64>) -> Event {
@@ -370,8 +399,36 @@ mod tests {
                 id: 12,
                 at: 2,
                 tail: 2,
+                expected: None,
             },
         );
         assert!(check(&events, &CONTENTS).is_err());
+    }
+
+    #[test]
+    fn an_append_elsewhere_than_demanded_and_one_that_is_refused_where_it_fits_are_found() {
+        let demanded = |at, expected| {
+            let mut events = three();
+            events[2] = event(
+                40,
+                50,
+                Answer::Appended {
+                    id: 12,
+                    at,
+                    tail: at + 1,
+                    expected: Some(expected),
+                },
+            );
+            check(&events, &CONTENTS)
+        };
+        assert_eq!(demanded(2, 2), Ok(()));
+        assert!(demanded(2, 1).is_err(), "it demanded another position");
+        let refused = |expected| {
+            let (id, tail) = (99, 3);
+            event(60, 70, Answer::Refused { id, tail, expected })
+        };
+        fine([refused(Some(2))]);
+        faulty([refused(Some(3))]);
+        faulty([refused(None)]);
     }
 }
