@@ -2,8 +2,8 @@
 //! and leases count ticks of a clock that only goes on, timestamps of records never decrease, and what expires goes by
 //! the clocks of a majority.
 //!
-//! The clocks are those of [`crate::support::clocks`]; where `libfaketime` is not installed, the tests print that and pass,
-//! but not on CI.
+//! The clocks are those of [`crate::support::clocks`]; where `libfaketime` is not installed, the tests print that and pass.
+//! `scripts/setup` installs it on CI.
 
 use std::time::Duration;
 

@@ -169,7 +169,7 @@ pub(crate) async fn running(
 
 /// Whether this process has answered itself. Another process under the same number is a copy of its data directory.
 fn is_own(answering: &Answering, own: Option<Claim>) -> bool {
-    matches!((answering, own), (Answering::Node(claim), Some(own)) if *claim == own)
+    matches!((answering, own), (Answering::Node(claim), Some(own)) if **claim == own)
 }
 
 /// Whether an answer shows that the cluster runs. Where the cluster is not known, any answer does.
@@ -214,6 +214,8 @@ async fn call(
 
 #[cfg(test)]
 mod tests {
+    use esker_raft::transport::grpc::EarlierProcesses;
+
     use super::*;
 
     #[test]
@@ -222,17 +224,21 @@ mod tests {
             cluster: ClusterId([1; 16]),
             node: NodeId(7),
             process: 1,
+            earlier: EarlierProcesses::default(),
         };
-        assert!(is_own(&Answering::Node(own), Some(own)));
+        assert!(is_own(&Answering::Node(Box::new(own)), Some(own)));
         let copied = Claim { process: 2, ..own };
         let other = Claim {
             node: NodeId(8),
             ..own
         };
         for claim in [copied, other] {
-            assert!(!is_own(&Answering::Node(claim), Some(own)), "{claim:?}");
+            assert!(
+                !is_own(&Answering::Node(Box::new(claim)), Some(own)),
+                "{claim:?}"
+            );
         }
-        assert!(!is_own(&Answering::Node(own), None));
+        assert!(!is_own(&Answering::Node(Box::new(own)), None));
         assert!(!is_own(&Answering::OtherSecret(String::new()), Some(own)));
     }
 

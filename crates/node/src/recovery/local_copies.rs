@@ -85,7 +85,9 @@ impl Search<'_> {
     /// are left out while it can be used: see [`member_copies`].
     async fn of_members(&mut self) -> Result<Vec<Checkpoint>, StartError> {
         let (data_dir, partition) = (self.cx.data_dir.clone(), self.facts.partition);
-        let there = match blocking(move || member_copies::all(&data_dir, partition)).await {
+        let attempts = &self.cx.attempts;
+        let all = move || member_copies::all(&data_dir, partition);
+        let there = match attempts.blocking(all).await {
             Ok(there) => there,
             Err(error) => {
                 let why = format!("snapshots of other members: {error}");
@@ -97,7 +99,7 @@ impl Search<'_> {
         for (dir, is_stored) in there {
             let (at, activity) = (dir.clone(), self.cx.activity.clone());
             let last = self.log.as_ref().map(|log| log.last);
-            let opened = blocking(move || {
+            let opened = attempts.blocking(move || {
                 let step = format!("comparing the files of {}", dir.display());
                 activity.begin(step.as_str(), 0);
                 let checkpoint = Checkpoint::open(&dir)?;

@@ -24,14 +24,10 @@ impl Clocks {
     ///
     /// # Panics
     ///
-    /// On CI, if the library is not installed there: `scripts/setup` installs it.
+    /// If there is no place for temporary files.
     pub fn new() -> Option<Clocks> {
         let Some(library) = LIBRARIES.into_iter().find(|path| Path::new(path).exists()) else {
-            assert!(
-                std::env::var_os("CI").is_none_or(|it| it.is_empty()),
-                "libfaketime is not installed, although scripts/setup installs it on CI"
-            );
-            eprintln!("SKIPPED: libfaketime is not installed, so no clock jumps");
+            testkit::skipped("libfaketime is not installed, so no clock jumps");
             return None;
         };
         let dir = tempfile::tempdir().unwrap();

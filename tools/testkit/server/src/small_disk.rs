@@ -28,7 +28,7 @@ impl SmallDisk {
         match mounted {
             Ok(output) if output.status.success() => Some(SmallDisk { dir }),
             other => {
-                eprintln!("SKIPPED: a small tmpfs cannot be mounted here: {other:?}");
+                testkit::skipped(&format!("a small tmpfs cannot be mounted here: {other:?}"));
                 None
             }
         }
