@@ -363,8 +363,8 @@ async fn a_node_moves_to_another_host_with_a_certificate_for_both() {
     second.stop().await;
     second.restart(&at("127.0.0.3")).await;
     ready(&second).await;
-    let basin = sdk::basin(&second.persistent_sdk(), "test-basin").await;
-    let stream = sdk::stream(&basin, "orders").await;
+    let basin = second.persistent_sdk().basin(sdk::basin_name("test-basin"));
+    let stream = basin.stream(sdk::stream_name("orders"));
     sdk::append(&stream, ["after"]).await;
     assert_eq!(
         sdk::bodies(&sdk::read_all(&stream).await),
