@@ -28,6 +28,10 @@ const MAX_STATUS: usize = 4;
 /// How long a request waits for those before it.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long work keeps its turn while what it asks does not answer: a store that hangs is asked again after 60 s, and
+/// its turns must not be gone for as long as it hangs.
+const MAX_WORK: Duration = Duration::from_secs(120);
+
 /// Takes turns in reading. Clones share the turns.
 #[derive(Clone)]
 pub(crate) struct Turns {
@@ -110,8 +114,8 @@ impl Turns {
     ///
     /// # Errors
     ///
-    /// Those of the work; [`Error::TryLater`] if its turn has not come within 10 s, and [`Error::Stopping`] if the work has
-    /// panicked, which the panic hook has reported.
+    /// Those of the work; [`Error::TryLater`] if its turn has not come within 10 s, or if the work takes longer than
+    /// [`MAX_WORK`]; and [`Error::Stopping`] if the work has panicked, which the panic hook has reported.
     pub(crate) async fn run_async<T: Send + 'static>(
         &self,
         client: Client,
@@ -119,9 +123,15 @@ impl Turns {
     ) -> Result<T, Error> {
         let turn = self.turn(client).await?;
         let under_way = tokio::spawn(async move {
-            let done = work.await;
+            let done = tokio::time::timeout(MAX_WORK, work).await;
             drop(turn);
-            done
+            done.unwrap_or_else(|_| {
+                let why = format!(
+                    "what was asked has not answered for {} s: try again",
+                    MAX_WORK.as_secs()
+                );
+                Err(Error::TryLater(why))
+            })
         });
         under_way.await.unwrap_or_else(|_| Err(Error::Stopping))
     }

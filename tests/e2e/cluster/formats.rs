@@ -23,14 +23,20 @@ async fn a_data_directory_of_every_promised_format_becomes_a_first_node_and_othe
         }
         // Its own replicas are the same.
         cluster.replicas_are_equal(0).await;
-        let basin = cluster.client(second).basin(basin_name("fixtures"));
+        let basin = cluster
+            .server(second)
+            .persistent_sdk()
+            .basin(basin_name("fixtures"));
         sdk::append(&basin.stream(stream_name("orders")), ["more"]).await;
         for at in cluster.all() {
             cluster.kill(at);
         }
         cluster.restart_all().await;
         let records = eventually("the records are read", async || {
-            let basin = cluster.client(second).basin(basin_name("fixtures"));
+            let basin = cluster
+                .server(second)
+                .persistent_sdk()
+                .basin(basin_name("fixtures"));
             let orders = basin.stream(stream_name("orders"));
             orders.check_tail().await.ok()?;
             Some(sdk::read_all(&orders).await)

@@ -51,9 +51,16 @@ async fn a_node_that_leads_nothing_uploads_no_snapshot_and_looks_for_nothing_tha
     in_time("the leaders stay", async |_| {
         cluster.settle_leaders().await;
         let terms = cluster.terms(leader).await;
-        // The rounds that a former leader had begun are over.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let (of_leader, of_third) = (work(&cluster, leader).await, work(&cluster, third).await);
+        // The rounds that a former leader had begun are over once nothing is done for a second.
+        let mut of_third = work(&cluster, third).await;
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let now = work(&cluster, third).await;
+            if now == std::mem::replace(&mut of_third, now) {
+                break;
+            }
+        }
+        let of_leader = work(&cluster, leader).await;
         let mut number = 0;
         eventually("the leader works", async || {
             sdk::append(&orders, [noise(number, 100_000)]).await;

@@ -124,16 +124,22 @@ async fn a_client_that_renegotiates_gets_no_second_handshake_and_its_connection_
     .await;
     // The client reads lines as they come: this one alone asks it for another handshake, before what it sends next.
     input.write_all(b"R\n").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut errors = client.stderr.take().unwrap();
+    let mut said = Vec::new();
+    soon("the client asks for another handshake", async {
+        while !String::from_utf8_lossy(&said).contains("RENEGOTIATING") {
+            let read = errors.read_buf(&mut said).await.unwrap();
+            assert!(read > 0, "{}", String::from_utf8_lossy(&said));
+        }
+    })
+    .await;
     input.write_all(request).await.unwrap();
     // The server ends the connection, because no request comes.
     let ended = async {
         output.read_to_end(&mut seen).await.unwrap();
-        client.wait_with_output().await.unwrap()
+        client.wait().await.unwrap()
     };
-    let ended = soon("the end of the client", ended).await;
-    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-    assert!(said.contains("RENEGOTIATING"), "{said}");
+    soon("the end of the client", ended).await;
     let seen = String::from_utf8_lossy(&seen).into_owned();
     let messages = |name: &str| seen.lines().filter(|line| line.ends_with(name)).count();
     assert_eq!(messages(", ClientHello"), 2, "{seen}");

@@ -159,7 +159,7 @@ pub const START_CODES: &[(&str, &str, &str)] = &[
     ),
     (
         "cluster_runs",
-        "`--bootstrap restore` was given with an empty data directory, or `esker cluster recover` was run, and another node of the cluster runs, at an address that `cluster.join` or the catalog has; or one answers in its place that has another secret, and may be of the cluster. A restore that was interrupted asks again at each start, until it serves.",
+        "`--bootstrap restore` was given with an empty data directory, or `esker cluster recover` was run, and another node of the cluster runs, at an address that `cluster.join` or the catalog has; or one answers in its place that has another secret, and may be of the cluster. A restore that was interrupted asks again at each start, until it serves. Without `cluster.peer-listen`, a restore only warns.",
         "To join, set `cluster.join`, leave `--bootstrap` out, and use an empty directory; or remove `recover.json`; or stop all other nodes of the cluster if it is to be given up. A node of another cluster: take its address out of `cluster.join`. No lineage was begun.",
     ),
     (

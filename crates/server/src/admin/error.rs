@@ -24,7 +24,7 @@ pub const CODES: &[(&str, u16, &str, &str)] = &[
     (
         "busy",
         409,
-        "A snapshot of the partition is being proven, or its repository verified or pruned: one at a time.",
+        "A snapshot of the partition is being proven, or its repository verified or pruned: one at a time, and this request has waited for 10 s.",
         "Try again when that has ended.",
     ),
     (

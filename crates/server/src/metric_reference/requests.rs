@@ -136,7 +136,7 @@ pub(super) const HTTP: Section = Section {
             "esker_http_connections_refused_total",
             "connections",
             &[],
-            "Connections that were closed without an answer: all of `limits.connections` were taken, and three quarters of the reserve by connections of the same address, and 512 waited already, or they had waited for 10 s.",
+            "Connections that were closed without an answer: all of `limits.connections` were taken, and of the reserve the share of the address, and 512 waited already, or they had waited for 10 s.",
         ),
         gauge(
             "esker_http2_windows_bytes",

@@ -131,7 +131,8 @@ impl<F: Fold> Run<F> {
     }
 
     /// The same of numbers that the server does not list any more. `was` is the identity before the last
-    /// one, which the state is known to be of: without a lineage, nobody reports that a history was cut off.
+    /// one, which the state is known to be of: without a lineage, nobody reports that a history was cut off. True as
+    /// well after a pause, if it cannot be known now.
     async fn pass_unlisted_gap(&mut self, was: &Identity) -> Result<bool, Stop> {
         if was.lineage.is_none() || self.identity.lineage.is_none() {
             return Ok(false);
@@ -142,7 +143,17 @@ impl<F: Fold> Run<F> {
             Ok::<_, EndpointError>((found, parts.endpoint.identity().await?))
         };
         let answer = self.meanwhile(asked).await?;
-        let (found, now) = answer.map_err(Stop::Disconnected)?;
+        let (found, now) = match answer {
+            Ok(answer) => answer,
+            Err(why) => {
+                // The jump is read once more, and the question asked again.
+                let mut moving = std::mem::replace(&mut self.moving, Backoff::new(None));
+                let waited = self.wait(why, &mut moving).await;
+                self.moving = moving;
+                waited?;
+                return Ok(true);
+            }
+        };
         match found {
             Some(resumes_at) if now.is_same_history(&self.identity) => {
                 self.pass_to(resumes_at);
