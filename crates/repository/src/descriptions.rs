@@ -71,8 +71,10 @@ impl Repository {
             self.check_owner_of(store, dir, &metadata)?;
             return Ok(metadata);
         }
-        let metadata = self.parse_large(store, bytes, dir, turn).await?;
+        let (metadata, turn) = self.parse_large(store, bytes, dir, turn).await?;
         shared.insert(self.partition, &metadata, version);
+        // Not before: whoever is next finds it.
+        drop(turn);
         Ok(metadata)
     }
 
@@ -85,24 +87,23 @@ impl Repository {
         let (bytes, _) = store.get_object(&dir.metadata(), METADATA_BYTES).await?;
         match (bytes.len() as u64) < MIN_OBJECT_BYTES {
             true => self.parse(store, bytes, dir),
-            false => self.parse_large(store, bytes, dir, ()).await,
+            false => Ok(self.parse_large(store, bytes, dir, ()).await?.0),
         }
     }
 
     /// Parses a large description on a thread that may block, because that takes a tenth of a second and more, for
-    /// which the other tasks of this thread would wait. `turn` is dropped when it has ended.
-    async fn parse_large(
+    /// which the other tasks of this thread would wait. `turn` is held until it has ended, and returned.
+    async fn parse_large<T: Send + 'static>(
         &self,
         store: &Store,
         bytes: Bytes,
         dir: &SnapshotDir,
-        turn: impl Send + 'static,
-    ) -> Result<Arc<SnapshotMetadata>, Error> {
+        turn: T,
+    ) -> Result<(Arc<SnapshotMetadata>, T), Error> {
         let (repository, its_store, of) = (self.clone(), store.clone(), dir.clone());
         let parsed = tokio::task::spawn_blocking(move || {
-            let parsed = repository.parse(&its_store, bytes, &of);
-            drop(turn);
-            parsed
+            let metadata = repository.parse(&its_store, bytes, &of)?;
+            Ok((metadata, turn))
         });
         // A thread that could not end its work proves nothing about the description.
         parsed.await.unwrap_or_else(|error| {

@@ -98,7 +98,9 @@ async fn a_follower_that_learns_of_a_gap_before_it_reads_on_takes_its_snapshot_b
         let reader = in_stream(&stream).open().await.unwrap();
         has_everything(&reader, &stream).await;
         let taken = taken.unwrap();
-        assert_eq!(reader.restored(), Some(&taken));
+        // After some attempts that were lost, a snapshot is appended at any position, and may yet follow its cursor.
+        let restored = reader.restored().map(|it| (it.place.clone(), it.cursor));
+        assert_eq!(restored, Some((taken.place.clone(), taken.cursor)));
         assert!(taken.cursor >= 5 + GAP, "{taken:?}");
     }
 }
