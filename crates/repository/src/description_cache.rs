@@ -117,7 +117,7 @@ impl DescriptionCache {
         Some((entry.metadata.clone(), entry.version.clone()))
     }
 
-    /// Keeps a description if there is room for it without the others, and removes those that were not used for
+    /// Keeps a description if it fits without the others, and removes those that were not used for
     /// longest until there is.
     pub(crate) fn insert(
         &self,
@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(
             kept,
             [true, false, true],
-            "no room is made for one that finds none"
+            "nothing gives way to one that would not fit"
         );
         let known = cache.lock();
         let bytes: usize = known.entries.values().map(|entry| entry.bytes).sum();
